@@ -1,0 +1,148 @@
+"""The things that pass between the parts of the package. No torch here.
+
+Arrays are numpy: images ``[H, W, C]`` in the units of their file, masks ``uint8 [H, W]`` with 0 = unknown,
+change masks ``bool [H, W]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from changeanywhere.legend import Legend, Mask
+
+Image = npt.NDArray[Any]
+"""Image ``[H, W, C]``, uint8, uint16 or float32, in the units of its file."""
+ChangeMask = npt.NDArray[np.bool_]
+"""``bool [H, W]``, True = changed."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Invertible linear stretch per band: ``low`` → -1, ``high`` → +1 (file units, one value per band)."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @staticmethod
+    def eight_bit(bands: int = 3) -> Normalisation:
+        """x / 127.5 - 1, what latent diffusion uses for 8-bit images."""
+        return Normalisation((0.0,) * bands, (255.0,) * bands)
+
+    def apply(self, image: Image) -> npt.NDArray[np.float32]:
+        """File units ``[H, W, C]`` → float32 ``[H, W, C]``; not clipped, so that it can be undone."""
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        return ((image.astype(np.float32) - low) / (high - low) * 2 - 1).astype(np.float32)
+
+    def invert(self, image: npt.NDArray[np.float32], dtype: npt.DTypeLike) -> Image:
+        """float32 ``[H, W, C]`` → file units of ``dtype`` (rounded and clipped to its range if integer)."""
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        values = (image + 1) / 2 * (high - low) + low
+        if np.issubdtype(np.dtype(dtype), np.integer):
+            limits = np.iinfo(np.dtype(dtype))
+            values = np.clip(np.rint(values), limits.min, limits.max)
+        return values.astype(dtype)
+
+
+@dataclass(frozen=True)
+class GeoReference:
+    """Where a tile lies: ``crs`` (EPSG code or WKT) and the affine ``transform`` (a, b, c, d, e, f) of pixel → CRS."""
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """What is known of a tile before its pixels are read.
+
+    ``key`` is unique in its source and safe as a file name; ``scene`` must not be split between train and val;
+    ``split`` is the source's own ("train", "val", "test") or None; ``gsd_m`` is the ground sampling in metres.
+    """
+
+    key: str
+    scene: str
+    split: str | None = None
+    licence: str = "unknown"
+    gsd_m: float | None = None
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """A single-date tile: ``image [H, W, C]``, ``mask uint8 [H, W]``, and where both come from."""
+
+    item: SourceItem
+    image: Image
+    mask: Mask
+    bands: tuple[str, ...]
+    normalisation: Normalisation
+    georef: GeoReference | None = None
+
+
+@dataclass(frozen=True)
+class ChangeEvent:
+    """One change: ``kind`` ("appearance", "disappearance"), classes, and where.
+
+    ``bbox`` is (row, column, height, width) in px of the changed ground; ``offset`` (rows, columns) is how far an
+    appearance was moved from its donor; ``area`` is in px.
+    """
+
+    kind: str
+    from_class: int
+    to_class: int
+    bbox: tuple[int, int, int, int]
+    offset: tuple[int, int]
+    area: int
+
+    def to_dict(self, legend: Legend) -> dict[str, Any]:
+        """For ``metadata.jsonl``: classes by name."""
+        record = asdict(self)
+        record["from_class"] = legend.name_of(self.from_class)
+        record["to_class"] = legend.name_of(self.to_class)
+        return record
+
+
+@dataclass(frozen=True)
+class ChangePlan:
+    """The second mask of one pair. ``change_mask == change_mask_of(mask_t1, mask_t2)`` always holds."""
+
+    mask_t2: Mask
+    change_mask: ChangeMask
+    events: tuple[ChangeEvent, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class ChangePair:
+    """Two dates with labels: images ``[H, W, C]``, masks ``uint8 [H, W]``, change mask ``bool [H, W]``.
+
+    ``metadata`` is the pair's line in ``metadata.jsonl``; ``mask_t1``/``mask_t2`` are None where a dataset has none.
+    """
+
+    key: str
+    image_t1: Image
+    image_t2: Image
+    change_mask: ChangeMask
+    mask_t1: Mask | None = None
+    mask_t2: Mask | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    georef: GeoReference | None = None
+
+
+def change_mask_of(mask_t1: Mask, mask_t2: Mask) -> ChangeMask:
+    """Changed ground (paper §2.3, XOR on known ground): ``known & (mask_t1 != mask_t2)``, bool ``[H, W]``."""
+    change: ChangeMask = (mask_t1 != 0) & (mask_t2 != 0) & (mask_t1 != mask_t2)
+    return change
+
+
+def change_transitions(mask_t1: Mask, mask_t2: Mask, legend: Legend) -> dict[str, int]:
+    """Changed pixels by class transition: ``{"bareland->building": 412}``, most first."""
+    change = change_mask_of(mask_t1, mask_t2)
+    codes, counts = np.unique(mask_t1[change].astype(np.int64) * 256 + mask_t2[change], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {
+        f"{legend.name_of(int(codes[i]) // 256)}->{legend.name_of(int(codes[i]) % 256)}": int(counts[i]) for i in order
+    }
