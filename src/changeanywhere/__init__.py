@@ -1,1 +1,69 @@
+"""ChangeAnywhere: single-date land-cover data in, change-detection training pairs out.
 
+Heavy imports (torch, diffusers) happen at first use of the name that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from changeanywhere.api import generate, load_source
+    from changeanywhere.diffusion.blended import Sampling
+    from changeanywhere.diffusion.pipeline import ChangePairPipeline
+    from changeanywhere.errors import ChangeAnywhereError, InputError
+    from changeanywhere.events import EventOptions, simulate
+    from changeanywhere.legend import Legend, load_legend
+    from changeanywhere.pairs import load_pairs
+    from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceSample
+
+__version__ = version("changeanywhere")
+
+_HOMES = {
+    "ChangeAnywhereError": "errors",
+    "ChangeEvent": "sample",
+    "ChangePair": "sample",
+    "ChangePairPipeline": "diffusion.pipeline",
+    "ChangePlan": "sample",
+    "EventOptions": "events",
+    "InputError": "errors",
+    "Legend": "legend",
+    "Sampling": "diffusion.blended",
+    "SourceSample": "sample",
+    "generate": "api",
+    "load_legend": "legend",
+    "load_pairs": "pairs",
+    "load_source": "api",
+    "simulate": "events",
+}
+
+__all__ = [
+    "ChangeAnywhereError",
+    "ChangeEvent",
+    "ChangePair",
+    "ChangePairPipeline",
+    "ChangePlan",
+    "EventOptions",
+    "InputError",
+    "Legend",
+    "Sampling",
+    "SourceSample",
+    "__version__",
+    "generate",
+    "load_legend",
+    "load_pairs",
+    "load_source",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'changeanywhere' has no attribute {name!r}")
+    return getattr(import_module(f"changeanywhere.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,25 @@
+"""The functions of the Python API that do what a command does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from changeanywhere.sources import Source, SourceOptions, open_source
+
+if TYPE_CHECKING:
+    from changeanywhere.generation.run import GenerateReport
+
+
+def load_source(folder: str | Path, **options: Any) -> Source:
+    """Open single-date tiles (a map-style dataset of ``SourceSample``); ``options``: fields of ``SourceOptions``."""
+    return open_source(Path(folder), SourceOptions(**options))
+
+
+def generate(source: str | Path, out: str | Path, **options: Any) -> GenerateReport:
+    """What ``changeanywhere generate`` does; ``options``: fields of ``GenerateOptions`` (num_pairs, seed, …)."""
+    from changeanywhere.generation.options import GenerateOptions
+    from changeanywhere.generation.run import generate as run
+
+    paths = {name: Path(options.pop(name)) for name in ("legend_map", "masks_t2") if options.get(name) is not None}
+    return run(GenerateOptions(source=Path(source), out=Path(out), **paths, **options))

@@ -1,0 +1,194 @@
+"""``ChangePairPipeline``: image t1, mask t2 and change mask in, image t2 out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
+from changeanywhere.errors import ConfigError, InputError, ModelError
+from changeanywhere.legend import Legend
+from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.folder import Model, load_model, save_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> str:
+    """``bfloat16`` where the device computes in it, else ``float32``."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def find_model(name_or_folder: str | Path) -> Path:
+    """Folder of a model: ``mini`` is in the package, anything else is a path. :class:`ModelError` if missing."""
+    if str(name_or_folder) == "mini":
+        folder = resources.files("changeanywhere") / "assets" / "mini"
+        return Path(str(folder))
+    path = Path(name_or_folder)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder with model.json")
+    return path
+
+
+class ChangePairPipeline:
+    """A model with its legend, ready to paint second dates.
+
+    ``pipe(image_t1, mask_t2, change_mask)`` works on arrays; ``encode``, ``decode``, ``predict_noise`` and
+    ``paint`` on tensors.
+    """
+
+    def __init__(self, model: Model, device: torch.device | None = None) -> None:
+        self.model = model
+        self.device = device or default_device()
+        self.first_stage = channels_last(model.first_stage.to(self.device)).eval()
+        self.denoiser = channels_last(model.denoiser.to(self.device)).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path = "mini", device: str | None = None, dtype: str | None = None
+    ) -> Self:
+        """Load ``mini`` or a model folder. ``dtype``: float32, bfloat16 or float16; default: the fastest there.
+
+        Raises :class:`ModelError` for a missing or damaged folder, :class:`ConfigError` for an unknown dtype.
+        """
+        place = torch.device(device) if device else default_device()
+        precision = dtype or default_dtype(place)
+        if precision not in DTYPES:
+            raise ConfigError(f"dtype is {precision!r}; allowed: {', '.join(DTYPES)}")
+        return cls(load_model(find_model(name_or_folder), DTYPES[precision]), place)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that :meth:`from_pretrained` and ``--model`` take."""
+        save_model(self.model, Path(folder), self.denoiser.dtype)
+
+    @property
+    def legend(self) -> Legend:
+        """The classes that masks must be in."""
+        return self.model.legend
+
+    @property
+    def default_sampling(self) -> Sampling:
+        """The settings that the model recommends."""
+        return Sampling(**self.model.defaults)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images f32 ``[B, C, H, W]`` in [-1, 1] → standardised latents f32 ``[B, 3, H/4, W/4]``."""
+        return self.first_stage.encode(images.to(self.device, memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Standardised latents ``[B, 3, h, w]`` → images f32 ``[B, C, 4h, 4w]`` in [-1, 1]."""
+        return self.first_stage.decode(latents.to(self.device))
+
+    @torch.no_grad()
+    def predict_noise(self, latents: Tensor, timesteps: Tensor, masks: Tensor) -> Tensor:
+        """ε for noisy latents ``[B, 3, h, w]``, timesteps int64 ``[B]``, masks int64 ``[B, H, W]`` → ``[B, 3, h, w]``.
+
+        A v-prediction model's output is converted (Salimans & Ho 2022: ε = √ᾱ·v + √(1−ᾱ)·x).
+        """
+        latents, timesteps = latents.to(self.device), timesteps.to(self.device)
+        prediction: Tensor = self.denoiser(latents, timesteps, self.denoiser.encode_masks(masks.to(self.device)))
+        if self.model.schedule.config.prediction_type == "v_prediction":
+            alphas = self.model.schedule.alphas_cumprod.to(self.device)[timesteps].view(-1, 1, 1, 1)
+            prediction = alphas.sqrt() * prediction + (1 - alphas).sqrt() * latents
+        return prediction
+
+    @torch.no_grad()
+    def paint(
+        self, latents_t1: Tensor, masks_t2: Tensor, change_masks: Tensor, seeds: Sequence[int], sampling: Sampling
+    ) -> Tensor:
+        """Blended diffusion (paper eq. 6): latents of t1 → latents of t2, ``[B, 3, h, w]``.
+
+        ``masks_t2`` int64 ``[B, H, W]``, ``change_masks`` bool ``[B, H, W]``; ``seeds`` one per pair: a pair's noise
+        does not depend on its batch.
+        """
+        self.check_sampling(sampling)
+        masks_t2, change_masks = masks_t2.to(self.device), change_masks.to(self.device)
+        changed = changed_cells(change_masks, sampling.dilate_cells)
+        return sample_latents(
+            self.denoiser,
+            self.model.schedule,
+            masks_t2,
+            latents_t1.to(self.device),
+            changed,
+            unknown_cells(masks_t2, changed),
+            NoiseStreams(seeds, latents_t1.shape[1:]),
+            sampling,
+        )
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise :class:`ConfigError` for settings that this model cannot do."""
+        sampling.check()
+        if sampling.guidance_scale != 1 and self.model.mask_dropout == 0:
+            raise ConfigError(
+                f"guidance_scale is {sampling.guidance_scale}; this model was trained without mask dropout; allowed: 1"
+            )
+
+    def __call__(
+        self,
+        image_t1: npt.NDArray[np.uint8],
+        mask_t2: npt.NDArray[np.uint8],
+        change_mask: npt.NDArray[np.bool_],
+        *,
+        num_steps: int | None = None,
+        free_fraction: float | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] = 0,
+        **settings: Any,
+    ) -> npt.NDArray[np.uint8]:
+        """Image t1 uint8 ``[H, W, 3]``, mask t2 ``[H, W]``, change mask bool ``[H, W]`` → image t2 uint8 ``[H, W, 3]``.
+
+        With a leading batch dimension on all three, ``[B, H, W, 3]``; ``seed`` is then one per pair, or one number
+        from which pair i takes ``seed + i``. Height and width must be multiples of ``denoiser.size_multiple``.
+        Further settings: the fields of :class:`Sampling`. Raises :class:`InputError` where the arrays do not fit.
+        """
+        given = {"num_steps": num_steps, "free_fraction": free_fraction, "guidance_scale": guidance_scale, **settings}
+        unknown_names = set(settings) - set(asdict(Sampling()))
+        if unknown_names:
+            raise ConfigError(f"unknown setting {sorted(unknown_names)[0]!r}; allowed: {', '.join(asdict(Sampling()))}")
+        sampling = replace(self.default_sampling, **{k: v for k, v in given.items() if v is not None})
+        image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
+        single = image.ndim == 3
+        if single:
+            image, mask, change = image[None], mask[None], change[None]
+        self._check_arrays(image, mask, change)
+        seeds = [seed + i for i in range(len(image))] if isinstance(seed, int) else list(seed)
+        pixels = torch.from_numpy(image.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+        masks, changes = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(change)
+        painted = self.decode(self.paint(self.encode(pixels), masks, changes, seeds, sampling))
+        result = to_uint8(painted)
+        return result[0] if single else result
+
+    def _check_arrays(self, image: npt.NDArray[Any], mask: npt.NDArray[Any], change: npt.NDArray[np.bool_]) -> None:
+        channels = self.first_stage.vq_model.config.in_channels
+        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] != channels:
+            raise InputError(f"image_t1 is {image.dtype} {image.shape}; allowed: uint8 [B, H, W, {channels}]")
+        if mask.shape != image.shape[:3] or change.shape != image.shape[:3]:
+            raise InputError(f"mask_t2 {mask.shape} and change_mask {change.shape} must be {image.shape[:3]}")
+        multiple = self.denoiser.size_multiple
+        if image.shape[1] % multiple or image.shape[2] % multiple:
+            raise InputError(f"image is {image.shape[1]}x{image.shape[2]} px; allowed: multiples of {multiple}")
+        self.legend.check(mask, "mask_t2")
+
+
+def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Images ``[B, C, H, W]`` in [-1, 1] → uint8 ``[B, H, W, C]``."""
+    scaled = images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    result: npt.NDArray[np.uint8] = scaled.contiguous().cpu().numpy()
+    return result

@@ -1,0 +1,60 @@
+"""The samplers that blended generation can use: diffusers schedulers behind one name each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+from changeanywhere.errors import ConfigError
+
+SAMPLERS = ("ddim", "dpmsolver++", "unipc")
+SHARED_SETTINGS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+)
+
+
+def build_sampler(name: str, schedule: DDPMScheduler, num_steps: int, device: torch.device) -> Any:
+    """A fresh scheduler (they keep state between calls) with ``num_steps`` timesteps set.
+
+    ``ddim`` steps like the published latent-diffusion code: even spacing from the start, offset 1, and the final ᾱ
+    is ᾱ[0]. The multistep solvers end at zero noise, second order, and space their steps from T down.
+    Raises :class:`ConfigError` for an unknown name or more steps than the model was trained with.
+    """
+    if name not in SAMPLERS:
+        raise ConfigError(f"sampler is {name!r}; allowed: {', '.join(SAMPLERS)}")
+    limit = schedule.config.num_train_timesteps
+    if not 1 <= num_steps < limit:
+        raise ConfigError(f"num_steps is {num_steps}; allowed: 1 to {limit - 1}")
+    shared = {key: schedule.config[key] for key in SHARED_SETTINGS}
+    sampler: Any
+    if name == "ddim":
+        # diffusers clips samples to [-1, 1] unless told otherwise: latents are not images.
+        sampler = DDIMScheduler(
+            **shared, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
+        )
+    elif name == "dpmsolver++":
+        sampler = DPMSolverMultistepScheduler(
+            **shared, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing"
+        )
+    else:
+        sampler = UniPCMultistepScheduler(**shared, solver_order=2, timestep_spacing="trailing")
+    sampler.set_timesteps(num_steps, device=device)
+    return sampler
+
+
+def forget_history(sampler: Any) -> None:
+    """Make a multistep solver start anew at first order: its past outputs belong to another trajectory."""
+    if isinstance(sampler, DDIMScheduler):
+        return
+    sampler.lower_order_nums = 0
+    sampler.model_outputs = [None] * sampler.config.solver_order
+    if isinstance(sampler, UniPCMultistepScheduler):
+        sampler.last_sample = None
+        sampler.timestep_list = [None] * sampler.config.solver_order

@@ -1,0 +1,99 @@
+"""What ``generate`` and ``simulate`` can be told. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.events import EventOptions
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """Options of ``changeanywhere simulate`` (events only, no model)."""
+
+    source: Path
+    """Folder of single-date tiles: images/ + masks/, an OpenEarthMap tree, or a LoveDA tree."""
+    out: Path
+    """Folder of the result; the same command on the same folder resumes."""
+    num_pairs: int | None = None
+    """Pairs in all; default: pairs_per_image times the number of tiles."""
+    pairs_per_image: int = 2
+    """Pairs per tile where num_pairs is not given (2 = one appearance, one disappearance: the paper's set)."""
+    seed: int = 0
+    """Every random number follows from it, the tile and the pair's number on that tile."""
+    legend: str | None = None
+    """Legend of the source, a name or file; default: legend.json or classes.json there or in a parent folder."""
+    legend_map: Path | None = None
+    """YAML file 'source class: target class or unknown'; default: equal names, or a mapping of the package."""
+    tile_size: int = 256
+    """Tile height and width in px; larger images are cut, read by window."""
+    bands: list[int] | None = None
+    """1-based band numbers to read as red, green, blue; default: the first three."""
+    licences: list[str] | None = None
+    """Only tiles under these licences (as provenance.csv names them); default: all."""
+    shard_size: int = 32
+    """Pairs that are finished together: what an interruption can cost."""
+    events: EventOptions = field(default_factory=EventOptions)
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        checks: list[tuple[str, object, bool, str]] = [
+            ("num_pairs", self.num_pairs, self.num_pairs is None or self.num_pairs > 0, "1 or more"),
+            ("pairs_per_image", self.pairs_per_image, self.pairs_per_image > 0, "1 or more"),
+            ("shard_size", self.shard_size, self.shard_size > 0, "1 or more"),
+            ("tile_size", self.tile_size, self.tile_size >= 16 and self.tile_size % 16 == 0, "a multiple of 16"),
+            ("seed", self.seed, self.seed >= 0, "0 or more"),
+        ]
+        for name, value, allowed, what in checks:
+            if not allowed:
+                raise ConfigError(f"{name} is {value!r}; allowed: {what}")
+
+
+@dataclass(frozen=True)
+class GenerateOptions(SimulateOptions):
+    """Options of ``changeanywhere generate``. Settings left out are those that the model recommends."""
+
+    model: str = "mini"
+    """``mini`` (in the package) or a model folder."""
+    masks_t2: Path | None = None
+    """Folder of your own second masks, named like the source's masks and in its legend; no events are simulated."""
+    sampler: str | None = None
+    """ddim, dpmsolver++ or unipc."""
+    num_steps: int | None = None
+    """Denoiser calls per image."""
+    free_fraction: float | None = None
+    """Share of the last steps in which unchanged ground is painted freely, 0 to 1; 0 keeps it as it is."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 = off."""
+    known_noise: str | None = None
+    """Noise on unchanged ground: fresh at every step, or fixed per pair."""
+    eta: float | None = None
+    """Stochasticity of ddim, 0 to 1."""
+    dilate_cells: int | None = None
+    """Latent cells (4 px) by which the painted part reaches over the change mask."""
+    image_format: str = "png"
+    """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
+    batch_size: int = 4
+    """Pairs painted at once."""
+    device: str | None = None
+    """cpu, cuda, …; default: cuda where there is one."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; default: bfloat16 where the device computes in it."""
+    num_threads: int = 2
+    """CPU threads of the model; part of the plan, because sums depend on it in the last bits."""
+    dry_run: bool = False
+    """Plan, time one batch, say pairs, bytes and time; write nothing."""
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        super().check()
+        checks: list[tuple[str, object, bool, str]] = [
+            ("batch_size", self.batch_size, self.batch_size > 0, "1 or more"),
+            ("num_threads", self.num_threads, self.num_threads > 0, "1 or more"),
+            ("image_format", self.image_format, self.image_format in ("png", "geotiff"), "png, geotiff"),
+        ]
+        for name, value, allowed, what in checks:
+            if not allowed:
+                raise ConfigError(f"{name} is {value!r}; allowed: {what}")

@@ -1,0 +1,183 @@
+"""The plan of a dataset: which tile gets which change, decided before anything is painted. No torch here.
+
+The plan is a function of (seed, tile keys, options). It is written once and read back by every later run on the same
+folder, so that a run killed at any moment is finished by the same command to the same bytes.
+
+    OUT/plan/settings.json     everything that the bytes of the dataset depend on
+    OUT/plan/pairs.jsonl       a line per pair, in shard order
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from changeanywhere.errors import OutputError, SourceError
+from changeanywhere.events import EventOptions, pair_seed, simulate
+from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.sample import ChangePlan, change_mask_of
+from changeanywhere.sources import Source
+
+GIVEN = "given"
+"""Kind of a pair whose second mask the user brought."""
+MAX_EXTRA_ROUNDS = 8  # visits to every tile in search of a place for changes that others could not take
+
+
+@dataclass(frozen=True)
+class PlannedPair:
+    """One pair to be: its key, the tile it changes, the kind of change, its seed and its shard."""
+
+    key: str
+    source_key: str
+    source_index: int
+    kind: str
+    seed: int
+    shard: int
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """All pairs in shard order, and how many of each kind were asked for but found no place."""
+
+    pairs: tuple[PlannedPair, ...]
+    missing: Mapping[str, int]
+
+    def shards(self) -> list[list[PlannedPair]]:
+        """The pairs, shard by shard; shard N is entry N."""
+        return [list(group) for _, group in groupby(self.pairs, key=lambda pair: pair.shard)]
+
+
+def source_fingerprint(source: Source) -> str:
+    """Hash of tile keys, scenes and legend: a plan fits only the source it was made for."""
+    content = [[item.key, item.scene, item.split, item.licence] for item in source.items]
+    return hashlib.sha256(json.dumps([content, source.legend.to_dict()]).encode()).hexdigest()[:16]
+
+
+def change_of(pair: PlannedPair, source: Source, second: Source | None, options: EventOptions) -> ChangePlan:
+    """The second mask of a planned pair, made anew from its seed (or read, where the user brought it)."""
+    mask_t1 = source.read_mask(pair.source_index)
+    if second is not None:
+        return _given_change(mask_t1, second.read_mask(second.index_of(pair.source_key)), pair.seed)
+    plan = simulate(mask_t1, source.legend, pair.seed, kind=pair.kind, options=options)
+    if plan is None:
+        raise SourceError(
+            f"{source.root}: mask of {pair.source_key} has changed since the plan was made; give another --out"
+        )
+    return plan
+
+
+def make_plan(
+    source: Source,
+    num_pairs: int,
+    seed: int,
+    shard_size: int,
+    options: EventOptions,
+    on_progress: Callable[[], object] = lambda: None,
+) -> DatasetPlan:
+    """Find ``num_pairs`` feasible changes: half of each kind, spread over the tiles in an order drawn from ``seed``.
+
+    Round r visits every tile once with kind (place + r) mod kinds: in two rounds each tile gets one appearance and
+    one disappearance (paper §3.1). What is infeasible at its place is tried at the other tiles in extra rounds.
+    """
+    tiles = np.random.default_rng(seed).permutation(len(source))
+    found: list[PlannedPair] = []
+    missing: Counter[str] = Counter()
+
+    def attempt(place: int, round_number: int, kind: str) -> bool:
+        index = int(tiles[place])
+        key = source.items[index].key
+        pair_number = pair_seed(seed, key, round_number)
+        if simulate(source.read_mask(index), source.legend, pair_number, kind=kind, options=options) is None:
+            return False
+        found.append(PlannedPair(f"{key}_{round_number}", key, index, kind, pair_number, 0))
+        on_progress()
+        return True
+
+    for slot in range(num_pairs):
+        round_number, place = divmod(slot, len(tiles))
+        kind = options.kinds[(place + round_number) % len(options.kinds)]
+        if not attempt(place, round_number, kind):
+            missing[kind] += 1
+    next_round = -(-num_pairs // len(tiles))
+    for kind in options.kinds:
+        last_round = next_round + MAX_EXTRA_ROUNDS
+        while missing[kind] and next_round < last_round:
+            before = missing[kind]
+            for place in range(len(tiles)):
+                if missing[kind] and attempt(place, next_round, kind):
+                    missing[kind] -= 1
+            next_round += 1
+            if missing[kind] == before:
+                break
+    return DatasetPlan(_into_shards(found, shard_size), {k: n for k, n in missing.items() if n})
+
+
+def plan_given(source: Source, second: Source, seed: int, shard_size: int) -> DatasetPlan:
+    """A pair for every tile whose second mask the user brought; a mask that changes nothing is a no-change pair."""
+    places = {item.key: i for i, item in enumerate(source.items)}
+    foreign = [item.key for item in second.items if item.key not in places]
+    if foreign:
+        raise SourceError(f"{second.root}: {foreign[0]} has no tile of that name in {source.root}")
+    pairs = [
+        PlannedPair(f"{item.key}_0", item.key, places[item.key], GIVEN, pair_seed(seed, item.key, 0), 0)
+        for item in second.items
+    ]
+    return DatasetPlan(_into_shards(pairs, shard_size), {})
+
+
+def _into_shards(pairs: list[PlannedPair], shard_size: int) -> tuple[PlannedPair, ...]:
+    """Tile by tile, so that a tile's pairs are painted together."""
+    ordered = sorted(pairs, key=lambda p: (p.source_index, p.key))
+    return tuple(replace(p, shard=i // shard_size) for i, p in enumerate(ordered))
+
+
+def _given_change(mask_t1: Any, mask_t2: Any, seed: int) -> ChangePlan:
+    # Unknown ground never changes: where t1 is unknown, the second mask is unknown too.
+    settled = np.where(mask_t1 == 0, 0, mask_t2).astype(np.uint8)
+    return ChangePlan(settled, change_mask_of(mask_t1, settled), (), seed)
+
+
+def save_plan(plan: DatasetPlan, settings: Mapping[str, Any], out: Path) -> None:
+    """Write the plan; ``settings.json`` comes last and makes it valid."""
+    lines = [json.dumps(asdict(pair)) for pair in plan.pairs]
+    atomic_write(out / "plan" / "pairs.jsonl", ("\n".join(lines) + "\n").encode())
+    content = {"settings": dict(settings), "missing": dict(plan.missing)}
+    atomic_write(out / "plan" / "settings.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_plan(settings: Mapping[str, Any], out: Path) -> DatasetPlan | None:
+    """The plan that ``out`` was started with, None if there is none.
+
+    Raises :class:`OutputError` if it was made with other settings, or if ``out`` holds something else.
+    """
+    file = out / "plan" / "settings.json"
+    if not file.is_file():
+        leftovers = [p.name for p in out.iterdir() if p.name not in ("plan", ".lock")] if out.is_dir() else []
+        if leftovers:
+            raise OutputError(
+                f"{out}: not empty ({sorted(leftovers)[0]}) and not made by this command; give another --out"
+            )
+        return None
+    try:
+        content = json.loads(file.read_text())
+        lines = (out / "plan" / "pairs.jsonl").read_text().splitlines()
+        pairs = tuple(PlannedPair(**json.loads(line)) for line in lines)
+        before, missing = content["settings"], content["missing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{file.parent}: damaged plan ({error}); give another --out") from error
+    asked = json.loads(json.dumps(settings))
+    for key in sorted({*before, *asked}):
+        if before.get(key) != asked.get(key):
+            raise OutputError(
+                f"{out}: was made with {key} = {before.get(key)!r}, asked now: {asked.get(key)!r}; "
+                "give another --out, or the same settings to resume"
+            )
+    return DatasetPlan(pairs, missing)

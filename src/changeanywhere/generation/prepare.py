@@ -1,0 +1,84 @@
+"""What ``generate`` and ``simulate`` do before the first pair: open, map, plan, lock. No torch here."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.errors import OutputError
+from changeanywhere.generation.options import SimulateOptions
+from changeanywhere.generation.plan import DatasetPlan, load_plan, make_plan, plan_given, save_plan, source_fingerprint
+from changeanywhere.legend import Legend
+from changeanywhere.progress import progress_bar
+from changeanywhere.sources import Source, SourceOptions, open_source
+
+
+def open_mapped_source(options: SimulateOptions, target: Legend | None, masks: Path | None = None) -> Source:
+    """The source with its masks in ``target`` (default: its own legend); ``masks``: another folder of masks for it."""
+    source = open_source(
+        options.source,
+        SourceOptions(
+            legend=options.legend,
+            tile_size=options.tile_size,
+            bands=tuple(options.bands) if options.bands else None,
+            licences=tuple(options.licences) if options.licences else None,
+            masks=masks,
+        ),
+    )
+    return source.with_legend(target, options.legend_map) if target is not None else source
+
+
+def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
+    """Everything that the plan depends on, for ``plan/settings.json``."""
+    settings = asdict(options.events) | {
+        "source_fingerprint": source_fingerprint(source),
+        "legend": source.legend.to_dict(),
+        "num_pairs": options.num_pairs,
+        "pairs_per_image": options.pairs_per_image,
+        "seed": options.seed,
+        "tile_size": options.tile_size,
+        "bands": options.bands,
+        "shard_size": options.shard_size,
+    }
+    return settings
+
+
+def get_plan(
+    options: SimulateOptions, settings: Mapping[str, Any], source: Source, second: Source | None, save: bool
+) -> DatasetPlan:
+    """The plan of the output folder, or a new one (saved if ``save``)."""
+    plan = load_plan(settings, options.out)
+    if plan is not None:
+        return plan
+    if second is not None:
+        plan = plan_given(source, second, options.seed, options.shard_size)
+    else:
+        wanted = options.num_pairs or options.pairs_per_image * len(source)
+        with progress_bar() as bar:
+            task = bar.add_task("planning changes", total=wanted)
+            plan = make_plan(
+                source, wanted, options.seed, options.shard_size, options.events, lambda: bar.advance(task)
+            )
+    if save:
+        save_plan(plan, settings, options.out)
+    return plan
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold ``out`` for this process; :class:`OutputError` if another one does, or if it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = (out / ".lock").open("w")
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"{out}: another process is writing to it; wait for it or give another --out") from error
+        yield

@@ -1,0 +1,158 @@
+"""A model on disk.
+
+MODEL/model.json                what it is: format, mask dropout, tile size, default generation settings
+MODEL/legend.json               its legend
+MODEL/first_stage/              diffusers VQModel (config.json, safetensors) + latent_statistics.json
+MODEL/denoiser/                 diffusers UNet2DModel
+MODEL/mask_encoder/             MaskEncoder (config.json, safetensors)
+MODEL/scheduler/                diffusers scheduler_config.json: noise schedule and prediction type
+MODEL/README.md                 model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel, VQModel
+
+from changeanywhere.errors import ModelError
+from changeanywhere.legend import Legend
+from changeanywhere.models.denoiser import Denoiser, MaskEncoder
+from changeanywhere.models.first_stage import FirstStage
+
+FORMAT = "changeanywhere-model"
+FORMAT_VERSION = 1
+MAX_FILE = "15MB"  # code hosts and mail gateways refuse larger files without special storage
+Loaded = TypeVar("Loaded")
+
+
+@dataclass
+class Model:
+    """First stage, denoiser, noise schedule, legend, and what is known about them."""
+
+    first_stage: FirstStage
+    denoiser: Denoiser
+    schedule: DDPMScheduler
+    legend: Legend
+    mask_dropout: float = 0.0
+    tile_size: int = 256
+    defaults: dict[str, Any] = field(default_factory=dict)
+    weights_hash: str = ""
+
+
+def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
+    """T = 1000, β linear in √ from 0.0015 to 0.0205 (paper/notes.md; latent diffusion's "linear" schedule)."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.0015,
+        beta_end=0.0205,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        clip_sample=False,
+    )
+
+
+def save_first_stage(first_stage: FirstStage, folder: Path) -> None:
+    """Write the folder ``first_stage/``."""
+    first_stage.vq_model.save_pretrained(folder, max_shard_size=MAX_FILE)
+    statistics = {
+        "latent_mean": first_stage.latent_mean.flatten().tolist(),
+        "latent_std": first_stage.latent_std.flatten().tolist(),
+    }
+    (folder / "latent_statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
+
+
+def load_first_stage(folder: Path, dtype: torch.dtype = torch.float32) -> FirstStage:
+    """Read ``first_stage/``; :class:`ModelError` if it is not one."""
+    vq_model = _load_part(lambda: _from_pretrained(VQModel, folder, torch.float32), folder)
+    statistics = _load_part(lambda: json.loads((folder / "latent_statistics.json").read_text()), folder)
+    first_stage = FirstStage(vq_model, statistics["latent_mean"], statistics["latent_std"])
+    cast_keeping_codebook(first_stage, dtype)
+    return first_stage.eval()
+
+
+def cast_keeping_codebook(first_stage: FirstStage, dtype: torch.dtype) -> None:
+    """Convolutions to ``dtype``; codebook and statistics stay float32."""
+    vq_model = first_stage.vq_model
+    for part in (vq_model.encoder, vq_model.decoder, vq_model.quant_conv, vq_model.post_quant_conv):
+        part.to(dtype)
+
+
+def save_model(model: Model, folder: Path, weights_dtype: torch.dtype = torch.float32) -> None:
+    """Write a model folder; ``weights_dtype`` float16 halves it (the codebook is written in float32)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cast_keeping_codebook(model.first_stage, weights_dtype)
+    model.denoiser.to(weights_dtype)
+    save_first_stage(model.first_stage, folder / "first_stage")
+    model.denoiser.unet.save_pretrained(folder / "denoiser", max_shard_size=MAX_FILE)
+    model.denoiser.mask_encoder.save_pretrained(folder / "mask_encoder", max_shard_size=MAX_FILE)
+    model.schedule.save_pretrained(folder / "scheduler")
+    model.legend.save(folder / "legend.json")
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "mask_dropout": model.mask_dropout,
+        "tile_size": model.tile_size,
+        "defaults": model.defaults,
+    }
+    (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """Read a model folder; :class:`ModelError` naming file and cause if it is not one or does not fit together."""
+    if not (folder / "model.json").is_file():
+        raise ModelError(f"{folder}: not a model folder (no model.json); train one, or use --model mini")
+    description = _load_part(lambda: json.loads((folder / "model.json").read_text()), folder / "model.json")
+    found = (description.get("format"), description.get("format_version"))
+    if found != (FORMAT, FORMAT_VERSION):
+        raise ModelError(f"{folder / 'model.json'}: format {found}; this version reads {(FORMAT, FORMAT_VERSION)}")
+    legend = Legend.load(folder / "legend.json")
+    first_stage = load_first_stage(folder / "first_stage", dtype)
+    unet = _load_part(lambda: _from_pretrained(UNet2DModel, folder / "denoiser", dtype), folder / "denoiser")
+    encoder = _load_part(lambda: _from_pretrained(MaskEncoder, folder / "mask_encoder", dtype), folder / "mask_encoder")
+    if encoder.num_classes != legend.num_classes:
+        raise ModelError(
+            f"{folder}: mask_encoder has {encoder.num_classes} classes, legend.json has {legend.num_classes}"
+        )
+    schedule = _load_part(
+        lambda: DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True), folder / "scheduler"
+    )
+    return Model(
+        first_stage=first_stage,
+        denoiser=Denoiser(unet, encoder).eval(),
+        schedule=schedule,
+        legend=legend,
+        mask_dropout=float(description["mask_dropout"]),
+        tile_size=int(description["tile_size"]),
+        defaults=dict(description["defaults"]),
+        weights_hash=hash_model(folder),
+    )
+
+
+def hash_model(folder: Path) -> str:
+    """sha256 over names and bytes of all weights and configurations, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".safetensors", ".json"):
+            digest.update(file.relative_to(folder).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    return kind.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+    )
+
+
+def _load_part(load: Callable[[], Loaded], folder: Path) -> Loaded:
+    try:
+        return load()
+    except Exception as error:  # diffusers, safetensors and json each raise their own kinds for a damaged file
+        raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error

@@ -1,0 +1,88 @@
+"""Which tiles a training step sees, as a function of (seed, step) alone.
+
+Resuming then needs no sampler state: step 731 draws the same tiles, crops and flips whenever it runs, with any
+number of reading processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from changeanywhere.sources import Source
+
+
+def step_rng(seed: int, *path: int) -> np.random.Generator:
+    """Generator for one purpose of one step."""
+    return np.random.default_rng([seed, *path])
+
+
+def tiles_of_step(num_tiles: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Tile numbers of a step: epochs of shuffled tiles, cut into batches without regard to epoch ends."""
+    numbers = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, place = divmod(position, num_tiles)
+        numbers.append(int(_order_of_epoch(num_tiles, seed, epoch)[place]))
+    return numbers
+
+
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def _order_of_epoch(num_tiles: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return step_rng(seed, 1, epoch).permutation(num_tiles)
+
+
+def dihedral(image: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
+    """One of the 8 flips and right-angle rotations of ``[H, W, ...]``; view 0 is the image itself."""
+    turned = np.rot90(image, view % 4)
+    return turned[:, ::-1] if view >= 4 else turned
+
+
+class StepSampler(Sampler[list[tuple[int, int, int]]]):
+    """Yields a batch of (tile, step, position) for each step from ``first_step`` on."""
+
+    def __init__(self, num_tiles: int, batch_size: int, seed: int, first_step: int, num_steps: int) -> None:
+        self.arguments = (num_tiles, batch_size, seed)
+        self.steps = range(first_step, num_steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for step in self.steps:
+            yield [(tile, step, i) for i, tile in enumerate(tiles_of_step(*self.arguments, step))]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class CropDataset(Dataset[Tensor]):
+    """Random crops with a random flip or rotation: float32 ``[C, crop, crop]`` in [-1, 1]."""
+
+    def __init__(self, source: Source, crop_size: int, seed: int) -> None:
+        self.source, self.crop_size, self.seed = source, crop_size, seed
+
+    def __getitem__(self, place: tuple[int, int, int]) -> Tensor:
+        tile, step, position = place
+        rng = step_rng(self.seed, 2, step, position)
+        sample = self.source.read(tile)
+        height, width = sample.image.shape[:2]
+        row, column = rng.integers(height - self.crop_size + 1), rng.integers(width - self.crop_size + 1)
+        crop = sample.image[row : row + self.crop_size, column : column + self.crop_size]
+        image = sample.normalisation.apply(dihedral(crop, int(rng.integers(8)))).clip(-1, 1)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def crop_batches(
+    source: Source, crop_size: int, batch_size: int, seed: int, first_step: int, num_steps: int, num_workers: int
+) -> DataLoader[Tensor]:
+    """Loader of crops ``[B, C, crop, crop]`` from ``first_step`` to ``num_steps``."""
+    return DataLoader(
+        CropDataset(source, crop_size, seed),
+        batch_sampler=StepSampler(len(source), batch_size, seed, first_step, num_steps),
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )

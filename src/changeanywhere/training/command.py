@@ -1,0 +1,59 @@
+"""``changeanywhere train``: a recipe and a folder in, a stage out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.legend import load_legend
+from changeanywhere.sources import Source, SourceOptions, open_source
+from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
+
+STAGES = ("first-stage", "denoiser")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of ``changeanywhere train``; the four sections are those of a recipe file."""
+
+    out: Path
+    """Folder of the run; the same command on the same folder resumes."""
+    first_stage_from: Path | None = None
+    """Folder of a finished first stage for ``train denoiser``; default: OUT/first_stage."""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
+    denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+
+def open_training_source(data: DataRecipe) -> Source:
+    """The tiles of a recipe, their masks in the model's legend."""
+    if not data.source:
+        raise ConfigError("data.source is missing; give it in the recipe or as --data.source DIR")
+    source = open_source(
+        Path(data.source),
+        SourceOptions(
+            legend=data.legend,
+            tile_size=data.tile_size,
+            bands=tuple(data.bands) if data.bands else None,
+            licences=tuple(data.licences) if data.licences else None,
+        ),
+    )
+    if data.model_legend is None:
+        return source
+    return source.with_legend(load_legend(data.model_legend), Path(data.legend_map) if data.legend_map else None)
+
+
+def train(stage: str, options: TrainOptions) -> Path:
+    """Train one of :data:`STAGES`, or resume it; returns the folder of the result."""
+    recipe = Recipe(options.data, options.first_stage, options.denoiser, options.run)
+    recipe.check()
+    source = open_training_source(options.data)
+    if stage == "first-stage":
+        from changeanywhere.training.first_stage import train_first_stage
+
+        return train_first_stage(source, recipe, options.out)
+    from changeanywhere.training.denoiser import train_denoiser
+
+    return train_denoiser(source, recipe, options.out, options.first_stage_from)

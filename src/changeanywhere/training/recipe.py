@@ -1,0 +1,181 @@
+"""What a training run can be told. A recipe file has the sections ``data``, ``first_stage`` and ``denoiser``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from changeanywhere.errors import ConfigError
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which tiles a model is trained on."""
+
+    source: str = ""
+    """Folder of single-date tiles (any layout that ``generate`` reads)."""
+    legend: str | None = None
+    """Legend of the source (name or file); default: found in the source or a parent folder."""
+    model_legend: str | None = None
+    """Legend that the model learns (name or file); default: the source's own."""
+    legend_map: str | None = None
+    """YAML file, source class → model class or unknown; default: equal names, or a mapping of the package."""
+    licences: list[str] | None = None
+    """Only tiles under these licences (as provenance.csv names them); default: all."""
+    tile_size: int = 256
+    """Tile height and width, px."""
+    bands: list[int] | None = None
+    """1-based band numbers to read; default: the first three."""
+
+
+@dataclass(frozen=True)
+class FirstStageRecipe:
+    """The VQGAN: architecture, losses (DESIGN: L1 + perceptual + patch-adversarial + codebook) and schedule."""
+
+    channels: list[int] = field(default_factory=lambda: [128, 256, 512])
+    """Channels of the three levels (full, half, quarter resolution)."""
+    layers_per_block: int = 2
+    """Residual blocks per level."""
+    norm_groups: int = 32
+    """Groups of every group normalisation; divides every entry of ``channels``."""
+    mid_attention: bool = True
+    """Self-attention at quarter resolution."""
+    num_codes: int = 8192
+    """Size of the codebook."""
+    latent_channels: int = 3
+    """Dimension of a code."""
+    crop_size: int = 256
+    """Side of the square training crops, px."""
+    batch_size: int = 16
+    """Crops per step."""
+    num_steps: int = 100_000
+    """Optimiser steps."""
+    learning_rate: float = 7.2e-5
+    """Adam's learning rate, as used (nothing is multiplied on)."""
+    cosine_decay: bool = False
+    """Let the learning rate fall to 2 % along a cosine; else constant after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly."""
+    quantise_from_step: int = 0
+    """Until this step a plain autoencoder is trained; then the codebook is placed on its latents (ours)."""
+    codebook_weight: float = 1.0
+    """Weight of the codebook loss ‖sg[z] − e‖² + β‖z − sg[e]‖²."""
+    commitment: float = 0.25
+    """β, the encoder's share of the codebook loss."""
+    chroma_weight: float = 0.0
+    """Weight of an extra L1 on colour differences to the mean of the bands (ours; short runs stay grey without)."""
+    colour_anchor_until_step: int = 0
+    """Until this step the latents are also pulled to the 4×4 means of the image (ours, for short runs)."""
+    perceptual_from_step: int = 0
+    """First step with the perceptual loss."""
+    perceptual_weight: float = 1.0
+    """Weight of shift-tolerant LPIPS (AlexNet); 0 turns it off."""
+    adversarial_weight: float = 0.75
+    """Weight of the patch discriminator's loss, on top of the adaptive weight; 0 turns it off."""
+    adversarial_from_step: int = 50_001
+    """First step with the adversarial loss."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first layer."""
+    restart_codes_every: int = 500
+    """Steps between restarts of codes that were not used since the last restart."""
+
+
+@dataclass(frozen=True)
+class DenoiserRecipe:
+    """The mask-conditioned UNet and its schedule."""
+
+    channels: list[int] = field(default_factory=lambda: [128, 256, 512])
+    """Channels per level, full latent resolution first."""
+    layers_per_block: int = 2
+    """Residual blocks per level."""
+    attention_levels: list[int] = field(default_factory=list)
+    """Levels with self-attention (0 = full latent resolution); the middle always has it."""
+    head_dim: int = 64
+    """Channels per attention head."""
+    norm_groups: int = 32
+    """Groups of every group normalisation; divides every entry of ``channels``."""
+    mask_channels: int = 3
+    """Channels that encode the mask."""
+    mask_dropout: float = 0.1
+    """Probability that a training mask is replaced by the null condition; 0 = no guidance possible later."""
+    prediction_type: str = "epsilon"
+    """``epsilon`` (the paper's) or ``v_prediction`` (Salimans & Ho 2022)."""
+    loss: str = "l1"
+    """``l1`` or ``l2`` on the predicted noise."""
+    min_snr_gamma: float | None = None
+    """Min-SNR weighting (Hang et al. 2023) with this γ; default: none."""
+    views: int = 1
+    """How many of the 8 flips and right-angle rotations of each tile are encoded (1 = as it is)."""
+    batch_size: int = 16
+    """Tiles per step."""
+    num_steps: int = 500_000
+    """Optimiser steps."""
+    learning_rate: float = 1.6e-5
+    """AdamW's learning rate, as used (nothing is multiplied on)."""
+    cosine_decay: bool = False
+    """Let the learning rate fall to 2 % along a cosine; else constant after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly."""
+    ema_halflife_share: float = 0.05
+    """Half-life of the moving average of the weights, as a share of the steps so far (at most 0.1)."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """How a run is carried out; nothing here changes what is learned, but ``seed`` and ``mixed_precision``."""
+
+    seed: int = 0
+    """Every random number of the run follows from it."""
+    mixed_precision: str = "no"
+    """``no``, ``bf16`` or ``fp16`` (codebook and losses stay in float32)."""
+    num_workers: int = 1
+    """Processes that read tiles."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl (and TensorBoard)."""
+    save_every: int = 500
+    """Steps between checkpoints and sample grids."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe file."""
+
+    data: DataRecipe = field(default_factory=DataRecipe)
+    first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
+    denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        fs, dn, run = self.first_stage, self.denoiser, self.run
+        checks: list[tuple[str, object, bool, str]] = [
+            ("data.source", self.data.source, bool(self.data.source), "a folder"),
+            ("first_stage.channels", fs.channels, len(fs.channels) == 3, "three numbers (f = 4)"),
+            ("first_stage.crop_size", fs.crop_size, 16 <= fs.crop_size <= self.data.tile_size, "16 to data.tile_size"),
+            ("first_stage.crop_size", fs.crop_size, fs.crop_size % 16 == 0, "a multiple of 16"),
+            ("denoiser.loss", dn.loss, dn.loss in ("l1", "l2"), "l1, l2"),
+            (
+                "denoiser.prediction_type",
+                dn.prediction_type,
+                dn.prediction_type in ("epsilon", "v_prediction"),
+                "epsilon, v_prediction",
+            ),
+            ("denoiser.views", dn.views, 1 <= dn.views <= 8, "1 to 8"),
+            ("denoiser.mask_dropout", dn.mask_dropout, 0 <= dn.mask_dropout < 1, "0 to below 1"),
+            ("denoiser.ema_halflife_share", dn.ema_halflife_share, 0 < dn.ema_halflife_share <= 0.1, "above 0 to 0.1"),
+            ("run.mixed_precision", run.mixed_precision, run.mixed_precision in PRECISIONS, ", ".join(PRECISIONS)),
+        ]
+        for section, recipe in (("first_stage", fs), ("denoiser", dn)):
+            for name in ("batch_size", "num_steps", "learning_rate", "norm_groups", "layers_per_block"):
+                value = getattr(recipe, name)
+                checks.append((f"{section}.{name}", value, value > 0, "above 0"))
+            uneven = [c for c in recipe.channels if c <= 0 or c % recipe.norm_groups]
+            checks.append((f"{section}.channels", recipe.channels, not uneven, f"multiples of {recipe.norm_groups}"))
+        for name in ("log_every", "save_every"):
+            checks.append((f"run.{name}", getattr(run, name), getattr(run, name) > 0, "above 0"))
+        for name, value, allowed, what in checks:
+            if not allowed:
+                raise ConfigError(f"{name} is {value!r}; allowed: {what}")

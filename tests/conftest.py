@@ -1,0 +1,74 @@
+"""Small things that several test files share: a tiny model, a tiny source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from changeanywhere.legend import Legend, load_legend
+from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
+from changeanywhere.models.first_stage import FirstStage, build_vq_model
+from changeanywhere.models.folder import Model, noise_schedule, save_model
+
+torch.set_num_threads(1)  # tiny nets: a second thread costs more than it brings
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def shared(*parts: str) -> Path:
+    """A folder beside the checkout; skips the test where it is not there."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real data is not there: {path}")
+    return path
+
+
+def tiny_model(mask_dropout: float = 0.1) -> Model:
+    """Random networks of a few thousand weights over the legend of the embedded model."""
+    torch.manual_seed(0)
+    first_stage = FirstStage(
+        build_vq_model([8, 8, 8], 1, num_codes=32, norm_groups=4, mid_attention=False),
+        latent_mean=[0.1, -0.2, 0.3],
+        latent_std=[0.5, 1.5, 2.0],
+    )
+    unet = build_unet([8, 16], 1, mask_channels=4, attention_levels=[1], head_dim=8, norm_groups=4)
+    denoiser = Denoiser(unet, MaskEncoder(num_classes=7, mask_channels=4))
+    return Model(first_stage, denoiser, noise_schedule(), load_legend("mini"), mask_dropout, tile_size=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model on disk."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(tiny_model(), folder)
+    return folder
+
+
+def write_source(folder: Path, num_tiles: int = 6, size: int = 64, legend: Legend | None = None) -> Path:
+    """``images/`` + ``masks/``: bare land with a road, a pond and a house; colours follow the mask."""
+    legend = legend or load_legend("mini")
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(num_tiles):
+        mask = np.full((size, size), 1, np.uint8)
+        mask[:, 6:12] = 2
+        mask[20 + number : 36 + number, 40:56] = 3
+        mask[6:16, 24:34] = 4
+        mask[-3:] = 0
+        noise = rng.integers(-20, 20, (size, size, 3))
+        image = np.clip(legend.palette()[mask].astype(int) // 2 + 60 + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"tile_{number}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"tile_{number}.png")
+    legend.save(folder / "legend.json")
+    return folder
+
+
+@pytest.fixture
+def source_folder(tmp_path: Path) -> Path:
+    """A fresh small source."""
+    return write_source(tmp_path / "source")

@@ -1,0 +1,150 @@
+"""Blended sampling (paper eq. 6): what is held, what is painted, and what must not depend on what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from torch import Tensor
+
+from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.errors import ConfigError, InputError
+
+MODEL = tiny_model()
+MODEL.denoiser.eval()
+KNOWN = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+MASKS = torch.randint(1, 8, (2, 32, 32), generator=torch.Generator().manual_seed(2))
+CHANGE = torch.zeros(2, 32, 32, dtype=torch.bool)
+CHANGE[:, 8:20, 8:20] = True
+CHANGED = changed_cells(CHANGE)
+NOTHING = torch.zeros_like(CHANGED)
+
+
+def run(sampling: Sampling, unknown: Tensor = NOTHING, seeds: tuple[int, ...] = (1, 2), **kwargs: object) -> Tensor:
+    rows = slice(0, len(seeds))
+    return sample_latents(
+        MODEL.denoiser, MODEL.schedule, MASKS[rows], KNOWN[rows], CHANGED[rows], unknown[rows],
+        NoiseStreams(seeds, KNOWN.shape[1:]), sampling, **kwargs,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++", "unipc"])
+@pytest.mark.parametrize("known_noise", ["fresh", "fixed"])
+def test_without_free_tail_the_known_latent_comes_back_clean(sampler: str, known_noise: str) -> None:
+    result = run(Sampling(sampler, num_steps=6, free_fraction=0.0, known_noise=known_noise))
+    outside = ~CHANGED.expand_as(KNOWN)
+    assert torch.equal(result[outside], KNOWN[outside])
+    assert torch.isfinite(result).all()
+    assert not torch.allclose(result[~outside], KNOWN[~outside])
+
+
+def test_held_cells_are_the_noised_known_latent_until_the_free_tail() -> None:
+    """int(N·(1 − free_fraction)) calls see q(known, t); the calls after that do not."""
+    seen: list[Tensor] = []
+    sampling = Sampling("ddim", num_steps=10, free_fraction=0.35, known_noise="fixed")
+    run(sampling, on_step=lambda i, x: seen.append(x.clone()))
+    noise = NoiseStreams((1, 2), KNOWN.shape[1:]).draw("known")
+    outside = ~CHANGED.expand_as(KNOWN)
+    alphas = MODEL.schedule.alphas_cumprod
+    held = []
+    for i, x in enumerate(seen):
+        alpha = alphas[1000 // 10 * (9 - i) + 1]
+        expected = alpha.sqrt() * KNOWN + (1 - alpha).sqrt() * noise
+        held.append(torch.allclose(x[outside], expected[outside], atol=1e-5))
+    assert held == [True] * 6 + [False] * 4
+
+
+def test_fresh_noise_differs_from_call_to_call() -> None:
+    seen: list[Tensor] = []
+    run(Sampling("ddim", 4, 0.0, known_noise="fresh"), on_step=lambda i, x: seen.append(x.clone()))
+    outside = ~CHANGED.expand_as(KNOWN)
+    alphas = MODEL.schedule.alphas_cumprod[[751, 501]]
+    noises = [(x - a.sqrt() * KNOWN) / (1 - a).sqrt() for x, a in zip(seen, alphas, strict=False)]
+    assert not torch.allclose(noises[0][outside], noises[1][outside], atol=0.1)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++"])
+def test_unknown_ground_is_kept_through_the_free_tail(sampler: str) -> None:
+    unknown = NOTHING.clone()
+    unknown[:, :, :, 7] = True
+    result = run(Sampling(sampler, num_steps=6, free_fraction=0.5), unknown)
+    assert torch.equal(result[..., 7], KNOWN[..., 7])
+    assert not torch.allclose(result[..., 0], KNOWN[..., 0])
+
+
+def test_a_pair_does_not_depend_on_its_batch() -> None:
+    together = run(Sampling("ddim", num_steps=4, free_fraction=0.25, known_noise="fresh"))
+    alone = run(Sampling("ddim", num_steps=4, free_fraction=0.25, known_noise="fresh"), seeds=(1,))
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_streams_of_different_purposes_are_different() -> None:
+    streams = NoiseStreams([5], (3, 4, 4))
+    assert not torch.allclose(streams.draw("start"), streams.draw("known"))
+    again = NoiseStreams([5], (3, 4, 4))
+    again.draw("known")
+    assert torch.equal(again.draw("start"), NoiseStreams([5], (3, 4, 4)).draw("start"))
+
+
+def test_guidance_one_is_the_conditional_prediction_and_others_move_it() -> None:
+    plain = run(Sampling("ddim", 4, 0.0))
+    assert not torch.allclose(plain, run(Sampling("ddim", 4, 0.0, guidance_scale=3.0)))
+
+
+def test_max_pooling_keeps_a_single_changed_pixel() -> None:
+    change = torch.zeros(1, 32, 32, dtype=torch.bool)
+    change[0, 13, 6] = True
+    cells = changed_cells(change)
+    assert cells.sum() == 1
+    assert cells[0, 0, 3, 1]
+    assert changed_cells(change, dilate_cells=1).sum() == 9
+
+
+def test_changed_cells_are_never_unknown_cells() -> None:
+    masks = torch.zeros(1, 8, 8, dtype=torch.long)
+    masks[0, 0, 0] = 1
+    change = torch.zeros(1, 8, 8, dtype=torch.bool)
+    change[0, 0, 0] = True
+    changed = changed_cells(change)
+    assert unknown_cells(masks, changed).flatten().tolist() == [False, True, True, True]
+
+
+def test_pipeline_on_arrays_single_and_batch() -> None:
+    pipe = ChangePairPipeline(tiny_model())
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    mask, change = MASKS.numpy().astype(np.uint8), CHANGE.numpy()
+    batch = pipe(image, mask, change, num_steps=3, seed=[7, 8])
+    single = pipe(image[0], mask[0], change[0], num_steps=3, seed=7)
+    assert batch.shape == (2, 32, 32, 3) and single.shape == (32, 32, 3) and batch.dtype == np.uint8
+    assert np.abs(batch[0].astype(int) - single).max() <= 1
+    assert np.array_equal(single, pipe(image[0], mask[0], change[0], num_steps=3, seed=7))
+
+
+def test_pipeline_refuses_what_does_not_fit() -> None:
+    pipe = ChangePairPipeline(tiny_model(mask_dropout=0.0))
+    image, mask, change = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.uint8), np.zeros((32, 32), bool)
+    with pytest.raises(ConfigError, match="guidance_scale"):
+        pipe(image, mask, change, guidance_scale=2.0)
+    with pytest.raises(ConfigError, match="num_steps"):
+        pipe(image, mask, change, num_steps=0)
+    with pytest.raises(ConfigError, match="unknown setting 'steps'"):
+        pipe(image, mask, change, steps=4)
+    with pytest.raises(InputError, match="mask value 9"):
+        pipe(image, mask * 9, change)
+    with pytest.raises(InputError, match="multiples of 8"):
+        pipe(image[:30], mask[:30], change[:30])
+    with pytest.raises(InputError, match="uint8"):
+        pipe(image.astype(np.float32), mask, change)
+
+
+def test_predict_noise_converts_v() -> None:
+    model = tiny_model()
+    pipe = ChangePairPipeline(model)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([400])
+    raw = pipe.predict_noise(x, t, MASKS[:1])
+    model.schedule.register_to_config(prediction_type="v_prediction")
+    alpha = model.schedule.alphas_cumprod[400]
+    torch.testing.assert_close(pipe.predict_noise(x, t, MASKS[:1]), alpha.sqrt() * raw + (1 - alpha).sqrt() * x)

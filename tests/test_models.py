@@ -1,0 +1,91 @@
+"""First stage, mask encoder, model folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from diffusers import UNet2DModel
+
+from changeanywhere.errors import ModelError
+from changeanywhere.models.denoiser import MaskEncoder, one_hot
+from changeanywhere.models.first_stage import nearest_codes
+from changeanywhere.models.folder import hash_model, load_model, noise_schedule, save_model
+
+
+def test_nearest_codes_agree_with_brute_force_across_chunks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors, codes = torch.randn(20_000, 3, generator=generator), torch.randn(64, 3, generator=generator)
+    assert torch.equal(nearest_codes(vectors, codes), torch.cdist(vectors, codes).argmin(1))
+
+
+def test_latents_are_standardised_and_decoding_undoes_it() -> None:
+    first_stage = tiny_model().first_stage.eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        raw, latents = first_stage.encode_raw(images), first_stage.encode(images)
+        torch.testing.assert_close(latents[:, 1], (raw[:, 1] + 0.2) / 1.5)
+        direct = first_stage.decode_codes(first_stage.quantise(raw)[0]).clamp(-1, 1)
+        torch.testing.assert_close(first_stage.decode(latents), direct, rtol=1e-4, atol=1e-4)
+    assert latents.shape == (2, 3, 8, 8)
+
+
+def test_unknown_ground_and_dropped_masks_encode_to_zero() -> None:
+    masks = torch.zeros(2, 8, 8, dtype=torch.long)
+    masks[1] = 3
+    assert one_hot(masks, 7)[0].abs().sum() == 0
+    encoder = MaskEncoder(num_classes=7, mask_channels=4)
+    features = encoder(masks)
+    assert features.shape == (2, 4, 2, 2)
+    assert features[0].abs().sum() == 0 < features[1].abs().sum()
+    assert encoder(masks, torch.tensor([False, True]))[1].abs().sum() == 0
+
+
+def test_model_folder_round_trip(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([500])
+    masks = torch.randint(0, 8, (1, 32, 32))
+    with torch.no_grad():
+        before = model.denoiser.eval()(x, t, model.denoiser.encode_masks(masks))
+        after = loaded.denoiser(x, t, loaded.denoiser.encode_masks(masks))
+    torch.testing.assert_close(before, after)
+    assert loaded.legend == model.legend
+    assert loaded.mask_dropout == model.mask_dropout
+    assert loaded.weights_hash == hash_model(tmp_path)
+    torch.testing.assert_close(loaded.first_stage.latent_std, model.first_stage.latent_std)
+
+
+def test_denoiser_loads_with_plain_diffusers(tiny_model_folder: Path) -> None:
+    unet = UNet2DModel.from_pretrained(tiny_model_folder / "denoiser")
+    assert unet.config.in_channels == 3 + 4
+
+
+def test_schedule_is_linear_in_the_root() -> None:
+    roots = noise_schedule().betas.sqrt()
+    torch.testing.assert_close(roots, torch.linspace(0.0015**0.5, 0.0205**0.5, 1000), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "version", "classes"])
+def test_damaged_model_is_one_clear_line(tmp_path: Path, damage: str) -> None:
+    save_model(tiny_model(), tmp_path)
+    weights = tmp_path / "denoiser" / "diffusion_pytorch_model.safetensors"
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "version":
+        content = json.loads((tmp_path / "model.json").read_text())
+        (tmp_path / "model.json").write_text(json.dumps(content | {"format_version": 99}))
+    else:
+        from changeanywhere.legend import load_legend
+
+        load_legend("openearthmap").save(tmp_path / "legend.json")
+    with pytest.raises(ModelError) as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
