@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
 from diffusers import UNet2DModel
 
 from changeanywhere.errors import ModelError
 from changeanywhere.models.denoiser import MaskEncoder, one_hot
 from changeanywhere.models.first_stage import nearest_codes
 from changeanywhere.models.folder import hash_model, load_model, noise_schedule, save_model
+from conftest import tiny_model
 
 
 def test_nearest_codes_agree_with_brute_force_across_chunks() -> None:

@@ -21,5 +21,7 @@ def generate(source: str | Path, out: str | Path, **options: Any) -> GenerateRep
     from changeanywhere.generation.options import GenerateOptions
     from changeanywhere.generation.run import generate as run
 
-    paths = {name: Path(options.pop(name)) for name in ("legend_map", "masks_t2") if options.get(name) is not None}
-    return run(GenerateOptions(source=Path(source), out=Path(out), **paths, **options))
+    for name in ("legend_map", "masks_t2"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    return run(GenerateOptions(source=Path(source), out=Path(out), **options))

@@ -6,11 +6,16 @@ command that is called is imported.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import re
 import signal
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from changeanywhere.errors import ChangeAnywhereError
@@ -151,16 +156,37 @@ def _parse(command: str, kind: type[Options], arguments: list[str]) -> Options:
     _add_options(parser, kind, "")
     try:
         values = parser.parse_args(_config_first(arguments))
-    except (jsonargparse.ArgumentError, jsonargparse.util.argument_error) as error:
-        raise _usage(str(error)) from error
+    except jsonargparse.ArgumentError as error:
+        raise _usage(_shorten(str(error))) from error
     return _build(kind, values)
+
+
+def _shorten(message: str) -> str:
+    """jsonargparse's report on a value of the wrong type, as ``name is value; allowed: type``."""
+    name = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"Given value: (.+)", message)
+    kinds = re.findall(r"Expected an? <class '([^']+)'>", message)
+    if not (name and value and kinds):
+        return message
+    allowed = " or ".join("nothing" if kind == "NoneType" else kind for kind in kinds)
+    return f"{name.group(1)} is {value.group(1).strip()!r}; allowed: {allowed}"
+
+
+def _attribute_docstrings(kind: type) -> dict[str, str]:
+    """Field name → the string literal below it, base classes first."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        body = typing.cast(ast.ClassDef, definition).body
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
+                texts[field.target.id] = str(typing.cast(ast.Constant, text.value).value)
+    return texts
 
 
 def _add_options(parser: Any, kind: type, prefix: str) -> None:
     """One flag per field: ``num_steps`` → ``--num-steps``; a nested dataclass → ``--events.min-area``."""
-    import docstring_parser
-
-    texts = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
+    texts = _attribute_docstrings(kind)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name = f"{prefix}{field.name}"

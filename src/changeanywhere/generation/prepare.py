@@ -12,14 +12,13 @@ from typing import Any
 from changeanywhere.errors import OutputError
 from changeanywhere.generation.options import SimulateOptions
 from changeanywhere.generation.plan import DatasetPlan, load_plan, make_plan, plan_given, save_plan, source_fingerprint
-from changeanywhere.legend import Legend
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source, SourceOptions, open_source
 
 
-def open_mapped_source(options: SimulateOptions, target: Legend | None, masks: Path | None = None) -> Source:
-    """The source with its masks in ``target`` (default: its own legend); ``masks``: another folder of masks for it."""
-    source = open_source(
+def open_tiles(options: SimulateOptions, masks: Path | None = None) -> Source:
+    """The source as the options say; ``masks``: another folder of masks for it."""
+    return open_source(
         options.source,
         SourceOptions(
             legend=options.legend,
@@ -29,7 +28,6 @@ def open_mapped_source(options: SimulateOptions, target: Legend | None, masks: P
             masks=masks,
         ),
     )
-    return source.with_legend(target, options.legend_map) if target is not None else source
 
 
 def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:

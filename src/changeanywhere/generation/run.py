@@ -25,7 +25,7 @@ from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.errors import ConfigError, ShortfallError
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import DatasetPlan, PlannedPair, change_of
-from changeanywhere.generation.prepare import get_plan, locked, open_mapped_source, plan_settings
+from changeanywhere.generation.prepare import get_plan, locked, open_tiles, plan_settings
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import finalise, pair_record, write_pair
@@ -71,6 +71,7 @@ class Generator:
     def __init__(self, options: GenerateOptions) -> None:
         options.check()
         self.options = options
+        tiles = open_tiles(options)  # before the model: cheap, and most mistakes are here
         torch.set_num_threads(options.num_threads)
         device = torch.device(options.device) if options.device else default_device()
         self.dtype = options.dtype or default_dtype(device)
@@ -83,8 +84,12 @@ class Generator:
         multiple = self.pipeline.denoiser.size_multiple
         if options.tile_size % multiple:
             raise ConfigError(f"tile_size is {options.tile_size}; this model allows multiples of {multiple}")
-        self.source = open_mapped_source(options, self.pipeline.legend)
-        self.second = open_mapped_source(options, self.pipeline.legend, options.masks_t2) if options.masks_t2 else None
+        self.source = tiles.with_legend(self.pipeline.legend, options.legend_map)
+        self.second = (
+            open_tiles(options, options.masks_t2).with_legend(self.pipeline.legend, options.legend_map)
+            if options.masks_t2
+            else None
+        )
         self.splits = assign_splits({item.scene: item.split for item in self.source.items})
         self.settings = asdict(self.sampling) | {
             "image_format": options.image_format,

@@ -16,7 +16,7 @@ from typing import Any
 from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.options import SimulateOptions
 from changeanywhere.generation.plan import change_of
-from changeanywhere.generation.prepare import get_plan, locked, open_mapped_source, plan_settings
+from changeanywhere.generation.prepare import get_plan, locked, open_tiles, plan_settings
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.writer import write_labels
 from changeanywhere.progress import progress_bar
@@ -38,7 +38,7 @@ def simulate_source(options: SimulateOptions) -> SimulateReport:
     made, if fewer changes are feasible than asked for.
     """
     options.check()
-    source = open_mapped_source(options, None)
+    source = open_tiles(options)
     with locked(options.out):
         plan = get_plan(options, plan_settings(options, source), source, None, save=True)
         records: list[dict[str, Any]] = []

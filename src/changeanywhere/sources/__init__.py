@@ -1,0 +1,8 @@
+"""Single-date sources: folders of images and masks, OpenEarthMap and LoveDA trees, large GeoTIFFs by window."""
+
+from __future__ import annotations
+
+from changeanywhere.sources.base import Source, SourceOptions
+from changeanywhere.sources.tiles import open_source
+
+__all__ = ["Source", "SourceOptions", "open_source"]

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from changeanywhere.errors import ConfigError
-from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage, build_vq_model, channels_last
+from changeanywhere.models.first_stage import FirstStage, build_vq_model, channels_last
 from changeanywhere.models.folder import save_first_stage
+from changeanywhere.models.linear_start import linear_start
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
@@ -81,7 +82,9 @@ class FirstStageTrainer:
     def reconstruction_loss(self, images: Tensor, decoded: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         """L1, colour and perceptual terms; images ``[B, C, H, W]`` in [-1, 1]."""
         l1 = F.l1_loss(decoded, images)
-        values = {"l1": float(l1.detach()), "psnr": float(-10 * torch.log10(F.mse_loss(decoded.detach(), images) / 4))}
+        mse = (decoded.detach() - images).square().mean((1, 2, 3)).clamp(min=1e-8)
+        # Peak to peak is 2 in [-1, 1].
+        values = {"l1": float(l1.detach()), "psnr": float((10 * torch.log10(4 / mse)).mean())}
         total = l1
         if self.recipe.chroma_weight:
             colour = F.l1_loss(chroma(decoded), chroma(images))
@@ -108,8 +111,6 @@ class FirstStageTrainer:
         with accelerator.autocast():
             decoded = first_stage.decode_codes(codes)
             loss, values = self.reconstruction_loss(images, decoded, step)
-        if step < recipe.colour_anchor_until_step and raw.shape[1] == images.shape[1]:
-            loss = loss + F.mse_loss(raw, F.avg_pool2d(images, DOWNSAMPLING))
         adversarial = bool(recipe.adversarial_weight) and step >= recipe.adversarial_from_step
         if adversarial:
             with accelerator.autocast():
@@ -182,6 +183,8 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
         for images in loader:
             yield images.to(device, memory_format=torch.channels_last, non_blocking=True)
 
+    if settings.linear_start and first_step == 0:
+        linear_start(trainer.first_stage.vq_model, torch.cat(list(batches(0, CODE_PLACEMENT_BATCHES))))
     run.start_clock(first_step)
     with progress_bar() as bar:
         task = bar.add_task("first stage", total=settings.num_steps, completed=first_step)

@@ -45,6 +45,8 @@ class FirstStageRecipe:
     """Size of the codebook."""
     latent_channels: int = 3
     """Dimension of a code."""
+    linear_start: bool = False
+    """Begin as 4×4 colour means and plain enlargement instead of random weights (ours; needs norm_groups 1)."""
     crop_size: int = 256
     """Side of the square training crops, px."""
     batch_size: int = 16
@@ -65,8 +67,6 @@ class FirstStageRecipe:
     """β, the encoder's share of the codebook loss."""
     chroma_weight: float = 0.0
     """Weight of an extra L1 on colour differences to the mean of the bands (ours; short runs stay grey without)."""
-    colour_anchor_until_step: int = 0
-    """Until this step the latents are also pulled to the 4×4 means of the image (ours, for short runs)."""
     perceptual_from_step: int = 0
     """First step with the perceptual loss."""
     perceptual_weight: float = 1.0
@@ -156,6 +156,7 @@ class Recipe:
             ("first_stage.channels", fs.channels, len(fs.channels) == 3, "three numbers (f = 4)"),
             ("first_stage.crop_size", fs.crop_size, 16 <= fs.crop_size <= self.data.tile_size, "16 to data.tile_size"),
             ("first_stage.crop_size", fs.crop_size, fs.crop_size % 16 == 0, "a multiple of 16"),
+            ("first_stage.linear_start", fs.linear_start, not fs.linear_start or fs.norm_groups == 1, "norm_groups 1"),
             ("denoiser.loss", dn.loss, dn.loss in ("l1", "l2"), "l1, l2"),
             (
                 "denoiser.prediction_type",

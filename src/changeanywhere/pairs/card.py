@@ -1,0 +1,107 @@
+"""The dataset card: README.md of a generated dataset, with the front matter that dataset hubs read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from changeanywhere.legend import Legend
+from changeanywhere.pairs.layout import SPLITS
+
+SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Counter[str]]:
+    """Counts over all records: pairs by kind, split and licence, changed pixels by class transition."""
+    transitions: Counter[str] = Counter()
+    for record in records:
+        transitions.update(record["transitions"])
+    return {
+        "kind": Counter(str(r["kind"]) for r in records),
+        "split": Counter(dict.fromkeys(SPLITS, 0)) + Counter(str(r["split"]) for r in records),
+        "licence": Counter(str(r["licence"]) for r in records),
+        "transitions": transitions,
+    }
+
+
+def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown with YAML front matter."""
+    counts = summary(records)
+    licences = list(counts["licence"])
+    hub_licence = SPDX_TO_HUB.get(licences[0], "other") if len(licences) == 1 else "other"
+    first = records[0]
+    splits = {name: counts["split"][name] for name in SPLITS}
+    ratios = sorted(float(r["change_ratio"]) for r in records)
+    changed = sum(counts["transitions"].values()) or 1
+    lines = [
+        "---",
+        f"license: {hub_licence}",
+        "task_categories:\n- image-segmentation",
+        "tags:\n- change-detection\n- remote-sensing\n- synthetic",
+        f"size_categories:\n- {_size_category(len(records))}",
+        "---",
+        "# Bi-temporal change-detection pairs",
+        "",
+        f"{len(records)} pairs made by `changeanywhere generate` from single-date tiles of `{first['source']}`. "
+        "Date 1 is real. Date 2 is painted by a latent diffusion model: changed ground follows the new mask, "
+        "unchanged ground is kept and may get another light.",
+        "",
+        "The change masks agree with the semantic masks by construction (checked for every pair written). That the "
+        "*pixels* show what the masks say is not guaranteed: they are generated.",
+        "",
+        "| folder | content |",
+        "|---|---|",
+        "| `A/`, `B/` | image of date 1 (real) and date 2 (generated) |",
+        "| `label/` | change mask, 0 or 255 |",
+        "| `label1/`, `label2/` | semantic masks, index with palette, 0 = unknown |",
+        "| `list/*.txt` | splits; no scene is in two of them |",
+        "| `metadata.jsonl` | one line per pair: source, licence, events, seed, model, settings |",
+        "",
+        "```python",
+        "import changeanywhere as ca",
+        'pairs = ca.load_pairs("THIS_FOLDER", split="train")',
+        "pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata",
+        "```",
+        "",
+        "## Counts",
+        "",
+        f"Splits: {_join(splits)}. Events: {_join(dict(sorted(counts['kind'].items())))}. "
+        f"Share of changed pixels: median {ratios[len(ratios) // 2]:.2%}, "
+        f"from {ratios[0]:.2%} to {ratios[-1]:.2%}.",
+        "",
+        "| class | index | colour |",
+        "|---|---|---|",
+        *[f"| {c.name} | {c.index} | {c.color[0]}, {c.color[1]}, {c.color[2]} |" for c in legend.classes],
+        "",
+        "| change | share of changed pixels |",
+        "|---|---|",
+        *[f"| {name.replace('->', ' → ')} | {n / changed:.1%} |" for name, n in counts["transitions"].most_common(20)],
+        "",
+        "## Licences and credit",
+        "",
+        *[f"- {licence}: {n} pairs (licence of the date-1 tile)" for licence, n in sorted(counts["licence"].items())],
+        "",
+        "Method: Tang & Chen, *ChangeAnywhere: Sample Generation for Remote Sensing Change Detection via Semantic "
+        "Latent Diffusion Model*, arXiv 2404.08892.",
+        "",
+        "## How it was made",
+        "",
+        f"Model `{first['model']}` (hash `{first['model_hash']}`), {_join(first['versions'])}.",
+        "",
+        f"```json\n{json.dumps(first['settings'], indent=1)}\n```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _join(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _size_category(count: int) -> str:
+    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
+        if count < limit:
+            return name
+    return "n>1M"

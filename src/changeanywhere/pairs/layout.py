@@ -1,0 +1,41 @@
+"""Names of files and folders of a bi-temporal dataset, and how files are written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+from changeanywhere.errors import OutputError
+
+IMAGE_FOLDERS = ("A", "B")
+CHANGE_FOLDER = "label"
+MASK_FOLDERS = ("label1", "label2")
+SPLITS = ("train", "val", "test")
+SUFFIXES = {"png": ".png", "geotiff": ".tif"}
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Replace ``path`` in one step, so that a crash leaves the old file or the new one, never half of it.
+
+    Raises :class:`OutputError` where it cannot be written (read-only folder, full disk).
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from error
+
+
+def content_hash(content: bytes) -> str:
+    """sha256, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    return content_hash(path.read_bytes())

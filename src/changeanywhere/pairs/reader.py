@@ -1,0 +1,129 @@
+"""Reads bi-temporal datasets: generated ones, and any ``A/B/label`` folder (LEVIR-CD / Open-CD layout)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from changeanywhere.errors import PairsError
+from changeanywhere.pairs.layout import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
+from changeanywhere.sample import ChangePair
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+class PairDataset:
+    """Map-style dataset of :class:`ChangePair` (a torch ``DataLoader`` takes it); files are read at access."""
+
+    def __init__(self, folder: Path, names: Sequence[str], metadata: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self.names = tuple(names)
+        self._metadata = metadata
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> ChangePair:
+        name = self.names[index]
+        first, second = (_read(self._file(folder, name)) for folder in IMAGE_FOLDERS)
+        change = _read(self._file(CHANGE_FOLDER, name))
+        change_mask = (change if change.ndim == 2 else change[..., 0]) > 0
+        masks = [_read(file) if (file := self._find(folder, name)) is not None else None for folder in MASK_FOLDERS]
+        for what, array in (("B", second), ("label", change_mask), *zip(MASK_FOLDERS, masks, strict=True)):
+            if array is not None and array.shape[:2] != first.shape[:2]:
+                raise PairsError(f"{self.folder / what / name}: {array.shape[:2]} px, image A has {first.shape[:2]}")
+        key = Path(name).stem
+        return ChangePair(key, first, second, change_mask, masks[0], masks[1], self._metadata.get(key, {}))
+
+    def _find(self, folder: str, name: str) -> Path | None:
+        stem = Path(name).with_suffix("")
+        for candidate in (name, *(f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)):
+            if (self.folder / folder / candidate).is_file():
+                return self.folder / folder / candidate
+        return None
+
+    def _file(self, folder: str, name: str) -> Path:
+        file = self._find(folder, name)
+        if file is None:
+            raise PairsError(f"{self.folder / folder / name}: missing")
+        return file
+
+
+def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
+    """Open ``folder``: ``A/ B/ label/`` with optional ``list/SPLIT.txt``, or ``SPLIT/{A,B,label}`` trees.
+
+    ``split``: "train", "val", "test", or None for everything. A split that is asked for and not defined raises
+    :class:`PairsError`; it is never silently the whole set.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise PairsError(f"{root}: no such folder")
+    if not (root / "A").is_dir():
+        trees = [name for name in SPLITS if (root / name / "A").is_dir()]
+        if not trees:
+            raise PairsError(
+                f"{root}: no bi-temporal dataset; expected A/, B/, label/, or these in train/, val/ or test/"
+            )
+        if split is None:
+            raise PairsError(f"{root}: has the splits {', '.join(trees)} as folders; say which")
+        if split not in trees:
+            raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(trees)}")
+        return load_pairs(root / split)
+    present = sorted(f.name for f in (root / "A").iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    if split is not None:
+        listing = root / "list" / f"{split}.txt"
+        if not listing.is_file():
+            raise PairsError(f"{listing}: missing, so there is no split {split!r} in {root}")
+        names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+        stems = {Path(name).stem for name in present}
+        absent = [name for name in names if Path(name).stem not in stems]
+        if absent:
+            raise PairsError(f"{listing}: names {absent[0]}, which is not in {root / 'A'}")
+        present = names
+    if not present:
+        raise PairsError(f"{root}: {'split ' + repr(split) if split else 'A/'} is empty")
+    return PairDataset(root, present, _metadata(root))
+
+
+def _metadata(root: Path) -> dict[str, dict[str, Any]]:
+    file = root / "metadata.jsonl"
+    if not file.is_file():
+        return {}
+    try:
+        return {record["key"]: record for record in map(json.loads, file.read_text().splitlines())}
+    except (ValueError, KeyError) as error:
+        raise PairsError(f"{file}: damaged ({error})") from error
+
+
+def _read(path: Path) -> npt.NDArray[Any]:
+    """Image as it is on disk: ``[H, W]`` or ``[H, W, C]``; a palette image gives its indices."""
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return _read_geotiff(path)
+        with PillowImage.open(path) as image:
+            return np.asarray(image)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise PairsError(f"{path}: not a readable image ({error})") from error
+
+
+def _read_geotiff(path: Path) -> npt.NDArray[Any]:
+    import warnings
+
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as file:
+                bands: npt.NDArray[Any] = file.read()
+    except RasterioIOError as error:
+        raise PairsError(f"{path}: not a readable image ({error})") from error
+    return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)

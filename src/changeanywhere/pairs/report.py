@@ -1,0 +1,155 @@
+"""``report.html``: one self-contained page about a generated dataset, made from the folder alone."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+
+from changeanywhere.legend import Legend
+from changeanywhere.pairs.card import summary
+from changeanywhere.pairs.layout import SPLITS, atomic_write
+from changeanywhere.pairs.reader import load_pairs
+from changeanywhere.sample import ChangePair
+
+MAX_PAIRS = 48  # shown, spread evenly over the set: keeps the page below a few megabytes
+SIDE = 256  # px; larger images are shown reduced
+HISTOGRAM_BINS = 20
+
+
+def write_report(root: Path) -> Path:
+    """Write ``root/report.html`` from ``metadata.jsonl``, ``legend.json`` and the images; returns its path."""
+    legend = Legend.load(root / "legend.json")
+    records = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
+    dataset = load_pairs(root)
+    places = {Path(name).stem: i for i, name in enumerate(dataset.names)}
+    shown = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, min(MAX_PAIRS, len(records))).astype(int))]
+    counts = summary(records)
+    template = Template((resources.files("changeanywhere") / "assets" / "report.html").read_text())
+    page = template.substitute(
+        title=html.escape(f"Change-detection pairs: {root.resolve().name}"),
+        facts=_facts(records, counts),
+        classes="".join(_class_item(c.name, c.color) for c in legend.classes),
+        sheet_note=f"{len(shown)} of {len(records)} pairs, evenly spaced in the order of their keys, not chosen.",
+        pairs="".join(_pair(dataset[places[str(record["key"])]], record, legend) for record in shown),
+        matrix=_matrix(counts["transitions"], legend),
+        histogram=_histogram([float(record["change_ratio"]) for record in records]),
+        made=html.escape(_made(records[0])),
+    )
+    atomic_write(root / "report.html", page.encode())
+    return root / "report.html"
+
+
+def _facts(records: Sequence[Mapping[str, Any]], counts: Mapping[str, Counter[str]]) -> str:
+    ratios = [float(record["change_ratio"]) for record in records]
+    facts = [(str(len(records)), "pairs"), (f"{float(np.median(ratios)):.2%}", "changed pixels (median)")]
+    facts += [(str(n), kind) for kind, n in sorted(counts["kind"].items())]
+    facts += [(str(counts["split"][name]), name) for name in SPLITS]
+    facts += [(str(n), licence) for licence, n in sorted(counts["licence"].items())]
+    return "".join(f'<div class="fact"><b>{html.escape(n)}</b>{html.escape(what)}</div>' for n, what in facts)
+
+
+def _class_item(name: str, color: tuple[int, int, int]) -> str:
+    red, green, blue = color
+    return f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{html.escape(name)}</li>'
+
+
+def _pair(pair: ChangePair, record: Mapping[str, Any], legend: Legend) -> str:
+    assert pair.mask_t1 is not None and pair.mask_t2 is not None
+    changes = ", ".join(name.replace("->", " → ") for name in record["transitions"]) or "no change"
+    caption = f"<b>{html.escape(pair.key)}</b> · {html.escape(str(record['kind']))}: {html.escape(changes)}"
+    caption += f" · {float(record['change_ratio']):.2%} changed"
+    first, second = (_photo(image, record) for image in (pair.image_t1, pair.image_t2))
+    masks = [_data_uri(legend.colorize(mask), "PNG") for mask in (pair.mask_t1, pair.mask_t2)]
+    change = _data_uri((pair.change_mask * 255).astype(np.uint8), "PNG")
+    cells = [
+        _cell(first, "image t1"),
+        _cell(masks[0], "mask t1"),
+        _cell(masks[1], "mask t2"),
+        _cell(change, "change"),
+        '<div class="flip" tabindex="0" role="img" aria-label="image t2; focus shows image t1">'
+        f'<img src="{second}" alt="image t2"><img class="under" src="{first}" alt=""><small>image t2</small></div>',
+    ]
+    return f'<figure class="pair"><figcaption>{caption}</figcaption><div class="strip">{"".join(cells)}</div></figure>'
+
+
+def _cell(uri: str, name: str) -> str:
+    return f'<div><img src="{uri}" alt="{name}" loading="lazy"><small>{name}</small></div>'
+
+
+def _photo(image: npt.NDArray[Any], record: Mapping[str, Any]) -> str:
+    """First three bands as JPEG; other than 8 bits through the recorded stretch."""
+    pixels = image if image.ndim == 3 else image[..., None].repeat(3, 2)
+    if pixels.dtype != np.uint8:
+        low, high = (np.asarray(record["normalisation"][end], float) for end in ("low", "high"))
+        pixels = np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    return _data_uri(np.ascontiguousarray(pixels[..., :3]), "JPEG")
+
+
+def _data_uri(pixels: npt.NDArray[np.uint8], kind: str) -> str:
+    image = PillowImage.fromarray(pixels)
+    if max(image.size) > SIDE:
+        smooth = PillowImage.Resampling.LANCZOS if kind == "JPEG" else PillowImage.Resampling.NEAREST
+        image.thumbnail((SIDE, SIDE), smooth)
+    if kind == "PNG":
+        image = image.convert("P", palette=PillowImage.Palette.ADAPTIVE)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=85, optimize=kind == "PNG")
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _matrix(transitions: Counter[str], legend: Legend) -> str:
+    total = sum(transitions.values()) or 1
+    largest = max(transitions.values(), default=1)
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in legend.names)
+    rows = []
+    for before in legend.names:
+        cells = []
+        for after in legend.names:
+            count = transitions[f"{before}->{after}"]
+            shade = f' style="background:rgba(var(--heat),{0.08 + 0.42 * count / largest:.2f})"' if count else ""
+            cells.append(f"<td{shade}>{f'{count / total:.1%}<br>{count:,} px' if count else ''}</td>")
+        rows.append(f'<tr><th scope="row">{html.escape(before)}</th>{"".join(cells)}</tr>')
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _histogram(ratios: Sequence[float]) -> str:
+    """Inline SVG; the axis ends at the largest ratio."""
+    top = max(max(ratios), 0.01)
+    counts, edges = np.histogram(ratios, HISTOGRAM_BINS, (0, top))
+    width, height, left, base = 640, 220, 40, 180
+    span = width - left - 10
+    step = span / HISTOGRAM_BINS
+    bars = []
+    for i, count in enumerate(counts):
+        tall = 160 * count / counts.max()
+        label = f"<title>{edges[i]:.1%} to {edges[i + 1]:.1%}: {count} pairs</title>"
+        x, y = left + i * step + 1, base - tall
+        bars.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{step - 2:.1f}" height="{tall:.1f}">{label}</rect>')
+    ticks = [
+        f'<text x="{left + i / 4 * span:.0f}" y="{base + 16}" text-anchor="middle">{top * i / 4:.1%}</text>'
+        for i in range(5)
+    ]
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="histogram of the change ratio">'
+        f'<line x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}"/>{"".join(bars)}{"".join(ticks)}'
+        f'<text x="{left - 6}" y="26" text-anchor="end">{counts.max()}</text>'
+        f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
+        f'<text x="{(width + left) / 2:.0f}" y="{base + 34}" text-anchor="middle">share of changed pixels</text></svg>'
+    )
+
+
+def _made(record: Mapping[str, Any]) -> str:
+    names = ("source", "model", "model_hash", "bands", "normalisation", "settings", "versions")
+    return json.dumps({name: record[name] for name in names}, indent=1)

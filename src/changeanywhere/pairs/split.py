@@ -1,0 +1,27 @@
+"""Which split a scene belongs to. A scene is never divided."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from changeanywhere.pairs.layout import SPLITS
+
+SHARES = (0.8, 0.1, 0.1)
+
+
+def assign_splits(scenes: Mapping[str, str | None]) -> dict[str, str]:
+    """Scene → the source's own split (or None) in; scene → "train", "val" or "test" out.
+
+    The source's splits hold where it states more than one; else 80/10/10 by the hash of the scene's name, which
+    stays as it is when scenes are added.
+    """
+    stated = {split for split in scenes.values() if split in SPLITS}
+    if len(stated) > 1:
+        return {scene: split if split in SPLITS else _by_hash(scene) for scene, split in scenes.items()}
+    return {scene: _by_hash(scene) for scene in scenes}
+
+
+def _by_hash(scene: str) -> str:
+    place = int.from_bytes(hashlib.sha256(scene.encode()).digest()[:8], "big") / 2**64
+    return SPLITS[0] if place < SHARES[0] else SPLITS[1] if place < SHARES[0] + SHARES[1] else SPLITS[2]

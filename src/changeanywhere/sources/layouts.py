@@ -1,0 +1,159 @@
+"""Folder layouts of single-date land-cover data: which image belongs to which mask, scene and split."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from changeanywhere.errors import SourceError
+from changeanywhere.sources.files import SUFFIXES
+
+MASK_FOLDERS = ("masks", "labels")
+SAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image file, its mask file and what the layout says about them."""
+
+    stem: str
+    image: Path
+    mask: Path
+    scene: str
+    split: str | None = None
+    licence: str = "unknown"
+    gsd_m: float | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Entries of a recognised layout; ``legend`` names the legend that comes with it, if any."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    legend: str | None = None
+
+
+def find_layout(root: Path, masks: Path | None = None) -> Layout:
+    """Recognise ``root``; ``masks`` replaces its mask folders. :class:`SourceError` saying what was looked for."""
+    if not root.is_dir():
+        raise SourceError(f"{root}: no such folder")
+    for recognise in (_loveda, _openearthmap, _plain):
+        layout = recognise(root, masks)
+        if layout is not None:
+            if not layout.entries:
+                raise SourceError(f"{root}: no image with a mask in it")
+            return layout
+    raise SourceError(
+        f"{root}: no layout recognised; looked for images/ + masks/ (or labels/), REGION/images + REGION/labels "
+        "(OpenEarthMap), Train|Val/Urban|Rural/images_png + masks_png (LoveDA)"
+    )
+
+
+def _plain(root: Path, masks: Path | None) -> Layout | None:
+    mask_folder = masks or next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+    if not (root / "images").is_dir() or mask_folder is None:
+        return None
+    provenance = _read_provenance(root)
+    entries = []
+    for stem, image, mask in _match(root / "images", mask_folder, required=masks is None):
+        row = provenance.get(stem, {})
+        entries.append(
+            Entry(
+                stem,
+                image,
+                mask,
+                row.get("scene") or stem,
+                row.get("split") or None,
+                row.get("licence") or "unknown",
+                _first_number(row.get("gsd_m", "")),
+            )
+        )
+    name = f"{root.resolve().parent.name}/{root.resolve().name}"
+    return Layout(name, tuple(entries))
+
+
+def _openearthmap(root: Path, masks: Path | None) -> Layout | None:
+    """``REGION/images/*.tif``, ``REGION/labels/*.tif``; ``train.txt`` and ``val.txt`` name the files of each split.
+
+    Its test images come without labels and are left out.
+    """
+    regions = sorted(p.parent for p in root.glob("*/images") if (p.parent / "labels").is_dir())
+    if not regions:
+        return None
+    splits: dict[str, str] = {}
+    for split in ("train", "val", "test"):
+        listing = root / f"{split}.txt"
+        if listing.is_file():
+            splits |= {Path(line.strip()).stem: split for line in listing.read_text().splitlines() if line.strip()}
+    entries = [
+        Entry(stem, image, mask, stem, splits.get(stem), "CC-BY-NC-SA-4.0")
+        for region in regions
+        for stem, image, mask in _match(region / "images", masks or region / "labels", required=False)
+    ]
+    return Layout("openearthmap", tuple(entries), "openearthmap")
+
+
+def _loveda(root: Path, masks: Path | None) -> Layout | None:
+    """``Train|Val/Urban|Rural/images_png + masks_png``, or one of Train and Val itself. Test has no masks."""
+    tops = [root] if root.name in ("Train", "Val") else [root / "Train", root / "Val"]
+    areas = [top / area for top in tops for area in ("Urban", "Rural") if (top / area / "images_png").is_dir()]
+    if not areas:
+        return None
+    entries = []
+    for area in areas:
+        for stem, image, mask in _match(area / "images_png", masks or area / "masks_png", required=masks is None):
+            key = f"{area.parent.name}_{area.name}_{stem}".lower()
+            entries.append(Entry(key, image, mask, key, area.parent.name.lower(), "CC-BY-NC-SA-4.0"))
+    return Layout("loveda", tuple(entries), "loveda")
+
+
+def _match(images: Path, masks: Path, required: bool) -> list[tuple[str, Path, Path]]:
+    """(stem, image, mask) by equal stem, subfolders included.
+
+    ``required``: an image without mask is an error. A mask without image always is.
+    """
+    if not masks.is_dir():
+        raise SourceError(f"{masks}: no such folder of masks")
+    image_files, mask_files = _by_stem(images), _by_stem(masks)
+    for stem, file in image_files.items():
+        if required and stem not in mask_files:
+            raise SourceError(f"{file}: has no mask; expected {masks / stem}.png, .jpg or .tif")
+    for stem, file in mask_files.items():
+        if stem not in image_files:
+            raise SourceError(f"{file}: has no image; expected {images / stem}.png, .jpg or .tif")
+    return [(SAFE.sub("_", s.replace("/", "__")), image_files[s], mask_files[s]) for s in sorted(mask_files)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+            continue
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        if stem in files:
+            raise SourceError(f"{file}: same name as {files[stem].name} in the same folder; keep one")
+        files[stem] = file
+    return files
+
+
+def _read_provenance(root: Path) -> dict[str, dict[str, str]]:
+    """Rows of ``provenance.csv`` in ``root`` or its parent, by column ``patch`` (= file stem)."""
+    for folder in (root, root.resolve().parent):
+        file = folder / "provenance.csv"
+        if not file.is_file():
+            continue
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        if rows and "patch" not in rows[0]:
+            raise SourceError(f"{file}: no column 'patch'; found {', '.join(rows[0])}")
+        return {row["patch"]: row for row in rows}
+    return {}
+
+
+def _first_number(text: str) -> float | None:
+    """ "~0.7 (estimated, unpublished)" → 0.7."""
+    found = re.search(r"\d+(\.\d+)?", text)
+    return float(found.group()) if found else None

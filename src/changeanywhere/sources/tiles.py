@@ -1,0 +1,131 @@
+"""The one source behind all layouts: files cut into tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from changeanywhere.errors import SourceError
+from changeanywhere.legend import Legend, Mask, find_legend, load_legend
+from changeanywhere.sample import SourceItem, SourceSample
+from changeanywhere.sources.base import Source, SourceOptions
+from changeanywhere.sources.files import (
+    FileInfo,
+    Window,
+    read_georef,
+    read_gsd,
+    read_image,
+    read_info,
+    read_mask,
+    read_stretch,
+)
+from changeanywhere.sources.layouts import Entry, find_layout
+
+DEFAULT_BANDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    entry: Entry
+    window: Window
+
+
+class TileSource(Source):
+    """Images with masks, cut into tiles of ``options.tile_size``; opening reads headers only."""
+
+    def __init__(self, root: Path, options: SourceOptions) -> None:
+        layout = find_layout(root, options.masks)
+        self.root, self.name, self._options = root, layout.name, options
+        self.legend = _legend_of(root, options, layout.legend)
+        self._bands = options.bands or DEFAULT_BANDS
+        pairs = []
+        for entry in layout.entries:
+            if options.licences is not None and entry.licence not in options.licences:
+                continue
+            info = self._check(entry)
+            gsd = entry.gsd_m if entry.gsd_m is not None else read_gsd(entry.image)
+            for key, window in _windows(entry, info, options.tile_size):
+                item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd)
+                pairs.append((item, _Tile(entry, window)))
+        if not pairs:
+            raise SourceError(f"{root}: no tile under the licences {', '.join(options.licences or ())}")
+        pairs.sort(key=lambda pair: pair[0].key)
+        self.items = tuple(item for item, _ in pairs)
+        self._tiles = [tile for _, tile in pairs]
+        for before, after in zip(self.items, self.items[1:], strict=False):
+            if before.key == after.key:
+                raise SourceError(f"{root}: two tiles would be called {after.key}; rename one of the files")
+
+    def read_mask(self, index: int) -> Mask:
+        tile = self._tiles[index]
+        return read_mask(tile.entry.mask, tile.window, self.legend)
+
+    def read(self, index: int) -> SourceSample:
+        tile = self._tiles[index]
+        image, valid = read_image(tile.entry.image, tile.window, self._bands)
+        normalisation = read_stretch(tile.entry.image, self._bands, self._options.stretch)
+        mask = self.read_mask(index)
+        if not valid.all():
+            # Ground that was not imaged is unknown, and shows as the dark end of the stretch.
+            image[~valid] = np.asarray(normalisation.low).astype(image.dtype)
+            mask = np.where(valid, mask, 0).astype(np.uint8)
+        return SourceSample(
+            item=self.items[index],
+            image=image,
+            mask=mask,
+            bands=tuple(str(band) for band in self._bands),
+            normalisation=normalisation,
+            georef=read_georef(tile.entry.image, tile.window),
+        )
+
+    def _check(self, entry: Entry) -> FileInfo:
+        """Sizes and bands, from the headers."""
+        image, mask = read_info(entry.image), read_info(entry.mask)
+        if (image.height, image.width) != (mask.height, mask.width):
+            raise SourceError(
+                f"{entry.image}: {image.width}x{image.height} px, but its mask {entry.mask.name} has "
+                f"{mask.width}x{mask.height} px; they must be equal"
+            )
+        if max(self._bands) > image.count:
+            raise SourceError(
+                f"{entry.image}: has {image.count} band(s), asked for {list(self._bands)}; choose with bands"
+            )
+        size = self._options.tile_size
+        if min(image.height, image.width) < size:
+            raise SourceError(
+                f"{entry.image}: {image.width}x{image.height} px is smaller than a tile of {size}x{size}; "
+                "set tile_size to a multiple of 16 that fits"
+            )
+        return image
+
+
+def _windows(entry: Entry, info: FileInfo, size: int) -> list[tuple[str, Window]]:
+    """Windows that cover the image; the last of each direction is shifted back inside."""
+    if info.height == info.width == size:
+        return [(entry.stem, Window(0, 0, size, size))]
+    rows, columns = ([*range(0, length - size, size), length - size] for length in (info.height, info.width))
+    return [
+        (f"{entry.stem}_y{row:05d}_x{column:05d}", Window(row, column, size, size))
+        for row in rows
+        for column in columns
+    ]
+
+
+def _legend_of(root: Path, options: SourceOptions, native: str | None) -> Legend:
+    if options.legend is not None:
+        return load_legend(options.legend)
+    if native is not None:
+        return load_legend(native)
+    legend = find_legend(root)
+    if legend is None:
+        raise SourceError(
+            f"{root}: no legend.json or classes.json here or in a parent folder; give --legend NAME or FILE"
+        )
+    return legend
+
+
+def open_source(root: Path | str, options: SourceOptions | None = None) -> Source:
+    """Open a folder of single-date tiles in any known layout. Raises :class:`SourceError` and :class:`LegendError`."""
+    return TileSource(Path(root), options or SourceOptions())

@@ -1,0 +1,274 @@
+"""``generate`` and ``simulate`` end to end with a tiny random model: plan, shards, resume, labels, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import changeanywhere as ca
+from changeanywhere.cli import run
+from changeanywhere.errors import ConfigError, OutputError, ShortfallError, SourceError
+from changeanywhere.generation import run as generation
+from changeanywhere.generation.options import GenerateOptions
+from changeanywhere.sample import change_mask_of
+
+
+@pytest.fixture
+def options(source_folder: Path, tiny_model_folder: Path, tmp_path: Path) -> GenerateOptions:
+    return GenerateOptions(
+        source=source_folder, out=tmp_path / "out", model=str(tiny_model_folder), num_pairs=7, tile_size=64,
+        num_steps=2, shard_size=3, batch_size=2, dtype="float32", num_threads=1, seed=3,
+    )  # fmt: skip
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    skip = {".lock"}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in skip
+    }
+
+
+def change(options: GenerateOptions, **values: object) -> GenerateOptions:
+    return GenerateOptions(**{**vars(options), **values})
+
+
+def test_dataset_is_complete_and_its_labels_are_true(options: GenerateOptions) -> None:
+    report = generation.generate(options)
+    assert (report.num_pairs, report.num_new) == (7, 7)
+    pairs = ca.load_pairs(options.out)
+    assert len(pairs) == 7
+    kinds = []
+    for pair in (pairs[i] for i in range(7)):
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
+        assert np.array_equal(pair.change_mask, change_mask_of(pair.mask_t1, pair.mask_t2))
+        assert pair.change_mask.any()
+        assert pair.image_t1.shape == pair.image_t2.shape == (64, 64, 3)
+        kinds.append(pair.metadata["kind"])
+        (event,) = pair.metadata["events"]
+        row, column, height, width = event["bbox"]
+        assert pair.change_mask.sum() == event["area"]
+        assert pair.change_mask[row : row + height, column : column + width].sum() == event["area"]
+        original = np.asarray(Image.open(options.source / "images" / f"{pair.metadata['source_key']}.png"))
+        assert np.array_equal(pair.image_t1, original)
+    assert sorted(kinds) == ["appearance"] * 3 + ["disappearance"] * 4 or kinds.count("appearance") == 4
+    lines = [json.loads(line) for line in (options.out / "metadata.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == sorted(line["key"] for line in lines)
+    assert (options.out / "report.html").read_text().count('class="pair"') == 7
+    assert (options.out / "README.md").read_text().startswith("---\nlicense:")
+    listed = [n for s in ("train", "val", "test") for n in (options.out / "list" / f"{s}.txt").read_text().split()]
+    assert sorted(listed) == sorted(f"{line['key']}.png" for line in lines)
+
+
+def test_same_command_again_does_nothing(options: GenerateOptions) -> None:
+    generation.generate(options)
+    before = tree(options.out)
+    assert generation.generate(options).num_new == 0
+    assert tree(options.out) == before
+
+
+def test_interrupted_run_ends_with_the_same_bytes(options: GenerateOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    generation.generate(options)
+    unbroken = tree(options.out)
+    paint = generation.Generator.paint
+    for survivors in (1, 3):
+        out = options.out.with_name(f"broken_{survivors}")
+        calls = []
+
+        def dying(
+            self: generation.Generator, pairs: object, calls: list[int] = calls, limit: int = survivors
+        ) -> object:
+            calls.append(1)
+            if len(calls) > limit:
+                raise KeyboardInterrupt
+            return paint(self, pairs)
+
+        monkeypatch.setattr(generation.Generator, "paint", dying)
+        with pytest.raises(KeyboardInterrupt):
+            generation.generate(change(options, out=out))
+        monkeypatch.setattr(generation.Generator, "paint", paint)
+        report = generation.generate(change(options, out=out))
+        assert 0 < report.num_new <= 7
+        assert {k: v for k, v in tree(out).items() if k != "report.html"} == {
+            k: v for k, v in unbroken.items() if k != "report.html"
+        }
+
+
+def test_a_shard_with_a_missing_file_is_made_again(options: GenerateOptions) -> None:
+    generation.generate(options)
+    before = tree(options.out)
+    victim = sorted((options.out / "B").iterdir())[0]
+    victim.unlink()
+    assert 0 < generation.generate(options).num_new <= 3
+    assert tree(options.out) == before
+
+
+def test_other_settings_on_the_same_folder_are_refused(options: GenerateOptions) -> None:
+    generation.generate(options)
+    with pytest.raises(OutputError, match=r"num_steps = 2, asked now: 3"):
+        generation.generate(change(options, num_steps=3))
+    with pytest.raises(OutputError, match="seed = 3, asked now: 4"):
+        generation.generate(change(options, seed=4))
+
+
+def test_foreign_folder_is_refused(options: GenerateOptions) -> None:
+    options.out.mkdir()
+    (options.out / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match=r"not empty \(thesis.tex\)"):
+        generation.generate(options)
+
+
+def test_default_makes_one_pair_of_each_kind_per_tile(options: GenerateOptions) -> None:
+    generation.generate(change(options, num_pairs=None))
+    records = [json.loads(line) for line in (options.out / "metadata.jsonl").read_text().splitlines()]
+    assert len(records) == 12
+    assert {(r["source_key"], r["kind"]) for r in records} == {
+        (f"tile_{i}", kind) for i in range(6) for kind in ("appearance", "disappearance")
+    }
+
+
+def test_own_second_masks(options: GenerateOptions, tmp_path: Path) -> None:
+    masks = tmp_path / "mine"
+    masks.mkdir()
+    for number in (0, 2):
+        mask = np.asarray(Image.open(options.source / "masks" / f"tile_{number}.png")).copy()
+        mask[40:50, 20:30] = 4
+        mask[-3:] = 5  # unknown at t1: must stay unknown
+        Image.fromarray(mask).save(masks / f"tile_{number}.png")
+    report = generation.generate(change(options, masks_t2=masks))
+    assert report.num_pairs == 2
+    pairs = ca.load_pairs(options.out)
+    for pair in (pairs[0], pairs[1]):
+        assert pair.mask_t2 is not None
+        assert pair.change_mask.sum() == 100 and pair.change_mask[40:50, 20:30].all()
+        assert (pair.mask_t2[-3:] == 0).all()
+    Image.fromarray(mask).save(masks / "stranger.png")
+    with pytest.raises(SourceError, match=r"stranger.png: has no image"):
+        generation.generate(change(options, masks_t2=masks, out=tmp_path / "other"))
+
+
+def test_shortfall_is_said_with_counts_after_writing_what_is_possible(options: GenerateOptions) -> None:
+    for file in (options.source / "masks").iterdir():
+        Image.fromarray(np.full((64, 64), 1, np.uint8)).save(file)
+    mask = np.full((64, 64), 1, np.uint8)
+    mask[20:30, 0:10] = 4  # touches the border: can disappear, cannot be copied
+    Image.fromarray(mask).save(options.source / "masks" / "tile_3.png")
+    with pytest.raises(ShortfallError, match=r"of 4 pairs; no tile has room for the other 2 appearance"):
+        generation.generate(change(options, num_pairs=4))
+    assert len(ca.load_pairs(options.out)) == 2
+
+
+def test_dry_run_writes_nothing(options: GenerateOptions) -> None:
+    plan = generation.dry_run(options)
+    assert plan.num_pairs == 7 and plan.seconds > 0 and plan.num_bytes > 7 * 64 * 64
+    assert not options.out.exists()
+
+
+def test_geotiff_keeps_bands_dtype_and_place(options: GenerateOptions, tmp_path: Path) -> None:
+    import rasterio
+    from rasterio.transform import from_origin
+
+    source = tmp_path / "sixteen"
+    (source / "images").mkdir(parents=True)
+    (source / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    mask = np.asarray(Image.open(options.source / "masks" / "tile_0.png"))
+    place = {"crs": "EPSG:32633", "transform": from_origin(400_000, 5_000_000, 0.5, 0.5)}
+    with rasterio.open(
+        source / "images" / "a.tif", "w", driver="GTiff", height=64, width=128, count=4, dtype="uint16", **place
+    ) as file:
+        file.write(rng.integers(200, 4000, (4, 64, 128)).astype(np.uint16))
+    Image.fromarray(np.hstack([mask, mask])).save(source / "masks" / "a.png")
+    (source / "legend.json").write_text((options.source / "legend.json").read_text())
+    generation.generate(change(options, source=source, image_format="geotiff", bands=[4, 3, 2], num_pairs=4))
+    (record,) = [
+        r for r in map(json.loads, (options.out / "metadata.jsonl").read_text().splitlines())
+        if r["source_key"] == "a_y00000_x00064" and r["kind"] == "appearance"
+    ]  # fmt: skip
+    with (
+        rasterio.open(options.out / record["B_file_name"]) as second,
+        rasterio.open(source / "images" / "a.tif") as all_,
+    ):
+        assert second.dtypes[0] == "uint16" and second.count == 3 and second.crs.to_epsg() == 32633
+        assert second.transform.c == 400_000 + 64 * 0.5
+        with rasterio.open(options.out / record["A_file_name"]) as first:
+            window = rasterio.windows.Window(64, 0, 64, 64)
+            assert np.array_equal(first.read(), all_.read([4, 3, 2], window=window))
+    assert record["gsd_m"] == 0.5
+    assert (options.out / "report.html").is_file()
+
+
+def test_cli_exit_codes_and_single_lines(
+    options: GenerateOptions, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    common = ["--source", str(options.source), "--model", options.model, "--tile-size", "64", "--num-steps", "2"]
+    assert run(["generate", *common, "--out", str(options.out), "--num-pairs", "2"]) == 0
+    assert "wrote 2 pairs" in capsys.readouterr().out
+    assert run(["generate", *common, "--out", str(options.out), "--num-pairs", "2"]) == 0
+    assert "nothing to do: all 2 pairs are there" in capsys.readouterr().out
+    for arguments, text in [
+        (["generate", *common], "required: out"),
+        (["generate", *common, "--out", str(tmp_path / "x"), "--nonsense", "1"], "nonsense"),
+        (
+            ["generate", *common, "--out", str(tmp_path / "x"), "--num-pairs", "many"],
+            "num_pairs is 'many'; allowed: int or nothing",
+        ),
+        (["generate", *common, "--out", str(tmp_path / "x"), "--free-fraction", "2"], "free_fraction is 2.0"),
+        (["generate", *common, "--out", str(options.out), "--num-pairs", "3"], "num_pairs = 2, asked now: 3"),
+        (["generate", "--source", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")], "nowhere: no such folder"),
+        (["invent"], "unknown command"),
+    ]:
+        assert run(arguments) == 2, arguments
+        error = capsys.readouterr().err.strip()
+        assert text in error.splitlines()[-1] and "Traceback" not in error
+    assert run(["check", str(options.out)]) == 0
+    assert "every file is as it was written" in capsys.readouterr().out
+    (options.out / "B" / sorted(p.name for p in (options.out / "B").iterdir())[0]).write_bytes(b"cut")
+    assert run(["check", str(options.out)]) == 2
+    for folder in (options.source, Path(options.model)):
+        assert run(["check", str(folder)]) == 0
+
+
+def test_config_file_and_flags(options: GenerateOptions, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"source: {options.source}\nmodel: {options.model}\ntile_size: 64\nnum_steps: 2\nnum_pairs: 5\n"
+        "events:\n  min_area: 80\n"
+    )
+    out = tmp_path / "configured"
+    assert run(["generate", "--num-pairs", "2", "--config", str(config), "--out", str(out)]) == 0
+    assert len(ca.load_pairs(out)) == 2
+    settings = json.loads((out / "plan" / "settings.json").read_text())["settings"]
+    assert settings["min_area"] == 80
+    config.write_text("sauce: here\n")
+    assert run(["generate", "--config", str(config), "--out", str(out)]) == 2
+    assert "sauce" in capsys.readouterr().err
+
+
+def test_simulate_writes_masks_that_generate_would_use(options: GenerateOptions, tmp_path: Path) -> None:
+    out = tmp_path / "masks"
+    arguments = ["--source", str(options.source), "--tile-size", "64", "--num-pairs", "7", "--seed", "3"]
+    assert run(["simulate", *arguments, "--shard-size", "3", "--out", str(out)]) == 0
+    generation.generate(options)
+    for name in ("label", "label1", "label2"):
+        assert tree(out / name) == tree(options.out / name)
+    records = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert len(records) == 7 and all(record["events"] for record in records)
+
+
+def test_two_processes_on_one_folder(options: GenerateOptions) -> None:
+    from changeanywhere.generation.prepare import locked
+
+    with locked(options.out), pytest.raises(OutputError, match="another process"):
+        generation.generate(options)
+
+
+def test_options_are_checked(options: GenerateOptions) -> None:
+    for name, value in [("batch_size", 0), ("image_format", "bmp"), ("tile_size", 50), ("num_pairs", 0)]:
+        with pytest.raises(ConfigError, match=name):
+            change(options, **{name: value}).check()
