@@ -11,6 +11,8 @@ from changeanywhere.pairs.layout import file_hash
 from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.sample import change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.sources.files import read_info
+from changeanywhere.sources.layouts import find_layout
 
 MAX_SAMPLES = 64  # tiles or pairs whose pixels are read; spread evenly
 
@@ -102,7 +104,9 @@ def _pairs(folder: Path) -> str:
 
 def _source(folder: Path) -> str:
     try:
-        source = open_source(folder, SourceOptions())
+        first = read_info(find_layout(folder).entries[0].image)
+        tile_size = max(16, min(256, first.height // 16 * 16, first.width // 16 * 16))
+        source = open_source(folder, SourceOptions(tile_size=tile_size))
     except ChangeAnywhereError as error:
         raise InputError(f"not a model, dataset or training run, and as a source: {error}") from error
     rows = range(0, len(source), -(-len(source) // MAX_SAMPLES))
@@ -111,7 +115,7 @@ def _source(folder: Path) -> str:
     scenes = len({item.scene for item in source.items})
     licences = sorted({item.licence for item in source.items})
     return (
-        f"{folder}: single-date tiles; {len(source)} of {scenes} scenes, legend {source.legend.name}, "
+        f"{folder}: {len(source)} single-date tiles of {tile_size} px, {scenes} scenes, legend {source.legend.name}, "
         f"licences {', '.join(licences)}; {len(rows)} read without a fault\n"
         f"next: changeanywhere generate --source {folder} --out DIR"
     )

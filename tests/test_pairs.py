@@ -1,0 +1,153 @@
+"""Bi-temporal datasets on disk: writer, reader, splits, card, report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from changeanywhere.errors import OutputError, PairsError
+from changeanywhere.legend import load_legend
+from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.pairs.split import assign_splits
+from changeanywhere.pairs.writer import finalise, pair_record, write_pair
+from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceItem, change_mask_of
+from conftest import shared
+
+LEGEND = load_legend("mini")
+
+
+def make_pair(key: str, seed: int = 0) -> ChangePair:
+    rng = np.random.default_rng(seed)
+    mask_t1 = np.full((32, 32), 1, np.uint8)
+    mask_t1[:2] = 0
+    mask_t2 = mask_t1.copy()
+    mask_t2[10:20, 8 : 9 + seed] = 4
+    images = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    return ChangePair(key, images[0], images[1], change_mask_of(mask_t1, mask_t2), mask_t1, mask_t2)
+
+
+def record_of(pair: ChangePair, scene: str, split: str) -> dict[str, object]:
+    event = ChangeEvent("appearance", 1, 4, (10, 8, 10, 1), (0, 0), int(pair.change_mask.sum()))
+    assert pair.mask_t2 is not None
+    plan = ChangePlan(pair.mask_t2, pair.change_mask, (event,), 5)
+    return pair_record(
+        pair, legend=LEGEND, item=SourceItem(pair.key, scene, None, "CC0-1.0", 0.5), plan=plan, kind="appearance",
+        source="unit/test", split=split, image_format="png", bands=["1", "2", "3"],
+        normalisation={"low": [0.0] * 3, "high": [255.0] * 3}, model="mini", model_hash="abc", settings={"num_steps": 2},
+        versions={"changeanywhere": "0"},
+    )  # fmt: skip
+
+
+def write_dataset(root: Path, keys: list[str]) -> None:
+    records = []
+    for number, key in enumerate(keys):
+        pair = make_pair(key, number % 8)
+        write_pair(root, pair, LEGEND)
+        records.append(record_of(pair, f"scene{number}", ("train", "val", "test")[number % 3]))
+    finalise(root, LEGEND, records)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    keys = [f"k{i}" for i in range(7)]
+    write_dataset(tmp_path, keys)
+    pairs = load_pairs(tmp_path)
+    for number, key in enumerate(keys):
+        pair, original = pairs[number], make_pair(key, number)
+        for name in ("image_t1", "image_t2", "change_mask", "mask_t1", "mask_t2"):
+            assert np.array_equal(getattr(pair, name), getattr(original, name)), name
+        assert pair.metadata["key"] == key
+    assert [load_pairs(tmp_path, s).names for s in ("train", "val", "test")] == [
+        ("k0.png", "k3.png", "k6.png"), ("k1.png", "k4.png"), ("k2.png", "k5.png"),
+    ]  # fmt: skip
+    label = Image.open(tmp_path / "label" / "k3.png")
+    assert label.mode == "L" and set(np.unique(np.asarray(label))) == {0, 255}
+    mask = Image.open(tmp_path / "label2" / "k3.png")
+    assert mask.mode == "P" and mask.getpalette()[12:15] == list(LEGEND.classes[3].color)
+
+
+def test_labels_that_disagree_are_never_written(tmp_path: Path) -> None:
+    pair = make_pair("k", 3)
+    wrong = pair.change_mask.copy()
+    wrong[0, 0] = True
+    with pytest.raises(PairsError, match="disagrees with the semantic masks in 1 px"):
+        write_pair(tmp_path, ChangePair("k", pair.image_t1, pair.image_t2, wrong, pair.mask_t1, pair.mask_t2), LEGEND)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_opens_as_an_imagefolder(tmp_path: Path) -> None:
+    write_dataset(tmp_path, ["b", "a"])
+    records = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [r["key"] for r in records] == ["a", "b"]
+    for record in records:
+        columns = [name for name in record if name.endswith("_file_name")]
+        assert columns == ["A_file_name", "B_file_name", "label_file_name", "label1_file_name", "label2_file_name"]
+        assert all((tmp_path / record[name]).is_file() for name in columns)
+        assert not re.search(r"\d{4}-\d\d-\d\d", json.dumps(record)), "no timestamps"
+
+
+def test_card_has_front_matter_and_counts(tmp_path: Path) -> None:
+    write_dataset(tmp_path, ["a", "b", "c"])
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc0-1.0\n") and "train 1, val 1, test 1" in card
+    assert "bareland → building" in card and "num_steps" in card
+
+
+def test_report_is_self_contained_and_escapes(tmp_path: Path) -> None:
+    keys = [f"k{i:03}" for i in range(60)] + ["<script>alert(1)</script>".replace("/", "_")]
+    write_dataset(tmp_path, keys)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="pair"') == 48
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert len(page) < 6_000_000
+
+
+def test_splits_follow_the_source_or_the_hash_of_the_scene() -> None:
+    scenes = {f"s{i}": None for i in range(3000)}
+    splits = assign_splits(scenes)
+    shares = [sum(s == name for s in splits.values()) / 3000 for name in ("train", "val", "test")]
+    assert np.abs(np.array(shares) - [0.8, 0.1, 0.1]).max() < 0.02
+    assert all(assign_splits(dict(list(scenes.items())[:10]))[k] == splits[k] for k in list(scenes)[:10])
+    assert assign_splits({"a": "train", "b": "val"}) == {"a": "train", "b": "val"}
+    assert assign_splits({f"s{i}": "val" for i in range(3000)}) == splits, "one stated split says nothing"
+
+
+def test_missing_split_is_an_error_never_all_of_it(tmp_path: Path) -> None:
+    write_dataset(tmp_path, ["a", "b", "c"])
+    (tmp_path / "list" / "val.txt").unlink()
+    with pytest.raises(PairsError, match=r"val\.txt: missing"):
+        load_pairs(tmp_path, "val")
+    (tmp_path / "list" / "test.txt").write_text("z.png\n")
+    with pytest.raises(PairsError, match=r"names z\.png"):
+        load_pairs(tmp_path, "test")
+    (tmp_path / "list" / "train.txt").write_text("")
+    with pytest.raises(PairsError, match="is empty"):
+        load_pairs(tmp_path, "train")
+    (tmp_path / "B" / "a.png").unlink()
+    with pytest.raises(PairsError, match=r"B/a\.png: missing"):
+        load_pairs(tmp_path)[0]
+    with pytest.raises(PairsError, match="no bi-temporal dataset"):
+        load_pairs(tmp_path / "A")
+
+
+def test_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        atomic_write(tmp_path / "file" / "a.png", b"x")
+
+
+def test_real_levir_tree() -> None:
+    root = shared("data", "cd_pairs", "levir_cd_subset")
+    with pytest.raises(PairsError, match="say which"):
+        load_pairs(root)
+    pairs = load_pairs(root, "test")
+    assert len(pairs) == 94
+    pair = pairs[3]
+    assert pair.image_t1.shape == (256, 256, 3) and pair.change_mask.shape == (256, 256)
+    assert pair.mask_t1 is None

@@ -1,0 +1,273 @@
+"""Single-date sources in their true layouts, from small files and from real ones."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.transform import from_origin
+
+from changeanywhere.errors import LegendError, SourceError
+from changeanywhere.legend import load_legend
+from changeanywhere.sources import SourceOptions, open_source
+from conftest import shared, write_source
+
+SMALL = SourceOptions(tile_size=64)
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(400_000, 5_000_000, 0.5, 0.5)}
+
+
+def write_tif(path: Path, bands: npt.NDArray[np.generic], **profile: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = bands.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **(PLACE | profile)
+    ) as file:
+        file.write(bands)
+    return path
+
+
+def test_folder_of_pngs(source_folder: Path) -> None:
+    source = open_source(source_folder, SMALL)
+    assert len(source) == 6 and source.legend.name == "mini"
+    sample = source[2]
+    assert sample.item.key == sample.item.scene == "tile_2"
+    assert sample.image.shape == (64, 64, 3) and sample.image.dtype == np.uint8
+    assert np.array_equal(sample.mask, np.asarray(Image.open(source_folder / "masks" / "tile_2.png")))
+    assert sample.normalisation.high == (255.0,) * 3
+    assert source.index_of("tile_4") == 4
+
+
+def test_palette_and_coloured_masks_mean_the_same(source_folder: Path) -> None:
+    legend = load_legend("mini")
+    expected = [open_source(source_folder, SMALL).read_mask(i) for i in range(4)]
+    masks = source_folder / "masks"
+    palette = Image.fromarray(expected[0])
+    palette.putpalette(legend.palette().tobytes())
+    palette.save(masks / "tile_0.png")
+    Image.fromarray(legend.colorize(expected[1])).save(masks / "tile_1.png")
+    rgba = np.dstack([legend.colorize(expected[2]), np.full((64, 64), 255, np.uint8)])
+    Image.fromarray(rgba).save(masks / "tile_2.png")
+    # A palette in an order of its own: the colours say the class.
+    order = np.array([0, 5, 3, 1, 2, 4, 7, 6], np.uint8)
+    own = Image.fromarray(np.argsort(order).astype(np.uint8)[expected[3]])
+    own.putpalette(legend.palette()[order].tobytes())
+    own.save(masks / "tile_3.png")
+    source = open_source(source_folder, SMALL)
+    for i in range(4):
+        assert np.array_equal(source.read_mask(i), expected[i]), i
+
+
+def test_large_geotiff_is_read_by_window_with_its_place(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(100, 5000, (4, 150, 200)).astype(np.uint16)
+    mask = rng.integers(0, 8, (1, 150, 200)).astype(np.uint8)
+    write_tif(tmp_path / "images" / "a.tif", image, tiled=True, blockxsize=64, blockysize=64)
+    write_tif(tmp_path / "masks" / "a.tif", mask)
+    load_legend("mini").save(tmp_path / "legend.json")
+    source = open_source(tmp_path, SourceOptions(tile_size=64, bands=(4, 3, 2)))
+    assert len(source) == 3 * 4
+    covered = np.zeros((150, 200), bool)
+    for sample in (source[i] for i in range(len(source))):
+        assert sample.georef is not None and sample.georef.crs == "EPSG:32633"
+        column = round((sample.georef.transform[2] - 400_000) / 0.5)
+        row = round((5_000_000 - sample.georef.transform[5]) / 0.5)
+        assert sample.item.key == f"a_y{row:05d}_x{column:05d}" and sample.item.scene == "a"
+        window = (slice(row, row + 64), slice(column, column + 64))
+        assert np.array_equal(sample.image, image[[3, 2, 1]][(slice(None), *window)].transpose(1, 2, 0))
+        assert np.array_equal(sample.mask, mask[0][window])
+        assert sample.item.gsd_m == 0.5 and sample.bands == ("4", "3", "2")
+        covered[window] = True
+    assert covered.all()
+    low, high = sample.normalisation.low, sample.normalisation.high
+    np.testing.assert_allclose(low, np.percentile(image[[3, 2, 1]], 2, axis=(1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(high, np.percentile(image[[3, 2, 1]], 98, axis=(1, 2)), rtol=1e-3)
+
+
+def test_nan_and_nodata_become_unknown_ground(tmp_path: Path) -> None:
+    image = np.full((3, 64, 64), 5.0, np.float32)
+    image[:, :, 32:] = 7.0
+    image[1, :4] = np.nan
+    write_tif(tmp_path / "images" / "a.tif", image)
+    counts = np.full((3, 64, 64), 900, np.uint16)
+    counts[:, :6] = 0
+    counts[:, 30:] = 1200
+    write_tif(tmp_path / "images" / "b.tif", counts, nodata=0)
+    for name in "ab":
+        write_tif(tmp_path / "masks" / f"{name}.tif", np.ones((1, 64, 64), np.uint8))
+    load_legend("mini").save(tmp_path / "legend.json")
+    source = open_source(tmp_path, SMALL)
+    first, second = source[0], source[1]
+    assert np.isfinite(first.image).all()
+    assert (first.mask[:4] == 0).all() and (first.mask[4:] == 1).all()
+    assert (second.mask[:6] == 0).all() and (second.mask[6:] == 1).all()
+
+
+def test_openearthmap_tree(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for region, numbers in (("aachen", (1, 2)), ("kyoto", (7,))):
+        for number in numbers:
+            name = f"{region}_{number}.tif"
+            write_tif(tmp_path / region / "images" / name, rng.integers(0, 255, (3, 64, 64)).astype(np.uint8))
+            write_tif(tmp_path / region / "labels" / name, rng.integers(0, 9, (1, 64, 64)).astype(np.uint8))
+    write_tif(tmp_path / "kyoto" / "images" / "kyoto_9.tif", np.zeros((3, 64, 64), np.uint8))  # test: no label
+    (tmp_path / "train.txt").write_text("aachen_1.tif\nkyoto_7.tif\n")
+    (tmp_path / "val.txt").write_text("aachen_2.tif\n")
+    source = open_source(tmp_path, SMALL)
+    assert {item.key: item.split for item in source.items} == {
+        "aachen_1": "train", "aachen_2": "val", "kyoto_7": "train",
+    }  # fmt: skip
+    assert source.legend == load_legend("openearthmap")
+    mapped = source.with_legend(load_legend("mini"))
+    assert mapped[0].mask.max() <= 7 and np.array_equal(mapped[0].mask == 0, source[0].mask == 0)
+
+
+def test_loveda_tree(tmp_path: Path) -> None:
+    for top, area in (("Train", "Urban"), ("Train", "Rural"), ("Val", "Urban")):
+        for folder, content in (("images_png", (64, 64, 3)), ("masks_png", (64, 64))):
+            path = tmp_path / top / area / folder
+            path.mkdir(parents=True)
+            Image.fromarray(np.full(content, 3, np.uint8)).save(path / "5.png")
+    (tmp_path / "Test" / "Urban" / "images_png").mkdir(parents=True)
+    source = open_source(tmp_path, SMALL)
+    assert {item.key: item.split for item in source.items} == {
+        "train_urban_5": "train", "train_rural_5": "train", "val_urban_5": "val",
+    }  # fmt: skip
+    assert source.legend.name_of(int(source.read_mask(0)[0, 0])) == "road"
+    assert len(open_source(tmp_path / "Train", SMALL)) == 2
+
+
+def test_provenance_gives_scene_split_licence_and_sampling(source_folder: Path) -> None:
+    rows = ["patch,split,scene,gsd_m,licence"]
+    rows += [f"tile_{i},val,scene_{i // 3},~0.7 (estimated),{'CC0-1.0' if i < 4 else 'secret'}" for i in range(6)]
+    (source_folder / "provenance.csv").write_text("\n".join(rows))
+    items = open_source(source_folder, SMALL).items
+    assert (items[5].scene, items[5].split, items[5].licence, items[5].gsd_m) == ("scene_1", "val", "secret", 0.7)
+    assert len(open_source(source_folder, SourceOptions(tile_size=64, licences=("CC0-1.0",)))) == 4
+    with pytest.raises(SourceError, match="no tile under the licences MIT"):
+        open_source(source_folder, SourceOptions(tile_size=64, licences=("MIT",)))
+
+
+def _wrong_size(folder: Path) -> None:
+    Image.fromarray(np.ones((32, 64), np.uint8)).save(folder / "masks" / "tile_1.png")
+
+
+def _foreign_value(folder: Path) -> None:
+    Image.fromarray(np.full((64, 64), 200, np.uint8)).save(folder / "masks" / "tile_1.png")
+
+
+def _foreign_colour(folder: Path) -> None:
+    Image.fromarray(np.full((64, 64, 3), 77, np.uint8)).save(folder / "masks" / "tile_1.png")
+
+
+def _no_mask(folder: Path) -> None:
+    (folder / "masks" / "tile_1.png").unlink()
+
+
+def _no_image(folder: Path) -> None:
+    (folder / "images" / "tile_1.png").unlink()
+
+
+def _truncated(folder: Path) -> None:
+    file = folder / "images" / "tile_1.png"
+    file.write_bytes(file.read_bytes()[:900])
+
+
+def _empty_file(folder: Path) -> None:
+    (folder / "images" / "tile_1.png").write_bytes(b"")
+
+
+def _no_legend(folder: Path) -> None:
+    (folder / "legend.json").unlink()
+
+
+def _truncated_tif(folder: Path) -> None:
+    (folder / "images" / "tile_1.png").unlink()
+    file = write_tif(folder / "images" / "tile_1.tif", np.random.default_rng(0).random((3, 64, 64)))
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (_wrong_size, r"tile_1.png: 64x64 px, but its mask tile_1.png has 64x32 px"),
+        (_foreign_value, r"tile_1.png: mask value 200 is outside the legend 'mini'; allowed: 0"),
+        (_foreign_colour, r"tile_1.png: mask colour \(77, 77, 77\) is not in the legend"),
+        (_no_mask, "tile_1.png: has no mask"),
+        (_no_image, "tile_1.png: has no image"),
+        (_truncated, "tile_1.png: not a readable image"),
+        (_empty_file, "tile_1.png: not a readable image"),
+        (_truncated_tif, "tile_1.tif: not a readable raster"),
+        (_no_legend, "give --legend"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_input_is_one_line_with_the_file(source_folder: Path, damage: object, text: str) -> None:
+    damage(source_folder)  # type: ignore[operator]
+    with pytest.raises((SourceError, LegendError), match=text) as caught:
+        source = open_source(source_folder, SMALL)
+        for i in range(len(source)):
+            source.read(i)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_refusals(source_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"64x64 px is smaller than a tile of 256x256"):
+        open_source(source_folder)
+    with pytest.raises(SourceError, match="has 3 band"):
+        open_source(source_folder, SourceOptions(tile_size=64, bands=(4, 3, 2)))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(SourceError, match="no layout recognised; looked for"):
+        open_source(tmp_path / "void")
+    with pytest.raises(SourceError, match="no such folder"):
+        open_source(tmp_path / "nowhere")
+
+
+def test_real_tiles_open_quickly_and_read() -> None:
+    root = shared("data", "landcover", "val")
+    started = time.perf_counter()
+    source = open_source(root)
+    assert (time.perf_counter() - started) / len(source) < 0.01
+    assert len(source) == 194 and source.legend.num_classes == 11
+    mapped = source.with_legend(load_legend("mini"))
+    sample = mapped.read(mapped.index_of("dubai_t5p1_y0000x0000"))
+    assert sample.item.scene == "dubai_tile5" and sample.item.licence == "CC0-1.0" and sample.mask.max() <= 7
+    assert len(open_source(root, SourceOptions(licences=("CC0-1.0",)))) == 120
+
+
+def test_real_geotiffs(tmp_path: Path) -> None:
+    folder = shared("data", "geotiff_example")
+    for name in ("austin_29", "tyrolw_57"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        shutil.copy(folder / f"oem_{name}_rgb.tif", tmp_path / "images" / f"{name}.tif")
+        shutil.copy(folder / f"oem_{name}_mask.tif", tmp_path / "masks" / f"{name}.tif")
+    source = open_source(tmp_path, SourceOptions(legend="openearthmap"))
+    assert {item.scene for item in source.items} == {"austin_29", "tyrolw_57"} and len(source) > 4
+    sample = source[0]
+    assert sample.image.shape == (256, 256, 3) and sample.georef is not None
+    with rasterio.open(tmp_path / "images" / "austin_29.tif") as whole:
+        assert sample.georef.transform == tuple(whole.transform)[:6]
+    assert 0 < len(np.unique(sample.mask)) <= 9
+
+
+def test_real_four_band_image(tmp_path: Path) -> None:
+    folder = shared("data", "geotiff_example")
+    with rasterio.open(folder / "naip_claremont_2016_18.tif") as file:
+        height, width, bands = file.height, file.width, file.read()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    shutil.copy(folder / "naip_claremont_2016_18.tif", tmp_path / "images" / "n.tif")
+    Image.fromarray(np.ones((height, width), np.uint8)).save(tmp_path / "masks" / "n.png")
+    sample = open_source(tmp_path, SourceOptions(legend="mini", bands=(4, 1, 2)))[0]
+    assert np.array_equal(sample.image, bands[[3, 0, 1], :256, :256].transpose(1, 2, 0))
+
+
+def test_write_source_helper_uses_the_legend(tmp_path: Path) -> None:
+    source = open_source(write_source(tmp_path / "s"), SMALL)
+    assert {0, 1, 2, 3, 4} == set(np.unique(source.read_mask(0)))

@@ -1,0 +1,272 @@
+"""Training both stages of a tiny model: it learns, resumes bit for bit, refuses what is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from changeanywhere.cli import run as command
+from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.errors import ConfigError, ModelError, OutputError, TrainingDivergedError
+from changeanywhere.models.first_stage import build_vq_model
+from changeanywhere.models.folder import load_model, noise_schedule
+from changeanywhere.models.linear_start import linear_start
+from changeanywhere.models.perceptual import ShiftTolerantLPIPS, find_weights
+from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
+from changeanywhere.training.batches import dihedral, tiles_of_step
+from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
+from changeanywhere.training.denoiser import build_denoiser, denoising_loss, train_denoiser
+from changeanywhere.training.ema import WeightAverage
+from changeanywhere.training.first_stage import train_first_stage
+from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
+from changeanywhere.training.run import TrainingRun, learning_rate_factor
+from conftest import write_source
+
+FIRST_STAGE = FirstStageRecipe(
+    channels=[8, 8, 8], layers_per_block=1, norm_groups=1, mid_attention=False, num_codes=16, linear_start=True,
+    crop_size=32, batch_size=2, num_steps=6, learning_rate=1e-3, quantise_from_step=2, chroma_weight=1.0,
+    perceptual_weight=0.0, adversarial_from_step=3, discriminator_channels=4, restart_codes_every=2,
+)  # fmt: skip
+DENOISER = DenoiserRecipe(
+    channels=[8, 16], layers_per_block=1, attention_levels=[1], head_dim=8, norm_groups=4, mask_channels=4,
+    views=2, batch_size=2, num_steps=6, learning_rate=1e-3, min_snr_gamma=5.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    source = write_source(tmp_path / "source")
+    return Recipe(
+        DataRecipe(source=str(source), tile_size=64),
+        FIRST_STAGE,
+        DENOISER,
+        RunRecipe(num_workers=0, log_every=1, save_every=2),
+    )
+
+
+def source_of(recipe: Recipe) -> object:
+    return open_source(recipe.data.source, SourceOptions(tile_size=64))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{file.parent.name}.{name}": value
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
+def train_both(recipe: Recipe, out: Path) -> dict[str, torch.Tensor]:
+    train_first_stage(source_of(recipe), recipe, out)
+    train_denoiser(source_of(recipe), recipe, out)
+    return weights(out / "model")
+
+
+def test_interrupted_training_ends_with_the_same_weights(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = train_both(recipe, tmp_path / "unbroken")
+
+    save = TrainingRun.save_checkpoint
+
+    def save_and_die(self: TrainingRun, state: dict[str, object]) -> None:
+        save(self, state)
+        if state["step"] == 4:
+            raise KeyboardInterrupt
+
+    for stage in (train_first_stage, train_denoiser):
+        monkeypatch.setattr(TrainingRun, "save_checkpoint", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            stage(source_of(recipe), recipe, tmp_path / "broken")
+        monkeypatch.setattr(TrainingRun, "save_checkpoint", save)
+        stage(source_of(recipe), recipe, tmp_path / "broken")
+    broken = weights(tmp_path / "broken" / "model")
+    assert unbroken.keys() == broken.keys()
+    for name, value in unbroken.items():
+        assert torch.equal(value, broken[name]), name
+
+
+def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import asdict
+
+    import yaml
+
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(asdict(recipe)))
+    out = str(tmp_path / "run")
+    assert command(["train", "denoiser", "--config", str(file), "--out", out]) == 2
+    assert "run 'changeanywhere train first-stage'" in capsys.readouterr().err
+    assert command(["train", "first-stage", "--config", str(file), "--out", out]) == 0
+    assert command(["train", "denoiser", "--config", str(file), "--out", out]) == 0
+    assert command(["check", out]) == 0
+    assert "generate --model" in capsys.readouterr().out
+    pipe = ChangePairPipeline.from_pretrained(tmp_path / "run" / "model", dtype="float32")
+    assert pipe.legend.name == "mini" and pipe.model.mask_dropout == 0.1
+    painted = pipe(np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), np.uint8), np.ones((64, 64), bool), num_steps=2)
+    assert painted.shape == (64, 64, 3)
+    metrics = [
+        json.loads(line) for line in (tmp_path / "run/training/first_stage/metrics.jsonl").read_text().splitlines()
+    ]
+    assert {"l1", "psnr", "chroma", "codebook", "perplexity", "adversarial"} <= {k for m in metrics for k in m}
+    assert list((tmp_path / "run/training/denoiser/samples").glob("*.png"))
+    assert command(["train", "first-stage", "--config", str(file), "--out", out, "--first-stage.num-codes", "32"]) == 2
+    assert "first_stage.num_codes = 16, now 32" in capsys.readouterr().err
+
+
+def test_latents_are_standardised_by_the_training_set(recipe: Recipe, tmp_path: Path) -> None:
+    train_both(recipe, tmp_path / "run")
+    latents = np.load(tmp_path / "run/training/latents/latents.npy").astype(np.float32)
+    assert latents.shape == (6, 2, 3, 16, 16)
+    np.testing.assert_allclose(latents[:, 0].mean((0, 2, 3)), 0, atol=0.05)
+    np.testing.assert_allclose(latents[:, 0].std((0, 2, 3)), 1, atol=0.05)
+    assert load_model(tmp_path / "run" / "model").first_stage.latent_std.min() > 0
+
+
+def test_nan_stops_with_the_last_checkpoint_intact(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_first_stage(source_of(recipe), recipe, tmp_path)
+    original = denoising_loss
+
+    def poisoned(*arguments: object) -> torch.Tensor:
+        generator = arguments[-1]
+        loss = original(*arguments)
+        return loss * float("nan") if generator.initial_seed() == 4 else loss
+
+    monkeypatch.setattr("changeanywhere.training.denoiser.denoising_loss", poisoned)
+    with pytest.raises(TrainingDivergedError, match="loss is nan at step 5"):
+        train_denoiser(source_of(recipe), recipe, tmp_path)
+    state = torch.load(tmp_path / "training/denoiser/checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(torch.isfinite(v).all() for v in state["denoiser"].values())
+
+
+def test_refusals(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no first stage"):
+        train_denoiser(source_of(recipe), recipe, tmp_path)
+    with pytest.raises(ConfigError, match=r"denoiser.loss is 'l3'; allowed: l1, l2"):
+        replace(recipe, denoiser=replace(DENOISER, loss="l3")).check()
+    with pytest.raises(ConfigError, match=r"first_stage.channels is \[8, 8\]"):
+        replace(recipe, first_stage=replace(FIRST_STAGE, channels=[8, 8])).check()
+    train_first_stage(source_of(recipe), recipe, tmp_path)
+    (tmp_path / "training/first_stage/checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="not a readable checkpoint"):
+        train_first_stage(source_of(recipe), recipe, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        TrainingRun(tmp_path / "file" / "run", "first_stage", recipe)
+
+
+def test_denoiser_learns_to_paint_what_the_mask_says(tmp_path: Path) -> None:
+    """Constant latents per class: after a few hundred steps the prediction depends on the mask."""
+    torch.manual_seed(0)
+    denoiser = build_denoiser(replace(DENOISER, mask_dropout=0.1), num_classes=2, latent_channels=3)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), 3e-3)
+    schedule = noise_schedule()
+    masks = torch.ones(8, 32, 32, dtype=torch.long)
+    masks[:, :, 16:] = 2
+    latents = F.max_pool2d(masks.float().unsqueeze(1), 4).expand(-1, 3, -1, -1) * 2 - 3
+    losses = []
+    for step in range(150):
+        loss = denoising_loss(denoiser, schedule, latents, masks, DENOISER, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([900])
+    with torch.no_grad():
+        one, two = (denoiser(x, t, denoiser.encode_masks(torch.full((1, 32, 32), c))) for c in (1, 2))
+    # More noise is seen in x where a lower clean value is expected: class 1 has the lower one.
+    assert (one - two).mean() > 0.01
+
+
+def test_batches_depend_on_seed_and_step_alone_and_cover_every_epoch() -> None:
+    batches = [tiles_of_step(10, 4, 7, step) for step in range(5)]
+    drawn = [tile for batch in batches for tile in batch]
+    assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(10))
+    assert batches[3] == tiles_of_step(10, 4, 7, 3) != tiles_of_step(10, 4, 8, 3)
+
+
+def test_eight_views_are_different_and_the_first_is_the_tile() -> None:
+    image = np.arange(12).reshape(2, 2, 3)
+    assert len({dihedral(image, view).tobytes() for view in range(8)}) == 8
+    assert np.array_equal(dihedral(image, 0), image)
+
+
+def test_ema_halflife_is_a_share_of_the_steps() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    average = WeightAverage(module, 0.1)
+    for step in range(1000):
+        if step == 900:
+            torch.nn.init.ones_(module.weight)
+        average.update(module, step)
+    # The half-life is 90 to 100 steps over the last 100: half of the way from 0 to 1 and a little more.
+    assert 0.5 < float(average.weights["weight"]) < 0.55
+
+
+def test_codebook_tools() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    vectors = centres.repeat_interleave(50, 0) + 0.1 * torch.randn(150, 2, generator=generator)
+    codes = place_codes(vectors, 12, generator)
+    assert torch.cdist(centres, codes).min(1).values.max() < 0.2
+    usage = torch.tensor([3, 0, 5, 0])
+    codebook = torch.zeros(4, 2)
+    assert restart_dead_codes(codebook, usage, vectors + 100, generator) == 2
+    assert codebook[[0, 2]].abs().sum() == 0 and (codebook[[1, 3]] > 50).all()
+    assert perplexity(torch.tensor([5, 5, 5, 5])) == pytest.approx(4)
+    assert perplexity(torch.tensor([9, 0, 0, 0])) == pytest.approx(1)
+
+
+def test_adversarial_parts() -> None:
+    net = PatchDiscriminator(3, 4)
+    assert net(torch.zeros(2, 3, 64, 64)).shape[:2] == (2, 1)
+    assert float(discriminator_loss(torch.full((4,), 2.0), torch.full((4,), -2.0))) == 0
+    assert float(discriminator_loss(torch.zeros(4), torch.zeros(4))) == 1
+    weight = torch.ones(3, requires_grad=True)
+    assert float(adaptive_weight((6 * weight).sum(), (2 * weight).sum(), weight)) == pytest.approx(3, rel=1e-3)
+
+
+def test_learning_rate() -> None:
+    assert learning_rate_factor(0, 100, 10, False) == pytest.approx(0.1)
+    assert learning_rate_factor(50, 100, 10, False) == 1
+    assert learning_rate_factor(100, 100, 0, True) == pytest.approx(0.02)
+
+
+def test_linear_start_is_a_plain_reduction_and_enlargement() -> None:
+    torch.manual_seed(0)
+    model = build_vq_model([8, 16, 16], 1, num_codes=8, norm_groups=1, mid_attention=False)
+    images = F.interpolate(torch.rand(4, 3, 8, 8) * 2 - 1, scale_factor=8, mode="bicubic").clamp(-1, 1)
+    linear_start(model, images)
+    with torch.no_grad():
+        latents = model.encode(images).latents
+        decoded = model.decode(latents, force_not_quantize=True).sample
+    means = F.avg_pool2d(images, 4)
+    assert F.mse_loss(latents, means) < 0.1 * means.square().mean()
+    assert F.mse_loss(decoded, images) < 0.15 * images.square().mean()
+    with pytest.raises(ValueError, match="norm_groups 1"):
+        linear_start(build_vq_model([8, 8, 8], 1, 8, norm_groups=2), images)
+
+
+@pytest.mark.skipif(find_weights() is None, reason="stlpips-pytorch is not installed")
+def test_shift_tolerant_lpips_reproduces_the_reference() -> None:
+    """Reference: ``LPIPS(net="alex", variant="shift_tolerant")`` of stlpips-pytorch 0.0.2 on the same images."""
+    metric = ShiftTolerantLPIPS()
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(3, 3, 128, 96, generator=generator) * 2 - 1
+    second = (first + 0.3 * torch.randn(first.shape, generator=generator)).clamp(-1, 1)
+    np.testing.assert_allclose(metric(first, second), [0.0059538, 0.0059584, 0.0055686], rtol=1e-3)
+    assert float(metric(first, first).abs().max()) == 0
+    flat = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    metric(flat, flat + 0.1).sum().backward()
+    assert flat.grad is not None and torch.isfinite(flat.grad).all()
