@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from changeanywhere.errors import OutputError
@@ -27,7 +28,8 @@ def atomic_write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what stopped the write may stop this too
+            part.unlink()
         raise OutputError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from error
 
 
