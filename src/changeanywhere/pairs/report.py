@@ -129,7 +129,7 @@ def _histogram(ratios: Sequence[float]) -> str:
     top = max(max(ratios), 0.01)
     counts, edges = np.histogram(ratios, HISTOGRAM_BINS, (0, top))
     width, height, left, base = 640, 220, 40, 180
-    span = width - left - 10
+    span = width - left - 24
     step = span / HISTOGRAM_BINS
     bars = []
     for i, count in enumerate(counts):
@@ -143,7 +143,7 @@ def _histogram(ratios: Sequence[float]) -> str:
     ]
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="histogram of the change ratio">'
-        f'<line x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}"/>{"".join(bars)}{"".join(ticks)}'
+        f'<line x1="{left}" y1="{base}" x2="{left + span}" y2="{base}"/>{"".join(bars)}{"".join(ticks)}'
         f'<text x="{left - 6}" y="26" text-anchor="end">{counts.max()}</text>'
         f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
         f'<text x="{(width + left) / 2:.0f}" y="{base + 34}" text-anchor="middle">share of changed pixels</text></svg>'

@@ -18,7 +18,7 @@ HEADING_HEIGHT = 18
 
 
 def contact_sheet(folder: Path, count: int, side: int = 160, strips_per_row: int = 2) -> Image.Image:
-    """``count`` pairs of a generated dataset, evenly spaced in the order of their keys, as t1 | mask | mask | change | t2."""
+    """``count`` pairs of a generated dataset, evenly spaced in the order of their keys: t1, masks, change, t2."""
     legend, dataset = Legend.load(folder / "legend.json"), load_pairs(folder)
     places = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
     strips = [_strip(dataset[int(i)], legend, side) for i in places]

@@ -1,0 +1,43 @@
+"""Every command of the README runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^\$ (changeanywhere .+)$", README, re.MULTILINE)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_there_are_commands_and_python() -> None:
+    assert len(COMMANDS) >= 3 and len(PYTHON) >= 1
+
+
+@pytest.mark.slow
+def test_commands_and_python_run(tmp_path: Path) -> None:
+    """In order, in one empty folder beside the checkout's ``src`` and ``recipes``."""
+    for name in ("src", "recipes"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    programs = Path(sys.executable).parent
+    for command in COMMANDS:
+        arguments = [str(programs / "changeanywhere"), *shlex.split(command)[1:]]
+        finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert finished.returncode == 0, f"{command}\n{finished.stderr}"
+    for code in PYTHON:
+        finished = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
+        assert finished.returncode == 0, f"{code}\n{finished.stderr}"
+
+
+def test_every_local_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
