@@ -80,9 +80,11 @@ class GenerateOptions(SimulateOptions):
     device: str | None = None
     """cpu, cuda, …; default: cuda where there is one."""
     dtype: str | None = None
-    """float32, bfloat16 or float16; default: bfloat16 where the device computes in it."""
-    num_threads: int = 2
-    """CPU threads of the model; part of the plan, because sums depend on it in the last bits."""
+    """float32, bfloat16 or float16; default: that of the dataset begun, else bfloat16 where the device has it."""
+    num_threads: int | None = None
+    """CPU threads of the model (sums depend on it in the last bits); default: those of the dataset begun, else all."""
+    stretch: list[float] = field(default_factory=lambda: [2.0, 98.0])
+    """Percentiles that become black and white in images of other than 8 bits."""
     dry_run: bool = False
     """Plan, time one batch, say pairs, bytes and time; write nothing."""
 
@@ -91,7 +93,8 @@ class GenerateOptions(SimulateOptions):
         super().check()
         checks: list[tuple[str, object, bool, str]] = [
             ("batch_size", self.batch_size, self.batch_size > 0, "1 or more"),
-            ("num_threads", self.num_threads, self.num_threads > 0, "1 or more"),
+            ("num_threads", self.num_threads, self.num_threads is None or self.num_threads > 0, "1 or more"),
+            ("stretch", self.stretch, len(self.stretch) == 2, "two percentiles"),
             ("image_format", self.image_format, self.image_format in ("png", "geotiff"), "png, geotiff"),
         ]
         for name, value, allowed, what in checks:

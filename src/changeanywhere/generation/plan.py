@@ -153,6 +153,15 @@ def save_plan(plan: DatasetPlan, settings: Mapping[str, Any], out: Path) -> None
     atomic_write(out / "plan" / "settings.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
+def settings_of(out: Path) -> dict[str, Any]:
+    """The settings that ``out`` was started with; empty if it was not."""
+    try:
+        settings: dict[str, Any] = json.loads((out / "plan" / "settings.json").read_text())["settings"]
+    except (OSError, ValueError, KeyError):  # a damaged plan is reported by load_plan
+        return {}
+    return settings
+
+
 def load_plan(settings: Mapping[str, Any], out: Path) -> DatasetPlan | None:
     """The plan that ``out`` was started with, None if there is none.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +16,8 @@ from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source, SourceOptions, open_source
 
 
-def open_tiles(options: SimulateOptions, masks: Path | None = None) -> Source:
-    """The source as the options say; ``masks``: another folder of masks for it."""
+def open_tiles(options: SimulateOptions, masks: Path | None = None, stretch: Sequence[float] = (2.0, 98.0)) -> Source:
+    """The source as the options say; ``masks``: another folder of masks for it; ``stretch``: percentiles."""
     return open_source(
         options.source,
         SourceOptions(
@@ -26,6 +26,7 @@ def open_tiles(options: SimulateOptions, masks: Path | None = None) -> Source:
             bands=tuple(options.bands) if options.bands else None,
             licences=tuple(options.licences) if options.licences else None,
             masks=masks,
+            stretch=(stretch[0], stretch[1]),
         ),
     )
 

@@ -8,6 +8,7 @@ A shard's marker is written last, with the files and their hashes: a shard witho
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from changeanywhere.diffusion.blended import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device, default_dtype, to_uint8
 from changeanywhere.errors import ConfigError, ShortfallError
 from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.generation.plan import DatasetPlan, PlannedPair, change_of
+from changeanywhere.generation.plan import DatasetPlan, PlannedPair, change_of, settings_of
 from changeanywhere.generation.prepare import get_plan, locked, open_tiles, plan_settings
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.split import assign_splits
@@ -71,10 +72,12 @@ class Generator:
     def __init__(self, options: GenerateOptions) -> None:
         options.check()
         self.options = options
-        tiles = open_tiles(options)  # before the model: cheap, and most mistakes are here
-        torch.set_num_threads(options.num_threads)
+        tiles = open_tiles(options, stretch=options.stretch)  # before the model: cheap, and most mistakes are here
+        begun = settings_of(options.out)
+        self.num_threads = int(options.num_threads or begun.get("num_threads") or os.cpu_count() or 1)
+        torch.set_num_threads(self.num_threads)
         device = torch.device(options.device) if options.device else default_device()
-        self.dtype = options.dtype or default_dtype(device)
+        self.dtype = str(options.dtype or begun.get("dtype") or default_dtype(device))
         self.pipeline = ChangePairPipeline.from_pretrained(options.model, str(device), self.dtype)
         given = {name: getattr(options, name, None) for name in SAMPLING_FIELDS}
         self.sampling = replace(
@@ -95,7 +98,8 @@ class Generator:
             "image_format": options.image_format,
             "dtype": self.dtype,
             "batch_size": options.batch_size,
-            "num_threads": options.num_threads,
+            "num_threads": self.num_threads,
+            "stretch": options.stretch,
         }
         self.versions = {name: metadata.version(name) for name in ("changeanywhere", "torch", "diffusers", "numpy")}
 
