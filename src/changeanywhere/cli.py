@@ -19,11 +19,13 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from changeanywhere.errors import ChangeAnywhereError
+from changeanywhere.legend import load_legend
 
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
     "simulate": "change events only: second masks and change masks, no model",
     "train": "train first-stage | denoiser from a recipe; the same command again resumes",
+    "import": "ldm CHECKPOINT: a published latent-diffusion checkpoint → a model folder",
     "check": "say what a folder is, what is wrong with it, what to do next",
 }
 EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 done, 1 failed, 2 your input is wrong."
@@ -52,6 +54,7 @@ def run(arguments: list[str]) -> int:
         "generate": _generate,
         "simulate": _simulate,
         "train": _train,
+        "import": _import,
         "check": _check,
     }
     try:
@@ -106,6 +109,27 @@ def _train(arguments: list[str]) -> None:
         raise _usage(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
     print(f"finished: {train(arguments[0], options)}")
+
+
+def _import(arguments: list[str]) -> None:
+    from changeanywhere.models.import_options import FAMILIES, ImportOptions
+
+    if not arguments or arguments[0] not in FAMILIES:
+        if arguments and arguments[0] in ("-h", "--help"):
+            print(
+                f"usage: changeanywhere import {{{','.join(FAMILIES)}}} CHECKPOINT --legend NAME --out DIR\n\n{EPILOG}"
+            )
+            return
+        raise _usage(f"import needs a family of checkpoints; allowed: {', '.join(FAMILIES)}")
+    positional = arguments[1:2] if arguments[1:] and not arguments[1].startswith("-") else []
+    flags = ["--checkpoint", *positional] if positional else []
+    options = _parse(f"import {arguments[0]}", ImportOptions, [*flags, *arguments[1 + len(positional) :]])
+    from changeanywhere.models.folder import save_model
+    from changeanywhere.models.import_ldm import import_ldm
+
+    legend = load_legend(options.legend)
+    save_model(import_ldm(options.checkpoint, legend, options.num_heads, options.use_ema), options.out)
+    print(f"imported: {options.out}")
 
 
 def _check(arguments: list[str]) -> None:
@@ -196,7 +220,7 @@ def _add_options(parser: Any, kind: type, prefix: str) -> None:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = field.default_factory() if callable(field.default_factory) else field.default
         settings: dict[str, Any] = {"required": True} if required else {"default": default}
-        if hints[field.name] is bool:
+        if hints[field.name] is bool and default is False:
             settings["action"] = "store_true"
         else:
             settings["type"] = hints[field.name]

@@ -1,0 +1,270 @@
+"""``changeanywhere import ldm``: semantic-synthesis checkpoints of the published latent-diffusion code family.
+
+Read are PyTorch-Lightning files (``state_dict`` with ``model.diffusion_model.*``, ``model_ema.*``,
+``first_stage_model.*``, ``cond_stage_model.*``), only through ``torch.load(weights_only=True)``. Shapes tell the
+architecture; what they cannot tell (the number of attention heads, the legend) is asked for; what this package has no
+counterpart for is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel, VQModel
+from torch import Tensor
+
+from changeanywhere.errors import ModelError
+from changeanywhere.legend import Legend
+from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
+from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage, build_vq_model
+from changeanywhere.models.folder import Model
+
+Weights = dict[str, Tensor]
+UNET, FIRST_STAGE, CONDITION = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+RESNET_NAMES = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+
+
+def import_ldm(checkpoint: Path, legend: Legend, num_heads: int | None = None, use_ema: bool = True) -> Model:
+    """Read ``checkpoint``; ``use_ema``: the averaged UNet weights, as sampling should.
+
+    Raises :class:`ModelError` naming what is missing, does not fit the legend or is not supported.
+    """
+    state = _read(checkpoint)
+    unet = _import_unet(_unet_weights(state, use_ema, checkpoint), num_heads, checkpoint)
+    kernel = _fold_rescaler(_part(state, CONDITION, checkpoint), checkpoint)
+    if kernel.shape[1] != legend.num_classes:
+        raise ModelError(
+            f"{checkpoint}: masks have {kernel.shape[1]} classes, legend {legend.name!r} has {legend.num_classes}"
+        )
+    encoder = MaskEncoder(num_classes=legend.num_classes, mask_channels=kernel.shape[0])
+    encoder.conv.weight.data.copy_(kernel)
+    latent_channels = unet.config.in_channels - kernel.shape[0]
+    vq_model = _import_vq(_part(state, FIRST_STAGE, checkpoint), checkpoint)
+    if vq_model.config.latent_channels != latent_channels:
+        raise ModelError(
+            f"{checkpoint}: the UNet takes {latent_channels} latent channels, the first stage gives "
+            f"{vq_model.config.latent_channels}"
+        )
+    scale = float(state["scale_factor"]) if "scale_factor" in state else 1.0
+    return Model(
+        first_stage=FirstStage(vq_model, [0.0] * latent_channels, [1.0 / scale] * latent_channels).eval(),
+        denoiser=Denoiser(unet, encoder).eval(),
+        schedule=_import_schedule(state, checkpoint),
+        legend=legend,
+        mask_dropout=0.0,  # that code family trains without a null condition: guidance is refused
+        defaults={"sampler": "ddim", "num_steps": 200, "known_noise": "fresh", "free_fraction": 0.15},
+    )
+
+
+def fold_convolutions(first: Tensor, second: Tensor, mapper: Tensor) -> Tensor:
+    """Two strided 2×2 convolutions ``[M, K, 2, 2]``, ``[N, M, 2, 2]`` and a 1×1 ``[O, N, 1, 1]`` as one 4×4, stride 4.
+
+    Exact where height and width divide by 4, since no window overlaps another → ``[O, K, 4, 4]``.
+    """
+    mapped = torch.einsum("on,nmab->omab", mapper[:, :, 0, 0], second)
+    folded = torch.einsum("omab,mkcd->okacbd", mapped, first)
+    return folded.reshape(mapper.shape[0], first.shape[1], 4, 4)
+
+
+def _read(checkpoint: Path) -> Weights:
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{checkpoint}: no such file") from error
+    except Exception as error:  # torch raises its own kinds for a damaged file and for pickled objects
+        raise ModelError(f"{checkpoint}: not a checkpoint of plain tensors ({type(error).__name__})") from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not any(name.startswith(UNET) for name in state):
+        raise ModelError(f"{checkpoint}: no {UNET}* in it; allowed: checkpoints of the latent-diffusion code family")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _part(state: Weights, prefix: str, checkpoint: Path) -> Weights:
+    part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not part:
+        raise ModelError(f"{checkpoint}: no {prefix}* in it")
+    return part
+
+
+def _unet_weights(state: Weights, use_ema: bool, checkpoint: Path) -> Weights:
+    """Raw or averaged weights; the averaged ones stand under the same names without dots."""
+    raw = _part(state, UNET, checkpoint)
+    if not use_ema:
+        return raw
+    averaged = {name: "model_ema." + (UNET.removeprefix("model.") + name).replace(".", "") for name in raw}
+    missing = [name for name in averaged.values() if name not in state]
+    if missing:
+        raise ModelError(f"{checkpoint}: no averaged weights ({missing[0]}); take the raw ones with --use-ema false")
+    return {name: state[other] for name, other in averaged.items()}
+
+
+def _import_unet(weights: Weights, num_heads: int | None, checkpoint: Path) -> UNet2DModel:
+    if any("transformer_blocks" in name for name in weights):
+        raise ModelError(f"{checkpoint}: UNet with cross-attention (transformer_blocks) is not supported")
+    attending = sorted(
+        {name.split(".")[0] + "." + name.split(".")[1] for name in weights if name.endswith("qkv.weight")}
+    )
+    elsewhere = [name for name in attending if not name.startswith("middle_block")]
+    if elsewhere:
+        raise ModelError(f"{checkpoint}: UNet attention outside the middle block ({elsewhere[0]}) is not supported")
+    channels, layers = _unet_levels(weights)
+    width = weights["middle_block.1.qkv.weight"].shape[1]
+    if num_heads is None:
+        raise ModelError(f"{checkpoint}: shapes do not tell the number of attention heads; give --num-heads (often 8)")
+    if width % num_heads:
+        raise ModelError(f"{checkpoint}: num_heads is {num_heads}; allowed: divisors of {width}")
+    inputs, outputs = weights["input_blocks.0.0.weight"].shape[1], weights["out.2.weight"].shape[0]
+    # diffusers fixes the dimension of a head where that code family fixes their number.
+    unet = build_unet(channels, layers, inputs - outputs, outputs, head_dim=width // num_heads)
+    renamed = _rename_unet(weights, len(channels), layers)
+    qkv = weights["middle_block.1.qkv.weight"].view(num_heads, 3, width // num_heads, width)
+    bias = weights["middle_block.1.qkv.bias"].view(num_heads, 3, width // num_heads)
+    for i, name in enumerate(("to_q", "to_k", "to_v")):
+        renamed[f"mid_block.attentions.0.{name}.weight"] = qkv[:, i].reshape(width, width)
+        renamed[f"mid_block.attentions.0.{name}.bias"] = bias[:, i].reshape(width)
+    _load(unet, renamed, "UNet", checkpoint)
+    return unet
+
+
+def _unet_levels(weights: Weights) -> tuple[list[int], int]:
+    """Channels per level and residual blocks per level, from the sequence of input blocks."""
+    numbers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("input_blocks.")})
+    levels: list[list[int]] = [[]]
+    for number in numbers[1:]:
+        if f"input_blocks.{number}.0.op.weight" in weights:
+            levels.append([])
+        else:
+            levels[-1].append(weights[f"input_blocks.{number}.0.out_layers.3.weight"].shape[0])
+    return [level[-1] for level in levels], len(levels[0])
+
+
+def _rename_unet(weights: Weights, levels: int, layers: int) -> Weights:
+    places = {"middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1"}
+    for level in range(levels):
+        for layer in range(layers + 1):
+            number = level * (layers + 1) + layer + 1
+            down = f"down_blocks.{level}." + (f"resnets.{layer}" if layer < layers else "downsamplers.0.conv")
+            places[f"input_blocks.{number}.0" + ("" if layer < layers else ".op")] = down
+            number = level * (layers + 1) + layer
+            places[f"output_blocks.{number}.0"] = f"up_blocks.{level}.resnets.{layer}"
+            places[f"output_blocks.{number}.1.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
+    places |= {
+        "input_blocks.0.0": "conv_in",
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "middle_block.1.norm": "mid_block.attentions.0.group_norm",
+        "middle_block.1.proj_out": "mid_block.attentions.0.to_out.0",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+    }
+    renamed = {}
+    for name, value in weights.items():
+        if ".qkv." in name:
+            continue
+        module, kind = name.rsplit(".", 1)
+        inner = next((part for part in RESNET_NAMES if module.endswith("." + part)), None)
+        place = places.get(module.removesuffix(f".{inner}") if inner else module, module)
+        target = f"{place}.{RESNET_NAMES[inner]}" if inner else place
+        renamed[f"{target}.{kind}"] = value.squeeze(-1) if value.dim() == 3 else value
+    return renamed
+
+
+def _import_vq(weights: Weights, checkpoint: Path) -> VQModel:
+    widths = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in _indices(weights, "encoder.down")]
+    if 2 ** (len(widths) - 1) != DOWNSAMPLING:
+        raise ModelError(f"{checkpoint}: first stage with f = {2 ** (len(widths) - 1)}; allowed: f = {DOWNSAMPLING}")
+    if any(re.match(r"(encoder\.down|decoder\.up)\.\d+\.attn\.", name) for name in weights):
+        raise ModelError(f"{checkpoint}: first stage with attention outside its middle is not supported")
+    codes, dimension = weights["quantize.embedding.weight"].shape
+    latent_channels = weights["encoder.conv_out.weight"].shape[0]
+    if latent_channels != dimension:
+        raise ModelError(
+            f"{checkpoint}: first stage with z {latent_channels} and codes of {dimension} is not supported"
+        )
+    vq_model = build_vq_model(
+        widths,
+        len(_indices(weights, "encoder.down.0.block")),
+        codes,
+        dimension,
+        mid_attention="encoder.mid.attn_1.q.weight" in weights,
+        image_channels=weights["encoder.conv_in.weight"].shape[1],
+    )
+    top = len(widths) - 1
+    rules: list[tuple[str, str]] = [
+        (r"\.nin_shortcut\.", ".conv_shortcut."),
+        (r"\.down\.(\d+)\.block\.(\d+)\.", r".down_blocks.\1.resnets.\2."),
+        (r"\.down\.(\d+)\.downsample\.conv\.", r".down_blocks.\1.downsamplers.0.conv."),
+        (r"\.up\.(\d+)\.block\.(\d+)\.", r".up_blocks.\1.resnets.\2."),
+        (r"\.up\.(\d+)\.upsample\.conv\.", r".up_blocks.\1.upsamplers.0.conv."),
+        (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+        (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+        (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+        (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+        (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+        (r"\.norm_out\.", ".conv_norm_out."),
+    ]
+    renamed = {}
+    for name, value in weights.items():
+        if name.startswith(("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")):
+            for pattern, replacement in rules:
+                name = re.sub(pattern, replacement, name)
+            # That code family counts the decoder's levels from full resolution, diffusers in the order of work.
+            name = re.sub(r"up_blocks\.(\d+)\.", lambda found: f"up_blocks.{top - int(found.group(1))}.", name)
+            renamed[name] = value[:, :, 0, 0] if ".attentions." in name and value.dim() == 4 else value
+    _load(vq_model, renamed, "first stage", checkpoint)
+    return vq_model
+
+
+def _fold_rescaler(weights: Weights, checkpoint: Path) -> Tensor:
+    """Either mask rescaler as one 4×4 kernel ``[mask_channels, K, 4, 4]``."""
+    if any(name.endswith("bias") for name in weights):
+        raise ModelError(f"{checkpoint}: mask rescaler with a bias is not supported (unknown ground must encode to 0)")
+    mapper = weights.get("channel_mapper.weight")
+    if mapper is None:
+        raise ModelError(f"{checkpoint}: mask encoder without channel_mapper is not supported")
+    stages = [weights[f"interpolator.{i}.weight"] for i in _indices(weights, "interpolator")]
+    if not stages:
+        # Halving bilinearly is the mean of 2×2; twice, the mean of 4×4.
+        return mapper.expand(-1, -1, 4, 4) / 16
+    if len(stages) != 2 or any(stage.shape[2:] != (2, 2) for stage in stages):
+        raise ModelError(f"{checkpoint}: mask rescaler other than two strided 2x2 convolutions is not supported")
+    return fold_convolutions(stages[0], stages[1], mapper)
+
+
+def _import_schedule(state: Weights, checkpoint: Path) -> DDPMScheduler:
+    """Linear in √β; the ends are read from the checkpoint and the whole is checked against it."""
+    if "betas" not in state:
+        raise ModelError(f"{checkpoint}: no noise schedule (betas) in it")
+    betas = state["betas"].float()
+    schedule = DDPMScheduler(
+        num_train_timesteps=len(betas),
+        beta_start=float(betas[0]),
+        beta_end=float(betas[-1]),
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+    )
+    if not torch.allclose(schedule.betas, betas, rtol=1e-3):
+        raise ModelError(f"{checkpoint}: a noise schedule that is not linear in the root of beta is not supported")
+    return schedule
+
+
+def _indices(weights: Weights, prefix: str) -> list[int]:
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return sorted({int(found.group(1)) for name in weights if (found := pattern.match(name))})
+
+
+def _load(module: torch.nn.Module, weights: Weights, what: str, checkpoint: Path) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"{checkpoint}: {what} does not fit ({' '.join(str(error).split())[:200]})") from error
