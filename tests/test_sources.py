@@ -106,6 +106,7 @@ def test_nan_and_nodata_become_unknown_ground(tmp_path: Path) -> None:
     assert np.isfinite(first.image).all()
     assert (first.mask[:4] == 0).all() and (first.mask[4:] == 1).all()
     assert (second.mask[:6] == 0).all() and (second.mask[6:] == 1).all()
+    assert np.array_equal(source.read_mask(1), second.mask), "events see the same ground as the pair"
 
 
 def test_openearthmap_tree(tmp_path: Path) -> None:

@@ -89,15 +89,14 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]
         raise SourceError(f"{path}: not a readable image ({error})") from error
 
 
-def read_image(path: Path, window: Window, bands: tuple[int, ...]) -> tuple[Image, npt.NDArray[np.bool_]]:
-    """Pixels ``[h, w, len(bands)]`` in file units, and where they are valid (not nodata, not NaN), bool ``[h, w]``."""
+def read_image(path: Path, window: Window, bands: tuple[int, ...]) -> Image:
+    """Pixels ``[h, w, len(bands)]`` in file units."""
     if _is_geotiff(path):
         import rasterio
 
         part = rasterio.windows.Window(window.column, window.row, window.width, window.height)
         with _open_raster(path) as raster:
             image: Image = raster.read(list(bands), window=part).transpose(1, 2, 0)
-            valid = raster.dataset_mask(window=part) > 0
     else:
         whole, palette = _decode(path)
         if palette is not None:
@@ -105,10 +104,21 @@ def read_image(path: Path, window: Window, bands: tuple[int, ...]) -> tuple[Imag
         whole = whole if whole.ndim == 3 else whole[..., None]
         image = whole[window.row : window.row + window.height, window.column : window.column + window.width]
         image = image[..., [band - 1 for band in bands]]
-        valid = np.ones(image.shape[:2], bool)
-    if np.issubdtype(image.dtype, np.floating):
-        valid &= np.isfinite(image).all(2)
-    return np.ascontiguousarray(image), valid
+    return np.ascontiguousarray(image)
+
+
+def read_valid(path: Path, window: Window, bands: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+    """Where an image was taken: not nodata, not NaN; bool ``[h, w]``. None = everywhere (PNG and JPEG)."""
+    if not _is_geotiff(path):
+        return None
+    import rasterio
+
+    part = rasterio.windows.Window(window.column, window.row, window.width, window.height)
+    with _open_raster(path) as raster:
+        valid: npt.NDArray[np.bool_] = raster.dataset_mask(window=part) > 0
+        if np.issubdtype(np.dtype(raster.dtypes[0]), np.floating):
+            valid &= np.isfinite(raster.read(list(bands), window=part)).all(0)
+    return valid
 
 
 def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
@@ -196,7 +206,7 @@ def read_stretch(path: Path, bands: tuple[int, ...], percentiles: tuple[float, f
         with _open_raster(path) as raster:
             values = raster.read(list(bands), out_shape=shape, masked=True).astype(np.float32).filled(np.nan)
     else:
-        image, _ = read_image(path, Window(0, 0, info.height, info.width), bands)
+        image = read_image(path, Window(0, 0, info.height, info.width), bands)
         values = image.astype(np.float32).transpose(2, 0, 1)
     flat = values.reshape(len(bands), -1)
     flat = np.where(np.isfinite(flat), flat, np.nan)

@@ -20,6 +20,7 @@ from changeanywhere.sources.files import (
     read_info,
     read_mask,
     read_stretch,
+    read_valid,
 )
 from changeanywhere.sources.layouts import Entry, find_layout
 
@@ -60,21 +61,23 @@ class TileSource(Source):
 
     def read_mask(self, index: int) -> Mask:
         tile = self._tiles[index]
-        return read_mask(tile.entry.mask, tile.window, self.legend)
+        mask = read_mask(tile.entry.mask, tile.window, self.legend)
+        valid = read_valid(tile.entry.image, tile.window, self._bands)
+        # Ground that was not imaged is unknown.
+        return mask if valid is None or valid.all() else np.where(valid, mask, 0).astype(np.uint8)
 
     def read(self, index: int) -> SourceSample:
         tile = self._tiles[index]
-        image, valid = read_image(tile.entry.image, tile.window, self._bands)
+        image = read_image(tile.entry.image, tile.window, self._bands)
         normalisation = read_stretch(tile.entry.image, self._bands, self._options.stretch)
-        mask = self.read_mask(index)
-        if not valid.all():
-            # Ground that was not imaged is unknown, and shows as the dark end of the stretch.
+        valid = read_valid(tile.entry.image, tile.window, self._bands)
+        if valid is not None and not valid.all():
+            # It shows as the dark end of the stretch.
             image[~valid] = np.asarray(normalisation.low).astype(image.dtype)
-            mask = np.where(valid, mask, 0).astype(np.uint8)
         return SourceSample(
             item=self.items[index],
             image=image,
-            mask=mask,
+            mask=self.read_mask(index),
             bands=tuple(str(band) for band in self._bands),
             normalisation=normalisation,
             georef=read_georef(tile.entry.image, tile.window),

@@ -22,7 +22,7 @@ from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
 from changeanywhere.training.run import TrainingRun, learning_rate_factor
 
-AUTOCAST_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 GRID_TILES = 6
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from changeanywhere.errors import ConfigError
 
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("no", "bf16")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class RunRecipe:
     seed: int = 0
     """Every random number of the run follows from it."""
     mixed_precision: str = "no"
-    """``no``, ``bf16`` or ``fp16`` (codebook and losses stay in float32)."""
+    """``no`` or ``bf16`` (codebook and losses stay in float32)."""
     num_workers: int = 1
     """Processes that read tiles."""
     log_every: int = 50
