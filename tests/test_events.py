@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -12,11 +14,23 @@ from PIL import Image
 from scipy import ndimage
 
 from changeanywhere.errors import ConfigError, LegendError
-from changeanywhere.events import KINDS, EventOptions, pair_seed, simulate
+from changeanywhere.events import (
+    KINDS,
+    PAPER_KINDS,
+    EventContext,
+    EventOptions,
+    EventRequest,
+    pair_seed,
+    simulate,
+)
+from changeanywhere.events.appearance import feasible_places
+from changeanywhere.events.bank import ShapeBank, build_bank
+from changeanywhere.events.disappearance import surrounding_class
 from changeanywhere.events.instances import find_instances
-from changeanywhere.events.kinds import feasible_places, surrounding_class
+from changeanywhere.events.transitions import learn_table, load_table
 from changeanywhere.legend import find_legend, load_legend
-from changeanywhere.sample import ChangePlan, change_mask_of
+from changeanywhere.pairs.annotations import coco_annotations, coco_categories, event_record, run_lengths
+from changeanywhere.sample import ChangeEvent, ChangePlan, GeoReference, change_mask_of
 from conftest import shared
 
 Mask = npt.NDArray[np.uint8]
@@ -105,7 +119,7 @@ def test_placing_by_fft_agrees_with_direct_correlation(monkeypatch: pytest.Monke
     region = ndimage.binary_opening(ndimage.gaussian_filter(rng.normal(size=(80, 90)), 8) > -0.02)
     shape = np.ones((5, 7), bool)
     direct = feasible_places(region, shape, 2)
-    monkeypatch.setattr("changeanywhere.events.kinds.FFT_FROM", 0)
+    monkeypatch.setattr("changeanywhere.events.appearance.FFT_FROM", 0)
     assert len(direct) and np.array_equal(direct, feasible_places(region, shape, 2))
 
 
@@ -139,7 +153,7 @@ def test_surroundings_by_longest_contact_unknown_excluded() -> None:
     [np.zeros((16, 16), np.uint8), np.full((16, 16), 3, np.uint8), np.ones((1, 1), np.uint8)],
     ids=["unknown", "single class", "one pixel"],
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "conversion"])
 def test_nothing_feasible_is_none(mask: Mask, kind: str) -> None:
     assert simulate(mask, LEGEND, 0, kind=kind, options=SMALL) is None
 
@@ -174,14 +188,185 @@ def test_real_masks() -> None:
     folder = shared("data", "landcover", "val", "masks")
     legend = find_legend(folder)
     assert legend is not None
-    feasible = dict.fromkeys(KINDS, 0)
+    feasible = dict.fromkeys(PAPER_KINDS, 0)
     files = sorted(folder.glob("*.png"))[::4]
     for file in files:
         mask = np.asarray(Image.open(file))
-        for kind in KINDS:
+        for kind in PAPER_KINDS:
             plan = simulate(mask, legend, pair_seed(0, file.stem, 0), kind=kind)
             if plan is not None:
                 check_plan(mask, plan)
                 feasible[kind] += 1
     assert feasible["appearance"] > 0.4 * len(files)
     assert feasible["disappearance"] > 0.7 * len(files)
+
+
+EVERYTHING = EventOptions(
+    kinds=KINDS, events_per_pair=(1, 4), min_area=1, max_share=1.0, margin=0, rotate="any", flip=True,
+    scale=(0.5, 1.5), group_size=3, fill="nearest", spread=(1, 3),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(masks(), st.integers(0, 2**63 - 1), st.sampled_from([*KINDS, None]), st.booleans())
+def test_every_kind_and_any_number_of_events_tells_the_truth(
+    mask: Mask, seed: int, kind: str | None, banked: bool
+) -> None:
+    bank = ShapeBank({3: [np.ones((2, 3), bool)], 5: [np.eye(3, dtype=bool)]}) if banked else None
+    plan = simulate(mask, LEGEND, seed, kind=kind, options=EVERYTHING, context=EventContext(bank=bank))
+    if plan is None:
+        return
+    assert np.array_equal(plan.change_mask, mask != plan.mask_t2)
+    assert np.array_equal(plan.change_mask, change_mask_of(mask, plan.mask_t2))
+    assert ((plan.mask_t2 == 0) == (mask == 0)).all(), "unknown ground is untouched"
+    assert sum(event.area for event in plan.events) == plan.change_mask.sum() > 0, "events do not overlap"
+    stated = {(event.from_class, event.to_class) for event in plan.events}
+    shown = {(int(a), int(b)) for a, b in zip(mask[plan.change_mask], plan.mask_t2[plan.change_mask], strict=True)}
+    assert stated == shown
+    if kind is not None:
+        assert {event.kind for event in plan.events} == {kind}
+
+
+def scenery() -> Mask:
+    """Grass with a road, a pond, two houses and a wood, 128 px."""
+    mask = np.full((128, 128), 5, np.uint8)
+    mask[:, 60:68] = 2
+    mask[90:120, 10:50] = 3
+    mask[20:30, 20:32] = 4
+    mask[20:36, 40:48] = 4
+    mask[10:60, 80:120] = 1
+    return mask
+
+
+def test_conversion_changes_a_whole_region() -> None:
+    mask = scenery()
+    plan = simulate(mask, LEGEND, 3, kind="conversion", options=EventOptions(kinds=("conversion",), max_share=0.3))
+    assert plan is not None
+    (whole,) = [i for i in find_instances(mask, 8) if plan.change_mask[i.window][i.shape].any()]
+    assert whole.area == plan.change_mask.sum()
+
+
+@pytest.mark.parametrize(("kind", "grows"), [("growth", True), ("shrinkage", False)])
+def test_growth_and_shrinkage_move_one_edge(kind: str, grows: bool) -> None:
+    mask = scenery()
+    options = EventOptions(kinds=(kind,), spread=(3, 3), max_share=0.5)
+    for seed in range(12):
+        plan = simulate(mask, LEGEND, seed, kind=kind, options=options)
+        assert plan is not None
+        (event,) = plan.events
+        mover = event.to_class if grows else event.from_class
+        before, after = mask == mover, plan.mask_t2 == mover
+        assert (after >= before).all() if grows else (after <= before).all()
+        reach = ndimage.distance_transform_cdt(~before if grows else before, "chessboard")
+        assert reach[plan.change_mask].max() <= 3
+
+
+def test_rebuild_keeps_the_place() -> None:
+    mask = scenery()
+    for seed in range(8):
+        plan = simulate(mask, LEGEND, seed, kind="rebuild", options=EventOptions(kinds=("rebuild",)))
+        assert plan is not None
+        houses = plan.mask_t2 == 4
+        assert ndimage.label(houses, EIGHT)[1] == 2 and {e.kind for e in plan.events} == {"rebuild"}
+
+
+def test_nearest_fill_continues_both_sides() -> None:
+    mask = np.full((40, 40), 5, np.uint8)
+    mask[:, 20:] = 2
+    mask[10:30, 10:30] = 4
+    options = EventOptions(kinds=("disappearance",), fill="nearest", max_share=0.5)
+    plan = next(
+        p for s in range(30)
+        if (p := simulate(mask, LEGEND, s, kind="disappearance", options=options)) and p.events[0].from_class == 4
+    )  # fmt: skip
+    expected = np.full((40, 40), 5, np.uint8)
+    expected[:, 20:] = 2
+    assert np.array_equal(plan.mask_t2, expected)
+    assert {(e.from_class, e.to_class) for e in plan.events} == {(4, 2), (4, 5)}
+
+
+def test_a_group_keeps_its_layout() -> None:
+    mask = np.full((64, 64), 1, np.uint8)
+    for column in (4, 12, 20):
+        mask[4:8, column : column + 4] = 4
+    options = EventOptions(kinds=("appearance",), min_area=1, group_size=3, margin=1)
+    counts = set()
+    for seed in range(30):
+        plan = simulate(mask, LEGEND, seed, kind="appearance", options=options)
+        assert plan is not None
+        labels, count = ndimage.label(plan.change_mask)
+        counts.add(count)
+        if count > 1:
+            starts = sorted(window[1].start for window in ndimage.find_objects(labels))
+            assert set(np.diff(starts)) <= {8, 16}
+    assert counts == {1, 2, 3}
+
+
+def test_shape_bank_brings_a_building_to_bare_ground() -> None:
+    bank = build_bank([scenery()], EventOptions(), seed=0)
+    bare = np.full((64, 64), 1, np.uint8)
+    plans = [simulate(bare, LEGEND, s, kind="appearance", context=EventContext(bank=bank)) for s in range(20)]
+    appeared = {p.events[0].to_class for p in plans if p is not None}
+    assert 4 in appeared and simulate(bare, LEGEND, 0, kind="appearance") is None
+
+
+def test_square_metres_take_the_place_of_pixels() -> None:
+    options = EventOptions(kinds=("disappearance",), min_area_m2=30.0, max_area_m2=35.0, max_share=1.0)
+    plans = [simulate(scenery(), LEGEND, s, options=options, context=EventContext(gsd_m=0.5)) for s in range(10)]
+    assert {p.events[0].area for p in plans if p is not None} <= {120, 128}
+    assert any(p is not None for p in plans)
+
+
+def test_transition_table_forbids_and_weighs(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text("default: 0\nweights:\n  vegetation_mixed: {building: 2}\nforbid:\n  - [road, '*']\n")
+    table = load_table(str(file), LEGEND)
+    for seed in range(10):
+        plan = simulate(scenery(), LEGEND, seed, kind="appearance", context=EventContext(transitions=table))
+        assert plan is not None and (plan.events[0].from_class, plan.events[0].to_class) == (5, 4)
+        assert simulate(scenery(), LEGEND, seed, kind="disappearance", context=EventContext(transitions=table)) is None
+    assert load_table("default", LEGEND).weight(2, 3) == 0 < load_table("default", LEGEND).weight(1, 4)
+    for text, error in [("weights: {bog: {road: 1}}", "'bog' is not a class"), ("[]", "not a transition table"),
+                        ("default: -1", "weight -1"), ("forbid: [[road]]", "must be")]:  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(LegendError, match=error):
+            load_table(str(file), LEGEND)
+
+
+def test_learned_transitions_are_those_of_neighbours() -> None:
+    table = learn_table([scenery()], LEGEND)
+    assert table.weight(5, 4) > 0 and table.weight(3, 4) == 0
+
+
+@pytest.mark.parametrize("ratio", [(0.005, 0.02), (0.02, 0.05), (0.05, 0.1), (0.1, 0.25)])
+def test_requested_ratio_and_transition_are_kept(ratio: tuple[float, float]) -> None:
+    options = EventOptions(kinds=KINDS, max_share=0.25)
+    plans = [simulate(scenery(), LEGEND, s, options=options, request=EventRequest(ratio=ratio)) for s in range(10)]
+    assert sum(p is not None for p in plans) >= 5
+    for plan in plans:
+        if plan is not None:
+            assert ratio[0] <= plan.change_mask.mean() < ratio[1]
+    plan = simulate(scenery(), LEGEND, 0, options=options, request=EventRequest(transition=(1, 4)))
+    assert plan is not None and {(e.from_class, e.to_class) for e in plan.events} == {(1, 4)}
+    quiet = simulate(scenery(), LEGEND, 0, request=EventRequest(no_change=True))
+    assert quiet is not None and not quiet.change_mask.any() and not quiet.events
+
+
+def test_coco_run_lengths_and_event_geometry() -> None:
+    rng = np.random.default_rng(0)
+    for shape in [rng.random((5, 4)) > 0.5, np.ones((2, 2), bool), np.zeros((2, 2), bool)]:
+        decoded: list[int] = []
+        for i, length in enumerate(run_lengths(shape)):
+            decoded += [i % 2] * length
+        assert np.array_equal(np.array(decoded, bool).reshape(shape.shape, order="F"), shape)
+    mask_t1 = np.full((8, 8), 1, np.uint8)
+    mask_t2 = mask_t1.copy()
+    mask_t2[2:4, 4:8] = 4
+    event = ChangeEvent("appearance", 1, 4, (2, 4, 2, 4), (0, 0), 8)
+    place = GeoReference("EPSG:32633", (0.5, 0, 1000, 0, -0.5, 2000))
+    record = event_record(event, mask_t1, mask_t2, LEGEND, place, 0.5)
+    assert (
+        record["area_m2"] == 2.0 and record["centroid_px"] == [3.0, 6.0] and record["centroid_crs"] == [1003.0, 1998.5]
+    )
+    (annotation,) = coco_annotations("k", 1, 7, mask_t1, mask_t2, coco_categories(LEGEND), LEGEND)
+    assert annotation["bbox"] == [4, 2, 4, 2] and annotation["area"] == 8 and annotation["id"] == 7

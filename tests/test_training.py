@@ -100,6 +100,7 @@ def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, caps
     import yaml
 
     file = tmp_path / "recipe.yaml"
+    recipe = replace(recipe, run=replace(recipe.run, mixed_precision="bf16"))
     file.write_text(yaml.safe_dump(asdict(recipe)))
     out = str(tmp_path / "run")
     assert command(["train", "denoiser", "--config", str(file), "--out", out]) == 2

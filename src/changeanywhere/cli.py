@@ -96,6 +96,8 @@ def _simulate(arguments: list[str]) -> None:
     from changeanywhere.generation.simulate import simulate_source
 
     report = simulate_source(options)
+    for name, asked, reached in report.reached:
+        print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
     print(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
 
 

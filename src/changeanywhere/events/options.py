@@ -1,4 +1,7 @@
-"""How change events are drawn. The paper (§2.3) names the two kinds and no number: every default here is ours."""
+"""How change events are drawn. The paper (§2.3) names two kinds and no number: every default here is ours.
+
+The defaults are the paper's recipe: one appearance or disappearance per pair, shapes of the tile itself, as they are.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,73 @@ from dataclasses import dataclass
 
 from changeanywhere.errors import ConfigError
 
-KINDS = ("appearance", "disappearance")
+PAPER_KINDS = ("appearance", "disappearance")
+KINDS = (*PAPER_KINDS, "conversion", "growth", "shrinkage", "rebuild")
+FILLS = ("majority", "nearest")
+ROTATIONS = ("none", "right_angles", "any")
 
 
 @dataclass(frozen=True)
 class EventOptions:
     """Options of the change-event simulator; areas in px, shares of the whole tile."""
 
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = PAPER_KINDS
     """Kinds of events, in the order in which a tile's pairs take them."""
+    events_per_pair: tuple[int, int] = (1, 1)
+    """Fewest and most events in one pair (drawn evenly; fewer where no more fit)."""
     min_area: int = 64
-    """Smallest instance that appears or disappears, px."""
+    """Smallest instance that appears, disappears or changes, px."""
     max_share: float = 0.15
-    """Largest instance that appears or disappears, as a share of the tile."""
+    """Largest instance that appears, disappears or changes, as a share of the tile."""
+    min_area_m2: float | None = None
+    """Smallest instance in square metres, where the ground sampling is known; takes the place of min_area."""
+    max_area_m2: float | None = None
+    """Largest instance in square metres, where the ground sampling is known; on top of max_share."""
     connectivity: int = 8
     """Neighbours that join pixels to an instance: 4 or 8."""
     margin: int = 2
     """Px of the receiving region that must remain around an appearance."""
     max_coverage: float = 0.5
-    """Largest share of the receiving region that an appearance may cover: it has to remain the larger one."""
+    """Homogeneity: largest share of the receiving region that an appearance may cover."""
+    shape_bank: bool = False
+    """Take shapes of appearances from all tiles of the source, not from this tile alone."""
+    rotate: str = "none"
+    """Rotation of appearing shapes: none, right_angles or any."""
+    flip: bool = False
+    """Mirror appearing shapes at random."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the factor on the size (length) of appearing shapes."""
+    group_size: int = 1
+    """Most neighbouring instances of a class that appear together in their layout (a row of houses)."""
+    fill: str = "majority"
+    """What vanished ground becomes: the majority class of its ring, or pixel by pixel the nearest class."""
+    spread: tuple[int, int] = (3, 12)
+    """Px by which growth and shrinkage move an edge (drawn evenly)."""
+    transitions: str | None = None
+    """Weights of class transitions: default, learned, or a YAML file; default: all equal."""
 
     def __post_init__(self) -> None:
+        for name in ("kinds", "events_per_pair", "scale", "spread"):  # YAML and flags give lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        few, many = self.events_per_pair if len(self.events_per_pair) == 2 else (0, 0)
         checks: list[tuple[str, object, bool, str]] = [
             ("kinds", self.kinds, bool(self.kinds) and set(self.kinds) <= set(KINDS), ", ".join(KINDS)),
+            ("events_per_pair", self.events_per_pair, 1 <= few <= many <= 64, "two counts, 1 to 64, rising"),
             ("min_area", self.min_area, self.min_area >= 1, "1 or more px"),
             ("max_share", self.max_share, 0 < self.max_share <= 1, "above 0 to 1"),
             ("connectivity", self.connectivity, self.connectivity in (4, 8), "4, 8"),
             ("margin", self.margin, 0 <= self.margin <= 64, "0 to 64 px"),
             ("max_coverage", self.max_coverage, 0 < self.max_coverage <= 1, "above 0 to 1"),
+            ("rotate", self.rotate, self.rotate in ROTATIONS, ", ".join(ROTATIONS)),
+            ("scale", self.scale, len(self.scale) == 2 and 0.1 <= self.scale[0] <= self.scale[1] <= 10, "0.1 to 10"),
+            ("group_size", self.group_size, 1 <= self.group_size <= 32, "1 to 32"),
+            ("fill", self.fill, self.fill in FILLS, ", ".join(FILLS)),
+            (
+                "spread",
+                self.spread,
+                len(self.spread) == 2 and 1 <= self.spread[0] <= self.spread[1] <= 128,
+                "1 to 128 px",
+            ),
         ]
         for name, value, allowed, what in checks:
             if not allowed:

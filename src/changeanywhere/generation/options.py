@@ -7,6 +7,7 @@ from pathlib import Path
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
+from changeanywhere.generation.targets import SetTargets
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ class SimulateOptions:
     shard_size: int = 32
     """Pairs that are finished together: what an interruption can cost."""
     events: EventOptions = field(default_factory=EventOptions)
+    targets: SetTargets = field(default_factory=SetTargets)
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        self.targets.check()
         checks: list[tuple[str, object, bool, str]] = [
             ("num_pairs", self.num_pairs, self.num_pairs is None or self.num_pairs > 0, "1 or more"),
             ("pairs_per_image", self.pairs_per_image, self.pairs_per_image > 0, "1 or more"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -21,31 +21,30 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.errors import OutputError, SourceError
-from changeanywhere.events import EventOptions, pair_seed, simulate
+from changeanywhere.events import EventContext, EventOptions, EventRequest, pair_seed, simulate
+from changeanywhere.legend import Legend
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.sample import ChangePlan, change_mask_of
 from changeanywhere.sources import Source
 
-GIVEN = "given"
-"""Kind of a pair whose second mask the user brought."""
 MAX_EXTRA_ROUNDS = 8  # visits to every tile in search of a place for changes that others could not take
 
 
 @dataclass(frozen=True)
 class PlannedPair:
-    """One pair to be: its key, the tile it changes, the kind of change, its seed and its shard."""
+    """One pair to be: its key, the tile it changes, what is asked of the change (None: given), its seed and shard."""
 
     key: str
     source_key: str
     source_index: int
-    kind: str
+    request: EventRequest | None
     seed: int
     shard: int
 
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """All pairs in shard order, and how many of each kind were asked for but found no place."""
+    """All pairs in shard order, and how many of each request were asked for but found no place."""
 
     pairs: tuple[PlannedPair, ...]
     missing: Mapping[str, int]
@@ -61,12 +60,25 @@ def source_fingerprint(source: Source) -> str:
     return hashlib.sha256(json.dumps([content, source.legend.to_dict()]).encode()).hexdigest()[:16]
 
 
-def change_of(pair: PlannedPair, source: Source, second: Source | None, options: EventOptions) -> ChangePlan:
+@dataclass(frozen=True)
+class EventSettings:
+    """What events depend on beside mask and seed: the options, and what was learned from the whole source."""
+
+    options: EventOptions
+    context: EventContext
+
+    def at(self, gsd_m: float | None) -> EventContext:
+        """The context of a tile with this ground sampling."""
+        return replace(self.context, gsd_m=gsd_m)
+
+
+def change_of(pair: PlannedPair, source: Source, second: Source | None, events: EventSettings) -> ChangePlan:
     """The second mask of a planned pair, made anew from its seed (or read, where the user brought it)."""
     mask_t1 = source.read_mask(pair.source_index)
     if second is not None:
         return _given_change(mask_t1, second.read_mask(second.index_of(pair.source_key)), pair.seed)
-    plan = simulate(mask_t1, source.legend, pair.seed, kind=pair.kind, options=options)
+    context = events.at(source.items[pair.source_index].gsd_m)
+    plan = simulate(mask_t1, source.legend, pair.seed, options=events.options, context=context, request=pair.request)
     if plan is None:
         raise SourceError(
             f"{source.root}: mask of {pair.source_key} has changed since the plan was made; give another --out"
@@ -76,48 +88,64 @@ def change_of(pair: PlannedPair, source: Source, second: Source | None, options:
 
 def make_plan(
     source: Source,
-    num_pairs: int,
+    requests: Sequence[EventRequest],
     seed: int,
     shard_size: int,
-    options: EventOptions,
+    events: EventSettings,
     on_progress: Callable[[], object] = lambda: None,
 ) -> DatasetPlan:
-    """Find ``num_pairs`` feasible changes: half of each kind, spread over the tiles in an order drawn from ``seed``.
+    """Find a feasible tile for each request, spread over the tiles in an order drawn from ``seed``.
 
-    Round r visits every tile once with kind (place + r) mod kinds: in two rounds each tile gets one appearance and
-    one disappearance (paper §3.1). What is infeasible at its place is tried at the other tiles in extra rounds.
+    Round r visits every tile once. Without targets the kinds take turns so that in two rounds each tile gets one
+    appearance and one disappearance (paper §3.1). What is infeasible at its place is tried at the other tiles in
+    extra rounds.
     """
     tiles = np.random.default_rng(seed).permutation(len(source))
     found: list[PlannedPair] = []
-    missing: Counter[str] = Counter()
+    missing: Counter[EventRequest] = Counter()
 
-    def attempt(place: int, round_number: int, kind: str) -> bool:
+    def attempt(place: int, round_number: int, request: EventRequest) -> bool:
         index = int(tiles[place])
-        key = source.items[index].key
-        pair_number = pair_seed(seed, key, round_number)
-        if simulate(source.read_mask(index), source.legend, pair_number, kind=kind, options=options) is None:
+        item = source.items[index]
+        pair_number = pair_seed(seed, item.key, round_number)
+        mask = source.read_mask(index)
+        context = events.at(item.gsd_m)
+        plan = simulate(mask, source.legend, pair_number, options=events.options, context=context, request=request)
+        if plan is None:
             return False
-        found.append(PlannedPair(f"{key}_{round_number}", key, index, kind, pair_number, 0))
+        found.append(PlannedPair(f"{item.key}_{round_number}", item.key, index, request, pair_number, 0))
         on_progress()
         return True
 
-    for slot in range(num_pairs):
+    for slot, request in enumerate(requests):
         round_number, place = divmod(slot, len(tiles))
-        kind = options.kinds[(place + round_number) % len(options.kinds)]
-        if not attempt(place, round_number, kind):
-            missing[kind] += 1
-    next_round = -(-num_pairs // len(tiles))
-    for kind in options.kinds:
+        if not attempt(place, round_number, request):
+            missing[request] += 1
+    next_round = -(-len(requests) // len(tiles))
+    for request in list(missing):
         last_round = next_round + MAX_EXTRA_ROUNDS
-        while missing[kind] and next_round < last_round:
-            before = missing[kind]
+        while missing[request] and next_round < last_round:
+            before = missing[request]
             for place in range(len(tiles)):
-                if missing[kind] and attempt(place, next_round, kind):
-                    missing[kind] -= 1
+                if missing[request] and attempt(place, next_round, request):
+                    missing[request] -= 1
             next_round += 1
-            if missing[kind] == before:
+            if missing[request] == before:
                 break
-    return DatasetPlan(_into_shards(found, shard_size), {k: n for k, n in missing.items() if n})
+    return DatasetPlan(_into_shards(found, shard_size), _by_name(missing, source.legend))
+
+
+def _by_name(missing: Counter[EventRequest], legend: Legend) -> dict[str, int]:
+    """What found no place, in words."""
+    words: Counter[str] = Counter()
+    for request, count in missing.items():
+        parts = [request.kind] if request.kind else []
+        if request.transition:
+            parts.append("->".join(legend.name_of(c) for c in request.transition))
+        if request.ratio:
+            parts.append(f"with change ratio {request.ratio[0]:g}-{request.ratio[1]:g}")
+        words[" ".join(parts) or "change"] += count
+    return {name: count for name, count in words.items() if count}
 
 
 def plan_given(source: Source, second: Source, seed: int, shard_size: int) -> DatasetPlan:
@@ -127,7 +155,7 @@ def plan_given(source: Source, second: Source, seed: int, shard_size: int) -> Da
     if foreign:
         raise SourceError(f"{second.root}: {foreign[0]} has no tile of that name in {source.root}")
     pairs = [
-        PlannedPair(f"{item.key}_0", item.key, places[item.key], GIVEN, pair_seed(seed, item.key, 0), 0)
+        PlannedPair(f"{item.key}_0", item.key, places[item.key], None, pair_seed(seed, item.key, 0), 0)
         for item in second.items
     ]
     return DatasetPlan(_into_shards(pairs, shard_size), {})
@@ -162,6 +190,18 @@ def settings_of(out: Path) -> dict[str, Any]:
     return settings
 
 
+def _parse_pair(content: dict[str, Any]) -> PlannedPair:
+    request = content.pop("request")
+    if request is not None:
+        request = EventRequest(
+            request["kind"],
+            tuple(request["transition"]) if request["transition"] else None,
+            tuple(request["ratio"]) if request["ratio"] else None,
+            request["no_change"],
+        )
+    return PlannedPair(request=request, **content)
+
+
 def load_plan(settings: Mapping[str, Any], out: Path) -> DatasetPlan | None:
     """The plan that ``out`` was started with, None if there is none.
 
@@ -178,7 +218,7 @@ def load_plan(settings: Mapping[str, Any], out: Path) -> DatasetPlan | None:
     try:
         content = json.loads(file.read_text())
         lines = (out / "plan" / "pairs.jsonl").read_text().splitlines()
-        pairs = tuple(PlannedPair(**json.loads(line)) for line in lines)
+        pairs = tuple(_parse_pair(json.loads(line)) for line in lines)
         before, missing = content["settings"], content["missing"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{file.parent}: damaged plan ({error}); give another --out") from error

@@ -10,8 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.errors import OutputError
+from changeanywhere.events import EventContext
+from changeanywhere.events.bank import build_bank
+from changeanywhere.events.transitions import learn_table, load_table
 from changeanywhere.generation.options import SimulateOptions
-from changeanywhere.generation.plan import DatasetPlan, load_plan, make_plan, plan_given, save_plan, source_fingerprint
+from changeanywhere.generation.plan import (
+    DatasetPlan,
+    EventSettings,
+    load_plan,
+    make_plan,
+    plan_given,
+    save_plan,
+    source_fingerprint,
+)
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source, SourceOptions, open_source
 
@@ -34,6 +45,7 @@ def open_tiles(options: SimulateOptions, masks: Path | None = None, stretch: Seq
 def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
     """Everything that the plan depends on, for ``plan/settings.json``."""
     settings = asdict(options.events) | {
+        "targets": asdict(options.targets),
         "source_fingerprint": source_fingerprint(source),
         "legend": source.legend.to_dict(),
         "num_pairs": options.num_pairs,
@@ -46,8 +58,26 @@ def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
     return settings
 
 
+def event_settings(options: SimulateOptions, source: Source) -> EventSettings:
+    """Options and, where they ask for it, shapes and transitions of the whole source (every mask is read once)."""
+    events = options.events
+    bank, table = None, None
+    if events.transitions == "learned":
+        table = learn_table((source.read_mask(i) for i in range(len(source))), source.legend)
+    elif events.transitions is not None:
+        table = load_table(events.transitions, source.legend)
+    if events.shape_bank:
+        bank = build_bank((source.read_mask(i) for i in range(len(source))), events, options.seed)
+    return EventSettings(events, EventContext(bank, table))
+
+
 def get_plan(
-    options: SimulateOptions, settings: Mapping[str, Any], source: Source, second: Source | None, save: bool
+    options: SimulateOptions,
+    settings: Mapping[str, Any],
+    source: Source,
+    second: Source | None,
+    events: EventSettings,
+    save: bool,
 ) -> DatasetPlan:
     """The plan of the output folder, or a new one (saved if ``save``)."""
     plan = load_plan(settings, options.out)
@@ -59,9 +89,8 @@ def get_plan(
         wanted = options.num_pairs or options.pairs_per_image * len(source)
         with progress_bar() as bar:
             task = bar.add_task("planning changes", total=wanted)
-            plan = make_plan(
-                source, wanted, options.seed, options.shard_size, options.events, lambda: bar.advance(task)
-            )
+            requests = options.targets.requests(wanted, len(source), options.events.kinds, source.legend, options.seed)
+            plan = make_plan(source, requests, options.seed, options.shard_size, events, lambda: bar.advance(task))
     if save:
         save_plan(plan, settings, options.out)
     return plan

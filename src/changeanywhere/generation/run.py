@@ -26,7 +26,7 @@ from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.errors import ConfigError, ShortfallError
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import DatasetPlan, PlannedPair, change_of, settings_of
-from changeanywhere.generation.prepare import get_plan, locked, open_tiles, plan_settings
+from changeanywhere.generation.prepare import event_settings, get_plan, locked, open_tiles, plan_settings
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import finalise, pair_record, write_pair
@@ -93,6 +93,7 @@ class Generator:
             if options.masks_t2
             else None
         )
+        self.events = event_settings(options, self.source)
         self.splits = assign_splits({item.scene: item.split for item in self.source.items})
         self.settings = asdict(self.sampling) | {
             "image_format": options.image_format,
@@ -118,7 +119,7 @@ class Generator:
     def paint(self, pairs: Sequence[PlannedPair]) -> list[ChangePair]:
         """Read, change and paint one batch."""
         samples = [self.source.read(pair.source_index) for pair in pairs]
-        plans = [change_of(pair, self.source, self.second, self.options.events) for pair in pairs]
+        plans = [change_of(pair, self.source, self.second, self.events) for pair in pairs]
         images = np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in samples])
         latents = self.pipeline.encode(torch.from_numpy(images).permute(0, 3, 1, 2))
         masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in plans]).astype(np.int64))
@@ -150,7 +151,6 @@ class Generator:
             legend=self.pipeline.legend,
             item=sample.item,
             plan=plan,
-            kind=planned.kind,
             source=self.source.name,
             split=self.splits[sample.item.scene],
             image_format=cast(Literal["png", "geotiff"], self.options.image_format),
@@ -177,7 +177,9 @@ def generate(options: GenerateOptions) -> GenerateReport:
     """
     generator = Generator(options)
     with locked(options.out):
-        plan = get_plan(options, generator.frozen_settings(), generator.source, generator.second, save=True)
+        plan = get_plan(
+            options, generator.frozen_settings(), generator.source, generator.second, generator.events, save=True
+        )
         shards = plan.shards()
         open_shards = [n for n in range(len(shards)) if not _shard_is_done(options.out, n)]
         num_new = sum(len(shards[n]) for n in open_shards)
@@ -204,7 +206,9 @@ def generate(options: GenerateOptions) -> GenerateReport:
 def dry_run(options: GenerateOptions) -> DryRun:
     """Plan, paint two batches without writing them, and extrapolate from the second."""
     generator = Generator(options)
-    plan = get_plan(options, generator.frozen_settings(), generator.source, generator.second, save=False)
+    plan = get_plan(
+        options, generator.frozen_settings(), generator.source, generator.second, generator.events, save=False
+    )
     _raise_on_empty(plan, options.out)
     batches = [batch for shard in plan.shards() for batch in generator.batches(shard)]
     seconds, painted = 0.0, []

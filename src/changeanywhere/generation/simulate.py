@@ -15,12 +15,14 @@ from typing import Any
 
 from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.options import SimulateOptions
-from changeanywhere.generation.plan import change_of
-from changeanywhere.generation.prepare import get_plan, locked, open_tiles, plan_settings
+from changeanywhere.generation.plan import DatasetPlan, EventSettings, change_of
+from changeanywhere.generation.prepare import event_settings, get_plan, locked, open_tiles, plan_settings
+from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_file, event_record
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.writer import write_labels
 from changeanywhere.progress import progress_bar
 from changeanywhere.sample import change_transitions
+from changeanywhere.sources import Source
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class SimulateReport:
 
     out: Path
     num_pairs: int
+    reached: list[tuple[str, float, float]]
+    """(target, share asked, share reached)"""
 
 
 def simulate_source(options: SimulateOptions) -> SimulateReport:
@@ -39,29 +43,51 @@ def simulate_source(options: SimulateOptions) -> SimulateReport:
     """
     options.check()
     source = open_tiles(options)
+    settings = event_settings(options, source)
     with locked(options.out):
-        plan = get_plan(options, plan_settings(options, source), source, None, save=True)
-        records: list[dict[str, Any]] = []
-        with progress_bar() as bar:
-            for pair in bar.track(plan.pairs, description="writing masks"):
-                mask_t1 = source.read_mask(pair.source_index)
-                change = change_of(pair, source, None, options.events)
-                write_labels(options.out, pair.key, mask_t1, change.mask_t2, change.change_mask, source.legend)
-                records.append(
-                    {
-                        "key": pair.key,
-                        "source_key": pair.source_key,
-                        "kind": pair.kind,
-                        "events": [event.to_dict(source.legend) for event in change.events],
-                        "transitions": change_transitions(mask_t1, change.mask_t2, source.legend),
-                        "change_ratio": float(change.change_mask.mean()),
-                        "seed": pair.seed,
-                    }
-                )
+        plan = get_plan(options, plan_settings(options, source), source, None, settings, save=True)
+        records = _write_labels(plan, source, settings, options.out)
         lines = [json.dumps(record) for record in sorted(records, key=lambda r: str(r["key"]))]
         atomic_write(options.out / "events.jsonl", ("\n".join(lines) + "\n").encode())
         source.legend.save(options.out / "legend.json")
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; no tile has room for the other {parts}")
-    return SimulateReport(options.out, len(plan.pairs))
+    return SimulateReport(options.out, len(plan.pairs), options.targets.reached(records))
+
+
+def _write_labels(plan: DatasetPlan, source: Source, settings: EventSettings, out: Path) -> list[dict[str, Any]]:
+    """Masks, change masks and the COCO file; returns the records of ``events.jsonl``."""
+    records: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories = coco_categories(source.legend)
+    with progress_bar() as bar:
+        for pair in bar.track(plan.pairs, description="writing masks"):
+            mask_t1 = source.read_mask(pair.source_index)
+            change = change_of(pair, source, None, settings)
+            masks = (mask_t1, change.mask_t2)
+            write_labels(out, pair.key, *masks, change.change_mask, source.legend)
+            item, georef = source.items[pair.source_index], source.georef(pair.source_index)
+            records.append(
+                {
+                    "key": pair.key,
+                    "source_key": pair.source_key,
+                    "scene": item.scene,
+                    "gsd_m": item.gsd_m,
+                    "events": [
+                        event_record(event, *masks, source.legend, georef, item.gsd_m) for event in change.events
+                    ],
+                    "transitions": change_transitions(*masks, source.legend),
+                    "change_ratio": float(change.change_mask.mean()),
+                    "seed": pair.seed,
+                }
+            )
+            image = {"id": len(images) + 1, "file_name": f"{pair.key}.png"}
+            images.append(image | {"width": mask_t1.shape[1], "height": mask_t1.shape[0]})
+            annotations += coco_annotations(
+                pair.key, len(images), len(annotations) + 1, *masks, categories, source.legend
+            )
+    content = coco_file(images, annotations, categories)
+    atomic_write(out / "annotations.json", (json.dumps(content) + "\n").encode())
+    return records

@@ -103,7 +103,6 @@ def pair_record(
     legend: Legend,
     item: SourceItem,
     plan: ChangePlan,
-    kind: str,
     source: str,
     split: str,
     image_format: ImageFormat,
@@ -131,7 +130,7 @@ def pair_record(
         "transform": list(pair.georef.transform) if pair.georef else None,
         "bands": list(bands),
         "normalisation": dict(normalisation),
-        "kind": kind,
+        "kind": _kind(plan),
         "events": [event.to_dict(legend) for event in plan.events],
         "transitions": change_transitions(pair.mask_t1, pair.mask_t2, legend),
         "change_ratio": round(float(pair.change_mask.mean()), 6),
@@ -142,6 +141,12 @@ def pair_record(
         "settings": dict(settings),
         "versions": dict(versions),
     }
+
+
+def _kind(plan: ChangePlan) -> str:
+    """The kinds of the pair's events; "given" for a user's own second mask, "no_change" where nothing changes."""
+    kinds = sorted({event.kind for event in plan.events})
+    return "+".join(kinds) if kinds else "given" if plan.change_mask.any() else "no_change"
 
 
 def finalise(root: Path, legend: Legend, records: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from changeanywhere.errors import ConfigError, SourceError
 from changeanywhere.legend import Legend, LegendMap, Mask, load_legend_map
-from changeanywhere.sample import SourceItem, SourceSample
+from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Source(ABC):
     def read(self, index: int) -> SourceSample:
         """Image and mask of tile ``index``."""
 
+    @abstractmethod
+    def georef(self, index: int) -> GeoReference | None:
+        """Where tile ``index`` lies, without reading its pixels; None without a CRS."""
+
     @cached_property
     def _places(self) -> dict[str, int]:
         return {item.key: i for i, item in enumerate(self.items)}
@@ -86,6 +90,9 @@ class _MappedSource(Source):
 
     def read_mask(self, index: int) -> Mask:
         return self._mapping.apply(self._source.read_mask(index))
+
+    def georef(self, index: int) -> GeoReference | None:
+        return self._source.georef(index)
 
     def read(self, index: int) -> SourceSample:
         sample = self._source.read(index)

@@ -9,7 +9,7 @@ import numpy as np
 
 from changeanywhere.errors import SourceError
 from changeanywhere.legend import Legend, Mask, find_legend, load_legend
-from changeanywhere.sample import SourceItem, SourceSample
+from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 from changeanywhere.sources.base import Source, SourceOptions
 from changeanywhere.sources.files import (
     FileInfo,
@@ -66,6 +66,10 @@ class TileSource(Source):
         # Ground that was not imaged is unknown.
         return mask if valid is None or valid.all() else np.where(valid, mask, 0).astype(np.uint8)
 
+    def georef(self, index: int) -> GeoReference | None:
+        tile = self._tiles[index]
+        return read_georef(tile.entry.image, tile.window)
+
     def read(self, index: int) -> SourceSample:
         tile = self._tiles[index]
         image = read_image(tile.entry.image, tile.window, self._bands)
@@ -80,7 +84,7 @@ class TileSource(Source):
             mask=self.read_mask(index),
             bands=tuple(str(band) for band in self._bands),
             normalisation=normalisation,
-            georef=read_georef(tile.entry.image, tile.window),
+            georef=self.georef(index),
         )
 
     def _check(self, entry: Entry) -> FileInfo:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import NoiseStreams, Sampling, sample_latents
-from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.errors import ModelError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.folder import Model, load_first_stage, noise_schedule, save_model
@@ -20,7 +20,7 @@ from changeanywhere.sources import Source
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
-from changeanywhere.training.run import TrainingRun, learning_rate_factor
+from changeanywhere.training.run import TrainingRun, learning_rate_factor, single_process_accelerator
 
 AUTOCAST_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 GRID_TILES = 6
@@ -84,9 +84,7 @@ def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder
     if not folder.is_dir():
         raise ModelError(f"{folder}: no first stage; run 'changeanywhere train first-stage' with the same --out first")
     run = TrainingRun(out / "training" / "denoiser", "denoiser", recipe)
-    accelerator = Accelerator(mixed_precision=run_settings.mixed_precision)
-    if accelerator.num_processes > 1:
-        raise ConfigError("training on several processes is not supported yet; start one process")
+    accelerator = single_process_accelerator(run_settings.mixed_precision)
     device = accelerator.device
     first_stage = load_first_stage(folder).to(device)
     dtype = AUTOCAST_DTYPES[run_settings.mixed_precision]
@@ -166,7 +164,7 @@ def _sample_rows(model: Model, palette: Any, cache: LatentCache) -> list[list[Te
     tiles = range(0, len(cache.masks), -(-len(cache.masks) // GRID_TILES))
     device = model.first_stage.latent_mean.device
     masks = torch.stack([torch.from_numpy(cache.masks[t].copy()) for t in tiles]).long()
-    real = torch.stack([torch.from_numpy(cache.latents[t, 0].copy()) for t in tiles]).float().to(device)
+    real = torch.stack([torch.from_numpy(cache.latents[t, 0].astype(np.float32)) for t in tiles]).to(device)
     everywhere = torch.ones_like(real[:, :1], dtype=torch.bool)
     painted = sample_latents(
         model.denoiser,

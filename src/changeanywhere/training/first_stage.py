@@ -21,7 +21,7 @@ from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_wei
 from changeanywhere.training.batches import crop_batches
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
 from changeanywhere.training.recipe import FirstStageRecipe, Recipe
-from changeanywhere.training.run import TrainingRun, learning_rate_factor
+from changeanywhere.training.run import TrainingRun, learning_rate_factor, single_process_accelerator
 
 CODE_PLACEMENT_BATCHES = 16  # latents of so many batches place the codebook
 STATISTICS_TILES = 512  # tiles that measure the latents' mean and standard deviation
@@ -168,9 +168,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
         raise ConfigError("first_stage.quantise_from_step must be below first_stage.num_steps")
     settings, run_settings = recipe.first_stage, recipe.run
     run = TrainingRun(out / "training" / "first_stage", "first_stage", recipe)
-    accelerator = Accelerator(mixed_precision=run_settings.mixed_precision)
-    if accelerator.num_processes > 1:
-        raise ConfigError("training on several processes is not supported yet; start one process")
+    accelerator = single_process_accelerator(run_settings.mixed_precision)
     device = accelerator.device
     trainer = FirstStageTrainer(settings, source.read(0).image.shape[2], device, run_settings.seed)
     state = run.load_checkpoint()

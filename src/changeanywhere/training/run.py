@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
-from changeanywhere.errors import ModelError, OutputError, TrainingDivergedError
+from changeanywhere.errors import ConfigError, ModelError, OutputError, TrainingDivergedError
 from changeanywhere.training.recipe import Recipe
 
 
@@ -25,6 +27,15 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, cosine_de
     if not cosine_decay:
         return warmup
     return warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps))))
+
+
+def single_process_accelerator(mixed_precision: str) -> Accelerator:
+    """Device and mixed precision; :class:`ConfigError` under a launcher with several processes."""
+    AcceleratorState._reset_state()  # it remembers the precision of an earlier run in this process
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if accelerator.num_processes > 1:
+        raise ConfigError("training on several processes is not supported yet; start one process")
+    return accelerator
 
 
 class TrainingRun:

@@ -1,0 +1,132 @@
+"""Appearance (paper §2.3): the shape of an instance is copied into the interior of a region of another class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, signal
+
+from changeanywhere.events.instances import Instance, Shape
+from changeanywhere.events.scene import EIGHT, Proposal, Scene, class_by_class, describe, weighted_order
+
+MAX_REGIONS = 12  # receiving regions tried per donor before the next donor has its turn
+MAX_DONORS = 24  # donors tried before the tile counts as infeasible
+FFT_FROM = 2_000_000  # shape px × region px above which correlating by FFT is the faster way
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A shape that may appear: bool ``[h, w]``, and where in the tile it was taken from (None: from the bank)."""
+
+    class_index: int
+    shape: Shape
+    origin: tuple[int, int] | None
+
+
+class Appearance:
+    """The donor stays; the copy lies, with ``margin`` px around it, in one connected region of one other class.
+
+    Donors are whole instances (not cut by the tile's border) within the size limits, drawn class by class; receiving
+    regions are drawn by area times the transition's weight. The place is drawn uniformly from *all* feasible ones.
+    """
+
+    name = "appearance"
+
+    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+        """See :class:`EventKind`."""
+        for donor in _donors(scene, rng)[:MAX_DONORS]:
+            shape = transform(donor.shape, scene, rng)
+            area = int(np.count_nonzero(shape))
+            if not scene.within(area):
+                continue
+            weights = [
+                region.area * scene.weight(region.class_index, donor.class_index)
+                if region.class_index != donor.class_index and area <= scene.options.max_coverage * region.area
+                else 0.0
+                for region in scene.instances
+            ]
+            for number in weighted_order(weights, rng)[:MAX_REGIONS]:
+                region = scene.instances[number]
+                places = feasible_places(region.shape, shape, scene.options.margin)
+                if not len(places):
+                    continue
+                row, column = places[rng.integers(len(places))] + (region.row, region.column)
+                mask_t2 = scene.mask.copy()
+                mask_t2[row : row + shape.shape[0], column : column + shape.shape[1]][shape] = donor.class_index
+                offset = (int(row) - donor.origin[0], int(column) - donor.origin[1]) if donor.origin else (0, 0)
+                return mask_t2, describe(self.name, scene.mask, mask_t2, offset)
+        return None
+
+
+def _donors(scene: Scene, rng: np.random.Generator) -> list[Donor]:
+    """Donors in random order: of this tile, or of the whole source where there is a bank."""
+    if scene.bank is not None:
+        return [Donor(c, shape, None) for c, shape in scene.bank.draw(rng, MAX_DONORS, scene.min_area, scene.max_area)]
+    whole = [i for i in scene.instances if not i.cut and i.area <= scene.max_area]
+    smallest = 1 if scene.options.group_size > 1 else scene.min_area
+    return [_group(i, whole, scene, rng) for i in class_by_class([i for i in whole if i.area >= smallest], rng)]
+
+
+def _group(instance: Instance, whole: list[Instance], scene: Scene, rng: np.random.Generator) -> Donor:
+    """The instance with up to ``group_size - 1`` of its nearest fellows, in their layout."""
+    members = [instance]
+    if scene.options.group_size > 1:
+        fellows = [i for i in whole if i.class_index == instance.class_index and i is not instance]
+        fellows.sort(key=lambda i: (i.row - instance.row) ** 2 + (i.column - instance.column) ** 2)
+        wanted = int(rng.integers(1, scene.options.group_size + 1)) - 1
+        for fellow in fellows[:wanted]:
+            if sum(m.area for m in members) + fellow.area <= scene.max_area:
+                members.append(fellow)
+    top, left = min(m.row for m in members), min(m.column for m in members)
+    height = max(m.row + m.shape.shape[0] for m in members) - top
+    width = max(m.column + m.shape.shape[1] for m in members) - left
+    shape = np.zeros((height, width), bool)
+    for m in members:
+        shape[m.row - top : m.row - top + m.shape.shape[0], m.column - left : m.column - left + m.shape.shape[1]] |= (
+            m.shape
+        )
+    return Donor(instance.class_index, shape, (top, left))
+
+
+def transform(shape: Shape, scene: Scene, rng: np.random.Generator) -> Shape:
+    """Rotate, mirror and scale ``shape`` as the options say; trimmed to its bounding box."""
+    options = scene.options
+    if options.rotate == "right_angles":
+        shape = np.rot90(shape, int(rng.integers(4)))
+    if options.flip and rng.integers(2):
+        shape = shape[:, ::-1]
+    angle = float(rng.uniform(0, 360)) if options.rotate == "any" else 0.0
+    factor = float(rng.uniform(*options.scale)) if options.scale != (1.0, 1.0) else 1.0
+    if angle or factor != 1.0:
+        grey = ndimage.zoom(shape.astype(np.float32), factor, order=1) if factor != 1.0 else shape.astype(np.float32)
+        shape = ndimage.rotate(grey, angle, order=1) > 0.5 if angle else grey > 0.5
+        if not shape.any():
+            return np.zeros((1, 1), bool)
+        rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
+        shape = shape[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.ascontiguousarray(shape)
+
+
+def feasible_places(region: Shape, shape: Shape, margin: int) -> npt.NDArray[np.int64]:
+    """All (row, column) at which ``shape``, grown by ``margin`` px, lies in ``region``: int64 ``[N, 2]``.
+
+    Positions of the shape's own box in the region's box. This is the erosion of the region by the grown shape,
+    computed as a correlation with the region's complement: feasible where not one of its pixels is hit.
+    """
+    grown = np.pad(shape, margin)
+    if margin:
+        grown = ndimage.binary_dilation(grown, EIGHT, iterations=margin)
+    # Outside the region's box there is no region.
+    room = (region.shape[0] - grown.shape[0] + 1, region.shape[1] - grown.shape[1] + 1)
+    if min(room) < 1:
+        return np.empty((0, 2), np.int64)
+    outside = ~region
+    if not outside.any():
+        hits = np.zeros(room)
+    elif grown.size * region.size > FFT_FROM:
+        hits = signal.fftconvolve(outside.astype(np.float32), grown[::-1, ::-1].astype(np.float32), mode="valid")
+    else:
+        hits = signal.correlate(outside.astype(np.float32), grown.astype(np.float32), mode="valid", method="direct")
+    return np.argwhere(hits < 0.5) + margin

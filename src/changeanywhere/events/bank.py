@@ -1,0 +1,54 @@
+"""A shape bank: whole instances of a whole source, so that a tile of bare ground can receive a building."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from changeanywhere.events.instances import Shape, find_instances
+from changeanywhere.events.options import EventOptions
+from changeanywhere.legend import Mask
+
+MAX_SHAPES_PER_CLASS = 2000  # drawn evenly from all; bounds the memory
+
+
+@dataclass(frozen=True)
+class ShapeBank:
+    """Shapes by class, bool ``[h, w]`` each, with their areas in px."""
+
+    shapes: dict[int, list[Shape]]
+
+    def shapes_of(self, class_index: int) -> list[Shape]:
+        """All shapes of a class."""
+        return self.shapes.get(class_index, [])
+
+    def draw(self, rng: np.random.Generator, count: int, min_area: int, max_area: int) -> list[tuple[int, Shape]]:
+        """``count`` random (class, shape) within the area limits, every class with the same chance."""
+        fitting = {
+            c: [shape for shape in shapes if min_area <= np.count_nonzero(shape) <= max_area]
+            for c, shapes in self.shapes.items()
+        }
+        classes = [c for c, shapes in fitting.items() if shapes]
+        drawn = []
+        for _ in range(count if classes else 0):
+            c = classes[rng.integers(len(classes))]
+            drawn.append((c, fitting[c][rng.integers(len(fitting[c]))]))
+        return drawn
+
+
+def build_bank(masks: Iterable[Mask], options: EventOptions, seed: int) -> ShapeBank:
+    """All whole instances of at least ``min_area`` px in ``masks``; large classes are thinned at random."""
+    shapes: dict[int, list[Shape]] = {}
+    for mask in masks:
+        for instance in find_instances(mask, options.connectivity):
+            if not instance.cut and options.min_area <= instance.area <= options.max_share * mask.size:
+                shapes.setdefault(instance.class_index, []).append(instance.shape)
+    rng = np.random.default_rng([seed, 17])
+    for class_index in sorted(shapes):
+        found = shapes[class_index]
+        if len(found) > MAX_SHAPES_PER_CLASS:
+            kept = np.sort(rng.choice(len(found), MAX_SHAPES_PER_CLASS, replace=False))
+            shapes[class_index] = [found[i] for i in kept]
+    return ShapeBank(dict(sorted(shapes.items())))

@@ -1,0 +1,70 @@
+"""Disappearance (paper §2.3): an instance takes the class that surrounds it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from changeanywhere.events.instances import Instance
+from changeanywhere.events.scene import EIGHT, Proposal, Scene, class_by_class, describe
+from changeanywhere.legend import Mask
+
+
+class Disappearance:
+    """``fill`` majority: the class with the longest contact along the 8-neighbour ring; ties to the smaller index.
+
+    ``fill`` nearest: every pixel takes the class of the nearest ring pixel, so that half road / half grass continue.
+    Unknown ground in the ring does not count. Instances are drawn class by class; those that the tile's border cuts may
+    disappear too.
+    """
+
+    name = "disappearance"
+
+    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+        """See :class:`EventKind`."""
+        for instance in class_by_class([i for i in scene.instances if scene.within(i.area)], rng):
+            mask_t2 = dissolve(scene, instance)
+            if mask_t2 is None:
+                continue
+            taken = np.unique(mask_t2[instance.window][instance.shape])
+            if all(scene.weight(instance.class_index, int(c)) > 0 for c in taken):
+                return mask_t2, describe(self.name, scene.mask, mask_t2)
+        return None
+
+
+def dissolve(scene: Scene, instance: Instance) -> Mask | None:
+    """The scene's mask with ``instance`` filled from its surroundings; None if there are none."""
+    surrounding = surrounding_class(scene.mask, instance)
+    if surrounding is None:
+        return None
+    mask_t2 = scene.mask.copy()
+    if scene.options.fill == "majority":
+        mask_t2[instance.window][instance.shape] = surrounding
+        return mask_t2
+    window, inside = _with_ring(scene.mask, instance)
+    ring = ndimage.binary_dilation(inside, EIGHT) & ~inside & (window != 0) & (window != instance.class_index)
+    nearest = ndimage.distance_transform_edt(~ring, return_distances=False, return_indices=True)
+    filled: npt.NDArray[np.uint8] = window[tuple(nearest)]
+    mask_t2[instance.window][instance.shape] = filled[inside]
+    return mask_t2
+
+
+def surrounding_class(mask: Mask, instance: Instance) -> int | None:
+    """Class with most pixels in the ring around ``instance``; None if all of it is unknown or outside the tile."""
+    window, inside = _with_ring(mask, instance)
+    ring = ndimage.binary_dilation(inside, EIGHT) & ~inside
+    contact = np.bincount(window[ring], minlength=256)
+    # 4-connected instances may touch their own class diagonally; that is no surrounding to dissolve in.
+    contact[[0, instance.class_index]] = 0
+    return int(contact.argmax()) if contact.any() else None
+
+
+def _with_ring(mask: Mask, instance: Instance) -> tuple[Mask, npt.NDArray[np.bool_]]:
+    """The instance's window with 1 px around it (cut at the tile's border), and its shape in that window."""
+    rows, columns = instance.window
+    top, left = min(rows.start, 1), min(columns.start, 1)
+    window = mask[rows.start - top : rows.stop + 1, columns.start - left : columns.stop + 1]
+    inside = np.zeros(window.shape, bool)
+    inside[top : top + instance.shape.shape[0], left : left + instance.shape.shape[1]] = instance.shape
+    return window, inside

@@ -1,0 +1,158 @@
+"""Events composed into pairs: how many, of which kind, within which limits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.events.options import EventOptions
+from changeanywhere.legend import Legend, Mask
+from changeanywhere.sample import ChangeEvent, ChangePlan, change_mask_of
+
+if TYPE_CHECKING:
+    from changeanywhere.events.bank import ShapeBank
+    from changeanywhere.events.scene import EventKind
+    from changeanywhere.events.transitions import TransitionTable
+
+MAX_EVENTS = 24  # events tried to reach an asked-for change ratio
+
+
+@dataclass(frozen=True)
+class EventContext:
+    """What is known beside the mask: shapes of the whole source, weights of transitions, metres per pixel."""
+
+    bank: ShapeBank | None = None
+    transitions: TransitionTable | None = None
+    gsd_m: float | None = None
+
+
+@dataclass(frozen=True)
+class EventRequest:
+    """What a pair is asked to show; every field left out is free.
+
+    ``transition``: the only class pair (from, to) allowed. ``ratio``: share of changed pixels, from inclusive to
+    exclusive. ``no_change``: a pair without any change.
+    """
+
+    kind: str | None = None
+    transition: tuple[int, int] | None = None
+    ratio: tuple[float, float] | None = None
+    no_change: bool = False
+
+
+def pair_seed(seed: int, key: str, index: int) -> int:
+    """Seed of pair ``index`` of tile ``key``, 63 bits: the same on every machine, in any order of pairs."""
+    digest = hashlib.sha256(f"{seed}\0{key}\0{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def simulate(
+    mask: Mask,
+    legend: Legend,
+    seed: int,
+    *,
+    kind: str | None = None,
+    options: EventOptions | None = None,
+    context: EventContext | None = None,
+    request: EventRequest | None = None,
+) -> ChangePlan | None:
+    """Change events on ``mask`` uint8 ``[H, W]``; None if what is asked for is not feasible in it.
+
+    ``kind`` (short for ``request.kind``): one of :data:`KINDS`; None tries ``options.kinds`` in an order drawn from
+    ``seed``. Unknown ground never changes, and no two events of a pair touch the same pixel. Raises
+    :class:`LegendError` for a mask value outside ``legend`` and :class:`ConfigError` for an unknown kind.
+    """
+    options, context = options or EventOptions(), context or EventContext()
+    request = request or EventRequest(kind)
+    asked = kind or request.kind
+    legend.check(mask, "mask")
+    kinds = _registry()
+    if asked is not None and asked not in kinds:
+        raise ConfigError(f"kind is {asked!r}; allowed: {', '.join(kinds)}")
+    if request.no_change:
+        return ChangePlan(mask.copy(), np.zeros(mask.shape, bool), (), seed)
+    rng = np.random.default_rng(seed)
+    wanted = int(rng.integers(options.events_per_pair[0], options.events_per_pair[1] + 1))
+    low, high = request.ratio or (0.0, 1.0)
+    mask_t2 = mask.copy()
+    events: tuple[ChangeEvent, ...] = ()
+    for number in range(MAX_EVENTS):
+        changed = int(np.count_nonzero(mask != mask_t2))
+        if changed >= low * mask.size and number >= (1 if request.ratio else wanted):
+            break
+        step = _one_event(mask, mask_t2, legend, rng, asked, options, context, request)
+        if step is None:
+            break
+        mask_t2, new_events = step
+        events = (*events, *new_events)
+    ratio = np.count_nonzero(mask != mask_t2) / mask.size
+    if not events or not low <= ratio < high + (request.ratio is None):
+        return None
+    return ChangePlan(mask_t2, change_mask_of(mask, mask_t2), events, seed)
+
+
+def _one_event(
+    mask: Mask,
+    mask_t2: Mask,
+    legend: Legend,
+    rng: np.random.Generator,
+    asked: str | None,
+    options: EventOptions,
+    context: EventContext,
+    request: EventRequest,
+) -> tuple[Mask, tuple[ChangeEvent, ...]] | None:
+    """One more event on the ground that is still free."""
+    from changeanywhere.events.scene import Scene
+
+    free = np.where(mask == mask_t2, mask, 0).astype(np.uint8)
+    changed = int(np.count_nonzero(mask != mask_t2))
+    smallest, largest = _limits(mask, options, context)
+    if request.ratio is not None:
+        largest = min(largest, int(np.ceil(request.ratio[1] * mask.size)) - 1 - changed)
+        # Few large events rather than many tiny ones: at least a sixth of what is still missing, where there is any.
+        missing = request.ratio[0] * mask.size - changed
+        floors = sorted({smallest, max(smallest, int(missing / 6))}, reverse=True)
+    else:
+        floors = [smallest]
+
+    def weight(before: int, after: int) -> float:
+        if request.transition is not None:
+            return float((before, after) == request.transition)
+        return context.transitions.weight(before, after) if context.transitions is not None else 1.0
+
+    registry = _registry()
+    kinds = [asked] if asked is not None else [options.kinds[i] for i in rng.permutation(len(options.kinds))]
+    for floor in floors:
+        scene = Scene(free, floor, largest, weight, legend.num_classes, options, context.bank)
+        for name in kinds:
+            proposal = registry[name].propose(scene, rng)
+            if proposal is not None:
+                after, events = proposal
+                return np.where(after != free, after, mask_t2).astype(np.uint8), events
+    return None
+
+
+def _limits(mask: Mask, options: EventOptions, context: EventContext) -> tuple[int, int]:
+    """Smallest and largest area of an event in px, from px or square metres."""
+    smallest, largest = options.min_area, int(options.max_share * mask.size)
+    if context.gsd_m is not None:
+        pixel = context.gsd_m**2
+        if options.min_area_m2 is not None:
+            smallest = max(1, round(options.min_area_m2 / pixel))
+        if options.max_area_m2 is not None:
+            largest = min(largest, int(options.max_area_m2 / pixel))
+    return smallest, largest
+
+
+def _registry() -> dict[str, EventKind]:
+    """Kinds by name; further kinds join here. Imported at use: scipy takes its time."""
+    from changeanywhere.events.appearance import Appearance
+    from changeanywhere.events.disappearance import Disappearance
+    from changeanywhere.events.regions import Conversion, Growth, Rebuild, Shrinkage
+
+    kinds: tuple[EventKind, ...] = (Appearance(), Disappearance(), Conversion(), Growth(), Shrinkage(), Rebuild())
+    return {kind.name: kind for kind in kinds}
