@@ -14,6 +14,7 @@ from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError, OutputError, ShortfallError, SourceError
 from changeanywhere.generation import run as generation
 from changeanywhere.generation.options import GenerateOptions
+from changeanywhere.generation.targets import SetTargets
 from changeanywhere.sample import change_mask_of
 
 
@@ -259,6 +260,27 @@ def test_simulate_writes_masks_that_generate_would_use(options: GenerateOptions,
         assert tree(out / name) == tree(options.out / name)
     records = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     assert len(records) == 7 and all(record["events"] for record in records)
+
+
+def test_targets_stand_beside_what_was_reached(options: GenerateOptions) -> None:
+    targets = SetTargets(no_change=0.25, class_pairs={"bareland->building": 0.5})
+    generation.generate(change(options, num_pairs=8, targets=targets))
+    records = [json.loads(line) for line in (options.out / "metadata.jsonl").read_text().splitlines()]
+    assert sum(record["kind"] == "no_change" for record in records) == 2
+    assert sum(list(record["transitions"]) == ["bareland->building"] for record in records) >= 4
+    assert "Asked and reached" in (options.out / "report.html").read_text()
+    nonsense = SetTargets(class_pairs={"bog->road": 1.0})
+    with pytest.raises(ConfigError, match="'bog->road'"):
+        generation.generate(change(options, out=options.out.with_name("x"), targets=nonsense))
+
+
+def test_learned_priors_are_written(options: GenerateOptions, tmp_path: Path) -> None:
+    out = tmp_path / "learned"
+    arguments = ["--source", str(options.source), "--tile-size", "64", "--num-pairs", "3", "--learn-transitions"]
+    assert run(["simulate", *arguments, "--out", str(out)]) == 0
+    learned = json.loads((out / "transitions.json").read_text())
+    assert learned["weights"]["bareland"]["road"] > 0 == learned["weights"]["road"]["water"]
+    assert learned["sizes_px"]["building"] == [100, 100]
 
 
 def test_two_processes_on_one_folder(options: GenerateOptions) -> None:

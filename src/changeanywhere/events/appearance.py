@@ -39,7 +39,7 @@ class Appearance:
         for donor in _donors(scene, rng)[:MAX_DONORS]:
             shape = transform(donor.shape, scene, rng)
             area = int(np.count_nonzero(shape))
-            if not scene.within(area):
+            if not scene.within(area) or not scene.usual(donor.class_index, area):
                 continue
             weights = [
                 region.area * scene.weight(region.class_index, donor.class_index)

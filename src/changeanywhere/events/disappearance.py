@@ -23,7 +23,9 @@ class Disappearance:
 
     def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class([i for i in scene.instances if scene.within(i.area)], rng):
+        for instance in class_by_class(
+            [i for i in scene.instances if scene.within(i.area) and scene.usual(i.class_index, i.area)], rng
+        ):
             mask_t2 = dissolve(scene, instance)
             if mask_t2 is None:
                 continue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +24,13 @@ MAX_EVENTS = 24  # events tried to reach an asked-for change ratio
 
 @dataclass(frozen=True)
 class EventContext:
-    """What is known beside the mask: shapes of the whole source, weights of transitions, metres per pixel."""
+    """What is known beside the mask: shapes of the whole source, weights of transitions, usual sizes by class in px,
+    metres per pixel.
+    """
 
     bank: ShapeBank | None = None
     transitions: TransitionTable | None = None
+    sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     gsd_m: float | None = None
 
 
@@ -127,7 +131,7 @@ def _one_event(
     registry = _registry()
     kinds = [asked] if asked is not None else [options.kinds[i] for i in rng.permutation(len(options.kinds))]
     for floor in floors:
-        scene = Scene(free, floor, largest, weight, legend.num_classes, options, context.bank)
+        scene = Scene(free, floor, largest, weight, legend.num_classes, options, context.bank, context.sizes)
         for name in kinds:
             proposal = registry[name].propose(scene, rng)
             if proposal is not None:

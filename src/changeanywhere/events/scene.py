@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +35,7 @@ class Scene:
     num_classes: int
     options: EventOptions
     bank: ShapeBank | None = None
+    sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     @cached_property
     def instances(self) -> list[Instance]:
@@ -44,6 +45,11 @@ class Scene:
     def within(self, area: int) -> bool:
         """Whether an event of ``area`` px is allowed."""
         return self.min_area <= area <= self.max_area
+
+    def usual(self, class_index: int, area: int) -> bool:
+        """Whether an object of this class comes in this size, where sizes were learned from the source."""
+        low, high = self.sizes.get(class_index, (0, area))
+        return low <= area <= high
 
 
 Proposal = tuple[Mask, tuple[ChangeEvent, ...]]

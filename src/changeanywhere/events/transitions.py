@@ -23,6 +23,8 @@ import numpy.typing as npt
 import yaml
 
 from changeanywhere.errors import LegendError
+from changeanywhere.events.instances import find_instances
+from changeanywhere.events.options import EventOptions
 from changeanywhere.legend import Legend, Mask
 
 ANY = "*"
@@ -111,6 +113,18 @@ def learn_table(masks: Iterable[Mask], legend: Legend) -> TransitionTable:
     contact = (contact + contact.T)[: legend.num_classes + 1, : legend.num_classes + 1]
     total = contact.sum()
     return TransitionTable(legend, contact / total * legend.num_classes**2 if total else np.ones_like(contact))
+
+
+def learn_sizes(masks: Iterable[Mask], options: EventOptions) -> dict[int, tuple[int, int]]:
+    """5 % and 95 % quantile of the area of whole instances (px, at least ``min_area``), by class."""
+    areas: dict[int, list[int]] = {}
+    for mask in masks:
+        for instance in find_instances(mask, options.connectivity):
+            if not instance.cut and instance.area >= options.min_area:
+                areas.setdefault(instance.class_index, []).append(instance.area)
+    return {
+        c: (int(np.quantile(found, 0.05)), int(np.ceil(np.quantile(found, 0.95)))) for c, found in sorted(areas.items())
+    }
 
 
 def _number(value: Any, where: str) -> float:

@@ -37,6 +37,8 @@ class SimulateOptions:
     shard_size: int = 32
     """Pairs that are finished together: what an interruption can cost."""
     events: EventOptions = field(default_factory=EventOptions)
+    learn_transitions: bool = False
+    """Estimate weights of transitions and usual sizes of objects from the source (what borders what, how large)."""
     targets: SetTargets = field(default_factory=SetTargets)
 
     def check(self) -> None:
@@ -47,6 +49,12 @@ class SimulateOptions:
             ("pairs_per_image", self.pairs_per_image, self.pairs_per_image > 0, "1 or more"),
             ("shard_size", self.shard_size, self.shard_size > 0, "1 or more"),
             ("tile_size", self.tile_size, self.tile_size >= 16 and self.tile_size % 16 == 0, "a multiple of 16"),
+            (
+                "learn_transitions",
+                self.learn_transitions,
+                not (self.learn_transitions and self.events.transitions),
+                "false where events.transitions is given",
+            ),
             ("seed", self.seed, self.seed >= 0, "0 or more"),
         ]
         for name, value, allowed, what in checks:

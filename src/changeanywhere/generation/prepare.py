@@ -12,7 +12,7 @@ from typing import Any
 from changeanywhere.errors import OutputError
 from changeanywhere.events import EventContext
 from changeanywhere.events.bank import build_bank
-from changeanywhere.events.transitions import learn_table, load_table
+from changeanywhere.events.transitions import learn_sizes, learn_table, load_table
 from changeanywhere.generation.options import SimulateOptions
 from changeanywhere.generation.plan import (
     DatasetPlan,
@@ -46,6 +46,7 @@ def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
     """Everything that the plan depends on, for ``plan/settings.json``."""
     settings = asdict(options.events) | {
         "targets": asdict(options.targets),
+        "learn_transitions": options.learn_transitions,
         "source_fingerprint": source_fingerprint(source),
         "legend": source.legend.to_dict(),
         "num_pairs": options.num_pairs,
@@ -59,16 +60,17 @@ def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
 
 
 def event_settings(options: SimulateOptions, source: Source) -> EventSettings:
-    """Options and, where they ask for it, shapes and transitions of the whole source (every mask is read once)."""
+    """Options and, where they ask for it, shapes and transitions of the whole source (every mask is read)."""
     events = options.events
-    bank, table = None, None
-    if events.transitions == "learned":
+    bank, table, sizes = None, None, {}
+    if options.learn_transitions:
         table = learn_table((source.read_mask(i) for i in range(len(source))), source.legend)
+        sizes = learn_sizes((source.read_mask(i) for i in range(len(source))), events)
     elif events.transitions is not None:
         table = load_table(events.transitions, source.legend)
     if events.shape_bank:
         bank = build_bank((source.read_mask(i) for i in range(len(source))), events, options.seed)
-    return EventSettings(events, EventContext(bank, table))
+    return EventSettings(events, EventContext(bank, table, sizes))
 
 
 def get_plan(

@@ -198,7 +198,8 @@ def generate(options: GenerateOptions) -> GenerateReport:
                 _close_shard(options.out, number, writes)
         seconds = time.perf_counter() - started
         if open_shards or not (options.out / "report.html").is_file():
-            finalise(options.out, generator.pipeline.legend, _records(options.out, len(shards)))
+            records = _records(options.out, len(shards))
+            finalise(options.out, generator.pipeline.legend, records, options.targets.reached(records))
     _raise_on_shortfall(plan, options.out)
     return GenerateReport(options.out, len(plan.pairs), num_new, num_new / seconds if num_new else 0.0)
 

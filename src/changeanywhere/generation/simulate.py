@@ -2,7 +2,9 @@
 
 OUT/label1/KEY.png label2/KEY.png   semantic masks (index PNG with palette)
 OUT/label/KEY.png                   change mask, 0 or 255
-OUT/events.jsonl                    a line per pair, sorted by key
+OUT/events.jsonl                    a line per pair, sorted by key: events with bbox, area in px and m², centroid
+OUT/annotations.json                COCO change instances: connected components of each class transition
+OUT/transitions.json                weights of transitions and usual sizes, where a table was used or learned
 OUT/legend.json
 """
 
@@ -50,10 +52,17 @@ def simulate_source(options: SimulateOptions) -> SimulateReport:
         lines = [json.dumps(record) for record in sorted(records, key=lambda r: str(r["key"]))]
         atomic_write(options.out / "events.jsonl", ("\n".join(lines) + "\n").encode())
         source.legend.save(options.out / "legend.json")
+        if settings.context.transitions is not None:
+            used = {"weights": settings.context.transitions.to_dict(), "sizes_px": _by_name(settings, source)}
+            atomic_write(options.out / "transitions.json", (json.dumps(used, indent=1) + "\n").encode())
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; no tile has room for the other {parts}")
     return SimulateReport(options.out, len(plan.pairs), options.targets.reached(records))
+
+
+def _by_name(settings: EventSettings, source: Source) -> dict[str, list[int]]:
+    return {source.legend.name_of(c): list(limits) for c, limits in settings.context.sizes.items()}
 
 
 def _write_labels(plan: DatasetPlan, source: Source, settings: EventSettings, out: Path) -> list[dict[str, Any]]:

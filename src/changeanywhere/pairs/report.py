@@ -45,6 +45,7 @@ def write_report(root: Path) -> Path:
         pairs="".join(_pair(dataset[places[str(record["key"])]], record, legend) for record in shown),
         matrix=_matrix(counts["transitions"], legend),
         histogram=_histogram([float(record["change_ratio"]) for record in records]),
+        targets=_targets(root),
         made=html.escape(_made(records[0])),
     )
     atomic_write(root / "report.html", page.encode())
@@ -148,6 +149,19 @@ def _histogram(ratios: Sequence[float]) -> str:
         f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'
         f'<text x="{(width + left) / 2:.0f}" y="{base + 34}" text-anchor="middle">share of changed pixels</text></svg>'
     )
+
+
+def _targets(root: Path) -> str:
+    """What was asked of the set beside what it is, from ``targets.json``; empty without one."""
+    file = root / "targets.json"
+    if not file.is_file():
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(row["target"])}</th>'
+        f"<td>{row['asked']:.1%}</td><td>{row['reached']:.1%}</td></tr>"
+        for row in json.loads(file.read_text())
+    )
+    return f"<h2>Asked and reached</h2><table><tr><th></th><th>asked</th><th>reached</th></tr>{rows}</table>"
 
 
 def _made(record: Mapping[str, Any]) -> str:

@@ -149,8 +149,16 @@ def _kind(plan: ChangePlan) -> str:
     return "+".join(kinds) if kinds else "given" if plan.change_mask.any() else "no_change"
 
 
-def finalise(root: Path, legend: Legend, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``list/``, ``metadata.jsonl``, ``legend.json``, the dataset card and, last, ``report.html``."""
+def finalise(
+    root: Path,
+    legend: Legend,
+    records: Sequence[Mapping[str, Any]],
+    targets: Sequence[tuple[str, float, float]] = (),
+) -> None:
+    """Write ``list/``, ``metadata.jsonl``, ``legend.json``, the dataset card and, last, ``report.html``.
+
+    ``targets``: (name, share asked, share reached), written to ``targets.json`` where there are any.
+    """
     ordered = sorted(records, key=lambda record: str(record["key"]))
     for split in SPLITS:
         names = [Path(record["A_file_name"]).name for record in ordered if record["split"] == split]
@@ -158,6 +166,9 @@ def finalise(root: Path, legend: Legend, records: Sequence[Mapping[str, Any]]) -
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in ordered)
     atomic_write(root / "metadata.jsonl", lines.encode())
     atomic_write(root / "legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
+    if targets:
+        rows = [{"target": name, "asked": asked, "reached": reached} for name, asked, reached in targets]
+        atomic_write(root / "targets.json", (json.dumps(rows, indent=1) + "\n").encode())
     atomic_write(root / "README.md", dataset_card(legend, ordered).encode())
     write_report(root)
 
