@@ -10,6 +10,7 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import ConfigError, InputError
+from changeanywhere.models.folder import noise_schedule
 from conftest import tiny_model
 
 MODEL = tiny_model()
@@ -148,3 +149,32 @@ def test_predict_noise_converts_v() -> None:
     model.schedule.register_to_config(prediction_type="v_prediction")
     alpha = model.schedule.alphas_cumprod[400]
     torch.testing.assert_close(pipe.predict_noise(x, t, MASKS[:1]), alpha.sqrt() * raw + (1 - alpha).sqrt() * x)
+
+
+class Oracle:
+    """Knows the clean latent, and answers in the parametrisation of the schedule."""
+
+    def __init__(self, clean: Tensor, prediction_type: str) -> None:
+        self.clean, self.prediction_type = clean, prediction_type
+
+    def encode_masks(self, masks: Tensor, dropped: Tensor | None = None) -> Tensor:
+        return masks
+
+    def __call__(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        alpha = MODEL.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noise = (x - alpha.sqrt() * self.clean) / (1 - alpha).sqrt()
+        if self.prediction_type == "epsilon":
+            return noise
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * self.clean
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0), ("unipc", 0.0)])
+def test_a_perfect_denoiser_paints_the_clean_latent(prediction_type: str, sampler: str, eta: float) -> None:
+    clean = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    result = sample_latents(
+        Oracle(clean, prediction_type), noise_schedule(prediction_type), MASKS, KNOWN, CHANGED, NOTHING,
+        NoiseStreams((1, 2), KNOWN.shape[1:]), Sampling(sampler, 20, 0.25, eta=eta, known_noise="fixed"),
+    )  # fmt: skip
+    # DDIM ends at ᾱ[0], one step before clean.
+    assert (result - clean).abs().max() < (0.2 if sampler == "ddim" else 1e-3)
