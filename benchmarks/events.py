@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from changeanywhere.events import KINDS, EventOptions, pair_seed, simulate
+from changeanywhere.events import PAPER_KINDS, EventOptions, pair_seed, simulate
 from changeanywhere.legend import find_legend
 
 
@@ -30,15 +30,15 @@ def main() -> None:
     files = sorted(arguments.masks.glob("*.png"))
     rng = np.random.default_rng(0)
     print("| tile | kind | masks/s | feasible | median change ratio |\n|---|---|---|---|---|")
-    for size in (256, 512, 1024):
+    for size in (256, 512, 1024, 2048):
         per_side = size // 256
         masks = []
-        for _ in range(max(8, arguments.count // per_side**2)):
+        for _ in range(max(4, arguments.count // per_side**2)):
             chosen = rng.choice(len(files), per_side**2)
             tiles = [np.asarray(Image.open(files[i])) for i in chosen]
             rows = [np.concatenate(tiles[r * per_side : (r + 1) * per_side], 1) for r in range(per_side)]
             masks.append(np.concatenate(rows, 0))
-        for kind in KINDS:
+        for kind in PAPER_KINDS:
             started = time.perf_counter()
             plans = [
                 simulate(mask, legend, pair_seed(0, str(i), 0), kind=kind, options=EventOptions())
