@@ -41,7 +41,8 @@ class Instance:
     @cached_property
     def shape(self) -> Shape:
         """Its pixels in its box, bool ``[h, w]``; made at first use, since most instances are never looked at."""
-        return self.labels[self.window] == self.number
+        shape: Shape = self.labels[self.window] == self.number
+        return shape
 
 
 def find_instances(mask: Mask, connectivity: int) -> list[Instance]:
