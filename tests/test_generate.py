@@ -159,7 +159,7 @@ def test_shortfall_is_said_with_counts_after_writing_what_is_possible(options: G
     mask = np.full((64, 64), 1, np.uint8)
     mask[20:30, 0:10] = 4  # touches the border: can disappear, cannot be copied
     Image.fromarray(mask).save(options.source / "masks" / "tile_3.png")
-    with pytest.raises(ShortfallError, match=r"of 4 pairs; no tile has room for the other 2 appearance"):
+    with pytest.raises(ShortfallError, match=r"2 of 4 pairs; missing: 2 appearance \(no tile has room for it\)"):
         generation.generate(change(options, num_pairs=4))
     assert len(ca.load_pairs(options.out)) == 2
 
@@ -269,6 +269,9 @@ def test_targets_stand_beside_what_was_reached(options: GenerateOptions) -> None
     assert sum(record["kind"] == "no_change" for record in records) == 2
     assert sum(list(record["transitions"]) == ["bareland->building"] for record in records) >= 4
     assert "Asked and reached" in (options.out / "report.html").read_text()
+    impossible = SetTargets(class_pairs={"informal_settlement->water": 0.5})
+    with pytest.raises(ShortfallError, match=r"2 informal_settlement->water \(no tile has informal_settlement\)"):
+        generation.generate(change(options, out=options.out.with_name("y"), num_pairs=4, targets=impossible))
     nonsense = SetTargets(class_pairs={"bog->road": 1.0})
     with pytest.raises(ConfigError, match="'bog->road'"):
         generation.generate(change(options, out=options.out.with_name("x"), targets=nonsense))

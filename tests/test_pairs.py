@@ -37,7 +37,7 @@ def record_of(pair: ChangePair, scene: str, split: str) -> dict[str, object]:
     assert pair.mask_t2 is not None
     plan = ChangePlan(pair.mask_t2, pair.change_mask, (event,), 5)
     return pair_record(
-        pair, legend=LEGEND, item=SourceItem(pair.key, scene, None, "CC0-1.0", 0.5), plan=plan, kind="appearance",
+        pair, legend=LEGEND, item=SourceItem(pair.key, scene, None, "CC0-1.0", 0.5), plan=plan,
         source="unit/test", split=split, image_format="png", bands=["1", "2", "3"],
         normalisation={"low": [0.0] * 3, "high": [255.0] * 3}, model="mini", model_hash="abc",
         settings={"num_steps": 2}, versions={"changeanywhere": "0"},

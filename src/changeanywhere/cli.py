@@ -79,6 +79,7 @@ def _generate(arguments: list[str]) -> None:
         print(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
         return
     report = generate(options)
+    _print_targets(report.reached)
     if report.num_new:
         print(
             f"wrote {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s); {report.num_pairs} in the dataset"
@@ -96,9 +97,13 @@ def _simulate(arguments: list[str]) -> None:
     from changeanywhere.generation.simulate import simulate_source
 
     report = simulate_source(options)
-    for name, asked, reached in report.reached:
-        print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
+    _print_targets(report.reached)
     print(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
+
+
+def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
+    for name, asked, reached in rows:
+        print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
 
 
 def _train(arguments: list[str]) -> None:

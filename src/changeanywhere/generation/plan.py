@@ -22,7 +22,6 @@ import numpy as np
 
 from changeanywhere.errors import OutputError, SourceError
 from changeanywhere.events import EventContext, EventOptions, EventRequest, pair_seed, simulate
-from changeanywhere.legend import Legend
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.sample import ChangePlan, change_mask_of
 from changeanywhere.sources import Source
@@ -132,20 +131,34 @@ def make_plan(
             next_round += 1
             if missing[request] == before:
                 break
-    return DatasetPlan(_into_shards(found, shard_size), _by_name(missing, source.legend))
+    return DatasetPlan(_into_shards(found, shard_size), _in_words(missing, source, events))
 
 
-def _by_name(missing: Counter[EventRequest], legend: Legend) -> dict[str, int]:
-    """What found no place, in words."""
+def _in_words(missing: Counter[EventRequest], source: Source, events: EventSettings) -> dict[str, int]:
+    """What found no place, and why, with counts."""
+    short = {request: count for request, count in missing.items() if count}
+    if not short:
+        return {}
+    present = set(
+        np.flatnonzero(sum(np.bincount(source.read_mask(i).ravel(), minlength=256) for i in range(len(source))))
+    )
     words: Counter[str] = Counter()
-    for request, count in missing.items():
-        parts = [request.kind] if request.kind else []
-        if request.transition:
-            parts.append("->".join(legend.name_of(c) for c in request.transition))
-        if request.ratio:
+    for request, count in short.items():
+        parts, reason = [request.kind] if request.kind else [], "no tile has room for it"
+        if request.transition is not None:
+            before, after = request.transition
+            parts.append(f"{source.legend.name_of(before)}->{source.legend.name_of(after)}")
+            table = events.context.transitions
+            if table is not None and not table.weight(before, after):
+                reason = "the transition table forbids it"
+            elif before not in present:
+                reason = f"no tile has {source.legend.name_of(before)}"
+            elif after not in present and "conversion" not in events.options.kinds:
+                reason = f"no tile has {source.legend.name_of(after)}, and conversion is not among the kinds"
+        if request.ratio is not None:
             parts.append(f"with change ratio {request.ratio[0]:g}-{request.ratio[1]:g}")
-        words[" ".join(parts) or "change"] += count
-    return {name: count for name, count in words.items() if count}
+        words[f"{' '.join(parts) or 'change'} ({reason})"] += count
+    return dict(words)
 
 
 def plan_given(source: Source, second: Source, seed: int, shard_size: int) -> DatasetPlan:

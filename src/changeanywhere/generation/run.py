@@ -50,6 +50,9 @@ class GenerateReport:
     pairs_per_second: float
     """Of this call, from the first batch to the last file; 0 if there was nothing to do."""
 
+    reached: list[tuple[str, float, float]]
+    """(target, share asked, share reached)."""
+
     @property
     def report(self) -> Path:
         """The page to open."""
@@ -200,8 +203,9 @@ def generate(options: GenerateOptions) -> GenerateReport:
         if open_shards or not (options.out / "report.html").is_file():
             records = _records(options.out, len(shards))
             finalise(options.out, generator.pipeline.legend, records, options.targets.reached(records))
+        reached = options.targets.reached(_records(options.out, len(shards)))
     _raise_on_shortfall(plan, options.out)
-    return GenerateReport(options.out, len(plan.pairs), num_new, num_new / seconds if num_new else 0.0)
+    return GenerateReport(options.out, len(plan.pairs), num_new, num_new / seconds if num_new else 0.0, reached)
 
 
 def dry_run(options: GenerateOptions) -> DryRun:
@@ -267,4 +271,4 @@ def _raise_on_shortfall(plan: DatasetPlan, out: Path) -> None:
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         asked = len(plan.pairs) + sum(plan.missing.values())
-        raise ShortfallError(f"{out}: {len(plan.pairs)} of {asked} pairs; no tile has room for the other {parts}")
+        raise ShortfallError(f"{out}: {len(plan.pairs)} of {asked} pairs; missing: {parts}")

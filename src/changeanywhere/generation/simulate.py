@@ -57,7 +57,7 @@ def simulate_source(options: SimulateOptions) -> SimulateReport:
             atomic_write(options.out / "transitions.json", (json.dumps(used, indent=1) + "\n").encode())
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
-        raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; no tile has room for the other {parts}")
+        raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; missing: {parts}")
     return SimulateReport(options.out, len(plan.pairs), options.targets.reached(records))
 
 

@@ -14,6 +14,7 @@ from PIL import Image as PillowImage
 
 from changeanywhere.errors import PairsError
 from changeanywhere.legend import Legend, Mask
+from changeanywhere.pairs.annotations import event_record
 from changeanywhere.pairs.card import dataset_card
 from changeanywhere.pairs.layout import (
     CHANGE_FOLDER,
@@ -131,7 +132,9 @@ def pair_record(
         "bands": list(bands),
         "normalisation": dict(normalisation),
         "kind": _kind(plan),
-        "events": [event.to_dict(legend) for event in plan.events],
+        "events": [
+            event_record(event, pair.mask_t1, pair.mask_t2, legend, pair.georef, item.gsd_m) for event in plan.events
+        ],
         "transitions": change_transitions(pair.mask_t1, pair.mask_t2, legend),
         "change_ratio": round(float(pair.change_mask.mean()), 6),
         "unknown_ratio": round(float((pair.mask_t1 == 0).mean()), 6),
