@@ -14,6 +14,7 @@ from changeanywhere.errors import OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.pairs.sheet import contact_sheet
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import finalise, pair_record, write_pair
 from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceItem, change_mask_of
@@ -106,6 +107,14 @@ def test_report_is_self_contained_and_escapes(tmp_path: Path) -> None:
     assert "<script" not in page and "&lt;script&gt;" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert len(page) < 6_000_000
+
+
+def test_contact_sheet_shows_evenly_spaced_pairs(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [f"k{i}" for i in range(9)])
+    sheet = contact_sheet(tmp_path, count=3, side=32, strips_per_row=1)
+    assert sheet.height == 18 + 3 * (32 + 4)
+    first = np.asarray(sheet)[18:50, :32]
+    assert np.array_equal(first, np.asarray(Image.open(tmp_path / "A" / "k0.png")))
 
 
 def test_splits_follow_the_source_or_the_hash_of_the_scene() -> None:

@@ -37,6 +37,12 @@ def test_commands_and_python_run(tmp_path: Path) -> None:
         assert finished.returncode == 0, f"{code}\n{finished.stderr}"
 
 
+def test_every_command_is_documented() -> None:
+    from changeanywhere.cli import COMMANDS as NAMES
+
+    assert [name for name in NAMES if f"changeanywhere {name}" not in README] == []
+
+
 def test_every_local_link_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
