@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import re
 import signal
 import sys
@@ -115,7 +116,9 @@ def _train(arguments: list[str]) -> None:
             return
         raise _usage(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
-    print(f"finished: {train(arguments[0], options)}")
+    result = train(arguments[0], options)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
+        print(f"finished: {result}")
 
 
 def _import(arguments: list[str]) -> None:

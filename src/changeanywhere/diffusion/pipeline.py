@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
-from changeanywhere.errors import ConfigError, InputError, ModelError
+from changeanywhere.errors import ConfigError, InputError
 from changeanywhere.legend import Legend
 from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.folder import Model, load_model, save_model
+from changeanywhere.models.folder import Model, find_model, load_model, save_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,17 +31,6 @@ def default_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def find_model(name_or_folder: str | Path) -> Path:
-    """Folder of a model: ``mini`` is in the package, anything else is a path. :class:`ModelError` if missing."""
-    if str(name_or_folder) == "mini":
-        folder = resources.files("changeanywhere") / "assets" / "mini"
-        return Path(str(folder))
-    path = Path(name_or_folder)
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder with model.json")
-    return path
 
 
 class ChangePairPipeline:

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,17 @@ class Model:
     tile_size: int = 256
     defaults: dict[str, Any] = field(default_factory=dict)
     weights_hash: str = ""
+
+
+def find_model(name_or_folder: str | Path) -> Path:
+    """Folder of a model: ``mini`` is in the package, anything else is a path. :class:`ModelError` if missing."""
+    if str(name_or_folder) == "mini":
+        folder = resources.files("changeanywhere") / "assets" / "mini"
+        return Path(str(folder))
+    path = Path(name_or_folder)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder with model.json")
+    return path
 
 
 def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:

@@ -1,7 +1,8 @@
-"""Shift-tolerant LPIPS (Ghildyal & Liu, ECCV 2022): a perceptual distance, as loss and as metric.
+"""Perceptual distances, as loss and as metric: shift-tolerant LPIPS (Ghildyal & Liu, ECCV 2022), VGG16 features.
 
-Written from the paper; the weights are those of the package ``stlpips-pytorch`` (BSD; AlexNet, ``vST0.0``), which
-is not imported: it needs torchvision and more. Install it with ``pip install --no-deps stlpips-pytorch``.
+The first is written from the paper; its weights are those of the package ``stlpips-pytorch`` (BSD; AlexNet,
+``vST0.0``), which is not imported: it needs torchvision and more. Install it with
+``pip install --no-deps stlpips-pytorch``.
 
 AlexNet with its strides taken out of the convolutions: each down-sampling is a 3×3 binomial blur with stride 2
 behind reflection padding of 2, the pooling before it has stride 1.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +33,38 @@ def find_weights() -> Path | None:
     return path if path.is_file() else None
 
 
+def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    """A state dict with the entry ``expected``; :class:`ConfigError` naming the file otherwise."""
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        raise ConfigError(f"{path}: not a readable weight file ({' '.join(str(error).split())[:100]})") from error
+    if expected not in state:
+        raise ConfigError(f"{path}: has no entry {expected!r}; another network's weights?")
+    return state
+
+
 def _blur_downsample(x: Tensor) -> Tensor:
     """Anti-aliased stride 2 (Zhang 2019): binomial 3×3, reflection padding 2."""
     channels = x.shape[1]
     row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
     kernel = (row[:, None] * row[None, :]).expand(channels, 1, 3, 3)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=channels)
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    """Feature maps ``[B, C, h, w]`` with unit length over C."""
+    # 1e-20 keeps the gradient of the root finite where every channel is zero.
+    return x / ((x.square().sum(1, keepdim=True) + 1e-20).sqrt() + 1e-10)
+
+
+def build_perceptual(features: str, weights: Path | None = None) -> nn.Module:
+    """``st_lpips`` or ``vgg16`` (needs ``weights``): a module ``(first, second) -> [B]``."""
+    if features == "vgg16":
+        if weights is None:
+            raise ConfigError("vgg16 features need a weight file; this package downloads nothing")
+        return VGG16Distance(weights)
+    return ShiftTolerantLPIPS(weights)
 
 
 class ShiftTolerantLPIPS(nn.Module):
@@ -56,7 +84,7 @@ class ShiftTolerantLPIPS(nn.Module):
                 "the perceptual loss needs the ST-LPIPS weights: pip install --no-deps stlpips-pytorch, "
                 "or set first_stage.perceptual_weight to 0"
             )
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _read_weights(path, "scaling_layer.shift")
         self.register_buffer("shift", state["scaling_layer.shift"])
         self.register_buffer("scale", state["scaling_layer.scale"])
         names = ["slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13"]
@@ -79,8 +107,7 @@ class ShiftTolerantLPIPS(nn.Module):
                 x = _blur_downsample(F.max_pool2d(x, 3, stride=1))
             x = conv(x)
             x = F.relu(_blur_downsample(x)) if i == 0 else F.relu(x)
-            # 1e-20 keeps the gradient of the root finite where every channel is zero.
-            maps.append(x / ((x.square().sum(1, keepdim=True) + 1e-20).sqrt() + 1e-10))
+            maps.append(_unit_length(x))
         return maps
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -89,3 +116,47 @@ class ShiftTolerantLPIPS(nn.Module):
         for a, b, head in zip(self.features(first), self.features(second), self.heads, strict=True):
             total = total + F.conv2d((a - b).square(), head).mean((1, 2, 3))
         return total
+
+
+VGG16_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+"""Numbers of the convolutions in torchvision's ``features``, block by block; pooling stands between the blocks."""
+
+
+class VGG16Distance(nn.Module):
+    """Squared difference of unit-length VGG16 features (last ReLU of each block), without learned weights → ``[B]``.
+
+    ``weights``: a state dict with torchvision's names (``features.0.weight`` …). Images ``[B, 3, H, W]`` in [-1, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        state = _read_weights(weights, "features.28.weight")
+        self.blocks = nn.ModuleList()
+        for numbers in VGG16_CONVOLUTIONS:
+            block = nn.Sequential()
+            for number in numbers:
+                weight, bias = state[f"features.{number}.weight"], state[f"features.{number}.bias"]
+                conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+                conv.load_state_dict({"weight": weight, "bias": bias})
+                block.extend([conv, nn.ReLU()])
+            self.blocks.append(block)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Five feature maps of unit length over channels."""
+        x = ((images + 1) / 2 - self.mean) / self.std
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(F.max_pool2d(x, 2) if i else x)
+            maps.append(_unit_length(x))
+        return maps
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Distances ``[B]``."""
+        pairs = zip(self.features(first), self.features(second), strict=True)
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)

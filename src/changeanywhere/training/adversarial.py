@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from changeanywhere.training.processes import Processes
+
 
 class PatchDiscriminator(nn.Module):
     """Images ``[B, C, H, W]`` → a logit per overlapping patch ``[B, 1, h, w]`` (two strided levels: 34 px patches)."""
@@ -35,9 +37,12 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """λ = ‖∇ reconstruction‖ / ‖∇ adversarial‖ at the decoder's last layer (Esser et al. 2021, eq. 7), scalar."""
-    grad_reconstruction = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
-    grad_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, processes: Processes) -> Tensor:
+    """λ = ‖∇ reconstruction‖ / ‖∇ adversarial‖ at the decoder's last layer (Esser et al. 2021, eq. 7), scalar.
+
+    The gradients are those of the batch over all processes.
+    """
+    grad_reconstruction = processes.mean(torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0])
+    grad_adversarial = processes.mean(torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0])
     ratio: Tensor = grad_reconstruction.norm() / (grad_adversarial.norm() + 1e-4)
     return ratio.clamp(0, 1e4).detach()

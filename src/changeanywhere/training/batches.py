@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from changeanywhere.sources import Source
+from changeanywhere.training.recipe import Recipe
 
 
 def step_rng(seed: int, *path: int) -> np.random.Generator:
@@ -45,15 +46,18 @@ def dihedral(image: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
 
 
 class StepSampler(Sampler[list[tuple[int, int, int]]]):
-    """Yields a batch of (tile, step, position) for each step from ``first_step`` on."""
+    """Yields the ``rows`` of a batch as (tile, step, row) for each step from ``first_step`` on."""
 
-    def __init__(self, num_tiles: int, batch_size: int, seed: int, first_step: int, num_steps: int) -> None:
+    def __init__(
+        self, num_tiles: int, batch_size: int, seed: int, first_step: int, num_steps: int, rows: range
+    ) -> None:
         self.arguments = (num_tiles, batch_size, seed)
-        self.steps = range(first_step, num_steps)
+        self.steps, self.rows = range(first_step, num_steps), rows
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for step in self.steps:
-            yield [(tile, step, i) for i, tile in enumerate(tiles_of_step(*self.arguments, step))]
+            tiles = tiles_of_step(*self.arguments, step)
+            yield [(tiles[row], step, row) for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -66,23 +70,22 @@ class CropDataset(Dataset[Tensor]):
         self.source, self.crop_size, self.seed = source, crop_size, seed
 
     def __getitem__(self, place: tuple[int, int, int]) -> Tensor:
-        tile, step, position = place
-        rng = step_rng(self.seed, 2, step, position)
+        tile, step, row = place
+        rng = step_rng(self.seed, 2, step, row)
         sample = self.source.read(tile)
         height, width = sample.image.shape[:2]
-        row, column = rng.integers(height - self.crop_size + 1), rng.integers(width - self.crop_size + 1)
-        crop = sample.image[row : row + self.crop_size, column : column + self.crop_size]
+        top, left = rng.integers(height - self.crop_size + 1), rng.integers(width - self.crop_size + 1)
+        crop = sample.image[top : top + self.crop_size, left : left + self.crop_size]
         image = sample.normalisation.apply(dihedral(crop, int(rng.integers(8)))).clip(-1, 1)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def crop_batches(
-    source: Source, crop_size: int, batch_size: int, seed: int, first_step: int, num_steps: int, num_workers: int
-) -> DataLoader[Tensor]:
-    """Loader of crops ``[B, C, crop, crop]`` from ``first_step`` to ``num_steps``."""
+def crop_batches(source: Source, recipe: Recipe, first_step: int, num_steps: int, rows: range) -> DataLoader[Tensor]:
+    """Loader of the ``rows`` of each batch, ``[rows, C, crop, crop]``, from ``first_step`` to ``num_steps``."""
+    settings, seed = recipe.first_stage, recipe.run.seed
     return DataLoader(
-        CropDataset(source, crop_size, seed),
-        batch_sampler=StepSampler(len(source), batch_size, seed, first_step, num_steps),
-        num_workers=num_workers,
+        CropDataset(source, settings.crop_size, seed),
+        batch_sampler=StepSampler(len(source), settings.batch_size, seed, first_step, num_steps, rows),
+        num_workers=recipe.run.num_workers,
         pin_memory=torch.cuda.is_available(),
     )

@@ -21,6 +21,8 @@ class TrainOptions:
     """Folder of the run; the same command on the same folder resumes."""
     first_stage_from: Path | None = None
     """Folder of a finished first stage for ``train denoiser``; default: OUT/first_stage."""
+    init: str | None = None
+    """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number."""
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
@@ -47,7 +49,7 @@ def open_training_source(data: DataRecipe) -> Source:
 
 def train(stage: str, options: TrainOptions) -> Path:
     """Train one of :data:`STAGES`, or resume it; returns the folder of the result."""
-    recipe = Recipe(options.data, options.first_stage, options.denoiser, options.run)
+    recipe = Recipe(options.data, options.first_stage, options.denoiser, options.run, options.init)
     recipe.check()
     source = open_training_source(options.data)
     if stage == "first-stage":

@@ -14,15 +14,16 @@ from changeanywhere.diffusion.blended import NoiseStreams, Sampling, sample_late
 from changeanywhere.errors import ModelError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.folder import Model, load_first_stage, noise_schedule, save_model
+from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
 from changeanywhere.training.ema import WeightAverage
+from changeanywhere.training.initialise import initialise_denoiser
 from changeanywhere.training.latents import LatentCache, build_latent_cache
+from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
-from changeanywhere.training.run import TrainingRun, learning_rate_factor, single_process_accelerator
+from changeanywhere.training.run import TrainingRun, learning_rate_factor
 
-AUTOCAST_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 GRID_TILES = 6
 
 
@@ -40,24 +41,36 @@ def build_denoiser(recipe: DenoiserRecipe, num_classes: int, latent_channels: in
     return Denoiser(unet, MaskEncoder(num_classes=num_classes, mask_channels=recipe.mask_channels))
 
 
+def draw_noise(
+    shape: torch.Size, batch_size: int, rows: range, mask_dropout: float, steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Timesteps int64 ``[rows]``, noise ``[rows, *shape]`` and dropped masks bool ``[rows]`` of a step.
+
+    Drawn for the whole batch on the CPU, then cut: a seed means the same on every device and for any number of
+    processes.
+    """
+    timesteps = torch.randint(steps, (batch_size,), generator=generator)
+    noise = torch.randn((batch_size, *shape), generator=generator)
+    dropped = torch.rand(batch_size, generator=generator) < mask_dropout
+    own = slice(rows.start, rows.stop)
+    return timesteps[own], noise[own], dropped[own]
+
+
 def denoising_loss(
     denoiser: Denoiser,
     schedule: DDPMScheduler,
     latents: Tensor,
     masks: Tensor,
     recipe: DenoiserRecipe,
-    generator: torch.Generator,
+    timesteps: Tensor,
+    noise: Tensor,
+    dropped: Tensor,
 ) -> Tensor:
     """Paper eq. 4 with eq. 2 for the noisy latent; latents ``[B, 3, h, w]``, masks int64 ``[B, H, W]`` → scalar.
 
-    Random numbers are drawn on the CPU, so that a seed means the same on every device.
+    ``timesteps`` int64 ``[B]``, ``noise`` ``[B, 3, h, w]``, ``dropped`` bool ``[B]`` as of :func:`draw_noise`.
     """
-    batch, device = latents.shape[0], latents.device
-    steps = schedule.config.num_train_timesteps
-    timesteps = torch.randint(steps, (batch,), generator=generator).to(device)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    dropped = (torch.rand(batch, generator=generator) < recipe.mask_dropout).to(device)
-    alphas = schedule.alphas_cumprod.to(device)[timesteps].view(-1, 1, 1, 1)
+    alphas = schedule.alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     target = noise
     if schedule.config.prediction_type == "v_prediction":
@@ -73,89 +86,128 @@ def denoising_loss(
     return mean
 
 
+class DenoiserTrainer:
+    """Network, moving average and optimiser of one run."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, latent_channels: int, processes: Processes) -> None:
+        settings = recipe.denoiser
+        self.settings, self.seed, self.processes = settings, recipe.run.seed, processes
+        self.accumulation_steps = recipe.run.accumulation_steps
+        torch.manual_seed(self.seed)
+        denoiser = build_denoiser(settings, num_classes, latent_channels)
+        self.denoiser = channels_last(denoiser.to(processes.device))
+        if recipe.run.compile:
+            self.denoiser.unet.compile()
+        self.average = WeightAverage(self.denoiser, settings.ema_halflife_share)
+        self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), settings.learning_rate, weight_decay=0.01)
+        self.schedule = noise_schedule(settings.prediction_type)
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "step": step,
+            "denoiser": self.denoiser.state_dict(),
+            "average": self.average.weights,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> int:
+        """Undo :meth:`state_dict`; returns the number of steps done."""
+        self.denoiser.load_state_dict(state["denoiser"])
+        self.average.load(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+    def step(self, latents: Tensor, masks: Tensor, rows: range, step: int) -> dict[str, Tensor]:
+        """One optimiser step on these rows of the batch; returns loss and gradient norm, where they were computed."""
+        settings, processes = self.settings, self.processes
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        num_timesteps = int(self.schedule.config.num_train_timesteps)
+        noise = draw_noise(
+            latents.shape[1:], settings.batch_size, rows, settings.mask_dropout, num_timesteps, generator
+        )
+        tensors = [t.to(processes.device, non_blocking=True) for t in (latents, masks, *noise)]
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part in zip(*(t.chunk(self.accumulation_steps) for t in tensors), strict=True):
+            latents, masks, *noise_of_part = part
+            with processes.accelerator.autocast():
+                loss = denoising_loss(self.denoiser, self.schedule, latents, masks, settings, *noise_of_part)
+            processes.accelerator.backward(loss / self.accumulation_steps)
+            losses.append(loss.detach())
+        processes.average_gradients(self.denoiser.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), settings.gradient_clip)
+        self.optimizer.step()
+        self.average.update(self.denoiser, step)
+        return {"loss": torch.stack(losses).mean(), "gradient_norm": norm}
+
+
+def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
+    """The folder of the first stage: ``given``, else of this run, else of the model that training starts from."""
+    candidates = [given] if given else [out / "first_stage", *([find_model(init) / "first_stage"] if init else [])]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise ModelError(
+        f"{candidates[0]}: no first stage; run 'changeanywhere train first-stage' with the same --out first"
+    )
+
+
 def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder: Path | None = None) -> Path:
     """Train, or resume, in ``out/training/denoiser``; returns ``out/model``, a folder that ``--model`` takes.
 
-    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it.
+    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``.
     """
     recipe.check()
     settings, run_settings = recipe.denoiser, recipe.run
-    folder = first_stage_folder or out / "first_stage"
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no first stage; run 'changeanywhere train first-stage' with the same --out first")
-    run = TrainingRun(out / "training" / "denoiser", "denoiser", recipe)
-    accelerator = single_process_accelerator(run_settings.mixed_precision)
-    device = accelerator.device
-    first_stage = load_first_stage(folder).to(device)
-    dtype = AUTOCAST_DTYPES[run_settings.mixed_precision]
-    cache = build_latent_cache(out / "training" / "latents", source, first_stage, settings.views, device, dtype)
-    torch.manual_seed(run_settings.seed)
-    denoiser = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())
-    denoiser = channels_last(denoiser.to(device))
-    average = WeightAverage(denoiser, settings.ema_halflife_share)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), settings.learning_rate, weight_decay=0.01)
-    schedule = noise_schedule(settings.prediction_type)
+    folder = find_first_stage(out, first_stage_folder, recipe.init)
+    processes = Processes(run_settings.mixed_precision)
+    rows = processes.rows(settings.batch_size, run_settings.accumulation_steps)
+    run = TrainingRun(out / "training" / "denoiser", "denoiser", recipe, processes)
+    first_stage = load_first_stage(folder).to(processes.device)
+    cache = build_latent_cache(out / "training" / "latents", source, first_stage, settings.views, processes)
+    trainer = DenoiserTrainer(recipe, source.legend.num_classes, first_stage.latent_mean.numel(), processes)
     state = run.load_checkpoint()
-    first_step = 0
-    if state:
-        denoiser.load_state_dict(state["denoiser"])
-        average.load(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = int(state["step"])
+    if recipe.init and state is None:
+        initialise_denoiser(trainer.denoiser, trainer.schedule, source.legend, recipe.init)
+        trainer.average.load(trainer.denoiser.state_dict())
+    first_step = trainer.load_state_dict(state) if state else 0
 
     def finished_model() -> Model:
         averaged = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())
-        averaged.load_state_dict(average.weights)
+        averaged.load_state_dict(trainer.average.weights)
         return Model(
             first_stage=first_stage,
-            denoiser=averaged.to(device).eval(),
-            schedule=schedule,
+            denoiser=averaged.to(processes.device).eval(),
+            schedule=trainer.schedule,
             legend=source.legend,
             mask_dropout=settings.mask_dropout,
             tile_size=recipe.data.tile_size,
         )
 
     run.start_clock(first_step)
-    smoothed: list[float] = []
-    with progress_bar() as bar:
+    with progress_bar(processes.is_main) as bar:
         task = bar.add_task("denoiser", total=settings.num_steps, completed=first_step)
         for step in range(first_step, settings.num_steps):
-            latents, masks = (t.to(device) for t in cache.batch(settings.batch_size, run_settings.seed, step))
+            latents, masks = cache.batch(settings.batch_size, run_settings.seed, step, rows)
             factor = learning_rate_factor(step, settings.num_steps, settings.warmup_steps, settings.cosine_decay)
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
-            generator = torch.Generator().manual_seed(run_settings.seed * 1_000_003 + step)
-            with accelerator.autocast():
-                loss = denoising_loss(denoiser, schedule, latents, masks, settings, generator)
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
-            norm = torch.nn.utils.clip_grad_norm_(denoiser.parameters(), settings.gradient_clip)
-            values = {"loss": float(loss.detach()), "gradient_norm": float(norm)}
-            run.check_finite(step, values)
-            optimizer.step()
-            average.update(denoiser, step)
-            smoothed.append(values["loss"])
-            last = step + 1 == settings.num_steps
-            if (step + 1) % run_settings.log_every == 0 or last:
-                values["loss"] = sum(smoothed) / len(smoothed)
-                smoothed.clear()
+            trainer.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
+            run.add(trainer.step(latents, masks, rows, step))
+            log, save = run.due(step, settings.num_steps)
+            if log or save:
+                values = run.means(step)
                 rate = run.log(step, settings.batch_size, values)["images_per_second"]
                 bar.update(task, description=f"denoiser  loss {values['loss']:.4f}  {rate:.1f} tiles/s")
-            if (step + 1) % run_settings.save_every == 0 or last:
-                run.save_checkpoint(_state(step + 1, denoiser, average, optimizer))
-                with accelerator.autocast():
-                    run.save_grid(step + 1, _sample_rows(finished_model(), source.legend.palette(), cache))
+            if save:
+                run.save_checkpoint(trainer.state_dict(step + 1))
+                if processes.is_main:
+                    with processes.accelerator.autocast():
+                        run.save_grid(step + 1, _sample_rows(finished_model(), source.legend.palette(), cache))
             bar.advance(task)
-    save_model(finished_model(), out / "model", torch.float16)
+    if processes.is_main:
+        save_model(finished_model(), out / "model", torch.float16)
+    processes.wait()
     return out / "model"
-
-
-def _state(step: int, denoiser: Denoiser, average: WeightAverage, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {
-        "step": step,
-        "denoiser": denoiser.state_dict(),
-        "average": average.weights,
-        "optimizer": optimizer.state_dict(),
-    }
 
 
 @torch.no_grad()

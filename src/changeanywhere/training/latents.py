@@ -14,6 +14,7 @@ from changeanywhere.models.first_stage import FirstStage
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import dihedral, step_rng, tiles_of_step
+from changeanywhere.training.processes import Processes
 
 ENCODE_BATCH = 8
 
@@ -26,49 +27,56 @@ class LatentCache:
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.views = views
 
-    def batch(self, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Latents float32 ``[B, 3, h, w]`` and masks int64 ``[B, H, W]`` of a step (function of seed and step)."""
+    def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
+        """Latents float32 ``[rows, 3, h, w]`` and masks int64 ``[rows, H, W]`` of these rows of a step's batch."""
         tiles = tiles_of_step(len(self.masks), batch_size, seed, step)
         views = step_rng(seed, 3, step).integers(self.views, size=batch_size)
-        latents = np.stack([self.latents[t, v] for t, v in zip(tiles, views, strict=True)]).astype(np.float32)
-        masks = np.stack([dihedral(self.masks[t], int(v)) for t, v in zip(tiles, views, strict=True)])
+        latents = np.stack([self.latents[tiles[row], views[row]] for row in rows]).astype(np.float32)
+        masks = np.stack([dihedral(self.masks[tiles[row]], int(views[row])) for row in rows])
         return torch.from_numpy(latents), torch.from_numpy(masks.astype(np.int64))
 
 
 def build_latent_cache(
-    folder: Path, source: Source, first_stage: FirstStage, views: int, device: torch.device, autocast_dtype: torch.dtype
+    folder: Path, source: Source, first_stage: FirstStage, views: int, processes: Processes
 ) -> LatentCache:
-    """Encode every tile of ``source`` unless ``folder`` already holds exactly that."""
+    """Encode every tile of ``source`` unless ``folder`` already holds exactly that; processes share the work."""
     fingerprint = hashlib.sha256()
     for value in first_stage.state_dict().values():
         fingerprint.update(value.float().cpu().numpy().tobytes())
     fingerprint.update(json.dumps([views, [item.key for item in source.items]]).encode())
     marker = folder / "done.json"
-    if marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint.hexdigest():
+    finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint.hexdigest()
+    processes.wait()  # nobody writes before all have looked
+    if finished:
         return LatentCache(folder, views)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
-    sample = source.read(0)
-    height, width = sample.mask.shape
+    height, width = source.read(0).mask.shape
     channels = first_stage.latent_mean.numel()
-    shape = (len(source), views, channels, height // 4, width // 4)
-    latents = np.lib.format.open_memmap(folder / "latents.npy", "w+", np.float16, shape)
-    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (len(source), height, width))
-    with progress_bar() as bar, torch.no_grad():
-        task = bar.add_task("encoding tiles", total=len(source))
-        for start in range(0, len(source), ENCODE_BATCH):
+    if processes.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.unlink(missing_ok=True)
+        shape = (len(source), views, channels, height // 4, width // 4)
+        np.lib.format.open_memmap(folder / "latents.npy", "w+", np.float16, shape)
+        np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (len(source), height, width))
+    processes.wait()
+    latents, masks = (np.load(folder / name, mmap_mode="r+") for name in ("latents.npy", "masks.npy"))
+    starts = range(processes.rank * ENCODE_BATCH, len(source), processes.count * ENCODE_BATCH)
+    with progress_bar(processes.is_main) as bar, torch.no_grad():
+        task = bar.add_task("encoding tiles", total=len(starts) * ENCODE_BATCH)
+        for start in starts:
             rows = range(start, min(start + ENCODE_BATCH, len(source)))
             samples = [source.read(i) for i in rows]
             masks[start : start + len(rows)] = np.stack([s.mask for s in samples])
             images = [s.normalisation.apply(s.image).clip(-1, 1) for s in samples]
             for view in range(views):
                 batch = np.stack([dihedral(image, view) for image in images]).transpose(0, 3, 1, 2)
-                pixels = torch.from_numpy(np.ascontiguousarray(batch)).to(device, memory_format=torch.channels_last)
-                with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-                    encoded = first_stage.encode(pixels)
+                pixels = torch.from_numpy(np.ascontiguousarray(batch))
+                with processes.accelerator.autocast():
+                    encoded = first_stage.encode(pixels.to(processes.device, memory_format=torch.channels_last))
                 latents[start : start + len(rows), view] = encoded.cpu().numpy()
-            bar.advance(task, len(rows))
+            bar.advance(task, ENCODE_BATCH)
     latents.flush()
     masks.flush()
-    marker.write_text(json.dumps({"fingerprint": fingerprint.hexdigest()}) + "\n")
+    processes.wait()
+    if processes.is_main:
+        marker.write_text(json.dumps({"fingerprint": fingerprint.hexdigest()}) + "\n")
     return LatentCache(folder, views)

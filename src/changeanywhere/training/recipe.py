@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from changeanywhere.errors import ConfigError
 
 PRECISIONS = ("no", "bf16")
+PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FirstStageRecipe:
     crop_size: int = 256
     """Side of the square training crops, px."""
     batch_size: int = 16
-    """Crops per step."""
+    """Crops per step, over all processes."""
     num_steps: int = 100_000
     """Optimiser steps."""
     learning_rate: float = 7.2e-5
@@ -70,7 +71,11 @@ class FirstStageRecipe:
     perceptual_from_step: int = 0
     """First step with the perceptual loss."""
     perceptual_weight: float = 1.0
-    """Weight of shift-tolerant LPIPS (AlexNet); 0 turns it off."""
+    """Weight of the perceptual distance; 0 turns it off."""
+    perceptual_features: str = "st_lpips"
+    """``st_lpips`` (shift-tolerant LPIPS, AlexNet, of the package stlpips-pytorch) or ``vgg16``."""
+    perceptual_weights: str | None = None
+    """Weight file of the features: any for ``vgg16`` (torchvision's names); default: the installed package's."""
     adversarial_weight: float = 0.75
     """Weight of the patch discriminator's loss, on top of the adaptive weight; 0 turns it off."""
     adversarial_from_step: int = 50_001
@@ -108,7 +113,7 @@ class DenoiserRecipe:
     views: int = 1
     """How many of the 8 flips and right-angle rotations of each tile are encoded (1 = as it is)."""
     batch_size: int = 16
-    """Tiles per step."""
+    """Tiles per step, over all processes."""
     num_steps: int = 500_000
     """Optimiser steps."""
     learning_rate: float = 1.6e-5
@@ -125,14 +130,18 @@ class DenoiserRecipe:
 
 @dataclass(frozen=True)
 class RunRecipe:
-    """How a run is carried out; nothing here changes what is learned, but ``seed`` and ``mixed_precision``."""
+    """How a run is carried out; only ``seed`` and ``mixed_precision`` change what is learned."""
 
     seed: int = 0
     """Every random number of the run follows from it."""
     mixed_precision: str = "no"
     """``no`` or ``bf16`` (codebook and losses stay in float32)."""
+    compile: bool = False
+    """Compile the networks with torch.compile (needs a C++ compiler on CPU; pays after some hundred steps)."""
+    accumulation_steps: int = 1
+    """Parts in which each process takes its share of a batch; more = less memory, same result."""
     num_workers: int = 1
-    """Processes that read tiles."""
+    """Processes that read tiles, per training process."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl (and TensorBoard)."""
     save_every: int = 500
@@ -141,12 +150,13 @@ class RunRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe file."""
+    """A whole recipe file, and the model that training starts from."""
 
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
+    init: str | None = None
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
@@ -157,6 +167,18 @@ class Recipe:
             ("first_stage.crop_size", fs.crop_size, 16 <= fs.crop_size <= self.data.tile_size, "16 to data.tile_size"),
             ("first_stage.crop_size", fs.crop_size, fs.crop_size % 16 == 0, "a multiple of 16"),
             ("first_stage.linear_start", fs.linear_start, not fs.linear_start or fs.norm_groups == 1, "norm_groups 1"),
+            (
+                "first_stage.perceptual_features",
+                fs.perceptual_features,
+                fs.perceptual_features in PERCEPTUAL_FEATURES,
+                ", ".join(PERCEPTUAL_FEATURES),
+            ),
+            (
+                "first_stage.perceptual_weights",
+                fs.perceptual_weights,
+                bool(fs.perceptual_weights) or fs.perceptual_features != "vgg16" or not fs.perceptual_weight,
+                "the file of VGG16 weights (this package downloads nothing)",
+            ),
             ("denoiser.loss", dn.loss, dn.loss in ("l1", "l2"), "l1, l2"),
             (
                 "denoiser.prediction_type",
@@ -175,7 +197,7 @@ class Recipe:
                 checks.append((f"{section}.{name}", value, value > 0, "above 0"))
             uneven = [c for c in recipe.channels if c <= 0 or c % recipe.norm_groups]
             checks.append((f"{section}.channels", recipe.channels, not uneven, f"multiples of {recipe.norm_groups}"))
-        for name in ("log_every", "save_every"):
+        for name in ("accumulation_steps", "log_every", "save_every"):
             checks.append((f"run.{name}", getattr(run, name), getattr(run, name) > 0, "above 0"))
         for name, value, allowed, what in checks:
             if not allowed:

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
-from changeanywhere.errors import ConfigError, ModelError, OutputError, TrainingDivergedError
+from changeanywhere.errors import ModelError, OutputError, TrainingDivergedError
+from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
+
+ADJUSTABLE = ("accumulation_steps", "num_workers", "log_every", "save_every")
+"""Settings of ``run`` that may change when a run resumes: they change nothing but the last bits."""
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, cosine_decay: bool) -> float:
@@ -29,37 +31,34 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, cosine_de
     return warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps))))
 
 
-def single_process_accelerator(mixed_precision: str) -> Accelerator:
-    """Device and mixed precision; :class:`ConfigError` under a launcher with several processes."""
-    AcceleratorState._reset_state()  # it remembers the precision of an earlier run in this process
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    if accelerator.num_processes > 1:
-        raise ConfigError("training on several processes is not supported yet; start one process")
-    return accelerator
-
-
 class TrainingRun:
     """One stage's folder: ``recipe.json``, ``metrics.jsonl``, ``samples/``, ``checkpoint.pt``, TensorBoard files.
 
     The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference.
-    Only ``num_steps``, ``run.num_workers``, ``run.log_every`` and ``run.save_every`` may change.
+    Only ``num_steps`` and the :data:`ADJUSTABLE` settings of ``run`` may change. Of several processes the main one
+    writes, the others only read.
     """
 
-    def __init__(self, folder: Path, stage: str, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
-        try:
-            (folder / "samples").mkdir(parents=True, exist_ok=True)
-            self._freeze(stage)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
-        self._writer = self._tensorboard()
+    def __init__(self, folder: Path, stage: str, recipe: Recipe, processes: Processes) -> None:
+        self.folder, self.recipe, self.processes = folder, recipe, processes
+        self._writer = None
+        if processes.is_main:
+            try:
+                (folder / "samples").mkdir(parents=True, exist_ok=True)
+                self._freeze(stage)
+            except OSError as error:
+                raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+            self._writer = self._tensorboard()
+        processes.wait()
         self._started: float | None = None
         self._first_step = 0
+        self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def _freeze(self, stage: str) -> None:
-        sections = asdict(self.recipe)
-        frozen: dict[str, Any] = {"data": sections["data"], stage: sections[stage], "run": sections["run"]}
-        for key in ("num_workers", "log_every", "save_every"):
+        sections, defaults = asdict(self.recipe), asdict(Recipe())
+        frozen: dict[str, Any] = {name: sections[name] for name in ("data", stage, "run")}
+        frozen["run"]["init"], defaults["run"]["init"] = sections["init"], None
+        for key in ADJUSTABLE:
             del frozen["run"][key]
         del frozen[stage]["num_steps"]
         file = self.folder / "recipe.json"
@@ -69,7 +68,8 @@ class TrainingRun:
         before = json.loads(file.read_text())
         for section, values in frozen.items():
             for key, value in values.items():
-                old = before.get(section, {}).get(key)
+                # A setting that is younger than the run was at its default.
+                old = before.get(section, {}).get(key, defaults[section][key])
                 if old != value:
                     raise OutputError(
                         f"{self.folder}: was started with {section}.{key} = {old!r}, now {value!r}; "
@@ -98,6 +98,8 @@ class TrainingRun:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint atomically: a crash leaves the old one."""
+        if not self.processes.is_main:
+            return
         temporary = self.folder / "checkpoint.pt.part"
         try:
             torch.save(dict(state), temporary)
@@ -109,12 +111,45 @@ class TrainingRun:
         """Throughput counts from here."""
         self._started, self._first_step = time.perf_counter(), step
 
+    def due(self, step: int, num_steps: int) -> tuple[bool, bool]:
+        """Whether metrics and whether a checkpoint are due after ``step``; the last step always writes both."""
+        done = step + 1
+        settings = self.recipe.run
+        return done % settings.log_every == 0 or done == num_steps, done % settings.save_every == 0 or done == num_steps
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Note scalars of one step, where they are: the device is not waited for."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (torch.zeros_like(value), 0))
+            self._sums[name] = (total + value.detach(), count + 1)
+
+    def means(self, step: int) -> dict[str, float]:
+        """Means over the steps since the last call and over all processes.
+
+        Raises :class:`TrainingDivergedError` if one of them is NaN or infinite: any step's loss makes its mean so.
+        Call it before :meth:`save_checkpoint`, so that the checkpoint on disk is always a sound one.
+        """
+        if not self._sums:
+            return {}
+        stacked = torch.stack([total.float() / count for total, count in self._sums.values()])
+        values = dict(zip(self._sums, self.processes.mean(stacked).tolist(), strict=True))
+        self._sums.clear()
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingDivergedError(
+                    f"{self.folder}: {name} is {value} at or shortly before step {step + 1}; the checkpoint before is "
+                    "intact; lower the learning rate and give another --out, or set run.mixed_precision to no"
+                )
+        return values
+
     def log(self, step: int, images_per_step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Append to ``metrics.jsonl`` and TensorBoard; returns the values with images/s added."""
         assert self._started is not None
         elapsed = time.perf_counter() - self._started
         rate = (step + 1 - self._first_step) * images_per_step / max(elapsed, 1e-9)
         record = {"step": step + 1, **values, "images_per_second": rate}
+        if not self.processes.is_main:
+            return record
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({k: float(f"{v:.6g}") for k, v in record.items()}) + "\n")
         if self._writer is not None:
@@ -122,15 +157,6 @@ class TrainingRun:
                 if name != "step":
                     self._writer.add_scalar(name, value, step + 1)
         return record
-
-    def check_finite(self, step: int, values: Mapping[str, float]) -> None:
-        """Raise :class:`TrainingDivergedError` at the first NaN or infinity."""
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingDivergedError(
-                    f"{self.folder}: {name} is {value} at step {step + 1}; the checkpoint before is intact; "
-                    "lower the learning rate and give another --out, or set run.mixed_precision to no"
-                )
 
     def save_grid(self, step: int, rows: list[list[Tensor]]) -> Path:
         """Images ``[C, H, W]`` in [-1, 1], row by row, into ``samples/STEP.png`` (first three channels)."""

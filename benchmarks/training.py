@@ -1,0 +1,120 @@
+"""Training throughput of both stages: images/s, achieved TFLOP/s, share of the measured ceiling, peak memory.
+
+    python benchmarks/training.py --config recipes/mini.yaml --steps 20
+
+Networks and losses of the recipe at its batch size, on random tiles already in memory (reading is measured by the
+``images_per_second`` of a real run). The adversarial loss takes part if the recipe has one. Operations are counted by
+torch.utils.flop_counter in one step, forward and backward. The ceiling is a large matrix product and a large convolution
+in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from changeanywhere.training.denoiser import DenoiserTrainer
+from changeanywhere.training.first_stage import FirstStageTrainer
+from changeanywhere.training.processes import Processes
+from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
+
+NUM_CLASSES = 7
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The sections of a recipe file."""
+    kinds = {"data": DataRecipe, "first_stage": FirstStageRecipe, "denoiser": DenoiserRecipe, "run": RunRecipe}
+    sections = yaml.safe_load(path.read_text())
+    return Recipe(**{name: kinds[name](**values) for name, values in sections.items()})
+
+
+def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Mean seconds of a call, after two for warming up."""
+    for _ in range(2):
+        work()
+    started = _now(device)
+    for _ in range(repeats):
+        work()
+    return (_now(device) - started) / repeats
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def ceiling(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """TFLOP/s of a large matrix product and of a large 3x3 convolution (channels-last)."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = 2 * side**3 / seconds(lambda: a @ b, 5, device) / 1e12
+    channels, size, batch = 256, 128 if device.type == "cuda" else 64, 8
+    x = torch.randn(batch, channels, size, size, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device, dtype)
+    conv = conv.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        duration = seconds(lambda: conv(x), 5, device)
+    return product, 2 * batch * channels**2 * 9 * size**2 / duration / 1e12
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("recipes/mini.yaml"), help="recipe")
+    parser.add_argument("--steps", type=int, default=10, help="steps to time, after two for warming up")
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    arguments = parser.parse_args()
+    recipe = read_recipe(arguments.config)
+    recipe = replace(recipe, run=replace(recipe.run, compile=arguments.compile))
+    processes = Processes(recipe.run.mixed_precision)
+    device = processes.device
+    crop, size = recipe.first_stage.crop_size, recipe.data.tile_size
+    images = torch.rand(recipe.first_stage.batch_size, 3, crop, crop, device=device) * 2 - 1
+    images = images.contiguous(memory_format=torch.channels_last)
+    first = FirstStageTrainer(recipe, 3, processes)
+    first.codes_placed = True
+    late = recipe.first_stage.num_steps - 1  # every loss takes part
+
+    batch = recipe.denoiser.batch_size
+    latents = torch.randn(batch, recipe.first_stage.latent_channels, size // 4, size // 4)
+    masks = torch.randint(NUM_CLASSES + 1, (batch, size, size))
+    denoiser = DenoiserTrainer(recipe, NUM_CLASSES, recipe.first_stage.latent_channels, processes)
+
+    stages: dict[str, tuple[Callable[[], object], int]] = {
+        f"first stage, {crop} px crops": (lambda: first.step(images, late), len(images)),
+        f"denoiser, {size} px tiles": (lambda: denoiser.step(latents, masks, range(batch), 0), batch),
+    }
+    dtype = torch.bfloat16 if recipe.run.mixed_precision == "bf16" else torch.float32
+    product, convolution = ceiling(device, dtype)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}, torch {torch.__version__}, {dtype}; ceiling: matrix product {product:.2f}, ", end="")
+    print(f"convolution {convolution:.2f} TFLOP/s\n")
+    print("| stage | batch | images/s | TFLOP/s | of the convolution | peak memory, GB |\n|---|---|---|---|---|---|")
+    for stage, (work, count) in stages.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        duration = seconds(work, arguments.steps, device)
+        rate = counter.get_total_flops() / duration / 1e12
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated() / 1e9
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # of the process so far
+        print(
+            f"| {stage} | {count} | {count / duration:.1f} | {rate:.3f} | {rate / convolution:.0%} | {memory:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""``train --init``: start from a trained model, with another legend or other bands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.legend import Legend
+from changeanywhere.models.denoiser import Denoiser
+from changeanywhere.models.first_stage import FirstStage
+from changeanywhere.models.folder import find_model, load_first_stage, load_model
+
+BAND_WEIGHTS = (
+    "vq_model.encoder.conv_in.weight",
+    "vq_model.decoder.conv_out.weight",
+    "vq_model.decoder.conv_out.bias",
+)
+"""The only first-stage weights whose shape depends on the number of bands."""
+
+
+@torch.no_grad()
+def initialise_first_stage(first_stage: FirstStage, init: str) -> bool:
+    """Copy the first stage of model ``init`` into a fresh one; True, since its codes are in place.
+
+    Bands are matched by number. A further band starts invisible to the encoder (zero weights, which learn) and is
+    decoded as the mean of the old ones, so that the first steps do no harm to what was learned.
+    """
+    folder = find_model(init) / "first_stage"
+    old, new = load_first_stage(folder).state_dict(), first_stage.state_dict()
+    encoder, decoder, bias = (old[name] for name in BAND_WEIGHTS)
+    bands = new[BAND_WEIGHTS[0]].shape[1]
+    more = max(0, bands - encoder.shape[1])
+    old[BAND_WEIGHTS[0]] = torch.cat([encoder, encoder.new_zeros(len(encoder), more, *encoder.shape[2:])], 1)[:, :bands]
+    old[BAND_WEIGHTS[1]] = torch.cat([decoder, decoder.mean(0, keepdim=True).expand(more, -1, -1, -1)])[:bands]
+    old[BAND_WEIGHTS[2]] = torch.cat([bias, bias.mean().expand(more)])[:bands]
+    _load(first_stage, old, f"{folder}", "first_stage")
+    return True
+
+
+@torch.no_grad()
+def initialise_denoiser(denoiser: Denoiser, schedule: DDPMScheduler, legend: Legend, init: str) -> list[str]:
+    """Copy the denoiser of model ``init``; returns the classes whose mask-encoder weights were taken over, by name.
+
+    The others keep their fresh weights.
+    """
+    model = load_model(find_model(init))
+    if model.schedule.config.prediction_type != schedule.config.prediction_type:
+        raise ConfigError(
+            f"denoiser.prediction_type is {schedule.config.prediction_type!r}, "
+            f"but {init} predicts {model.schedule.config.prediction_type!r}"
+        )
+    weights = denoiser.mask_encoder.conv.weight.data
+    old = model.denoiser.mask_encoder.conv.weight.data
+    if old.shape[0] != weights.shape[0]:
+        raise ConfigError(f"denoiser.mask_channels is {weights.shape[0]}, but {init} has {old.shape[0]}")
+    old_rows = {c.name: c.index - 1 for c in model.legend.classes}
+    taken = [c for c in legend.classes if c.name in old_rows]
+    for c in taken:
+        weights[:, c.index - 1] = old[:, old_rows[c.name]].to(weights)
+    _load(denoiser.unet, model.denoiser.unet.state_dict(), init, "denoiser")
+    return [c.name for c in taken]
+
+
+def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, section: str) -> None:
+    """Load what must fit exactly; :class:`ConfigError` naming the first difference."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        shapes = [tuple(part[name].shape) if name in part else None for part in (own, state)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"{origin} has another architecture than the recipe's {section}: {name} is {shapes[1]}, not {shapes[0]}"
+            )
+    module.load_state_dict(state)

@@ -1,0 +1,80 @@
+"""Several processes, on one machine or many, that take the training steps of one together.
+
+Step N sees the same tiles and random numbers with any number of processes: each takes its rows of the batch, and the
+gradients are averaged before the optimiser steps. That is one flat all-reduce after the backward pass rather than a
+wrapped module, because the loops call parts of a network on their own (adaptive weight at the decoder's last layer,
+the mask encoder) and accumulate gradients; what it costs is that it does not overlap with the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from changeanywhere.errors import ConfigError
+
+
+class Processes:
+    """What ``accelerate launch`` started (a single process without it): device, precision, collectives."""
+
+    def __init__(self, mixed_precision: str) -> None:
+        AcceleratorState._reset_state()  # it remembers the precision of an earlier run in this process
+        self.accelerator = Accelerator(mixed_precision=mixed_precision)
+        self.device: torch.device = self.accelerator.device
+        self.count: int = self.accelerator.num_processes
+        self.rank: int = self.accelerator.process_index
+        self.is_main: bool = self.accelerator.is_main_process
+
+    def rows(self, batch_size: int, accumulation_steps: int) -> range:
+        """The rows of a batch that this process takes; :class:`ConfigError` if it does not divide evenly."""
+        parts = self.count * accumulation_steps
+        if batch_size % parts:
+            raise ConfigError(
+                f"batch_size {batch_size} is not divisible by {self.count} processes x run.accumulation_steps "
+                f"{accumulation_steps}; batch_size counts the tiles of a step over all processes"
+            )
+        share = batch_size // self.count
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.mean(torch.cat([g.reshape(-1) for g in gradients]))
+        for gradient, averaged in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(averaged.view(gradient.shape))
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over the processes, of a tensor of equal shape in each."""
+        return self.sum(tensor) / self.count if self.count > 1 else tensor
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the processes, of a tensor of equal shape in each."""
+        if self.count == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """``[N, ...]`` of every process, one behind the other: ``[processes · N, ...]``."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def copy_from_main(self, tensor: Tensor) -> None:
+        """Overwrite ``tensor`` with the main process's (sums on a GPU differ between processes in the last bits)."""
+        if self.count > 1:
+            dist.broadcast(tensor, src=0)

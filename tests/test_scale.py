@@ -1,0 +1,197 @@
+"""Training on several processes, in parts, compiled, and from another model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from changeanywhere.cli import run as command
+from changeanywhere.errors import ConfigError
+from changeanywhere.legend import Legend, LegendClass, load_legend
+from changeanywhere.models.folder import load_model, noise_schedule
+from changeanywhere.models.perceptual import VGG16_CONVOLUTIONS, VGG16Distance, build_perceptual
+from changeanywhere.training.denoiser import build_denoiser, train_denoiser
+from changeanywhere.training.first_stage import train_first_stage
+from changeanywhere.training.initialise import initialise_denoiser, initialise_first_stage
+from changeanywhere.training.processes import Processes
+from changeanywhere.training.recipe import Recipe
+from conftest import write_source
+from test_training import DENOISER, FIRST_STAGE, recipe, source_of, train_both, weights  # noqa: F401 (fixture)
+
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision"]
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_take_the_steps_of_one(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    """accelerate launch with gloo: same losses and weights as one process, up to the order of sums; one log."""
+    recipe = replace(
+        recipe,
+        first_stage=replace(FIRST_STAGE, batch_size=4, num_steps=4, adversarial_from_step=2),
+        denoiser=replace(DENOISER, batch_size=4, num_steps=4),
+    )
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in asdict(recipe).items() if v is not None}))
+    launch = [*LAUNCHER, "no", "--num_processes", "2", "--main_process_port", "0", "--module", "changeanywhere"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for stage in ("first-stage", "denoiser"):
+        arguments = ["train", stage, "--config", str(file), "--out", str(tmp_path / "two")]
+        done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("finished:") == 1
+    one = train_both(recipe, tmp_path / "one")
+    for stage, name in (("first_stage", "loss"), ("first_stage", "adaptive_weight"), ("denoiser", "loss")):
+        rows = [metrics(tmp_path / run / "training" / stage) for run in ("one", "two")]
+        values = [[row[name] for row in run if name in row] for run in rows]
+        assert len(values[0]) == len(values[1]) > 0
+        np.testing.assert_allclose(values[0], values[1], rtol=1e-3)
+    assert largest_difference(one, weights(tmp_path / "two" / "model")) < 2e-3
+
+
+def test_accumulating_gradients_changes_memory_and_not_the_result(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    recipe = replace(recipe, first_stage=replace(FIRST_STAGE, adversarial_weight=0.0))  # its weight is a ratio of norms
+    whole = train_both(recipe, tmp_path / "whole")
+    parts = train_both(replace(recipe, run=replace(recipe.run, accumulation_steps=2)), tmp_path / "parts")
+    assert largest_difference(whole, parts) < 2e-3
+    with pytest.raises(ConfigError, match=r"batch_size 2 is not divisible by 1 processes x run.accumulation_steps 3"):
+        train_first_stage(
+            source_of(recipe), replace(recipe, run=replace(recipe.run, accumulation_steps=3)), tmp_path / "x"
+        )
+
+
+@pytest.mark.slow
+def test_compiled_training_learns_the_same(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    plain = train_both(recipe, tmp_path / "plain")
+    compiled = train_both(replace(recipe, run=replace(recipe.run, compile=True)), tmp_path / "compiled")
+    assert largest_difference(plain, compiled) < 5e-3
+
+
+def test_fine_tuning_keeps_classes_by_name_and_bands_by_number(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    train_both(recipe, tmp_path / "old")
+    old = load_model(tmp_path / "old" / "model")
+    names = ["water", "orchard", "building", "crops", "swamp"]
+    legend = Legend("other", tuple(LegendClass(i + 1, name, (i, i, i)) for i, name in enumerate(names)))
+    source = write_source(tmp_path / "other", legend=legend)
+    tuned = replace(
+        recipe,
+        data=replace(recipe.data, source=str(source)),
+        denoiser=replace(DENOISER, num_steps=1, learning_rate=1e-12),
+        init=str(tmp_path / "old" / "model"),
+    )
+    train_denoiser(source_of(tuned), tuned, tmp_path / "new")  # the first stage is the old model's
+    new = load_model(tmp_path / "new" / "model")
+    assert new.legend.names == tuple(names)
+    rows = {c.name: old.denoiser.mask_encoder.conv.weight[:, c.index - 1] for c in old.legend.classes}
+    weight = new.denoiser.mask_encoder.conv.weight
+    torch.testing.assert_close(weight[:, 0], rows["water"], atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(weight[:, 2], rows["building"], atol=1e-3, rtol=1e-2)
+    assert min(float((weight[:, 1] - row).detach().abs().max()) for row in rows.values()) > 0.01
+    torch.testing.assert_close(new.denoiser.unet.conv_in.weight, old.denoiser.unet.conv_in.weight, atol=1e-3, rtol=1e-2)
+
+    four = build_four_band_first_stage()
+    assert initialise_first_stage(four, tuned.init)
+    images = torch.rand(1, 4, 32, 32) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(four.encode(images), old.first_stage.encode(images[:, :3]))
+        ours, theirs = four.decode(four.encode(images)), old.first_stage.decode(four.encode(images))
+    torch.testing.assert_close(ours[:, :3], theirs)
+
+    taken = initialise_denoiser(build_denoiser(DENOISER, 5, 3), noise_schedule(), legend, tuned.init)
+    assert taken == ["water", "building"]
+    wider = build_denoiser(replace(DENOISER, channels=[8, 32]), 5, 3)
+    with pytest.raises(ConfigError, match="has another architecture than the recipe's denoiser"):
+        initialise_denoiser(wider, noise_schedule(), legend, tuned.init)
+    with pytest.raises(ConfigError, match=r"but .* predicts 'epsilon'"):
+        initialise_denoiser(wider, noise_schedule("v_prediction"), legend, tuned.init)
+
+
+def build_four_band_first_stage() -> object:
+    from changeanywhere.models.first_stage import FirstStage, build_vq_model
+
+    return FirstStage(build_vq_model([8, 8, 8], 1, 16, 3, 1, False, image_channels=4)).eval()
+
+
+def test_vgg16_distance_is_the_one_of_its_definition(tmp_path: Path) -> None:
+    """Against the same network written as one plain chain of torchvision's layer numbers."""
+    torch.manual_seed(0)
+    state, channels = {}, 3
+    for block, numbers in enumerate(VGG16_CONVOLUTIONS):
+        for number in numbers:
+            width = 4 * (block + 1)
+            state[f"features.{number}.weight"] = torch.randn(width, channels, 3, 3) / (3 * channels**0.5)
+            state[f"features.{number}.bias"] = torch.randn(width) / 10
+            channels = width
+    torch.save(state, tmp_path / "vgg.pth")
+    metric = build_perceptual("vgg16", tmp_path / "vgg.pth")
+    assert isinstance(metric, VGG16Distance)
+
+    def chain(images: torch.Tensor) -> list[torch.Tensor]:
+        x = (images * 0.5 + 0.5 - metric.mean) / metric.std
+        taps = []
+        for number in range(30):  # torchvision: convolution, ReLU, …, pooling at 4, 9, 16, 23
+            if f"features.{number}.weight" in state:
+                x = F.conv2d(x, state[f"features.{number}.weight"], state[f"features.{number}.bias"], padding=1)
+            elif number in (4, 9, 16, 23):
+                x = F.max_pool2d(x, 2)
+            else:
+                x = x.relu()
+            if number in (3, 8, 15, 22, 29):
+                taps.append(F.normalize(x, dim=1))
+        return taps
+
+    first, second = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    expected = sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(chain(first), chain(second), strict=True))
+    torch.testing.assert_close(metric(first, second), expected, rtol=1e-4, atol=1e-6)
+    assert float(metric(first, first).abs().max()) == 0
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="not a readable weight file"):
+        build_perceptual("vgg16", tmp_path / "bad.pth")
+    with pytest.raises(ConfigError, match="downloads nothing"):
+        build_perceptual("vgg16")
+
+
+def test_launched_process_without_room_for_its_share_says_so(
+    recipe: Recipe,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in asdict(recipe).items() if v is not None}))
+    arguments = ["train", "first-stage", "--config", str(file), "--out", str(tmp_path / "run")]
+    assert command([*arguments, "--run.accumulation-steps", "4"]) == 2
+    assert "over all processes" in capsys.readouterr().err
+    assert Processes("no").count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", ["[128, 512, 1024]", "[128, 256, 512]"])
+def test_paper_recipe_takes_two_steps(tmp_path: Path, channels: str) -> None:
+    """Full-size networks on small tiles, batch 2: both widths of the first stage, then the denoiser."""
+    source = write_source(tmp_path / "source", legend=load_legend("mini"))
+    file = Path(__file__).parent.parent / "recipes" / "paper.yaml"
+    arguments = ["--config", str(file), "--data.source", str(source), "--data.tile-size", "64", "--out", str(tmp_path)]
+    small = ["--first-stage.crop-size", "64", "--first-stage.batch-size", "2", "--first-stage.num-steps", "2"]
+    small += ["--denoiser.batch-size", "2", "--denoiser.num-steps", "2", "--run.num-workers", "0"]
+    small += ["--first-stage.channels", channels, "--first-stage.adversarial-from-step", "1"]
+    assert command(["train", "first-stage", *arguments, *small]) == 0
+    assert command(["train", "denoiser", *arguments, *small]) == 0
+    model = load_model(tmp_path / "model")
+    assert model.first_stage.codebook.shape == (8192, 3)
+    assert sum(p.numel() for p in model.denoiser.unet.parameters()) > 50e6
