@@ -4,7 +4,7 @@
 
 Networks and losses of the recipe at its batch size, on random tiles already in memory (reading is measured by the
 ``images_per_second`` of a real run). The adversarial loss takes part if the recipe has one. Operations are counted by
-torch.utils.flop_counter in one step, forward and backward. The ceiling is a large matrix product and a large convolution
+torch.utils.flop_counter in one step, forward and backward. The ceiling: a large matrix product and a large convolution
 in the same precision.
 """
 

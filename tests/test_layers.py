@@ -25,6 +25,7 @@ FLOORS = [
     ["api", "check"],
     ["__init__"],
     ["cli"],
+    ["__main__"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -25,8 +25,9 @@ from changeanywhere.legend import load_legend
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
     "simulate": "change events only: second masks and change masks, no model",
-    "train": "train first-stage | denoiser from a recipe; the same command again resumes",
+    "train": "train first-stage | denoiser | segmenter from a recipe; the same command again resumes",
     "import": "ldm CHECKPOINT: a published latent-diffusion checkpoint → a model folder",
+    "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
     "check": "say what a folder is, what is wrong with it, what to do next",
 }
 EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 done, 1 failed, 2 your input is wrong."
@@ -56,6 +57,7 @@ def run(arguments: list[str]) -> int:
         "simulate": _simulate,
         "train": _train,
         "import": _import,
+        "evaluate": _evaluate,
         "check": _check,
     }
     try:
@@ -140,6 +142,22 @@ def _import(arguments: list[str]) -> None:
     legend = load_legend(options.legend)
     save_model(import_ldm(options.checkpoint, legend, options.num_heads, options.use_ema), options.out)
     print(f"imported: {options.out}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from changeanywhere.evaluation.options import EvaluateOptions
+
+    options = _parse("evaluate", EvaluateOptions, arguments)
+    from changeanywhere.evaluation.run import evaluate
+
+    figures = evaluate(options)
+    section = ""
+    for figure in figures:
+        if figure.section != section:
+            section = figure.section
+            print(section)
+        print(f"  {figure.name}: {figure.in_words()}")
+    print(f"report: {options.out / 'evaluation.html'}")
 
 
 def _check(arguments: list[str]) -> None:

@@ -33,7 +33,7 @@ def find_weights() -> Path | None:
     return path if path.is_file() else None
 
 
-def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
     """A state dict with the entry ``expected``; :class:`ConfigError` naming the file otherwise."""
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,10 +81,10 @@ class ShiftTolerantLPIPS(nn.Module):
         path = weights or find_weights()
         if path is None:
             raise ConfigError(
-                "the perceptual loss needs the ST-LPIPS weights: pip install --no-deps stlpips-pytorch, "
-                "or set first_stage.perceptual_weight to 0"
+                "the ST-LPIPS weights are not installed; pip install --no-deps stlpips-pytorch "
+                "(or, in training, set first_stage.perceptual_weight to 0)"
             )
-        state = _read_weights(path, "scaling_layer.shift")
+        state = read_weights(path, "scaling_layer.shift")
         self.register_buffer("shift", state["scaling_layer.shift"])
         self.register_buffer("scale", state["scaling_layer.scale"])
         names = ["slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13"]
@@ -133,7 +133,7 @@ class VGG16Distance(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        state = _read_weights(weights, "features.28.weight")
+        state = read_weights(weights, "features.28.weight")
         self.blocks = nn.ModuleList()
         for numbers in VGG16_CONVOLUTIONS:
             block = nn.Sequential()

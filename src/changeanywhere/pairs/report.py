@@ -72,8 +72,8 @@ def _pair(pair: ChangePair, record: Mapping[str, Any], legend: Legend) -> str:
     caption = f"<b>{html.escape(pair.key)}</b> · {html.escape(str(record['kind']))}: {html.escape(changes)}"
     caption += f" · {float(record['change_ratio']):.2%} changed"
     first, second = (_photo(image, record) for image in (pair.image_t1, pair.image_t2))
-    masks = [_data_uri(legend.colorize(mask), "PNG") for mask in (pair.mask_t1, pair.mask_t2)]
-    change = _data_uri((pair.change_mask * 255).astype(np.uint8), "PNG")
+    masks = [data_uri(legend.colorize(mask), "PNG") for mask in (pair.mask_t1, pair.mask_t2)]
+    change = data_uri((pair.change_mask * 255).astype(np.uint8), "PNG")
     cells = [
         _cell(first, "image t1"),
         _cell(masks[0], "mask t1"),
@@ -95,10 +95,10 @@ def _photo(image: npt.NDArray[Any], record: Mapping[str, Any]) -> str:
     if pixels.dtype != np.uint8:
         low, high = (np.asarray(record["normalisation"][end], float) for end in ("low", "high"))
         pixels = np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-    return _data_uri(np.ascontiguousarray(pixels[..., :3]), "JPEG")
+    return data_uri(np.ascontiguousarray(pixels[..., :3]), "JPEG")
 
 
-def _data_uri(pixels: npt.NDArray[np.uint8], kind: str) -> str:
+def data_uri(pixels: npt.NDArray[np.uint8], kind: str) -> str:
     image = PillowImage.fromarray(pixels)
     if max(image.size) > SIDE:
         smooth = PillowImage.Resampling.LANCZOS if kind == "JPEG" else PillowImage.Resampling.NEAREST

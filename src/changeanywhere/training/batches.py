@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from changeanywhere.sources import Source
-from changeanywhere.training.recipe import Recipe
+from changeanywhere.training.recipe import FirstStageRecipe, RunRecipe, SegmenterRecipe
 
 
 def step_rng(seed: int, *path: int) -> np.random.Generator:
@@ -63,29 +63,38 @@ class StepSampler(Sampler[list[tuple[int, int, int]]]):
         return len(self.steps)
 
 
-class CropDataset(Dataset[Tensor]):
-    """Random crops with a random flip or rotation: float32 ``[C, crop, crop]`` in [-1, 1]."""
+class CropDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops with a random flip or rotation: image float32 ``[C, crop, crop]`` in [-1, 1], mask int64."""
 
     def __init__(self, source: Source, crop_size: int, seed: int) -> None:
         self.source, self.crop_size, self.seed = source, crop_size, seed
 
-    def __getitem__(self, place: tuple[int, int, int]) -> Tensor:
+    def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         tile, step, row = place
         rng = step_rng(self.seed, 2, step, row)
         sample = self.source.read(tile)
         height, width = sample.image.shape[:2]
         top, left = rng.integers(height - self.crop_size + 1), rng.integers(width - self.crop_size + 1)
-        crop = sample.image[top : top + self.crop_size, left : left + self.crop_size]
-        image = sample.normalisation.apply(dihedral(crop, int(rng.integers(8)))).clip(-1, 1)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        window = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
+        view = int(rng.integers(8))
+        image = sample.normalisation.apply(dihedral(sample.image[window], view)).clip(-1, 1)
+        mask = dihedral(sample.mask[window], view).astype(np.int64)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask)
 
 
-def crop_batches(source: Source, recipe: Recipe, first_step: int, num_steps: int, rows: range) -> DataLoader[Tensor]:
-    """Loader of the ``rows`` of each batch, ``[rows, C, crop, crop]``, from ``first_step`` to ``num_steps``."""
-    settings, seed = recipe.first_stage, recipe.run.seed
+def crop_batches(
+    source: Source,
+    settings: FirstStageRecipe | SegmenterRecipe,
+    run: RunRecipe,
+    first_step: int,
+    num_steps: int,
+    rows: range,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``."""
+    seed = run.seed
     return DataLoader(
         CropDataset(source, settings.crop_size, seed),
         batch_sampler=StepSampler(len(source), settings.batch_size, seed, first_step, num_steps, rows),
-        num_workers=recipe.run.num_workers,
+        num_workers=run.num_workers,
         pin_memory=torch.cuda.is_available(),
     )

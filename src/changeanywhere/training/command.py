@@ -8,14 +8,21 @@ from pathlib import Path
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import load_legend
 from changeanywhere.sources import Source, SourceOptions, open_source
-from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
+from changeanywhere.training.recipe import (
+    DataRecipe,
+    DenoiserRecipe,
+    FirstStageRecipe,
+    Recipe,
+    RunRecipe,
+    SegmenterRecipe,
+)
 
-STAGES = ("first-stage", "denoiser")
+STAGES = ("first-stage", "denoiser", "segmenter")
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of ``changeanywhere train``; the four sections are those of a recipe file."""
+    """Options of ``changeanywhere train``; the sections are those of a recipe file."""
 
     out: Path
     """Folder of the run; the same command on the same folder resumes."""
@@ -26,6 +33,7 @@ class TrainOptions:
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
 
 
@@ -49,13 +57,17 @@ def open_training_source(data: DataRecipe) -> Source:
 
 def train(stage: str, options: TrainOptions) -> Path:
     """Train one of :data:`STAGES`, or resume it; returns the folder of the result."""
-    recipe = Recipe(options.data, options.first_stage, options.denoiser, options.run, options.init)
-    recipe.check()
+    recipe = Recipe(options.data, options.first_stage, options.denoiser, options.segmenter, options.run, options.init)
+    recipe.check(stage.replace("-", "_"))
     source = open_training_source(options.data)
     if stage == "first-stage":
         from changeanywhere.training.first_stage import train_first_stage
 
         return train_first_stage(source, recipe, options.out)
+    if stage == "segmenter":
+        from changeanywhere.training.segmenter import train_segmenter
+
+        return train_segmenter(source, recipe, options.out)
     from changeanywhere.training.denoiser import train_denoiser
 
     return train_denoiser(source, recipe, options.out, options.first_stage_from)

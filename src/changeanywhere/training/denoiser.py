@@ -158,7 +158,7 @@ def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder
 
     ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``.
     """
-    recipe.check()
+    recipe.check("denoiser")
     settings, run_settings = recipe.denoiser, recipe.run
     folder = find_first_stage(out, first_stage_folder, recipe.init)
     processes = Processes(run_settings.mixed_precision)

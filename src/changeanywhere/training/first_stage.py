@@ -194,7 +194,7 @@ class FirstStageTrainer:
 
 def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
     """Train, or resume, in ``out/training/first_stage``; returns ``out/first_stage``, the finished folder."""
-    recipe.check()
+    recipe.check("first_stage")
     settings, run_settings = recipe.first_stage, recipe.run
     if settings.quantise_from_step >= settings.num_steps:
         raise ConfigError("first_stage.quantise_from_step must be below first_stage.num_steps")
@@ -208,7 +208,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
     first_step = trainer.load_state_dict(state) if state else 0
 
     def batches(start: int, stop: int, rows: range) -> Iterator[Tensor]:
-        for images in crop_batches(source, recipe, start, stop, rows):
+        for images, _ in crop_batches(source, settings, run_settings, start, stop, rows):
             yield images.to(processes.device, memory_format=torch.channels_last, non_blocking=True)
 
     whole = range(settings.batch_size)

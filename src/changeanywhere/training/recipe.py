@@ -8,6 +8,7 @@ from changeanywhere.errors import ConfigError
 
 PRECISIONS = ("no", "bf16")
 PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
+BACKBONES = ("lite0", "unet")
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,26 @@ class DenoiserRecipe:
 
 
 @dataclass(frozen=True)
+class SegmenterRecipe:
+    """A segmentation network that reads land cover: the judge of generated images, or the filter of pairs."""
+
+    backbone: str = "lite0"
+    """``lite0`` (EfficientNet-Lite0 with ImageNet weights) or ``unet`` (from random weights)."""
+    crop_size: int = 256
+    """Side of the square training crops, px; a multiple of 32."""
+    batch_size: int = 8
+    """Crops per step, over all processes."""
+    num_steps: int = 2000
+    """Optimiser steps."""
+    learning_rate: float = 1.0e-3
+    """AdamW's learning rate, as used; falls to 2 % along a cosine."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly."""
+    colour_jitter: float = 0.2
+    """Random factor on contrast (1 ± this) and shift of brightness (± this, of the range -1 to 1) per crop."""
+
+
+@dataclass(frozen=True)
 class RunRecipe:
     """How a run is carried out; only ``seed`` and ``mixed_precision`` change what is learned."""
 
@@ -155,12 +176,17 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
     init: str | None = None
 
-    def check(self) -> None:
-        """Raise :class:`ConfigError` naming the first value that is not allowed."""
-        fs, dn, run = self.first_stage, self.denoiser, self.run
+    def check(self, *stages: str) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed, in ``data``, ``run`` and ``stages``.
+
+        ``stages``: ``first_stage``, ``denoiser``, ``segmenter``; none = all of them.
+        """
+        sections = ("data", "run", *(stages or ("first_stage", "denoiser", "segmenter")))
+        fs, dn, sg, run = self.first_stage, self.denoiser, self.segmenter, self.run
         checks: list[tuple[str, object, bool, str]] = [
             ("data.source", self.data.source, bool(self.data.source), "a folder"),
             ("first_stage.channels", fs.channels, len(fs.channels) == 3, "three numbers (f = 4)"),
@@ -189,16 +215,22 @@ class Recipe:
             ("denoiser.views", dn.views, 1 <= dn.views <= 8, "1 to 8"),
             ("denoiser.mask_dropout", dn.mask_dropout, 0 <= dn.mask_dropout < 1, "0 to below 1"),
             ("denoiser.ema_halflife_share", dn.ema_halflife_share, 0 < dn.ema_halflife_share <= 0.1, "above 0 to 0.1"),
+            ("segmenter.backbone", sg.backbone, sg.backbone in BACKBONES, ", ".join(BACKBONES)),
+            ("segmenter.crop_size", sg.crop_size, 32 <= sg.crop_size <= self.data.tile_size, "32 to data.tile_size"),
+            ("segmenter.crop_size", sg.crop_size, sg.crop_size % 32 == 0, "a multiple of 32"),
+            ("segmenter.colour_jitter", sg.colour_jitter, 0 <= sg.colour_jitter < 1, "0 to below 1"),
             ("run.mixed_precision", run.mixed_precision, run.mixed_precision in PRECISIONS, ", ".join(PRECISIONS)),
         ]
-        for section, recipe in (("first_stage", fs), ("denoiser", dn)):
-            for name in ("batch_size", "num_steps", "learning_rate", "norm_groups", "layers_per_block"):
-                value = getattr(recipe, name)
+        sizes = ("batch_size", "num_steps", "learning_rate")
+        for section in ("first_stage", "denoiser", "segmenter"):
+            for name in sizes if section == "segmenter" else (*sizes, "norm_groups", "layers_per_block"):
+                value = getattr(getattr(self, section), name)
                 checks.append((f"{section}.{name}", value, value > 0, "above 0"))
+        for section, recipe in (("first_stage", fs), ("denoiser", dn)):
             uneven = [c for c in recipe.channels if c <= 0 or c % recipe.norm_groups]
             checks.append((f"{section}.channels", recipe.channels, not uneven, f"multiples of {recipe.norm_groups}"))
         for name in ("accumulation_steps", "log_every", "save_every"):
             checks.append((f"run.{name}", getattr(run, name), getattr(run, name) > 0, "above 0"))
         for name, value, allowed, what in checks:
-            if not allowed:
+            if not allowed and name.split(".")[0] in sections:
                 raise ConfigError(f"{name} is {value!r}; allowed: {what}")

@@ -1,0 +1,56 @@
+"""One figure of an evaluation: what was measured, what real data gives, what is asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from changeanywhere.evaluation.distances import Estimate
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``ceiling`` is the same figure on real data, None where there is none; ``target`` says what is asked in words."""
+
+    section: str
+    name: str
+    value: float
+    ceiling: float | None = None
+    low: float | None = None
+    high: float | None = None
+    target: str = ""
+    reached: bool | None = None
+    note: str = ""
+
+    def in_words(self) -> str:
+        """The value, its interval, real data's beside it, and whether what is asked was reached."""
+        text = f"{self.value:.3f}"
+        if self.low is not None and self.high is not None:
+            text += f" ({self.low:.3f} to {self.high:.3f})"
+        if self.ceiling is not None:
+            text += f"; real data {self.ceiling:.3f}"
+        if self.reached is not None:
+            text += f"; {'reached' if self.reached else 'missed'}: {self.target}"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``evaluation.json``."""
+        return asdict(self)
+
+
+def share_of_ceiling(section: str, name: str, value: float, ceiling: float, asked: float, note: str = "") -> Figure:
+    """A figure that should reach the share ``asked`` of its ceiling."""
+    return Figure(
+        section,
+        name,
+        value,
+        ceiling,
+        target=f"at least {asked:.0%} of real",
+        reached=value >= asked * ceiling,
+        note=note,
+    )
+
+
+def estimated(section: str, name: str, estimate: Estimate, ceiling: float | None = None, note: str = "") -> Figure:
+    """A figure with its bootstrap interval."""
+    return Figure(section, name, estimate.value, ceiling, estimate.low, estimate.high, note=note)

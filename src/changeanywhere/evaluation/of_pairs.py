@@ -1,0 +1,212 @@
+"""Figures of a generated set: what its changed and its unchanged ground show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+
+from changeanywhere.errors import PairsError
+from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
+from changeanywhere.evaluation.distances import HalvesComparison, against_halves, bootstrap_mean
+from changeanywhere.evaluation.figures import Figure, share_of_ceiling
+from changeanywhere.evaluation.probe import probe_accuracy
+from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader
+from changeanywhere.evaluation.scores import Confusion, matched_recall, read_instances
+from changeanywhere.models.perceptual import ShiftTolerantLPIPS
+from changeanywhere.pairs.reader import IMAGE_SUFFIXES, PairDataset
+from changeanywhere.progress import progress_bar
+from changeanywhere.sample import ChangePair
+
+ASKED_RECALL = 0.70
+MAX_RATIO = 1.5
+MAX_PROBE = 0.60
+MIN_REAL_AREA = 64
+"""Real instances below this area (px) are no reference for borders."""
+DIFFERENCES = {
+    "colour_shift": "colour shift (ΔE)",
+    "gradient_correlation": "gradient correlation",
+    "st_lpips": "ST-LPIPS",
+}
+
+
+def evaluate_pairs(
+    dataset: PairDataset,
+    names: tuple[str, ...],
+    judge: Reader | None,
+    features: Extractor,
+    real_pairs: Path | None,
+    max_pairs: int,
+    seed: int,
+) -> list[Figure]:
+    """All figures of a set, from ``max_pairs`` evenly spaced pairs. Date 1 is real: it is the ceiling of date 2."""
+    pairs = [dataset[int(i)] for i in np.unique(np.linspace(0, len(dataset) - 1, max_pairs).astype(int))]
+    figures = []
+    if judge is not None:
+        figures += _mask_fidelity(pairs, names, judge, seed)
+    figures += _seams(pairs)
+    if real_pairs is not None:
+        figures += _unchanged_ground(pairs, real_pairs, seed)
+    figures += _shortcut(pairs, features, seed)
+    return figures
+
+
+def _mask_fidelity(pairs: list[ChangePair], names: tuple[str, ...], judge: Reader, seed: int) -> list[Figure]:
+    section = "mask fidelity of pairs"
+    before = judge([pair.image_t1 for pair in pairs])
+    after = judge([pair.image_t2 for pair in pairs])
+    painted, real = [], []
+    unchanged = Confusion(len(names)), Confusion(len(names))
+    for pair, read_t1, read_t2 in zip(pairs, before, after, strict=True):
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
+        painted += read_instances(pair.mask_t2, read_t2, pair.change_mask)
+        real += read_instances(pair.mask_t1, read_t1)
+        for confusion, read in zip(unchanged, (read_t1, read_t2), strict=True):
+            confusion.add(pair.mask_t1, read, ~pair.change_mask)
+    figures = []
+    ours, ceiling = matched_recall(painted, real)
+    if ours:
+        note = f"{len(ours)} painted instances; beside it real ones of the same class and size at date 1"
+        estimate = bootstrap_mean(np.array(ours), seed)
+        figure = share_of_ceiling(
+            section,
+            "recall of the new class, changed ground",
+            estimate.value,
+            float(np.mean(ceiling)),
+            ASKED_RECALL,
+            note,
+        )
+        figures.append(Figure(**{**figure.to_dict(), "low": estimate.low, "high": estimate.high}))
+        for class_index in sorted({i.class_index for i in painted}):
+            some = [i for i in painted if i.class_index == class_index]
+            one, other = matched_recall(some, real)
+            if one:
+                name = f"recall of new {names[class_index - 1]}"
+                figures.append(
+                    Figure(section, name, float(np.mean(one)), float(np.mean(other)), note=f"{len(one)} instances")
+                )
+    classes = unchanged[0].frequent()
+    figures.append(
+        Figure(section, "mean IoU, unchanged ground", unchanged[1].mean_iou(classes), unchanged[0].mean_iou(classes))
+    )
+    return figures
+
+
+def _seams(pairs: list[ChangePair]) -> list[Figure]:
+    """Contrast at the change boundary of image t2, beside that of real instances of the same classes in image t1."""
+    painted, real = [], []
+    for pair in pairs:
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
+        value = boundary_contrast(pair.image_t2, pair.change_mask)
+        if value is None:
+            continue
+        painted.append(value)
+        for class_index in np.unique(pair.mask_t2[pair.change_mask]):
+            region = pair.mask_t1 == class_index
+            if region.sum() >= MIN_REAL_AREA:
+                reference = boundary_contrast(pair.image_t1, region)
+                if reference is not None:
+                    real.append(reference)
+    if not painted or not real:
+        return []
+    note = f"median of gradient on the boundary over gradient 4 to 12 px away; {len(painted)} pairs"
+    return [
+        Figure("seams", "contrast at the change boundary", float(np.median(painted)), float(np.median(real)), note=note)
+    ]
+
+
+def compare_differences(ours: list[Difference], real: list[Difference], seed: int) -> dict[str, HalvesComparison]:
+    """Per kind of difference: distance to the real distribution, beside that between halves of the real one."""
+    found = {}
+    for name in DIFFERENCES:
+        values, reference = (np.array([getattr(d, name) for d in part], float) for part in (ours, real))
+        found[name] = against_halves(values, reference, seed)
+    return found
+
+
+def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int) -> list[Figure]:
+    metric = ShiftTolerantLPIPS()
+    with progress_bar() as bar:
+        real_images = read_real_pairs(real_pairs)
+        task = bar.add_task("unchanged ground", total=len(pairs) + len(real_images))
+        measured: tuple[list[Difference], list[Difference]] = ([], [])
+        ours = [(p.image_t1, p.image_t2, p.change_mask) for p in pairs]
+        for found, images in zip(measured, (ours, real_images), strict=True):
+            for first, second, change in images:
+                one = difference(first, second, change, metric)
+                if one is not None:
+                    found.append(one)
+                bar.advance(task)
+    figures = []
+    for name, comparison in compare_differences(*measured, seed=seed).items():
+        figures.append(
+            Figure(
+                "realism of unchanged ground (Wasserstein distance to real pairs)",
+                DIFFERENCES[name],
+                comparison.distance,
+                comparison.between_halves,
+                target=f"at most {MAX_RATIO} times the distance between two real halves",
+                reached=comparison.ratio <= MAX_RATIO,
+                note=f"median {np.median([getattr(d, name) for d in measured[0]]):.3f} in {len(measured[0])} pairs, "
+                f"{np.median([getattr(d, name) for d in measured[1]]):.3f} in {len(measured[1])} real ones",
+            )
+        )
+    return figures
+
+
+def read_real_pairs(folder: Path) -> list[tuple[Image, Image, npt.NDArray[np.bool_]]]:
+    """``A/`` and ``B/`` with equal stems, and ``label/`` (0 = unchanged) where there is one; else nothing changed."""
+    found = []
+    for file in sorted((folder / "A").glob("*")) if (folder / "A").is_dir() else []:
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        first, second = _read(file), _read(_same_stem(folder / "B", file.stem))
+        if first.shape != second.shape:
+            raise PairsError(f"{file}: {first.shape[:2]} px, image B has {second.shape[:2]}")
+        labels = folder / "label"
+        label = _read(_same_stem(labels, file.stem))[..., 0] if labels.is_dir() else np.zeros(first.shape[:2], np.uint8)
+        found.append((first, second, label > 0))
+    if not found:
+        raise PairsError(f"{folder}: no image pairs; expected A/ and B/ with equal file names")
+    return found
+
+
+def _same_stem(folder: Path, stem: str) -> Path:
+    for suffix in IMAGE_SUFFIXES:
+        if (folder / f"{stem}{suffix}").is_file():
+            return folder / f"{stem}{suffix}"
+    raise PairsError(f"{folder / stem}: missing")
+
+
+def _read(file: Path) -> Image:
+    try:
+        with PillowImage.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise PairsError(f"{file}: not a readable image ({error})") from error
+
+
+def _shortcut(pairs: list[ChangePair], features: Extractor, seed: int) -> list[Figure]:
+    """On pairs without change where the set has them, else on all."""
+    still = [pair for pair in pairs if not pair.change_mask.any()]
+    chosen = still if len(still) >= 20 else pairs
+    scenes = np.array([str(pair.metadata.get("scene", pair.key)) for pair in chosen])
+    if len(np.unique(scenes)) < 2:
+        return []
+    accuracy = probe_accuracy(
+        features([p.image_t1 for p in chosen]), features([p.image_t2 for p in chosen]), scenes, seed
+    )
+    note = f"linear probe on {FEATURES}; {len(chosen)} pairs {'without change' if chosen is still else 'of all kinds'}"
+    return [
+        Figure(
+            "artefact shortcut",
+            "accuracy of telling date 2 from date 1",
+            accuracy,
+            0.5,
+            target=f"at most {MAX_PROBE:.0%}",
+            reached=accuracy <= MAX_PROBE,
+            note=note,
+        )
+    ]

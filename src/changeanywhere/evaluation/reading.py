@@ -1,0 +1,61 @@
+"""Networks that look at images for an evaluation: the judge, ImageNet features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from changeanywhere.errors import LegendError
+from changeanywhere.legend import Legend
+from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
+from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.segmenter import Segmenter
+
+Image = npt.NDArray[np.uint8]
+Reader = Callable[[Sequence[Image]], npt.NDArray[np.uint8]]
+Extractor = Callable[[Sequence[Image]], npt.NDArray[np.float64]]
+FEATURES = "EfficientNet-Lite0, ImageNet, 1,280 pooled features"
+
+
+def to_tensor(images: Sequence[Image]) -> Tensor:
+    """uint8 ``[H, W, 3]`` each → float32 ``[B, 3, H, W]`` in [-1, 1], channels last."""
+    pixels = torch.from_numpy(np.stack(images).astype(np.float32) / 127.5 - 1)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: int) -> Reader:
+    """Images → classes uint8 ``[B, H, W]``. :class:`LegendError` if the judge knows other classes than ``legend``."""
+    net = channels_last(Segmenter.load(folder).to(device))
+    if net.legend.names != legend.names:
+        raise LegendError(
+            f"{folder}: the judge knows {', '.join(net.legend.names)}; the images have {', '.join(legend.names)}"
+        )
+
+    def read(images: Sequence[Image]) -> npt.NDArray[np.uint8]:
+        parts = [
+            net.read(to_tensor(images[i : i + batch_size]).to(device)).cpu().numpy()
+            for i in range(0, len(images), batch_size)
+        ]
+        return np.concatenate(parts).astype(np.uint8)
+
+    return read
+
+
+def load_features(device: torch.device, batch_size: int) -> Extractor:
+    """Images → :data:`FEATURES` ``[B, 1280]``."""
+    net = channels_last(EfficientNetLite0(find_weights()).to(device)).eval()
+
+    @torch.no_grad()
+    def extract(images: Sequence[Image]) -> npt.NDArray[np.float64]:
+        parts = [
+            net(to_tensor(images[i : i + batch_size]).to(device)).cpu().numpy()
+            for i in range(0, len(images), batch_size)
+        ]
+        return np.concatenate(parts).astype(np.float64)
+
+    return extract

@@ -1,0 +1,122 @@
+"""Segmentation networks that read land cover from an image: the *judge* of generated images, and the filter.
+
+Two architectures, so that whoever filters pairs is not the one who judges them: ``lite0`` (EfficientNet-Lite0 with
+ImageNet weights, batch normalisation, depthwise convolutions) and ``unet`` (plain convolutions, group normalisation,
+from random weights). Both end in the same top-down decoder (U-Net, Ronneberger et al. 2015).
+
+SEGMENTER/segmenter.json      format, backbone
+SEGMENTER/legend.json         what its classes are
+SEGMENTER/model.safetensors   weights
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from changeanywhere.errors import ModelError
+from changeanywhere.legend import Legend
+from changeanywhere.models.efficientnet import PYRAMID_STAGES, EfficientNetLite0, find_weights
+
+FORMAT, FORMAT_VERSION = "changeanywhere-segmenter", 1
+UNET_CHANNELS = (24, 32, 64, 96, 160)
+DECODER_CHANNELS = (32, 48, 64, 96)
+GROUPS = 8
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(GROUPS, outputs), nn.ReLU()
+    )
+
+
+class PlainEncoder(nn.Module):
+    """Feature maps at strides 2, 4, 8, 16, 32 with :data:`UNET_CHANNELS`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *UNET_CHANNELS[:-1])
+        self.levels = nn.ModuleList(
+            nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in zip(inputs, UNET_CHANNELS, strict=True)
+        )
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Images ``[B, 3, H, W]`` in [-1, 1] → five maps."""
+        maps = [images]
+        for level in self.levels:
+            maps.append(level(maps[-1]))
+        return maps[1:]
+
+
+class Decoder(nn.Module):
+    """Coarse to fine: enlarge, join with the encoder's map, convolve; logits at the input's size."""
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        below = [*DECODER_CHANNELS[1:], channels[-1]]
+        self.levels = nn.ModuleList(
+            _block(b + c, d) for b, c, d in zip(below, channels[:-1], DECODER_CHANNELS, strict=True)
+        )
+        self.head = nn.Conv2d(DECODER_CHANNELS[0], num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Five maps, fine to coarse → logits ``[B, K, 2h, 2w]`` for the finest map's ``h, w``."""
+        x = maps[-1]
+        for level, skip in zip(reversed(self.levels), reversed(maps[:-1]), strict=True):
+            x = level(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], 1))
+        logits: Tensor = F.interpolate(self.head(x), scale_factor=2, mode="bilinear", align_corners=False)
+        return logits
+
+
+class Segmenter(nn.Module):
+    """Images ``[B, 3, H, W]`` in [-1, 1], sides divisible by 32 → logits ``[B, K, H, W]``; channel k is class k + 1."""
+
+    def __init__(self, backbone: str, legend: Legend, pretrained: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.legend = backbone, legend
+        if backbone == "lite0":
+            self.encoder: nn.Module = EfficientNetLite0(find_weights() if pretrained else None)
+            channels: Sequence[int] = list(PYRAMID_STAGES.values())
+        else:
+            self.encoder, channels = PlainEncoder(), UNET_CHANNELS
+        self.decoder = Decoder(channels, legend.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K, H, W]``."""
+        maps: list[Tensor] = self.encoder.pyramid(images)  # type: ignore[operator]
+        logits: Tensor = self.decoder(maps)
+        return logits
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        """Most likely class of every pixel: int64 ``[B, H, W]``, 1…K."""
+        classes: Tensor = self(images).argmax(1) + 1
+        return classes
+
+    def save(self, folder: Path) -> None:
+        """Write a segmenter folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.legend.save(folder / "legend.json")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        description = {"format": FORMAT, "format_version": FORMAT_VERSION, "backbone": self.backbone}
+        (folder / "segmenter.json").write_text(json.dumps(description, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Segmenter:
+        """Read a segmenter folder; :class:`ModelError` naming it if it is not one."""
+        try:
+            description = json.loads((folder / "segmenter.json").read_text())
+            if (description["format"], description["format_version"]) != (FORMAT, FORMAT_VERSION):
+                raise ModelError(f"{folder}: not a segmenter of format {FORMAT} {FORMAT_VERSION}")
+            net = cls(description["backbone"], Legend.load(folder / "legend.json"))
+            net.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{folder}: not a readable segmenter ({' '.join(str(error).split())[:150]})") from error
+        return net.eval()

@@ -1,0 +1,221 @@
+"""Evaluation: every measure on cases whose answer is known, then the command end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from changeanywhere.cli import run as command
+from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
+from changeanywhere.evaluation.distances import against_halves, bootstrap_mean, frechet, kid
+from changeanywhere.evaluation.of_pairs import compare_differences, read_real_pairs
+from changeanywhere.evaluation.probe import probe_accuracy
+from changeanywhere.evaluation.scores import Confusion, Instance, matched_recall, read_instances
+from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
+from changeanywhere.models.perceptual import ShiftTolerantLPIPS
+from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.training.recipe import DataRecipe, Recipe, RunRecipe, SegmenterRecipe
+from changeanywhere.training.segmenter import train_segmenter
+from conftest import write_source
+
+
+def test_efficientnet_lite0_reproduces_the_reference() -> None:
+    """Reference: ``extract_features(...).mean((2, 3))`` of efficientnet-lite-pytorch 0.1.0 on the same images."""
+    net = EfficientNetLite0(find_weights()).eval()
+    images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        features, maps = net(images), net.pyramid(images)
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 48, 64), (24, 24, 32), (40, 12, 16), (112, 6, 8), (320, 3, 4)]
+    np.testing.assert_allclose(features[:, 2], [1.0223, 1.4183], atol=2e-4)
+    assert float(features.mean()) == pytest.approx(0.0776, abs=2e-4)
+
+
+def test_confusion_and_iou() -> None:
+    mask = np.array([[1, 1, 2, 2], [1, 1, 2, 0]], np.uint8)
+    read = np.array([[1, 1, 2, 1], [1, 2, 2, 3]], np.uint8)
+    confusion = Confusion(3)
+    confusion.add(mask, read)
+    assert confusion.counts.sum() == 7  # unknown ground does not count
+    np.testing.assert_allclose(confusion.iou()[:2], [3 / 5, 2 / 4])
+    assert np.isnan(confusion.iou()[2])
+    assert confusion.mean_iou() == pytest.approx((3 / 5 + 2 / 4) / 2)
+    confusion.add(mask, read, np.zeros(mask.shape, bool))
+    assert confusion.counts.sum() == 7
+
+
+def test_recall_is_of_the_eroded_instance_and_matched_by_class_and_size() -> None:
+    mask = np.ones((40, 40), np.uint8)
+    mask[5:15, 5:15] = 2
+    read = mask.copy()
+    read[5:7, 5:15] = 1  # wrong on the rim alone
+    (house,) = [i for i in read_instances(mask, read) if i.class_index == 2]
+    assert house == Instance(2, 100, 1.0)
+    read[5:15, 5:10] = 1
+    (house,) = [i for i in read_instances(mask, read) if i.class_index == 2]
+    assert 0.4 < house.recall < 0.6
+    nothing = np.zeros(mask.shape, bool)
+    nothing[30:32, 30:32] = True
+    assert read_instances(mask, read, nothing) == []  # too small to have an inside
+    real = [Instance(2, 100, 0.9), Instance(2, 110, 0.7), *[Instance(2, 5000, 0.1)] * 5, Instance(3, 100, 0.2)]
+    ours, ceiling = matched_recall([Instance(2, 105, 0.5), Instance(4, 10, 1.0)], real)
+    assert ours == [0.5]
+    assert ceiling == [pytest.approx((0.9 + 0.7 + 3 * 0.1) / 5)]
+
+
+def test_kid_is_unbiased_and_sees_a_shift() -> None:
+    rng = np.random.default_rng(0)
+    draws = [rng.normal(size=(60, 8)) for _ in range(40)]
+    values = [kid(a, b, resamples=2).value for a, b in zip(draws[::2], draws[1::2], strict=True)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))  # zero on average: unbiased
+    same = kid(draws[0], draws[1])
+    assert same.low <= same.value <= same.high and same.low < 0.05
+    shifted = kid(draws[0], draws[1] + 1)
+    assert shifted.low > same.high
+    # The value is the textbook sum over pairs.
+    k = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
+    x, y = draws[0], draws[1]
+    off = [(k(s, s).sum() - np.trace(k(s, s))) / (60 * 59) for s in (x, y)]
+    assert same.value == pytest.approx(off[0] + off[1] - 2 * k(x, y).mean())
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(200_000, 2))
+    second = rng.normal(size=(200_000, 2)) * [2.0, 1.0] + [3.0, 0.0]
+    # |Δμ|² + Σ (σ₁ − σ₂)² for commuting covariances.
+    assert frechet(first, second) == pytest.approx(9 + 1, rel=0.02)
+    assert frechet(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_identical_dates_fail_the_realism_of_unchanged_ground() -> None:
+    rng = np.random.default_rng(0)
+    real = [Difference(*values) for values in rng.normal([8, 0.6, 0.04], [3, 0.1, 0.01], (150, 3))]
+    same = [Difference(0.0, 1.0, 0.0)] * 100
+    other_half = [Difference(*values) for values in rng.normal([8, 0.6, 0.04], [3, 0.1, 0.01], (100, 3))]
+    assert all(c.ratio > 1.5 for c in compare_differences(same, real, 0).values())
+    assert all(c.ratio < 1.5 for c in compare_differences(other_half, real, 0).values())
+    assert against_halves(np.zeros(10), np.zeros(10)).distance == 0
+
+
+def test_bootstrap_interval_covers_the_mean() -> None:
+    hits = 0
+    for seed in range(60):
+        estimate = bootstrap_mean(np.random.default_rng(seed).normal(size=80), seed, resamples=200)
+        hits += estimate.low <= 0 <= estimate.high
+    assert 50 <= hits <= 60
+
+
+def test_probe_finds_an_artefact_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    scenes = np.repeat([f"scene_{i}" for i in range(30)], 4)
+    place = rng.normal(size=(120, 200))
+    first, second = place + 0.1 * rng.normal(size=place.shape), place + 0.1 * rng.normal(size=place.shape)
+    assert 0.35 < probe_accuracy(first, second, scenes) < 0.65
+    second[:, 7] += 3
+    assert probe_accuracy(first, second, scenes) > 0.9
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    noise = ndimage.gaussian_filter(rng.normal(size=(128, 128, 3)), (2, 2, 0))
+    return np.clip(128 + 400 * noise, 0, 255).astype(np.uint8)
+
+
+def test_differences_on_unchanged_ground(photo: np.ndarray) -> None:
+    metric = ShiftTolerantLPIPS()
+    change = np.zeros((128, 128), bool)
+    change[40:70, 40:70] = True
+    same = difference(photo, photo, change, metric)
+    assert same is not None
+    assert (same.colour_shift, same.st_lpips) == (0, 0) and same.gradient_correlation == pytest.approx(1)
+    repainted = photo.copy()
+    repainted[40:70, 40:70] = 255  # changed ground does not count
+    assert difference(photo, repainted, change, metric) == same
+    brighter = difference(photo, np.clip(photo.astype(int) + 30, 0, 255).astype(np.uint8), change, metric)
+    assert brighter is not None and brighter.colour_shift > 5 and brighter.gradient_correlation > 0.9
+    elsewhere = difference(photo, photo[::-1, ::-1].copy(), change, metric)
+    assert elsewhere is not None and elsewhere.gradient_correlation < 0.3 and elsewhere.st_lpips > brighter.st_lpips
+    assert difference(photo, photo, np.ones((128, 128), bool), metric) is None
+
+
+def test_a_seam_raises_the_contrast_of_the_boundary(photo: np.ndarray) -> None:
+    inside = np.zeros((128, 128), bool)
+    inside[40:90, 40:90] = True
+    plain = boundary_contrast(photo, inside)
+    rim = ndimage.binary_dilation(inside) & ~inside
+    seam = boundary_contrast(np.where(rim[..., None], 255, photo).astype(np.uint8), inside)
+    assert plain is not None and seam is not None
+    assert 0.8 < plain < 1.25 and seam > 1.5
+    assert boundary_contrast(photo, np.zeros((128, 128), bool)) is None
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judge")
+    source = write_source(folder / "source")
+    recipe = Recipe(
+        DataRecipe(source=str(source), tile_size=64),
+        segmenter=SegmenterRecipe(
+            backbone="unet", crop_size=64, batch_size=4, num_steps=150, warmup_steps=5, learning_rate=3e-3
+        ),
+        run=RunRecipe(num_workers=0, log_every=10, save_every=10),
+    )
+    tiles = open_source(source, SourceOptions(tile_size=64))
+    train_segmenter(tiles, replace(recipe, segmenter=replace(recipe.segmenter, num_steps=40)), folder / "broken")
+    resumed = Segmenter.load(train_segmenter(tiles, recipe, folder / "broken"))
+    assert resumed.training is False
+    return train_segmenter(tiles, recipe, folder / "run")
+
+
+def test_segmenter_learns_to_read_classes(judge: Path, tmp_path: Path) -> None:
+    net = Segmenter.load(judge)
+    tiles = open_source(write_source(tmp_path / "source", num_tiles=3), SourceOptions(tile_size=64))
+    confusion = Confusion(tiles.legend.num_classes)
+    for i in range(len(tiles)):
+        sample = tiles.read(i)
+        pixels = torch.from_numpy(sample.normalisation.apply(sample.image)).permute(2, 0, 1)[None]
+        confusion.add(sample.mask, net.read(pixels)[0].numpy())
+    assert confusion.mean_iou() > 0.6
+    assert Segmenter("lite0", net.legend, pretrained=True)(torch.zeros(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+
+
+def test_command_evaluates_a_model_and_a_set(
+    judge: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(write_source(tmp_path / "source"))
+    model, pairs, out = str(tiny_model_folder), str(tmp_path / "pairs"), tmp_path / "out"
+    shape = ["--tile-size", "64"]
+    assert command(["generate", "--source", source, "--out", pairs, "--model", model, *shape, "--num-pairs", "6"]) == 0
+    for folder in ("A", "B"):
+        (tmp_path / "real" / folder).mkdir(parents=True)
+        for i in range(6):
+            pixels = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "real" / folder / f"{i}.png")
+    assert len(read_real_pairs(tmp_path / "real")) == 6
+    arguments = ["evaluate", "--out", str(out), "--pairs", pairs, "--model", model, "--source", source]
+    arguments += ["--judge", str(judge), "--real-pairs", str(tmp_path / "real"), "--num-images", "8"]
+    assert command(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "judge's mean IoU on the real tiles" in printed and "evaluation.html" in printed
+    figures = json.loads((out / "evaluation.json").read_text())["figures"]
+    assert len({figure["section"] for figure in figures}) >= 6
+    page = (out / "evaluation.html").read_text()
+    assert page.count("painted from the mask alone") == 12 and "$" not in page.split("<pre>")[0].split("</style>")[1]
+
+
+def test_what_cannot_be_evaluated_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["evaluate", "--out", str(tmp_path)]) == 2
+    assert "nothing to evaluate" in capsys.readouterr().err
+    assert command(["evaluate", "--out", str(tmp_path), "--model", "mini"]) == 2
+    assert "--model needs --source" in capsys.readouterr().err
+    assert command(["evaluate", "--out", str(tmp_path), "--pairs", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
