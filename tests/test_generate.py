@@ -76,23 +76,21 @@ def test_same_command_again_does_nothing(options: GenerateOptions) -> None:
 def test_interrupted_run_ends_with_the_same_bytes(options: GenerateOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     generation.generate(options)
     unbroken = tree(options.out)
-    paint = generation.Generator.paint
+    paint = generation.Painter.paint
     for survivors in (1, 3):
         out = options.out.with_name(f"broken_{survivors}")
         calls = []
 
-        def dying(
-            self: generation.Generator, pairs: object, calls: list[int] = calls, limit: int = survivors
-        ) -> object:
+        def dying(self: generation.Painter, pairs: object, calls: list[int] = calls, limit: int = survivors) -> object:
             calls.append(1)
             if len(calls) > limit:
                 raise KeyboardInterrupt
             return paint(self, pairs)
 
-        monkeypatch.setattr(generation.Generator, "paint", dying)
+        monkeypatch.setattr(generation.Painter, "paint", dying)
         with pytest.raises(KeyboardInterrupt):
             generation.generate(change(options, out=out))
-        monkeypatch.setattr(generation.Generator, "paint", paint)
+        monkeypatch.setattr(generation.Painter, "paint", paint)
         report = generation.generate(change(options, out=out))
         assert 0 < report.num_new <= 7
         assert {k: v for k, v in tree(out).items() if k != "report.html"} == {
@@ -209,7 +207,7 @@ def test_cli_exit_codes_and_single_lines(
 ) -> None:
     common = ["--source", str(options.source), "--model", options.model, "--tile-size", "64", "--num-steps", "2"]
     assert run(["generate", *common, "--out", str(options.out), "--num-pairs", "2"]) == 0
-    assert "wrote 2 pairs" in capsys.readouterr().out
+    assert "painted 2 pairs" in capsys.readouterr().out
     assert run(["generate", *common, "--out", str(options.out), "--num-pairs", "2"]) == 0
     assert "nothing to do: all 2 pairs are there" in capsys.readouterr().out
     for arguments, text in [

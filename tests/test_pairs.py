@@ -41,7 +41,7 @@ def record_of(pair: ChangePair, scene: str, split: str) -> dict[str, object]:
         pair, legend=LEGEND, item=SourceItem(pair.key, scene, None, "CC0-1.0", 0.5), plan=plan,
         source="unit/test", split=split, image_format="png", bands=["1", "2", "3"],
         normalisation={"low": [0.0] * 3, "high": [255.0] * 3}, model="mini", model_hash="abc",
-        settings={"num_steps": 2}, versions={"changeanywhere": "0"},
+        settings={"num_steps": 2}, versions={"changeanywhere": "0"}, finishing={"real_date": 1},
     )  # fmt: skip
 
 

@@ -85,10 +85,12 @@ def _generate(arguments: list[str]) -> None:
     _print_targets(report.reached)
     if report.num_new:
         print(
-            f"wrote {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s); {report.num_pairs} in the dataset"
+            f"painted {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s); {report.num_pairs} in the dataset"
         )
     else:
         print(f"nothing to do: all {report.num_pairs} pairs are there")
+    if report.num_dropped:
+        print(f"dropped by the filter: {report.num_dropped}")
     print(f"dataset: {report.out}")
     print(f"report:  {report.report}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +42,24 @@ def evaluate_pairs(
     max_pairs: int,
     seed: int,
 ) -> list[Figure]:
-    """All figures of a set, from ``max_pairs`` evenly spaced pairs. Date 1 is real: it is the ceiling of date 2."""
-    pairs = [dataset[int(i)] for i in np.unique(np.linspace(0, len(dataset) - 1, max_pairs).astype(int))]
+    """All figures of a set, from ``max_pairs`` evenly spaced pairs. The real date is the ceiling of the painted one."""
+    as_written = [dataset[int(i)] for i in np.unique(np.linspace(0, len(dataset) - 1, max_pairs).astype(int))]
+    pairs = [real_first(pair) for pair in as_written]
     figures = []
     if judge is not None:
         figures += _mask_fidelity(pairs, names, judge, seed)
     figures += _seams(pairs)
     if real_pairs is not None:
         figures += _unchanged_ground(pairs, real_pairs, seed)
-    figures += _shortcut(pairs, features, seed)
+    figures += _shortcut(as_written, features, seed)
     return figures
+
+
+def real_first(pair: ChangePair) -> ChangePair:
+    """The pair with its dates exchanged where the second one is the real one."""
+    if pair.metadata.get("real_date", 1) == 1:
+        return pair
+    return replace(pair, image_t1=pair.image_t2, image_t2=pair.image_t1, mask_t1=pair.mask_t2, mask_t2=pair.mask_t1)
 
 
 def _mask_fidelity(pairs: list[ChangePair], names: tuple[str, ...], judge: Reader, seed: int) -> list[Figure]:

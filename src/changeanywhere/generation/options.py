@@ -7,6 +7,7 @@ from pathlib import Path
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
+from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 
 
@@ -63,6 +64,29 @@ class SimulateOptions:
 
 
 @dataclass(frozen=True)
+class FilterOptions:
+    """A second network reads the painted changes; poor pairs are marked, dropped or painted again."""
+
+    model: Path | None = None
+    """Segmenter folder (train segmenter); default: no filter."""
+    action: str = "drop"
+    """``score`` (write the score only), ``drop`` (leave poor pairs out), ``resample`` (other noise, then drop)."""
+    min_score: float = 0.5
+    """Least share of the changed ground that must be read as its new class, 0 to 1."""
+    attempts: int = 3
+    """With ``resample``: paintings of a pair at most."""
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        if self.action not in ("score", "drop", "resample"):
+            raise ConfigError(f"filter.action is {self.action!r}; allowed: score, drop, resample")
+        if not 0 <= self.min_score <= 1:
+            raise ConfigError(f"filter.min_score is {self.min_score}; allowed: 0 to 1")
+        if self.attempts < 1:
+            raise ConfigError(f"filter.attempts is {self.attempts}; allowed: 1 and more")
+
+
+@dataclass(frozen=True)
 class GenerateOptions(SimulateOptions):
     """Options of ``changeanywhere generate``. Settings left out are those that the model recommends."""
 
@@ -84,6 +108,14 @@ class GenerateOptions(SimulateOptions):
     """Stochasticity of ddim, 0 to 1."""
     dilate_cells: int | None = None
     """Latent cells (4 px) by which the painted part reaches over the change mask."""
+    reconstruct_t1: bool = False
+    """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""
+    paste_back: bool = False
+    """Put the pixels of image t1 back on unchanged ground, with a soft seam of 8 px around the change."""
+    random_order: bool = False
+    """Exchange the dates of half of the pairs: date 1 is then painted, and what appeared disappears."""
+    nuisances: NuisanceOptions = field(default_factory=NuisanceOptions)
+    filter: FilterOptions = field(default_factory=FilterOptions)
     image_format: str = "png"
     """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
     batch_size: int = 4
@@ -102,7 +134,15 @@ class GenerateOptions(SimulateOptions):
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
         super().check()
+        self.nuisances.check()
+        self.filter.check()
         checks: list[tuple[str, object, bool, str]] = [
+            (
+                "random_order",
+                self.random_order,
+                not (self.random_order and self.targets.class_pairs),
+                "false with targets.class_pairs, which have a direction",
+            ),
             ("batch_size", self.batch_size, self.batch_size > 0, "1 or more"),
             ("num_threads", self.num_threads, self.num_threads is None or self.num_threads > 0, "1 or more"),
             ("stretch", self.stretch, len(self.stretch) == 2, "two percentiles"),

@@ -8,34 +8,26 @@ A shard's marker is written last, with the files and their hashes: a shard witho
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-import torch
-
-from changeanywhere.diffusion.blended import Sampling
-from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device, default_dtype, to_uint8
-from changeanywhere.errors import ConfigError, ShortfallError
+from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.generation.plan import DatasetPlan, PlannedPair, change_of, settings_of
-from changeanywhere.generation.prepare import event_settings, get_plan, locked, open_tiles, plan_settings
+from changeanywhere.generation.painter import Painter
+from changeanywhere.generation.plan import DatasetPlan
+from changeanywhere.generation.prepare import get_plan, locked
 from changeanywhere.pairs.layout import atomic_write
-from changeanywhere.pairs.split import assign_splits
-from changeanywhere.pairs.writer import finalise, pair_record, write_pair
+from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.progress import progress_bar
-from changeanywhere.sample import ChangePair, ChangePlan, SourceSample
+from changeanywhere.sample import ChangePair
 
 WRITER_THREADS = 2
 DRY_RUN_BATCHES = 2  # the first warms up, the second is timed
-SAMPLING_FIELDS = tuple(asdict(Sampling()))
 
 
 @dataclass(frozen=True)
@@ -46,10 +38,12 @@ class GenerateReport:
     num_pairs: int
     """Pairs in the dataset now."""
     num_new: int
-    """Pairs that this call painted."""
+    """Pairs that this call painted (those that the filter then dropped among them)."""
     pairs_per_second: float
     """Of this call, from the first batch to the last file; 0 if there was nothing to do."""
 
+    num_dropped: int
+    """Pairs of the plan that the filter left out."""
     reached: list[tuple[str, float, float]]
     """(target, share asked, share reached)."""
 
@@ -69,120 +63,15 @@ class DryRun:
     seconds: float
 
 
-class Generator:
-    """A model, a source and a plan: paints planned pairs."""
-
-    def __init__(self, options: GenerateOptions) -> None:
-        options.check()
-        self.options = options
-        tiles = open_tiles(options, stretch=options.stretch)  # before the model: cheap, and most mistakes are here
-        begun = settings_of(options.out)
-        self.num_threads = int(options.num_threads or begun.get("num_threads") or os.cpu_count() or 1)
-        torch.set_num_threads(self.num_threads)
-        device = torch.device(options.device) if options.device else default_device()
-        self.dtype = str(options.dtype or begun.get("dtype") or default_dtype(device))
-        self.pipeline = ChangePairPipeline.from_pretrained(options.model, str(device), self.dtype)
-        given = {name: getattr(options, name, None) for name in SAMPLING_FIELDS}
-        self.sampling = replace(
-            self.pipeline.default_sampling, **{name: value for name, value in given.items() if value is not None}
-        )
-        self.pipeline.check_sampling(self.sampling)
-        multiple = self.pipeline.denoiser.size_multiple
-        if options.tile_size % multiple:
-            raise ConfigError(f"tile_size is {options.tile_size}; this model allows multiples of {multiple}")
-        self.source = tiles.with_legend(self.pipeline.legend, options.legend_map)
-        self.second = (
-            open_tiles(options, options.masks_t2).with_legend(self.pipeline.legend, options.legend_map)
-            if options.masks_t2
-            else None
-        )
-        self.events = event_settings(options, self.source)
-        self.splits = assign_splits({item.scene: item.split for item in self.source.items})
-        self.settings = asdict(self.sampling) | {
-            "image_format": options.image_format,
-            "dtype": self.dtype,
-            "batch_size": options.batch_size,
-            "num_threads": self.num_threads,
-            "stretch": options.stretch,
-        }
-        self.versions = {name: metadata.version(name) for name in ("changeanywhere", "torch", "diffusers", "numpy")}
-
-    def frozen_settings(self) -> dict[str, Any]:
-        """Everything that the dataset's bytes depend on."""
-        second = [item.key for item in self.second.items] if self.second else None
-        return (
-            plan_settings(self.options, self.source)
-            | self.settings
-            | {
-                "model_hash": self.pipeline.model.weights_hash,
-                "masks_t2": second,
-            }
-        )
-
-    def paint(self, pairs: Sequence[PlannedPair]) -> list[ChangePair]:
-        """Read, change and paint one batch."""
-        samples = [self.source.read(pair.source_index) for pair in pairs]
-        plans = [change_of(pair, self.source, self.second, self.events) for pair in pairs]
-        images = np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in samples])
-        latents = self.pipeline.encode(torch.from_numpy(images).permute(0, 3, 1, 2))
-        masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in plans]).astype(np.int64))
-        changes = torch.from_numpy(np.stack([plan.change_mask for plan in plans]))
-        painted = self.pipeline.paint(latents, masks, changes, [pair.seed for pair in pairs], self.sampling)
-        decoded = self.pipeline.decode(painted).cpu()
-        return [self._pair(*together) for together in zip(pairs, samples, plans, images, decoded, strict=True)]
-
-    def _pair(
-        self, planned: PlannedPair, sample: SourceSample, plan: ChangePlan, image_t1: Any, image_t2: torch.Tensor
-    ) -> ChangePair:
-        if self.options.image_format == "geotiff":
-            first = sample.image
-            second = sample.normalisation.invert(image_t2.permute(1, 2, 0).numpy(), sample.image.dtype)
-        else:
-            first = to_uint8(torch.from_numpy(image_t1).permute(2, 0, 1)[None])[0]
-            second = to_uint8(image_t2[None])[0]
-        pair = ChangePair(
-            key=planned.key,
-            image_t1=first,
-            image_t2=second,
-            change_mask=plan.change_mask,
-            mask_t1=sample.mask,
-            mask_t2=plan.mask_t2,
-            georef=sample.georef,
-        )
-        record = pair_record(
-            pair,
-            legend=self.pipeline.legend,
-            item=sample.item,
-            plan=plan,
-            source=self.source.name,
-            split=self.splits[sample.item.scene],
-            image_format=cast(Literal["png", "geotiff"], self.options.image_format),
-            bands=list(sample.bands),
-            normalisation=asdict(sample.normalisation),
-            model=Path(self.options.model).name,
-            model_hash=self.pipeline.model.weights_hash,
-            settings=self.settings,
-            versions=self.versions,
-        )
-        return replace(pair, metadata=record)
-
-    def batches(self, shard: Sequence[PlannedPair]) -> Iterator[Sequence[PlannedPair]]:
-        """A shard in batches; a pair's batch is part of the plan, since sums depend on it in the last bits."""
-        for start in range(0, len(shard), self.options.batch_size):
-            yield shard[start : start + self.options.batch_size]
-
-
 def generate(options: GenerateOptions) -> GenerateReport:
     """Make, or finish, the dataset in ``options.out``.
 
     Raises :class:`InputError` for what the user gave wrong and :class:`ShortfallError`, after writing all that could
     be made, if fewer changes are feasible than asked for.
     """
-    generator = Generator(options)
+    painter = Painter(options)
     with locked(options.out):
-        plan = get_plan(
-            options, generator.frozen_settings(), generator.source, generator.second, generator.events, save=True
-        )
+        plan = get_plan(options, painter.frozen_settings(), painter.source, painter.second, painter.events, save=True)
         shards = plan.shards()
         open_shards = [n for n in range(len(shards)) if not _shard_is_done(options.out, n)]
         num_new = sum(len(shards[n]) for n in open_shards)
@@ -192,48 +81,47 @@ def generate(options: GenerateOptions) -> GenerateReport:
             done = 0
             for number in open_shards:
                 writes: list[tuple[ChangePair, Future[dict[str, str]]]] = []
-                for batch in generator.batches(shards[number]):
-                    for pair in generator.paint(batch):
-                        writes.append((pair, threads.submit(_write, options, generator, pair)))
+                for batch in painter.batches(shards[number]):
+                    for pair in painter.paint(batch):
+                        writes.append((pair, threads.submit(_write, options, painter, pair)))
                     done += len(batch)
                     rate = done / (time.perf_counter() - started)
                     bar.update(task, advance=len(batch), description=f"painting pairs  {rate:.2f}/s")
                 _close_shard(options.out, number, writes)
         seconds = time.perf_counter() - started
-        if open_shards or not (options.out / "report.html").is_file():
-            records = _records(options.out, len(shards))
-            finalise(options.out, generator.pipeline.legend, records, options.targets.reached(records))
-        reached = options.targets.reached(_records(options.out, len(shards)))
+        records = _records(options.out, len(shards))
+        reached = options.targets.reached(records)
+        if plan.pairs and not records:
+            raise ShortfallError(f"{options.out}: the filter dropped all {len(plan.pairs)} pairs; see filter.min_score")
+        if records and (open_shards or not (options.out / "report.html").is_file()):
+            finalise(options.out, painter.pipeline.legend, records, reached)
     _raise_on_shortfall(plan, options.out)
-    return GenerateReport(options.out, len(plan.pairs), num_new, num_new / seconds if num_new else 0.0, reached)
+    rate = num_new / seconds if num_new else 0.0
+    return GenerateReport(options.out, len(records), num_new, rate, len(plan.pairs) - len(records), reached)
 
 
 def dry_run(options: GenerateOptions) -> DryRun:
     """Plan, paint two batches without writing them, and extrapolate from the second."""
-    generator = Generator(options)
-    plan = get_plan(
-        options, generator.frozen_settings(), generator.source, generator.second, generator.events, save=False
-    )
+    painter = Painter(options)
+    plan = get_plan(options, painter.frozen_settings(), painter.source, painter.second, painter.events, save=False)
     _raise_on_empty(plan, options.out)
-    batches = [batch for shard in plan.shards() for batch in generator.batches(shard)]
+    batches = [batch for shard in plan.shards() for batch in painter.batches(shard)]
     seconds, painted = 0.0, []
     for batch in (batches * DRY_RUN_BATCHES)[:DRY_RUN_BATCHES]:
         started = time.perf_counter()
-        painted = generator.paint(batch)
+        painted = painter.paint(batch)
         seconds = (time.perf_counter() - started) / len(batch)
     with tempfile.TemporaryDirectory() as folder:
         for pair in painted:
-            _write(options, generator, pair, Path(folder))
+            _write(options, painter, pair, Path(folder))
         num_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     total = len(plan.pairs)
-    return DryRun(total, plan.missing, num_bytes * total // len(painted), seconds * total)
+    return DryRun(total, plan.missing, num_bytes * total // max(len(painted), 1), seconds * total)
 
 
-def _write(
-    options: GenerateOptions, generator: Generator, pair: ChangePair, folder: Path | None = None
-) -> dict[str, str]:
+def _write(options: GenerateOptions, painter: Painter, pair: ChangePair, folder: Path | None = None) -> dict[str, str]:
     image_format = cast(Literal["png", "geotiff"], options.image_format)
-    return write_pair(folder or options.out, pair, generator.pipeline.legend, image_format)
+    return write_pair(folder or options.out, pair, painter.pipeline.legend, image_format)
 
 
 def _marker(out: Path, number: int) -> Path:

@@ -29,6 +29,8 @@ FORMAT, FORMAT_VERSION = "changeanywhere-segmenter", 1
 UNET_CHANNELS = (24, 32, 64, 96, 160)
 DECODER_CHANNELS = (32, 48, 64, 96)
 GROUPS = 8
+SIZE_MULTIPLE = 32
+"""Of heights and widths: the coarsest map has a thirty-second of the image's."""
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

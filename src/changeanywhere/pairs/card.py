@@ -45,7 +45,7 @@ def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
         "# Bi-temporal change-detection pairs",
         "",
         f"{len(records)} pairs made by `changeanywhere generate` from single-date tiles of `{first['source']}`. "
-        "Date 1 is real. Date 2 is painted by a latent diffusion model: changed ground follows the new mask, "
+        f"{_dates(records)} is painted by a latent diffusion model: changed ground follows the new mask, "
         "unchanged ground is kept and may get another light.",
         "",
         "The change masks agree with the semantic masks by construction (checked for every pair written). That the "
@@ -53,7 +53,7 @@ def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
         "",
         "| folder | content |",
         "|---|---|",
-        "| `A/`, `B/` | image of date 1 (real) and date 2 (generated) |",
+        "| `A/`, `B/` | image of date 1 and date 2; `real_date` in the metadata says which is real |",
         "| `label/` | change mask, 0 or 255 |",
         "| `label1/`, `label2/` | semantic masks, index with palette, 0 = unknown |",
         "| `list/*.txt` | splits; no scene is in two of them |",
@@ -81,7 +81,7 @@ def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
         "",
         "## Licences and credit",
         "",
-        *[f"- {licence}: {n} pairs (licence of the date-1 tile)" for licence, n in sorted(counts["licence"].items())],
+        *[f"- {licence}: {n} pairs (licence of the real tile)" for licence, n in sorted(counts["licence"].items())],
         "",
         "Method: Tang & Chen, *ChangeAnywhere: Sample Generation for Remote Sensing Change Detection via Semantic "
         "Latent Diffusion Model*, arXiv 2404.08892.",
@@ -94,6 +94,13 @@ def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _dates(records: Sequence[Mapping[str, Any]]) -> str:
+    exchanged = sum(record["real_date"] == 2 for record in records)
+    if not exchanged:
+        return "Date 1 is real. Date 2"
+    return f"In {len(records) - exchanged} pairs date 1 is real, in {exchanged} date 2. The other date"
 
 
 def _join(values: Mapping[str, object]) -> str:

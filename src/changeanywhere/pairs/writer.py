@@ -113,8 +113,12 @@ def pair_record(
     model_hash: str,
     settings: Mapping[str, Any],
     versions: Mapping[str, str],
+    finishing: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The pair's line in ``metadata.jsonl``. No timestamps: the same command writes the same bytes."""
+    """The pair's line in ``metadata.jsonl``. No timestamps: the same command writes the same bytes.
+
+    ``finishing``: which date is real, nuisances by date, and what the filter said.
+    """
     assert pair.mask_t1 is not None and pair.mask_t2 is not None
     folders = (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS)
     names = {f"{folder}_file_name": f"{folder}/{pair.key}{SUFFIXES[image_format]}" for folder in folders}
@@ -139,6 +143,7 @@ def pair_record(
         "change_ratio": round(float(pair.change_mask.mean()), 6),
         "unknown_ratio": round(float((pair.mask_t1 == 0).mean()), 6),
         "seed": plan.seed,
+        **finishing,
         "model": model,
         "model_hash": model_hash,
         "settings": dict(settings),

@@ -1,0 +1,230 @@
+"""A model, a source and settings: paints planned pairs.
+
+tiles, events ─► encode ─► blended diffusion ─► decode ─► filter ─► finish ─► pairs with their records
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from changeanywhere.diffusion.blended import Sampling
+from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device, default_dtype
+from changeanywhere.errors import ConfigError
+from changeanywhere.events import pair_seed
+from changeanywhere.generation.fidelity import FidelityFilter
+from changeanywhere.generation.finish import Finished, exchange, finish
+from changeanywhere.generation.nuisances import Pixels
+from changeanywhere.generation.options import GenerateOptions
+from changeanywhere.generation.plan import PlannedPair, change_of, settings_of
+from changeanywhere.generation.prepare import event_settings, open_tiles, plan_settings
+from changeanywhere.pairs.split import assign_splits
+from changeanywhere.pairs.writer import pair_record
+from changeanywhere.sample import ChangePair, ChangePlan, SourceSample
+
+SAMPLING_FIELDS = tuple(asdict(Sampling()))
+
+
+@dataclass
+class Painting:
+    """One pair on its way: what is asked, what is real, what was painted."""
+
+    planned: PlannedPair
+    sample: SourceSample
+    plan: ChangePlan
+    image_t1: Tensor
+    """f32 ``[C, H, W]`` in [-1, 1]."""
+    image_t2: Tensor
+    score: float | None = None
+    """Share of changed ground that the filter reads as its new class."""
+    attempt: int = 0
+    """Which painting was kept, counted from 0."""
+
+
+class Painter:
+    """A model, a source and a plan: paints planned pairs."""
+
+    def __init__(self, options: GenerateOptions) -> None:
+        options.check()
+        self.options = options
+        tiles = open_tiles(options, stretch=options.stretch)  # before the model: cheap, and most mistakes are here
+        begun = settings_of(options.out)
+        self.num_threads = int(options.num_threads or begun.get("num_threads") or os.cpu_count() or 1)
+        torch.set_num_threads(self.num_threads)
+        device = torch.device(options.device) if options.device else default_device()
+        self.dtype = str(options.dtype or begun.get("dtype") or default_dtype(device))
+        self.pipeline = ChangePairPipeline.from_pretrained(options.model, str(device), self.dtype)
+        given = {name: getattr(options, name, None) for name in SAMPLING_FIELDS}
+        self.sampling = replace(
+            self.pipeline.default_sampling, **{name: value for name, value in given.items() if value is not None}
+        )
+        self.pipeline.check_sampling(self.sampling)
+        multiple = self.pipeline.denoiser.size_multiple
+        if options.tile_size % multiple:
+            raise ConfigError(f"tile_size is {options.tile_size}; this model allows multiples of {multiple}")
+        self.source = tiles.with_legend(self.pipeline.legend, options.legend_map)
+        self.second = (
+            open_tiles(options, options.masks_t2).with_legend(self.pipeline.legend, options.legend_map)
+            if options.masks_t2
+            else None
+        )
+        self.filter = (
+            FidelityFilter(options.filter.model, self.pipeline.legend, options.tile_size, device)
+            if options.filter.model
+            else None
+        )
+        if options.nuisances.jpeg != [0, 0] and self.pipeline.first_stage.vq_model.config.in_channels != 3:
+            raise ConfigError(f"nuisances.jpeg is {options.nuisances.jpeg}; allowed for images of three bands only")
+        self.events = event_settings(options, self.source)
+        self.splits = assign_splits({item.scene: item.split for item in self.source.items})
+        self.settings = asdict(self.sampling) | {
+            "image_format": options.image_format,
+            "dtype": self.dtype,
+            "batch_size": options.batch_size,
+            "num_threads": self.num_threads,
+            "stretch": options.stretch,
+            "reconstruct_t1": options.reconstruct_t1,
+            "paste_back": options.paste_back,
+            "random_order": options.random_order,
+            "nuisances": asdict(options.nuisances),
+            "filter": None if self.filter is None else asdict(options.filter) | {"model": self.filter.hash},
+        }
+        self.versions = {name: metadata.version(name) for name in ("changeanywhere", "torch", "diffusers", "numpy")}
+
+    def frozen_settings(self) -> dict[str, Any]:
+        """Everything that the dataset's bytes depend on."""
+        second = [item.key for item in self.second.items] if self.second else None
+        return (
+            plan_settings(self.options, self.source)
+            | self.settings
+            | {
+                "model_hash": self.pipeline.model.weights_hash,
+                "masks_t2": second,
+            }
+        )
+
+    def paint(self, pairs: Sequence[PlannedPair]) -> list[ChangePair]:
+        """Read, change, paint, filter and finish one batch; pairs that the filter drops are left out."""
+        samples = [self.source.read(pair.source_index) for pair in pairs]
+        plans = [change_of(pair, self.source, self.second, self.events) for pair in pairs]
+        images = np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in samples])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        latents = self.pipeline.encode(pixels)
+        if self.options.reconstruct_t1:
+            pixels = self.pipeline.decode(latents).cpu()
+        painted = self._draw(latents, plans, [pair.seed for pair in pairs])
+        batch = [Painting(*parts) for parts in zip(pairs, samples, plans, pixels, painted, strict=True)]
+        if self.filter is not None:
+            batch = self._filtered(batch, latents, self.filter)
+        return [self._pair(painting) for painting in batch]
+
+    def _draw(self, latents: Tensor, plans: Sequence[ChangePlan], seeds: Sequence[int]) -> Tensor:
+        """Images t2 f32 ``[B, C, H, W]``, on the CPU."""
+        masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in plans]).astype(np.int64))
+        changes = torch.from_numpy(np.stack([plan.change_mask for plan in plans]))
+        return self.pipeline.decode(self.pipeline.paint(latents, masks, changes, seeds, self.sampling)).cpu()
+
+    def _filtered(self, batch: list[Painting], latents: Tensor, fidelity: FidelityFilter) -> list[Painting]:
+        """Scores; poor pairs are painted again with other noise, or left out, as the options say."""
+        settings = self.options.filter
+        scores = fidelity.scores(torch.stack([p.image_t2 for p in batch]), [p.plan for p in batch])
+        for painting, score in zip(batch, scores, strict=True):
+            painting.score = score
+
+        def is_poor(painting: Painting) -> bool:
+            return painting.score is not None and painting.score < settings.min_score
+
+        for attempt in range(1, settings.attempts if settings.action == "resample" else 1):
+            chosen = [i for i, painting in enumerate(batch) if is_poor(painting)]
+            if not chosen:
+                break
+            plans = [batch[i].plan for i in chosen]
+            images = self._draw(latents[chosen], plans, [pair_seed(p.seed, "attempt", attempt) for p in plans])
+            for i, image, score in zip(chosen, images, fidelity.scores(images, plans), strict=True):
+                if (score or 0) > (batch[i].score or 0):
+                    batch[i] = replace(batch[i], image_t2=image, score=score, attempt=attempt)
+        return batch if settings.action == "score" else [p for p in batch if not is_poor(p)]
+
+    def _other_tile(self, rng: np.random.Generator) -> Pixels:
+        sample = self.source.read(int(rng.integers(len(self.source))))
+        return _shares(sample.normalisation.apply(sample.image).clip(-1, 1))
+
+    def _pair(self, painting: Painting) -> ChangePair:
+        options, sample, plan = self.options, painting.sample, painting.plan
+        finished = finish(
+            _shares(painting.image_t1.permute(1, 2, 0).numpy()),
+            _shares(painting.image_t2.permute(1, 2, 0).numpy().clip(-1, 1)),
+            plan.change_mask,
+            plan.seed,
+            options.paste_back,
+            options.random_order,
+            options.nuisances,
+            self._other_tile,
+        )
+        masks = sample.mask, plan.mask_t2
+        if finished.real_date == 2:
+            masks, plan = masks[::-1], exchange(sample.mask, plan)
+        first, second = self._in_file_units(finished, sample)
+        pair = ChangePair(
+            key=painting.planned.key,
+            image_t1=first,
+            image_t2=second,
+            change_mask=plan.change_mask,
+            mask_t1=masks[0],
+            mask_t2=masks[1],
+            georef=sample.georef,
+        )
+        record = pair_record(
+            pair,
+            legend=self.pipeline.legend,
+            item=sample.item,
+            plan=plan,
+            source=self.source.name,
+            split=self.splits[sample.item.scene],
+            image_format=cast(Literal["png", "geotiff"], options.image_format),
+            bands=list(sample.bands),
+            normalisation=asdict(sample.normalisation),
+            model=Path(options.model).name,
+            model_hash=self.pipeline.model.weights_hash,
+            settings=self.settings,
+            versions=self.versions,
+            finishing={
+                "real_date": finished.real_date,
+                "nuisances": finished.nuisances,
+                "fidelity": painting.score,
+                "attempt": painting.attempt,
+            },
+        )
+        return replace(pair, metadata=record)
+
+    def _in_file_units(self, finished: Finished, sample: SourceSample) -> list[Any]:
+        """Images of both dates as they are written: uint8 for PNG, else the source's units and dtype."""
+        images: list[Any] = []
+        for date, image in ((1, finished.image_t1), (2, finished.image_t2)):
+            touched = self.options.reconstruct_t1 or f"t{date}" in finished.nuisances
+            if self.options.image_format == "png":
+                images.append(np.rint(image * 255).astype(np.uint8))
+            elif date == finished.real_date and not touched:
+                images.append(sample.image)  # with what lies beyond the stretch
+            else:
+                images.append(sample.normalisation.invert(image * 2 - 1, sample.image.dtype))
+        return images
+
+    def batches(self, shard: Sequence[PlannedPair]) -> Iterator[Sequence[PlannedPair]]:
+        """A shard in batches; a pair's batch is part of the plan, since sums depend on it in the last bits."""
+        for start in range(0, len(shard), self.options.batch_size):
+            yield shard[start : start + self.options.batch_size]
+
+
+def _shares(image: Pixels) -> Pixels:
+    """[-1, 1] → [0, 1]."""
+    shares: Pixels = (image + 1) / np.float32(2)
+    return shares

@@ -1,0 +1,188 @@
+"""What happens to painted pairs before they are written: nuisances, paste-back, order of dates, fidelity filter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+from skimage.registration import phase_cross_correlation
+
+import changeanywhere as ca
+from changeanywhere.errors import ConfigError, ShortfallError
+from changeanywhere.events import EventOptions
+from changeanywhere.generation import painter, run
+from changeanywhere.generation.fidelity import changed_recall
+from changeanywhere.generation.nuisances import NuisanceOptions, disturb
+from changeanywhere.generation.options import FilterOptions, GenerateOptions
+from changeanywhere.models.segmenter import Segmenter
+from conftest import write_source
+
+
+@pytest.fixture
+def options(tiny_model_folder: Path, tmp_path: Path) -> GenerateOptions:
+    source = write_source(tmp_path / "source")
+    return GenerateOptions(
+        source=source, out=tmp_path / "out", model=str(tiny_model_folder), num_pairs=12, tile_size=64, num_steps=2,
+        num_threads=1, dtype="float32", batch_size=3, events=EventOptions(min_area=16),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    smooth = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(96, 96, 3)), (2, 2, 0))
+    return np.clip(0.4 + 1.2 * smooth, 0.05, 0.8).astype(np.float32)
+
+
+def disturbed(photo: np.ndarray, **amounts: float) -> np.ndarray:
+    return disturb(photo, amounts, None, np.random.default_rng(3))
+
+
+def test_every_nuisance_does_what_its_unit_says(photo: np.ndarray) -> None:
+    assert np.array_equal(disturbed(photo), photo)
+    ratio = disturbed(photo, illumination=0.2).mean((0, 1)) / photo.mean((0, 1))
+    assert np.all((ratio > 1.17) & (ratio < 1.23)) and ratio.std() > 0
+    shadow = disturbed(photo, shadow=0.5) / photo
+    assert 0.1 < (shadow < 0.75).mean() < 0.4 and shadow.min() >= 0.499 and (shadow > 0.99).mean() > 0.5
+    assert np.allclose(disturbed(photo, haze=0.4).std(), 0.6 * photo.std(), rtol=0.02)
+    moved = disturbed(photo, misregistration=1.5)
+    inside = (slice(8, -8), slice(8, -8))
+    grey = [image.mean(2)[inside] - image.mean() for image in (photo, moved)]
+    shift, *_ = phase_cross_correlation(*grey, upsample_factor=20, normalization=None)
+    assert np.hypot(*shift) == pytest.approx(1.5, abs=0.2)
+    # a Gaussian of standard deviation 2 under one of 2: the variances add up, so gradients fall
+    assert np.diff(disturbed(photo, blur=2), axis=0).std() < 0.5 * np.diff(photo, axis=0).std()
+    assert (disturbed(photo, noise=0.02) - photo).std() == pytest.approx(0.02, rel=0.05)
+    error = np.abs(disturbed(photo, jpeg=60) - photo).mean()
+    assert 1 / 255 < error < np.abs(disturbed(photo, jpeg=5) - photo).mean()
+    other = np.clip(photo * [0.5, 1, 1.2] + 0.1, 0, 1).astype(np.float32)
+    towards = disturb(photo, {"season": 0.5}, other, np.random.default_rng(0))
+    assert np.allclose(towards.mean((0, 1)), (photo.mean((0, 1)) + other.mean((0, 1))) / 2, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (NuisanceOptions(dates="first"), "nuisances.dates is 'first'; allowed: second, both"),
+        (NuisanceOptions(blur=[2, 1]), "nuisances.blur is"),
+        (NuisanceOptions(jpeg=[1, 2, 3]), "nuisances.jpeg is"),
+    ],
+)
+def test_ranges_are_checked(options: GenerateOptions, wrong: NuisanceOptions, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run.generate(replace(options, nuisances=wrong))
+
+
+def test_nuisances_are_recorded_and_stay_within_their_ranges(options: GenerateOptions) -> None:
+    wanted = NuisanceOptions(dates="both", season=[0, 0.3], illumination=[-0.1, 0.1], jpeg=[70, 90], noise=[0, 0.01])
+    run.generate(replace(options, nuisances=wanted))
+    run.generate(replace(options, out=options.out.with_name("again"), nuisances=wanted, batch_size=3))
+    pairs, again = ca.load_pairs(options.out), ca.load_pairs(options.out.with_name("again"))
+    amounts = set()
+    for i in range(len(pairs)):
+        assert np.array_equal(pairs[i].image_t2, again[i].image_t2)
+        for date in ("t1", "t2"):
+            found = pairs[i].metadata["nuisances"][date]
+            assert set(found) == {"season", "illumination", "jpeg", "noise"}
+            assert 70 <= found["jpeg"] <= 90 and -0.1 <= found["illumination"] <= 0.1
+            amounts.add(found["jpeg"])
+    assert len(amounts) == 24  # every image draws its own
+
+
+def original(options: GenerateOptions, pair: ca.ChangePair) -> np.ndarray:
+    return np.asarray(Image.open(options.source / "images" / f"{pair.metadata['source_key']}.png"))
+
+
+def test_order_of_dates_is_exchanged_with_masks_and_events(options: GenerateOptions) -> None:
+    run.generate(replace(options, random_order=True))
+    run.generate(replace(options, out=options.out.with_name("plain")))
+    pairs, plain = ca.load_pairs(options.out), ca.load_pairs(options.out.with_name("plain"))
+    exchanged = 0
+    for i in range(len(pairs)):
+        pair, before = pairs[i], plain[i]
+        assert before.metadata["real_date"] == 1
+        real = pair.image_t1 if pair.metadata["real_date"] == 1 else pair.image_t2
+        assert np.array_equal(real, original(options, pair))
+        event, event_before = pair.metadata["events"][0], before.metadata["events"][0]
+        if pair.metadata["real_date"] == 2:
+            exchanged += 1
+            assert np.array_equal(pair.image_t1, before.image_t2) and np.array_equal(pair.mask_t1, before.mask_t2)
+            assert (event["from_class"], event["to_class"]) == (event_before["to_class"], event_before["from_class"])
+            assert {event["kind"], event_before["kind"]} == {"appearance", "disappearance"}
+        else:
+            assert event == event_before and np.array_equal(pair.image_t2, before.image_t2)
+    assert 2 <= exchanged <= 10
+
+
+def test_paste_back_keeps_pixels_of_unchanged_ground(options: GenerateOptions) -> None:
+    run.generate(replace(options, paste_back=True))
+    for pair in (pairs := ca.load_pairs(options.out))[0], pairs[1]:
+        far = ndimage.distance_transform_edt(~pair.change_mask) >= 8
+        assert np.array_equal(pair.image_t1[far], pair.image_t2[far])
+        assert not np.array_equal(pair.image_t1[pair.change_mask], pair.image_t2[pair.change_mask])
+
+
+def test_reconstructed_first_date_is_what_the_first_stage_gives_back(options: GenerateOptions) -> None:
+    run.generate(replace(options, reconstruct_t1=True))
+    pair = ca.load_pairs(options.out)[0]
+    assert not np.array_equal(pair.image_t1, original(options, pair))
+
+
+def test_share_that_is_read_as_the_new_class() -> None:
+    mask, change = np.ones((32, 32), np.uint8), np.zeros((32, 32), bool)
+    change[8:20, 8:20] = True
+    mask[change] = 4
+    read = np.where(change, 4, 1)
+    assert changed_recall(mask, change, read) == 1
+    read[8:10] = read[18:20] = 1  # the border is nobody's
+    assert changed_recall(mask, change, read) == 1
+    read[8:14, 8:20] = 1
+    assert changed_recall(mask, change, read) == 0.5
+    assert changed_recall(mask, np.zeros_like(change), read) is None
+
+
+@pytest.fixture
+def reader(options: GenerateOptions, tmp_path: Path) -> Path:
+    """A segmenter with random weights."""
+    Segmenter("unet", ca.load_legend("mini")).save(tmp_path / "reader")
+    return tmp_path / "reader"
+
+
+def test_filter_scores_drops_and_paints_again(
+    options: GenerateOptions, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a reader that finds every other painting poor."""
+    calls = []
+
+    def scores(self: object, images: object, plans: list[ca.ChangePlan]) -> list[float | None]:
+        calls.append(len(plans))
+        first_time = sum(calls) <= 3 * len(calls) and len(plans) == 3
+        return [0.2 if first_time and i == 1 else 0.9 for i in range(len(plans))]
+
+    monkeypatch.setattr(painter.FidelityFilter, "scores", scores)
+    out = options.out
+    plain = run.generate(options)
+    dropped = run.generate(replace(options, out=out.with_name("drop"), filter=FilterOptions(reader)))
+    assert (plain.num_dropped, dropped.num_dropped, dropped.num_pairs) == (0, 4, 8)
+    assert len(list((out.with_name("drop") / "A").iterdir())) == 8
+    scored = FilterOptions(reader, action="score")
+    assert run.generate(replace(options, out=out.with_name("score"), filter=scored)).num_pairs == 12
+    again = FilterOptions(reader, action="resample")
+    assert run.generate(replace(options, out=out.with_name("again"), filter=again)).num_pairs == 12
+    before, marked, painted = (ca.load_pairs(out.with_name(name)) for name in ("out", "score", "again"))
+    assert sorted(marked[i].metadata["fidelity"] for i in range(12)) == [0.2] * 4 + [0.9] * 8
+    for i in range(12):
+        repainted = painted[i].metadata["attempt"] == 1
+        assert repainted == (marked[i].metadata["fidelity"] == 0.2)
+        assert np.array_equal(painted[i].image_t2, before[i].image_t2) != repainted
+        assert before[i].metadata["fidelity"] is None
+
+
+def test_a_filter_that_drops_everything_says_so(options: GenerateOptions, reader: Path) -> None:
+    with pytest.raises(ShortfallError, match="the filter dropped all 12 pairs"):
+        run.generate(replace(options, filter=FilterOptions(reader, min_score=1.0)))
+    with pytest.raises(ConfigError, match=r"filter\.action is 'keep'; allowed: score, drop, resample"):
+        run.generate(replace(options, filter=FilterOptions(reader, action="keep")))
