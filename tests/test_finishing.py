@@ -52,7 +52,7 @@ def test_every_nuisance_does_what_its_unit_says(photo: np.ndarray) -> None:
     inside = (slice(8, -8), slice(8, -8))
     grey = [image.mean(2)[inside] - image.mean() for image in (photo, moved)]
     shift, *_ = phase_cross_correlation(*grey, upsample_factor=20, normalization=None)
-    assert np.hypot(*shift) == pytest.approx(1.5, abs=0.2)
+    assert np.hypot(*shift) == pytest.approx(1.5, abs=0.3)
     # a Gaussian of standard deviation 2 under one of 2: the variances add up, so gradients fall
     assert np.diff(disturbed(photo, blur=2), axis=0).std() < 0.5 * np.diff(photo, axis=0).std()
     assert (disturbed(photo, noise=0.02) - photo).std() == pytest.approx(0.02, rel=0.05)
