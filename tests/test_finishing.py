@@ -53,7 +53,7 @@ def test_every_nuisance_does_what_its_unit_says(photo: np.ndarray) -> None:
     grey = [image.mean(2)[inside] - image.mean() for image in (photo, moved)]
     shift, *_ = phase_cross_correlation(*grey, upsample_factor=20, normalization=None)
     assert np.hypot(*shift) == pytest.approx(1.5, abs=0.3)
-    # Gaussian noise of scale 2 px under a Gaussian of 2 px: variances add up, gradients fall with their ratio, to a half.
+    # Noise of scale 2 px under a Gaussian of 2 px: variances add up, gradients fall with their ratio, to a half.
     gradients = [np.diff(image, axis=0).std() for image in (photo, disturbed(photo, blur=2))]
     assert gradients[1] / gradients[0] == pytest.approx(0.5, abs=0.05)
     assert (disturbed(photo, noise=0.02) - photo).std() == pytest.approx(0.02, rel=0.05)

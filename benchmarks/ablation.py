@@ -1,0 +1,242 @@
+"""What the sampling settings buy: fidelity, realism and time of one model under many settings, same masks, same seeds.
+
+    python benchmarks/ablation.py --source ../shared/data/landcover/val --licences CC0-1.0 CC-BY-4.0 \
+        --judge runs/judge/segmenter --real-pairs ../shared/data/naip_bitemporal --out runs/ablation
+
+Writes OUT/images.md (images painted from masks alone: sampler, steps, guidance), OUT/pairs.md (pairs: known noise, free
+fraction, dilation, pooling) and a line per setting into OUT/results.jsonl; finished settings are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from changeanywhere.diffusion import pipeline as pipeline_module
+from changeanywhere.diffusion.blended import Sampling, changed_cells
+from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
+from changeanywhere.evaluation.differences import boundary_contrast, difference, far_from
+from changeanywhere.evaluation.distances import against_halves, kid
+from changeanywhere.evaluation.of_model import real_tiles
+from changeanywhere.evaluation.of_pairs import read_real_pairs
+from changeanywhere.evaluation.reading import load_features, load_judge
+from changeanywhere.evaluation.scores import Confusion
+from changeanywhere.events import EventContext, pair_seed, simulate
+from changeanywhere.generation.fidelity import changed_recall
+from changeanywhere.models.perceptual import ShiftTolerantLPIPS
+from changeanywhere.sample import ChangePlan
+from changeanywhere.sources import SourceOptions, open_source
+
+REFERENCE = Sampling("ddim", 200, 0.0, 1.0, "fresh", 1.0)
+"""What published code does: 200 DDIM steps, η = 1."""
+IMAGES = [
+    REFERENCE,
+    *(Sampling("ddim", steps, 0.0) for steps in (50, 20)),
+    *(Sampling("ddim", steps, 0.0, eta=0.0) for steps in (50, 20)),
+    *(Sampling("dpmsolver++", steps, 0.0) for steps in (25, 20, 15, 10, 6)),
+    *(Sampling("unipc", steps, 0.0) for steps in (20, 10)),
+    *(Sampling("dpmsolver++", 20, 0.0, scale) for scale in (1.5, 2.0, 3.0)),
+]
+PAIRS = [
+    *(Sampling(free_fraction=free) for free in (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)),
+    *(Sampling(known_noise="fresh", free_fraction=free) for free in (0.0, 0.1)),
+    *(Sampling(dilate_cells=cells) for cells in (1, 2)),
+    *(Sampling(guidance_scale=scale) for scale in (1.5, 2.0)),
+]
+BATCH = 8
+
+
+def nearest_cells(change_masks: Tensor, dilate_cells: int = 0) -> Tensor:
+    """What resizing a mask by nearest neighbour gives: one pixel of each 4 × 4 cell decides."""
+    return F.interpolate(change_masks.float().unsqueeze(1), scale_factor=0.25, mode="nearest") > 0
+
+
+class Ablation:
+    """Real tiles, their masks, the changes asked for, and who judges."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.out: Path = arguments.out
+        self.out.mkdir(parents=True, exist_ok=True)
+        device = default_device()
+        self.pipe = ChangePairPipeline.from_pretrained(arguments.model, str(device))
+        options = SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
+        self.source = open_source(arguments.source, options).with_legend(self.pipe.legend)
+        self.images, self.masks = real_tiles(self.source)
+        self.judge = load_judge(arguments.judge, self.pipe.legend, device, BATCH)
+        self.features = load_features(device, BATCH)
+        self.real_features = self.features(self.images)
+        self.plans = self._plans(arguments.num_pairs)
+        self.real_pairs = read_real_pairs(arguments.real_pairs)
+        self.metric = ShiftTolerantLPIPS()
+        self._real_shifts: np.ndarray | None = None
+
+    def _plans(self, count: int) -> list[tuple[int, ChangePlan]]:
+        """One change per tile, appearance and disappearance in turn, in the order of the tiles."""
+        plans = []
+        for index in range(len(self.source)):
+            seed = pair_seed(1, self.source.items[index].key, 0)
+            context = EventContext(gsd_m=self.source.items[index].gsd_m)
+            plan = simulate(self.masks[index], self.pipe.legend, seed, context=context)
+            if plan is not None:
+                plans.append((index, plan))
+        chosen = np.unique(np.linspace(0, len(plans) - 1, count).astype(int))
+        return [plans[i] for i in chosen]
+
+    def paint(self, items: list[tuple[int, ChangePlan]], sampling: Sampling) -> tuple[list[np.ndarray], float]:
+        """Images t2 and seconds per image, decoding included."""
+        painted: list[np.ndarray] = []
+        started = time.perf_counter()
+        for start in range(0, len(items), BATCH):
+            part = items[start : start + BATCH]
+            pixels = np.stack([self.images[i] for i, _ in part])
+            masks = np.stack([plan.mask_t2 for _, plan in part])
+            changes = np.stack([plan.change_mask for _, plan in part])
+            settings = asdict(sampling)
+            painted += list(self.pipe(pixels, masks, changes, seed=[p.seed for _, p in part], **settings))
+        return painted, (time.perf_counter() - started) / len(items)
+
+    def measure_images(self, sampling: Sampling) -> dict[str, Any]:
+        """Everything is repainted: what the mask alone gives."""
+        everywhere = np.ones_like(self.masks[0], bool)
+        items = [(i, ChangePlan(mask, everywhere, (), 1000 + i)) for i, mask in enumerate(self.masks)]
+        painted, seconds = self.paint(items, sampling)
+        ours, theirs = Confusion(self.pipe.legend.num_classes), Confusion(self.pipe.legend.num_classes)
+        for confusion, images in ((ours, painted), (theirs, self.images)):
+            for mask, read in zip(self.masks, self.judge(images), strict=True):
+                confusion.add(mask, read)
+        distance = kid(self.features(painted), self.real_features)
+        self._row("images", sampling, painted[:: max(1, len(painted) // 8)][:8])
+        return {
+            "iou": ours.mean_iou(theirs.frequent()),
+            "iou_real": theirs.mean_iou(),
+            "kid": distance.value,
+            "kid_low": distance.low,
+            "kid_high": distance.high,
+            "seconds": seconds,
+        }
+
+    def measure_pairs(self, sampling: Sampling) -> dict[str, Any]:
+        """Changed ground: what the judge reads. Unchanged ground: how far it moved, and how far real dates do."""
+        painted, seconds = self.paint(self.plans, sampling)
+        recalls = [
+            changed_recall(plan.mask_t2, plan.change_mask, read)
+            for (_, plan), read in zip(self.plans, self.judge(painted), strict=True)
+        ]
+        errors, contrasts, found = [], [], []
+        for (index, plan), image in zip(self.plans, painted, strict=True):
+            far = far_from(plan.change_mask)
+            if far.any():
+                difference_ = image[far].astype(float) - self.images[index][far]
+                errors.append(10 * np.log10(255**2 / max(float(np.square(difference_).mean()), 1e-9)))
+            contrasts.append(boundary_contrast(image, plan.change_mask))
+            found.append(difference(self.images[index], image, plan.change_mask, self.metric))
+        if self._real_shifts is None:
+            real = [difference(a, b, change, self.metric) for a, b, change in self.real_pairs]
+            self._real_shifts = np.array([r.colour_shift for r in real if r is not None])
+        comparison = against_halves(np.array([f.colour_shift for f in found if f is not None]), self._real_shifts)
+        self._row("pairs", sampling, painted[:: max(1, len(painted) // 8)][:8])
+        return {
+            "recall": float(np.mean([r for r in recalls if r is not None])),
+            "psnr": float(np.mean(errors)),
+            "edges": float(np.mean([f.gradient_correlation for f in found if f is not None])),
+            "colour": comparison.distance,
+            "colour_real": comparison.between_halves,
+            "seam": float(np.median([c for c in contrasts if c is not None])),
+            "seconds": seconds,
+        }
+
+    def _row(self, part: str, sampling: Sampling, images: list[np.ndarray]) -> None:
+        """The same eight tiles under every setting."""
+        Image.fromarray(np.hstack(images)).save(self.out / f"{part}-{name_of(sampling)}.png")
+
+    def run(
+        self, part: str, settings: list[tuple[str, Sampling]], measure: Callable[[Sampling], dict[str, Any]]
+    ) -> None:
+        """Measure what results.jsonl does not have yet."""
+        file = self.out / "results.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        done = {(row["part"], row["name"]) for row in rows}
+        for name, sampling in settings:
+            if (part, name) in done:
+                continue
+            with patch.object(pipeline_module, "changed_cells", nearest_cells if "nearest" in name else changed_cells):
+                row = {"part": part, "name": name, **asdict(sampling), **measure(sampling)}
+            rows.append(row)
+            with file.open("a") as target:
+                target.write(json.dumps(row) + "\n")
+            print(part, name, {k: round(v, 4) for k, v in row.items() if isinstance(v, float)}, flush=True)
+
+
+def name_of(sampling: Sampling) -> str:
+    """Short and usable in file names."""
+    eta = f"-eta{sampling.eta:g}" if sampling.sampler == "ddim" else ""
+    noise = f"-{sampling.known_noise}" if sampling.known_noise != "fixed" else ""
+    wide = f"-dilate{sampling.dilate_cells}" if sampling.dilate_cells else ""
+    guided = f"-guidance{sampling.guidance_scale:g}" if sampling.guidance_scale != 1 else ""
+    return f"{sampling.sampler}{eta}-{sampling.num_steps}-free{sampling.free_fraction:g}{noise}{wide}{guided}"
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure both parts; print as it goes, tables at the end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="folder of real tiles that nothing was trained on")
+    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    parser.add_argument("--judge", type=Path, required=True, help="segmenter folder")
+    parser.add_argument("--real-pairs", type=Path, required=True, help="A/ and B/ of real, mostly unchanged pairs")
+    parser.add_argument("--model", default="mini", help="mini or a model folder")
+    parser.add_argument("--num-pairs", type=int, default=96, help="pairs per setting")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results; finished settings are kept")
+    parser.add_argument("--parts", nargs="*", default=["images", "pairs"], help="images, pairs or both")
+    arguments = parser.parse_args()
+    ablation = Ablation(arguments)
+    pairs = [(name_of(s), s) for s in PAIRS] + [("nearest pooling", Sampling())]
+    if "images" in arguments.parts:
+        ablation.run("images", [(name_of(s), s) for s in IMAGES], ablation.measure_images)
+    if "pairs" in arguments.parts:
+        ablation.run("pairs", pairs, ablation.measure_pairs)
+    write_tables(ablation.out)
+
+
+def write_tables(out: Path) -> None:
+    """``results.jsonl`` → ``images.md``, ``pairs.md``."""
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    lines = [
+        "| sampler | steps | guidance | judge's mIoU | KID (95 % interval) | s per image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in (r for r in rows if r["part"] == "images"):
+        sampler = f"{r['sampler']}, η = {r['eta']:g}" if r["sampler"] == "ddim" else r["sampler"]
+        lines.append(
+            f"| {sampler} | {r['num_steps']} | {r['guidance_scale']:g} | {r['iou']:.3f} | "
+            f"{r['kid']:.4f} ({r['kid_low']:.4f} to {r['kid_high']:.4f}) | {r['seconds']:.2f} |"
+        )
+    (out / "images.md").write_text("\n".join(lines) + "\n")
+    lines = [
+        "| free fraction | known noise | dilation (cells) | guidance | recall of new class | unchanged: PSNR dB | "
+        "unchanged: edges | unchanged: colour shift (W1 to real) | contrast at the change border | s per pair |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in (r for r in rows if r["part"] == "pairs"):
+        extra = ", nearest pooling" if "nearest" in r["name"] else ""
+        lines.append(
+            f"| {r['free_fraction']:g} | {r['known_noise']} | {r['dilate_cells']}{extra} | {r['guidance_scale']:g} | "
+            f"{r['recall']:.3f} | {r['psnr']:.1f} | {r['edges']:.3f} | {r['colour']:.2f} (halves of real: "
+            f"{r['colour_real']:.2f}) | {r['seam']:.2f} | {r['seconds']:.2f} |"
+        )
+    (out / "pairs.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
