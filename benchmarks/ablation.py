@@ -21,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from changeanywhere.diffusion import pipeline as pipeline_module
