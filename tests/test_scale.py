@@ -77,6 +77,7 @@ def test_accumulating_gradients_changes_memory_and_not_the_result(recipe: Recipe
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler looks at .grad of every tensor, which warns
 def test_compiled_training_learns_the_same(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
     plain = train_both(recipe, tmp_path / "plain")
     compiled = train_both(replace(recipe, run=replace(recipe.run, compile=True)), tmp_path / "compiled")

@@ -49,7 +49,7 @@ def recipe(tmp_path: Path) -> Recipe:
         DataRecipe(source=str(source), tile_size=64),
         FIRST_STAGE,
         DENOISER,
-        RunRecipe(num_workers=0, log_every=1, save_every=2),
+        run=RunRecipe(num_workers=0, log_every=1, save_every=2),
     )
 
 
