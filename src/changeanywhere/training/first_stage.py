@@ -64,6 +64,8 @@ class FirstStageTrainer:
         for network in filter(None, (self.perceptual, self.discriminator)):
             channels_last(network)
         if recipe.run.compile:
+            # The adaptive weight goes backward through the decoder before the loss does: its buffers must outlive that.
+            torch._functorch.config.donated_buffer = False
             for network in filter(None, (vq_model.encoder, vq_model.decoder, self.perceptual, self.discriminator)):
                 network.compile()
         self.usage = torch.zeros(settings.num_codes, dtype=torch.long, device=device)
