@@ -29,11 +29,13 @@ def main() -> None:
         parser.error("no legend.json or classes.json in the folder or above it")
     files = sorted(arguments.masks.glob("*.png"))
     rng = np.random.default_rng(0)
-    print("| tile | kind | masks/s | feasible | median change ratio |\n|---|---|---|---|---|")
+    print("| tile | kind | masks/s | ms per mask | times the size before | feasible | median change ratio |")
+    print("|---" * 7 + "|")
+    before: dict[str, float] = {}
     for size in (256, 512, 1024, 2048):
         per_side = size // 256
         masks = []
-        for _ in range(max(4, arguments.count // per_side**2)):
+        for _ in range(max(16, arguments.count // per_side**2)):
             chosen = rng.choice(len(files), per_side**2)
             tiles = [np.asarray(Image.open(files[i])) for i in chosen]
             rows = [np.concatenate(tiles[r * per_side : (r + 1) * per_side], 1) for r in range(per_side)]
@@ -47,7 +49,10 @@ def main() -> None:
             rate = len(masks) / (time.perf_counter() - started)
             ratios = [plan.change_mask.mean() for plan in plans if plan is not None]
             median = f"{np.median(ratios):.3%}" if ratios else "-"
-            print(f"| {size}x{size} | {kind} | {rate:.0f} | {len(ratios) / len(masks):.1%} | {median} |")
+            growth = f"{before[kind] / rate:.1f}" if kind in before else "-"
+            before[kind] = rate
+            shown = f"{size}x{size} | {kind} | {rate:.3g} | {1000 / rate:.3g} | {growth}"
+            print(f"| {shown} | {len(ratios) / len(masks):.1%} | {median} |")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from skimage.measure import label
 
 from changeanywhere.legend import Mask
 
@@ -18,7 +19,7 @@ Shape = npt.NDArray[np.bool_]
 class Instance:
     """A connected component: class, bounding box in px, area in px, and whether the tile's border cuts it.
 
-    A cut instance does not show its true shape. ``labels`` are the component numbers of its class.
+    A cut instance does not show its true shape. ``labels`` are the component numbers of the mask.
     """
 
     class_index: int
@@ -47,16 +48,16 @@ class Instance:
 
 def find_instances(mask: Mask, connectivity: int) -> list[Instance]:
     """All instances of all known classes, by class, then in scan order; time grows with the pixels."""
-    structure = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
+    labels, count = label(mask, background=0, connectivity=2 if connectivity == 8 else 1, return_num=True)
+    labels = labels.astype(np.int32, copy=False)
     height, width = mask.shape
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    classes = np.zeros(count + 1, np.uint8)
+    classes[labels.ravel()] = mask.ravel()
+    boxes = ndimage.find_objects(labels)
     instances = []
-    for class_index in np.flatnonzero(np.bincount(mask.ravel(), minlength=1)):
-        if class_index == 0:
-            continue
-        labels = np.empty(mask.shape, np.int32)
-        ndimage.label(mask == class_index, structure, output=labels)
-        areas = np.bincount(labels.ravel())
-        for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-            cut = rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width
-            instances.append(Instance(int(class_index), (rows, columns), int(areas[number]), cut, labels, number))
+    for number in np.argsort(classes[1:], kind="stable") + 1:
+        rows, columns = boxes[number - 1]
+        cut = rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width
+        instances.append(Instance(int(classes[number]), (rows, columns), int(areas[number]), cut, labels, int(number)))
     return instances
