@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from changeanywhere.errors import ChangeAnywhereError, InputError
     from changeanywhere.events import EventOptions, simulate
     from changeanywhere.legend import Legend, load_legend
+    from changeanywhere.models.detectors import Detector, build_detector
+    from changeanywhere.models.import_opencd import detector_from_opencd
     from changeanywhere.pairs import load_pairs
     from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceSample
 
@@ -27,11 +29,14 @@ _HOMES = {
     "ChangePair": "sample",
     "ChangePairPipeline": "diffusion.pipeline",
     "ChangePlan": "sample",
+    "Detector": "models.detectors",
     "EventOptions": "events",
     "InputError": "errors",
     "Legend": "legend",
     "Sampling": "diffusion.blended",
     "SourceSample": "sample",
+    "build_detector": "models.detectors",
+    "detector_from_opencd": "models.import_opencd",
     "generate": "api",
     "load_legend": "legend",
     "load_pairs": "pairs",
@@ -45,12 +50,15 @@ __all__ = [
     "ChangePair",
     "ChangePairPipeline",
     "ChangePlan",
+    "Detector",
     "EventOptions",
     "InputError",
     "Legend",
     "Sampling",
     "SourceSample",
     "__version__",
+    "build_detector",
+    "detector_from_opencd",
     "generate",
     "load_legend",
     "load_pairs",

@@ -26,7 +26,7 @@ COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
     "simulate": "change events only: second masks and change masks, no model",
     "train": "train first-stage | denoiser | segmenter from a recipe; the same command again resumes",
-    "import": "ldm CHECKPOINT: a published latent-diffusion checkpoint → a model folder",
+    "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
     "check": "say what a folder is, what is wrong with it, what to do next",
 }
@@ -126,18 +126,29 @@ def _train(arguments: list[str]) -> None:
 
 
 def _import(arguments: list[str]) -> None:
-    from changeanywhere.models.import_options import FAMILIES, ImportOptions
+    from changeanywhere.models.import_options import FAMILIES, ImportDetectorOptions, ImportOptions
 
     if not arguments or arguments[0] not in FAMILIES:
         if arguments and arguments[0] in ("-h", "--help"):
             print(
-                f"usage: changeanywhere import {{{','.join(FAMILIES)}}} CHECKPOINT --legend NAME --out DIR\n\n{EPILOG}"
+                f"usage: changeanywhere import {{{','.join(FAMILIES)}}} CHECKPOINT [--legend NAME] --out DIR\n\n"
+                f"{EPILOG}"
             )
             return
         raise _usage(f"import needs a family of checkpoints; allowed: {', '.join(FAMILIES)}")
     positional = arguments[1:2] if arguments[1:] and not arguments[1].startswith("-") else []
     flags = ["--checkpoint", *positional] if positional else []
-    options = _parse(f"import {arguments[0]}", ImportOptions, [*flags, *arguments[1 + len(positional) :]])
+    rest = [*flags, *arguments[1 + len(positional) :]]
+    if arguments[0] == "opencd":
+        detector = _parse("import opencd", ImportDetectorOptions, rest)
+        from changeanywhere.models.detectors.folder import save_detector
+        from changeanywhere.models.import_opencd import import_opencd
+
+        name, net = import_opencd(detector.checkpoint)
+        save_detector(net, name, detector.out)
+        print(f"imported {name}: {detector.out}")
+        return
+    options = _parse("import ldm", ImportOptions, rest)
     from changeanywhere.models.folder import save_model
     from changeanywhere.models.import_ldm import import_ldm
 

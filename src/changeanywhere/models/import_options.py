@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-FAMILIES = ("ldm",)
+FAMILIES = ("ldm", "opencd")
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,13 @@ class ImportOptions:
     """Attention heads of the UNet: shapes do not tell (often 8)."""
     use_ema: bool = True
     """Averaged UNet weights; false for the raw ones."""
+
+
+@dataclass(frozen=True)
+class ImportDetectorOptions:
+    """Options of ``changeanywhere import opencd``."""
+
+    checkpoint: Path
+    """The checkpoint file of Open-CD or mmengine; also as the argument after ``opencd``."""
+    out: Path
+    """Folder of the detector."""

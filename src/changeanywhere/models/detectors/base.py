@@ -1,0 +1,130 @@
+"""What every detector is: two images in, change logits out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_CLASSES = 2
+"""Logits: channel 0 = unchanged, 1 = changed."""
+SIZE_MULTIPLE = 32
+"""Images are padded to it (bottom and right) before they enter a network."""
+# ImageNet statistics on 0-255, as published weights expect them.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class Detector(nn.Module):
+    """Base of all detectors.
+
+    A subclass gives :meth:`heads` and keeps the parameter names of the reference implementation (Open-CD), so that its
+    checkpoints load as they are.
+    """
+
+    auxiliary_weight = 0.0
+    """Weight of the loss of each auxiliary head."""
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def heads(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images ``[B, 3, H, W]``, sides divisible by 32 → logits ``[B, 2, h, w]`` of the head, then of the
+        auxiliary heads, each at its own resolution."""
+        raise NotImplementedError
+
+    def forward_normalised(self, first: Tensor, second: Tensor) -> Tensor:
+        """Normalised images ``[B, 3, H, W]``, sides divisible by 32 → logits ``[B, 2, H, W]``."""
+        return resize(self.heads(first, second)[0], first.shape[2:])
+
+    def all_logits(self, image_t1: Tensor, image_t2: Tensor) -> list[Tensor]:
+        """Images ``[B, 3, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` of the head, then of the auxiliary heads."""
+        height, width = image_t1.shape[2:]
+        pad = (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE)
+        first, second = (F.pad(self._normalise(image), pad) for image in (image_t1, image_t2))
+        padded = first.shape[2:]
+        return [resize(logits, padded)[..., :height, :width] for logits in self.heads(first, second)]
+
+    def forward(self, image_t1: Tensor, image_t2: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` (0 = unchanged, 1 = changed)."""
+        return self.all_logits(image_t1, image_t2)[0]
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        normalised: Tensor = ((image + 1) * 127.5 - self.mean) / self.std
+        return normalised
+
+
+class FCNHead(nn.Module):
+    """Dropout of whole channels and a 1×1 convolution to two classes; before it, optionally, one 3×3 convolution."""
+
+    def __init__(self, channels: int, dropout: float = 0.1, num_convs: int = 0) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in range(num_convs))
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv_seg = nn.Conv2d(channels, NUM_CLASSES, 1)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
+        nn.init.zeros_(self.conv_seg.bias)  # type: ignore[arg-type]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Features ``[B, C, h, w]`` → logits ``[B, 2, h, w]``."""
+        logits: Tensor = self.conv_seg(self.dropout(features))
+        return logits
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``[B, C, h, w]`` → logits ``[B, 2, h, w]``."""
+        for conv in self.convs:
+            features = conv(features)
+        return self.classify(features)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, batch normalisation (or a bias instead), ReLU (or nothing)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, norm: bool = True, act: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not norm)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if norm:
+            self.bn = nn.BatchNorm2d(outputs)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, inputs, H, W]`` → ``[B, outputs, H, W]``."""
+        return self.finish(self.conv(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the convolution."""
+        x = self.bn(x) if hasattr(self, "bn") else x
+        return F.relu(x) if self.act else x
+
+
+class FusionConv(ConvNormAct):
+    """1×1 convolution of several maps, enlarged to the first one's size and concatenated.
+
+    Enlarging is linear and so is the convolution: each map is convolved at its own size and the results are enlarged
+    and added, which is the same sum for a fraction of the work.
+    """
+
+    def __init__(self, num_maps: int, channels: int, outputs: int) -> None:
+        super().__init__(num_maps * channels, outputs, 1)
+        self.num_maps = num_maps
+
+    def fuse(self, maps: list[Tensor]) -> Tensor:
+        """``num_maps`` maps ``[B, channels, h_i, w_i]``, finest first → ``[B, outputs, h_0, w_0]``."""
+        weights = self.conv.weight.chunk(self.num_maps, 1)
+        size = maps[0].shape[2:]
+        total = F.conv2d(maps[0], weights[0])
+        for x, weight in zip(maps[1:], weights[1:], strict=True):
+            total = total + resize(F.conv2d(x, weight), size)
+        return self.finish(total)
+
+
+def resize(x: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear, pixel centres not aligned at the corners."""
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
