@@ -25,7 +25,7 @@ from changeanywhere.legend import load_legend
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
     "simulate": "change events only: second masks and change masks, no model",
-    "train": "train first-stage | denoiser | segmenter from a recipe; the same command again resumes",
+    "train": "train first-stage | denoiser | segmenter | detector from a recipe; the same command again resumes",
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
     "check": "say what a folder is, what is wrong with it, what to do next",

@@ -42,6 +42,10 @@ class PairDataset:
         key = Path(name).stem
         return ChangePair(key, first, second, change_mask, masks[0], masks[1], self._metadata.get(key, {}))
 
+    def subset(self, names: Sequence[str]) -> PairDataset:
+        """The pairs of these names, in this order."""
+        return PairDataset(self.folder, names, self._metadata)
+
     def _find(self, folder: str, name: str) -> Path | None:
         stem = Path(name).with_suffix("")
         for candidate in (name, *(f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)):

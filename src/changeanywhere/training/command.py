@@ -9,15 +9,17 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.legend import load_legend
 from changeanywhere.sources import Source, SourceOptions, open_source
 from changeanywhere.training.recipe import (
+    STAGE_SECTIONS,
     DataRecipe,
     DenoiserRecipe,
+    DetectorRecipe,
     FirstStageRecipe,
     Recipe,
     RunRecipe,
     SegmenterRecipe,
 )
 
-STAGES = ("first-stage", "denoiser", "segmenter")
+STAGES = ("first-stage", "denoiser", "segmenter", "detector")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class TrainOptions:
     first_stage_from: Path | None = None
     """Folder of a finished first stage for ``train denoiser``; default: OUT/first_stage."""
     init: str | None = None
-    """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number."""
+    """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number.
+    For a detector: its folder."""
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
     segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
+    detector: DetectorRecipe = field(default_factory=DetectorRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
 
 
@@ -57,8 +61,13 @@ def open_training_source(data: DataRecipe) -> Source:
 
 def train(stage: str, options: TrainOptions) -> Path:
     """Train one of :data:`STAGES`, or resume it; returns the folder of the result."""
-    recipe = Recipe(options.data, options.first_stage, options.denoiser, options.segmenter, options.run, options.init)
+    sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "init")}
+    recipe = Recipe(**sections)
     recipe.check(stage.replace("-", "_"))
+    if stage == "detector":
+        from changeanywhere.training.detector import train_detector
+
+        return train_detector(recipe, options.out)
     source = open_training_source(options.data)
     if stage == "first-stage":
         from changeanywhere.training.first_stage import train_first_stage

@@ -1,11 +1,16 @@
-"""Losses of change detectors."""
+"""Losses and scores of change detectors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.classification import BinaryConfusionMatrix
+
+from changeanywhere.models.detectors import Detector
 
 IGNORE = 255
 """Label of pixels that count in no loss and no score."""
@@ -46,3 +51,60 @@ def _hard_pixels(logits: Tensor, labels: Tensor, hard: HardExamples) -> Tensor:
         return known
     kept = min(hard.min_kept * len(labels), len(ordered) - 1)
     return known & (probability < max(float(ordered[kept]), hard.threshold))
+
+
+@dataclass(frozen=True)
+class ChangeScores:
+    """Scores of the change class over a whole set, from one confusion matrix. None = undefined (nothing predicted)."""
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of what was called changed that is."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float | None:
+        """Share of what changed that was found."""
+        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+
+    @property
+    def f1(self) -> float | None:
+        """Undefined, not 0, where nothing was called changed."""
+        if self.precision is None or self.recall is None:
+            return None
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives)
+
+    @property
+    def iou(self) -> float | None:
+        """Intersection over union."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives + self.false_negatives)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Counts and scores."""
+        counts: dict[str, float | None] = dict(vars(self))
+        return counts | {"f1": self.f1, "precision": self.precision, "recall": self.recall, "iou": self.iou}
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+@torch.no_grad()
+def score_detector(
+    net: Detector, batches: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device
+) -> ChangeScores:
+    """Scores of ``net``, put into evaluation mode and back, over ``batches`` of (image t1, image t2, label)."""
+    training = net.training
+    net.eval()
+    matrix = BinaryConfusionMatrix(ignore_index=IGNORE).to(device)
+    for first, second, labels in batches:
+        logits = net(first.to(device), second.to(device))
+        matrix.update(logits.argmax(1), labels.to(device))
+    net.train(training)
+    (tn, fp), (fn, tp) = matrix.compute().long().tolist()
+    return ChangeScores(tp, fp, fn, tn)

@@ -1,4 +1,4 @@
-"""What a training run can be told. A recipe file has the sections ``data``, ``first_stage`` and ``denoiser``."""
+"""What a training run can be told. A recipe file has the sections of its stages, ``data`` and ``run``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from changeanywhere.errors import ConfigError
 PRECISIONS = ("no", "bf16")
 PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
 BACKBONES = ("lite0", "unet")
+STAGE_SECTIONS = ("first_stage", "denoiser", "segmenter", "detector")
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,48 @@ class SegmenterRecipe:
 
 
 @dataclass(frozen=True)
+class DetectorRecipe:
+    """A change detector: what it is, what it sees, how it learns. Defaults are the paper's (§3.2)."""
+
+    name: str = "changer_ex_r18"
+    """Which detector."""
+    pairs: str = ""
+    """Folder of bi-temporal pairs (generated, or A/B/label in any of the usual trees)."""
+    train_split: str | None = "train"
+    """Split to learn from; null = all pairs."""
+    train_list: str | None = None
+    """File of names: only these pairs of the split (few-shot)."""
+    val_split: str | None = "val"
+    """Split that selects the best weights; null = no selection. Never give the test set."""
+    backbone_weights: str | None = None
+    """File of ImageNet weights of the backbone; default: random weights."""
+    crop_size: int = 256
+    """Side of the square training crops, px."""
+    batch_size: int = 8
+    """Pairs per step, over all processes."""
+    num_steps: int = 40_000
+    """Optimiser steps."""
+    learning_rate: float = 1.0e-3
+    """AdamW's learning rate; falls along a straight line to 0."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay."""
+    warmup_steps: int = 1000
+    """Steps over which the learning rate rises linearly."""
+    hard_examples: bool = False
+    """Online hard example mining (reference configurations of ChangerEx and LightCDNet)."""
+    rotate_degrees: float = 180.0
+    """Every second view is turned by up to this angle; 0 = never."""
+    flip: bool = True
+    """Mirror rows and columns, each with probability one half."""
+    photometric: bool = True
+    """Brightness, contrast, saturation and hue of each date on its own."""
+    exchange_dates: bool = False
+    """Exchange the dates with probability one half (reference configuration of ChangerEx)."""
+    val_every: int = 4000
+    """Steps between validations."""
+
+
+@dataclass(frozen=True)
 class RunRecipe:
     """How a run is carried out; only ``seed`` and ``mixed_precision`` change what is learned."""
 
@@ -177,16 +220,19 @@ class Recipe:
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
     segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
+    detector: DetectorRecipe = field(default_factory=DetectorRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
     init: str | None = None
 
     def check(self, *stages: str) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed, in ``data``, ``run`` and ``stages``.
 
-        ``stages``: ``first_stage``, ``denoiser``, ``segmenter``; none = all of them.
+        ``stages``: ``first_stage``, ``denoiser``, ``segmenter``, ``detector``; none = all of them.
         """
-        sections = ("data", "run", *(stages or ("first_stage", "denoiser", "segmenter")))
-        fs, dn, sg, run = self.first_stage, self.denoiser, self.segmenter, self.run
+        sections = {"run", *(stages or STAGE_SECTIONS)}
+        if sections - {"run", "detector"}:
+            sections.add("data")
+        fs, dn, sg, de, run = self.first_stage, self.denoiser, self.segmenter, self.detector, self.run
         checks: list[tuple[str, object, bool, str]] = [
             ("data.source", self.data.source, bool(self.data.source), "a folder"),
             ("first_stage.channels", fs.channels, len(fs.channels) == 3, "three numbers (f = 4)"),
@@ -219,11 +265,16 @@ class Recipe:
             ("segmenter.crop_size", sg.crop_size, 32 <= sg.crop_size <= self.data.tile_size, "32 to data.tile_size"),
             ("segmenter.crop_size", sg.crop_size, sg.crop_size % 32 == 0, "a multiple of 32"),
             ("segmenter.colour_jitter", sg.colour_jitter, 0 <= sg.colour_jitter < 1, "0 to below 1"),
+            ("detector.pairs", de.pairs, bool(de.pairs), "a folder"),
+            ("detector.crop_size", de.crop_size, de.crop_size >= 32, "32 and more"),
+            ("detector.rotate_degrees", de.rotate_degrees, 0 <= de.rotate_degrees <= 180, "0 to 180"),
+            ("detector.val_every", de.val_every, de.val_every > 0, "above 0"),
             ("run.mixed_precision", run.mixed_precision, run.mixed_precision in PRECISIONS, ", ".join(PRECISIONS)),
         ]
         sizes = ("batch_size", "num_steps", "learning_rate")
-        for section in ("first_stage", "denoiser", "segmenter"):
-            for name in sizes if section == "segmenter" else (*sizes, "norm_groups", "layers_per_block"):
+        for section in STAGE_SECTIONS:
+            plain = section in ("segmenter", "detector")
+            for name in sizes if plain else (*sizes, "norm_groups", "layers_per_block"):
                 value = getattr(getattr(self, section), name)
                 checks.append((f"{section}.{name}", value, value > 0, "above 0"))
         for section, recipe in (("first_stage", fs), ("denoiser", dn)):

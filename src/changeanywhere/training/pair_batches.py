@@ -1,0 +1,134 @@
+"""Pairs for change detectors: labels, paired augmentation, and what a step sees as a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageEnhance
+from skimage.color import hsv2rgb, rgb2hsv
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from changeanywhere.errors import PairsError
+from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.sample import ChangePair
+from changeanywhere.training.batches import StepSampler, step_rng
+from changeanywhere.training.detection import IGNORE
+from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
+
+Array = npt.NDArray[np.uint8]
+CROP_ATTEMPTS = 10
+MAX_CLASS_SHARE = 0.75
+"""A crop of which one class takes more is drawn again, at most :data:`CROP_ATTEMPTS` times."""
+
+
+def label_of(pair: ChangePair) -> Array:
+    """uint8 ``[H, W]``: 0, 1, and :data:`IGNORE` where the semantic mask is unknown."""
+    label = pair.change_mask.astype(np.uint8)
+    if pair.mask_t1 is not None:
+        label[pair.mask_t1 == 0] = IGNORE
+    return label
+
+
+def to_tensors(first: Array, second: Array, label: Array) -> tuple[Tensor, Tensor, Tensor]:
+    """Images uint8 ``[H, W, 3]`` → float32 ``[3, H, W]`` in [-1, 1]; label int64 ``[H, W]``."""
+    scaled = [np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / 127.5 - 1 for image in (first, second)]
+    return torch.from_numpy(scaled[0]), torch.from_numpy(scaled[1]), torch.from_numpy(label.astype(np.int64))
+
+
+class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Augmented pairs: rotation, crop, flips, colours of each date on its own, exchange of dates; in this order."""
+
+    def __init__(self, pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, seed: int) -> None:
+        self.pairs, self.recipe, self.seed = pairs, recipe, seed
+
+    def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        number, step, row = place
+        pair = self.pairs[number]
+        if min(pair.change_mask.shape) < self.recipe.crop_size:
+            raise PairsError(f"{pair.key}: {pair.change_mask.shape} px; detector.crop_size is {self.recipe.crop_size}")
+        rng = step_rng(self.seed, 5, step, row)
+        images = [np.ascontiguousarray(image[..., :3]) for image in (pair.image_t1, pair.image_t2)]
+        first, second, label = augment(images[0], images[1], label_of(pair), self.recipe, rng)
+        return to_tensors(first, second, label)
+
+
+def augment(
+    first: Array, second: Array, label: Array, recipe: DetectorRecipe, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """One random view; images uint8 ``[crop, crop, 3]``, label uint8 ``[crop, crop]``."""
+    if recipe.rotate_degrees and rng.random() < 0.5:
+        angle = float(rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees))
+        smooth, sharp = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+        first, second = (np.asarray(Image.fromarray(i).rotate(angle, smooth)) for i in (first, second))
+        label = np.asarray(Image.fromarray(label).rotate(angle, sharp, fillcolor=IGNORE))
+    window = _crop(label, recipe.crop_size, rng)
+    first, second, label = first[window], second[window], label[window]
+    for axis in (0, 1):
+        if recipe.flip and rng.random() < 0.5:
+            first, second, label = (np.flip(array, axis) for array in (first, second, label))
+    if recipe.photometric:
+        first, second = (distort_colours(np.ascontiguousarray(image), rng) for image in (first, second))
+    if recipe.exchange_dates and rng.random() < 0.5:
+        first, second = second, first
+    return first, second, label
+
+
+def _crop(label: Array, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    height, width = label.shape
+    for _ in range(CROP_ATTEMPTS):
+        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        window = slice(top, top + size), slice(left, left + size)
+        counts = np.bincount(label[window].ravel(), minlength=2)[:2]
+        if (height, width) == (size, size) or counts.max() <= MAX_CLASS_SHARE * max(counts.sum(), 1):
+            break
+    return window
+
+
+def distort_colours(image: Array, rng: np.random.Generator) -> Array:
+    """Brightness ±10, contrast, saturation and hue (0.8 to 1.2, 0.8 to 1.2, ±10°), each with probability one half."""
+    result: npt.NDArray[Any] = image.astype(np.float32)
+    if rng.random() < 0.5:
+        result = result + rng.uniform(-10, 10)
+    if rng.random() < 0.5:
+        result = result * rng.uniform(0.8, 1.2)
+    result = np.clip(result, 0, 255)
+    if rng.random() < 0.5:
+        colours = ImageEnhance.Color(Image.fromarray(result.astype(np.uint8)))
+        result = np.asarray(colours.enhance(float(rng.uniform(0.8, 1.2))), np.float32)
+    if rng.random() < 0.5:
+        hsv = rgb2hsv(result / 255)
+        hsv[..., 0] = (hsv[..., 0] + rng.uniform(-10, 10) / 360) % 1
+        result = hsv2rgb(hsv) * 255
+    distorted: Array = np.rint(result).astype(np.uint8)
+    return distorted
+
+
+class PlainPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Whole pairs as they are, for validation and test."""
+
+    def __init__(self, pairs: Sequence[ChangePair] | PairDataset) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        pair = self.pairs[index]
+        return to_tensors(pair.image_t1[..., :3], pair.image_t2[..., :3], label_of(pair))
+
+
+def training_batches(
+    pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, run: RunRecipe, first_step: int, rows: range
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Loader of the ``rows`` of each batch from ``first_step`` on."""
+    return DataLoader(
+        TrainingPairs(pairs, recipe, run.seed),
+        batch_sampler=StepSampler(len(pairs), recipe.batch_size, run.seed, first_step, recipe.num_steps, rows),
+        num_workers=run.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )

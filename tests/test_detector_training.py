@@ -1,0 +1,175 @@
+"""Training of change detectors: augmentation, losses, scores, selection, resuming."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from changeanywhere.cli import run as command
+from changeanywhere.errors import ConfigError, PairsError
+from changeanywhere.models.detectors import build_detector
+from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.pairs import load_pairs
+from changeanywhere.training.batches import step_rng
+from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
+from changeanywhere.training.detector import evaluate_detector, train_detector
+from changeanywhere.training.pair_batches import augment
+from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
+
+
+def write_pairs(root: Path, count: int = 12, size: int = 64) -> Path:
+    """Bright squares that are there at the second date only; noise at both."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", count), ("val", 4), ("test", 4)):
+        for folder in ("A", "B", "label"):
+            (root / split / folder).mkdir(parents=True)
+        for i in range(number):
+            images = rng.integers(40, 90, (2, size, size, 3), dtype=np.uint8)
+            label = np.zeros((size, size), np.uint8)
+            row, column = rng.integers(0, size - 28, 2)
+            label[row : row + 28, column : column + 28] = 255
+            images[1][label > 0] += 120
+            for folder, array in (("A", images[0]), ("B", images[1]), ("label", label)):
+                Image.fromarray(array).save(root / split / folder / f"{split}{i}.png")
+    return root
+
+
+def count(scores: ChangeScores) -> int:
+    return scores.true_positives + scores.false_positives + scores.false_negatives + scores.true_negatives
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    detector = DetectorRecipe(
+        name="fc_siam_diff", pairs=str(write_pairs(tmp_path / "pairs")), crop_size=64, batch_size=4, num_steps=40,
+        warmup_steps=2, learning_rate=3e-3, val_every=20,
+    )  # fmt: skip
+    return Recipe(detector=detector, run=RunRecipe(num_workers=0, log_every=5, save_every=10))
+
+
+def test_a_detector_learns_and_the_best_one_is_kept(recipe: Recipe, tmp_path: Path) -> None:
+    train_detector(recipe, tmp_path / "out")
+    test = load_pairs(recipe.detector.pairs, "test")
+    _, net = load_detector(tmp_path / "out" / "detector")
+    scores = evaluate_detector(net, test, 2, torch.device("cpu"))
+    assert scores.f1 is not None and scores.f1 > 0.8
+    assert (
+        sum((scores.true_positives, scores.false_positives, scores.false_negatives, scores.true_negatives)) == 4 * 64**2
+    )
+    rows = [json.loads(line) for line in (tmp_path / "out/training/detector/validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [20, 40]
+    val = load_pairs(recipe.detector.pairs, "val")
+    best = evaluate_detector(load_detector(tmp_path / "out" / "detector_best")[1], val, 2, torch.device("cpu"))
+    assert best.f1 == pytest.approx(max(row["f1"] or 0 for row in rows), abs=1e-6)
+
+
+def test_resumed_training_ends_in_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
+    short = replace(recipe, detector=replace(recipe.detector, num_steps=20, val_split=None))
+    whole = load_detector(train_detector(short, tmp_path / "whole"))[1].state_dict()
+
+    class StopError(Exception):
+        pass
+
+    calls = []
+    save = torch.save
+
+    def dying(*arguments: object) -> None:
+        save(*arguments)
+        calls.append(1)
+        raise StopError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(torch, "save", dying)
+        train_detector(short, tmp_path / "broken")
+    (tmp_path / "broken/training/detector/checkpoint.pt.part").replace(
+        tmp_path / "broken/training/detector/checkpoint.pt"
+    )
+    broken = load_detector(train_detector(short, tmp_path / "broken"))[1].state_dict()
+    assert calls == [1] and all(torch.equal(broken[key], value) for key, value in whole.items())
+
+
+def test_fine_tuning_starts_from_a_folder_and_few_shot_from_a_list(recipe: Recipe, tmp_path: Path) -> None:
+    folder = train_detector(
+        replace(recipe, detector=replace(recipe.detector, num_steps=2, val_split=None)), tmp_path / "a"
+    )
+    (tmp_path / "few.txt").write_text("train3.png\ntrain7\n")
+    few = replace(
+        recipe.detector, num_steps=1, learning_rate=1e-12, val_split=None, train_list=str(tmp_path / "few.txt")
+    )
+    tuned = train_detector(replace(recipe, detector=few, init=str(folder)), tmp_path / "b")
+    before, after = (load_detector(path)[1] for path in (folder, tuned))
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, old, msg=name)
+    with pytest.raises(ConfigError, match=r"is a fc_siam_diff; detector\.name is fc_ef"):
+        train_detector(replace(recipe, detector=replace(few, name="fc_ef"), init=str(folder)), tmp_path / "c")
+    (tmp_path / "few.txt").write_text("nothere\n")
+    with pytest.raises(ConfigError, match="nothere is not in split 'train'"):
+        train_detector(replace(recipe, detector=few), tmp_path / "d")
+
+
+def test_a_missing_split_or_list_is_an_error(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match="no split 'all'"):
+        train_detector(replace(recipe, detector=replace(recipe.detector, train_split="all")), tmp_path / "a")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        train_detector(replace(recipe, detector=replace(recipe.detector, train_list="none.txt")), tmp_path / "b")
+
+
+def test_command_trains_a_detector(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "detector", "--out", str(tmp_path / "out"), "--detector.pairs", recipe.detector.pairs]
+    arguments += ["--detector.name", "lightcdnet_s", "--detector.crop-size", "64", "--detector.num-steps", "1"]
+    assert command([*arguments, "--run.num-workers", "0", "--detector.hard-examples"]) == 0
+    assert "finished:" in capsys.readouterr().out
+    assert load_detector(tmp_path / "out" / "detector")[0] == "lightcdnet_s"
+
+
+def test_both_dates_and_the_label_are_moved_together() -> None:
+    rng = np.random.default_rng(0)
+    label = (rng.random((96, 96)) < 0.4).astype(np.uint8)
+    first = np.repeat(label[..., None] * 200, 3, 2).astype(np.uint8)
+    second = 200 - first
+    recipe = DetectorRecipe(crop_size=64, rotate_degrees=0, photometric=False)
+    for seed in range(5):
+        a, b, c = augment(first, second, label, recipe, step_rng(seed, 0))
+        assert a.shape == b.shape == (64, 64, 3) and np.array_equal(a[..., 0], c * 200) and np.array_equal(b, 200 - a)
+    recipe = replace(recipe, rotate_degrees=180)
+    views = [augment(first, second, label, recipe, step_rng(seed, 0))[2] for seed in range(12)]
+    assert any((view == 255).any() for view in views), "corners that a rotation uncovers do not count"
+    recipe = replace(recipe, photometric=True, rotate_degrees=0)
+    a, b, c = augment(first, first, label, recipe, step_rng(3, 0))
+    assert not np.array_equal(a, b), "colours change for each date on its own"
+    recipe = DetectorRecipe(crop_size=64, rotate_degrees=0, photometric=False, flip=False, exchange_dates=True)
+    swaps = [augment(first, second, label, recipe, step_rng(seed, 0)) for seed in range(20)]
+    shares = np.mean([np.array_equal(a[..., 0], c * 200) for a, _, c in swaps])
+    assert 0.2 < shares < 0.8
+
+
+def test_loss_ignores_unknown_ground_and_easy_pixels() -> None:
+    logits = torch.zeros(1, 2, 4, 4)
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[0, :2] = 255
+    assert float(detection_loss(logits, labels)) == pytest.approx(np.log(2) / 2)
+    logits[0, 0, 2] = 9  # easy: the right class gets all
+    hard = float(detection_loss(logits, labels, HardExamples(0.7, 1)))
+    assert hard == pytest.approx(4 * np.log(2) / 16)
+    nothing = detection_loss(logits, torch.full_like(labels, 255), HardExamples(0.7, 1))
+    assert float(nothing) == 0
+
+
+def test_scores_are_undefined_where_nothing_is_predicted() -> None:
+    nothing = ChangeScores(0, 0, 5, 95)
+    assert (nothing.precision, nothing.recall, nothing.f1, nothing.iou) == (None, 0, None, 0)
+    some = ChangeScores(4, 1, 1, 94)
+    assert (some.precision, some.recall, some.f1) == (0.8, 0.8, 0.8) and some.iou == pytest.approx(4 / 6)
+
+
+def test_scores_of_a_detector_leave_ignored_pixels_out(tmp_path: Path) -> None:
+    pairs = load_pairs(write_pairs(tmp_path / "pairs"), "test")
+    chosen = [replace(pairs[0], mask_t1=np.zeros((64, 64), np.uint8)), pairs[1]]
+    scores = evaluate_detector(build_detector("fc_ef"), chosen, 1, torch.device("cpu"))
+    assert count(scores) == 64**2
