@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "train first-stage | denoiser | segmenter | detector from a recipe; the same command again resumes",
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
+    "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
     "check": "say what a folder is, what is wrong with it, what to do next",
 }
 EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 done, 1 failed, 2 your input is wrong."
@@ -58,6 +59,7 @@ def run(arguments: list[str]) -> int:
         "train": _train,
         "import": _import,
         "evaluate": _evaluate,
+        "benchmark": _benchmark,
         "check": _check,
     }
     try:
@@ -171,6 +173,17 @@ def _evaluate(arguments: list[str]) -> None:
             print(section)
         print(f"  {figure.name}: {figure.in_words()}")
     print(f"report: {options.out / 'evaluation.html'}")
+
+
+def _benchmark(arguments: list[str]) -> None:
+    from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
+
+    options = _parse("benchmark", BenchmarkOptions, arguments)
+    from changeanywhere.evaluation.benchmark import run_benchmark
+
+    records = run_benchmark(options)
+    print((options.out / "table.md").read_text())
+    print(f"{len(records)} cells: {options.out}")
 
 
 def _check(arguments: list[str]) -> None:

@@ -1,0 +1,201 @@
+"""``changeanywhere benchmark``: the zero- and few-shot protocol (paper §3), cell by cell.
+
+A *cell* is one detector, one arm (from scratch, or pre-trained on one set), one share of the labels, one seed. Each
+ends as OUT/cells/….json with the scores of the whole test set; finished cells are skipped, a failing one leaves the
+others standing. Few-shot lists are given, or drawn by the seed and written beside the results. The test set selects
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from changeanywhere.diffusion.pipeline import default_device
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
+from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
+from changeanywhere.evaluation.benchmark_tables import write_results
+from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.training.detection import ChangeScores
+from changeanywhere.training.detector import evaluate_detector, train_detector
+from changeanywhere.training.pair_batches import label_of
+from changeanywhere.training.recipe import DetectorRecipe, Recipe
+
+ALL_CHANGED = 0.95
+"""A net that calls more than this share of the ground changed …"""
+NOTHING_CHANGED = 0.0005
+"""… or less than this has collapsed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training with one score."""
+
+    detector: str
+    arm: str
+    share: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """File name."""
+        return f"{self.detector}-{self.arm}-{self.share:03d}-{self.seed}"
+
+
+class Benchmark:
+    """The protocol on one folder."""
+
+    def __init__(self, options: BenchmarkOptions) -> None:
+        options.check()
+        self.options = options
+        self.device = default_device()
+        self.train = load_pairs(options.pairs, options.train_split)
+        self.val = load_pairs(options.pairs, options.val_split)
+        self.test = load_pairs(options.pairs, options.test_split)
+        self.sets = {arm: load_pairs(folder) for arm, folder in options.pretraining.items()}
+
+    def cells(self) -> Iterator[Cell]:
+        """All of them, cheap ones first within a detector; zero-shot has one seed, since nothing is drawn."""
+        for detector in self.options.detectors:
+            for share in sorted(self.options.shares):
+                for arm in (SCRATCH, *self.sets):
+                    if share == 0 and arm == SCRATCH:
+                        continue
+                    for seed in self.options.seeds[:1] if share == 0 else self.options.seeds:
+                        yield Cell(detector, arm, share, seed)
+
+    def few(self, share: int, seed: int) -> PairDataset:
+        """``share`` percent of the training split: a given list, else drawn by ``seed``, and written down."""
+        if share == 100:
+            return self.train
+        given = self.options.lists / f"{share}.txt" if self.options.lists else None
+        if given is not None:
+            try:
+                names = [line.strip() for line in given.read_text().splitlines() if line.strip()]
+            except OSError as error:
+                raise ConfigError(f"{given}: cannot be read ({error.strerror})") from error
+        else:
+            count = max(1, round(len(self.train) * share / 100))
+            order = np.random.default_rng([seed, 31]).permutation(len(self.train))
+            names = sorted(self.train.names[i] for i in order[:count])  # the 5 % are among the 10 %
+            content = "".join(f"{name}\n" for name in names)
+            atomic_write(self.options.out / "lists" / f"{share}-seed{seed}.txt", content.encode())
+        stems = {Path(name).stem: name for name in self.train.names}
+        absent = [name for name in names if Path(name).stem not in stems]
+        if absent or not names:
+            raise ConfigError(f"{given}: {absent[0] if absent else 'nothing'} is not in the training split")
+        return self.train.subset([stems[Path(name).stem] for name in names])
+
+    def pretrained(self, detector: str, arm: str) -> Path:
+        """The detector, pre-trained on the arm's set: last weights, no selection. Trained at first use."""
+        out = self.options.out / "pretrain" / f"{detector}-{arm}"
+        if not (out / "detector" / "detector.json").is_file():
+            recipe = self._recipe(self.options.pretrain, detector, self.options.pretraining[arm], seed=0)
+            train_detector(recipe, out, self.sets[arm], None)
+        return out / "detector"
+
+    def finish(self, cell: Cell) -> dict[str, Any]:
+        """Train and score one cell."""
+        started = time.perf_counter()
+        if cell.share == 0:
+            folder, details = self.pretrained(cell.detector, cell.arm), {}
+        elif cell.arm == SCRATCH:
+            rate = self._scratch_rate(cell)
+            folder, details = self._scratch(cell, rate), {"learning_rate": rate}
+        else:
+            init = self.pretrained(cell.detector, cell.arm)
+            folder, details = self._tune(cell, self.options.finetune, init, "cell"), {}
+        scores = evaluate_detector(load_detector(folder)[1].to(self.device), self.test, 8, self.device)
+        seconds = round(time.perf_counter() - started, 1)
+        return {**vars(cell), **scores.to_dict(), **details, **flags(scores), "seconds": seconds}
+
+    def _scratch(self, cell: Cell, rate: float) -> Path:
+        settings = self.options.finetune
+        steps = self.options.pretrain.num_steps + settings.num_steps
+        return self._tune(cell, replace(settings, num_steps=steps, learning_rate=rate), None, f"lr{rate:g}")
+
+    def _scratch_rate(self, cell: Cell) -> float:
+        """The learning rate with the best validation F1 at the first seed of this detector and share."""
+        rates = self.options.scratch_learning_rates
+        if len(rates) == 1:
+            return rates[0]
+        first = replace(cell, seed=self.options.seeds[0])
+        scores = []
+        for rate in rates:
+            folder = self._scratch(first, rate)
+            found = evaluate_detector(load_detector(folder)[1].to(self.device), self.val, 8, self.device)
+            scores.append(found.f1 or 0.0)
+        return rates[int(np.argmax(scores))]
+
+    def _tune(self, cell: Cell, settings: DetectorRecipe, init: Path | None, what: str) -> Path:
+        """Train on the cell's labels; the weights of the best validation F1 (the last ones if nothing was found)."""
+        out = self.options.out / "training" / f"{cell.key}-{what}"
+        recipe = self._recipe(settings, cell.detector, self.options.pairs, cell.seed, init)
+        if not (out / "detector" / "detector.json").is_file():
+            train_detector(recipe, out, self.few(cell.share, cell.seed), self.val)
+        best = out / "detector_best"
+        return best if (best / "detector.json").is_file() else out / "detector"
+
+    def _recipe(
+        self, settings: DetectorRecipe, detector: str, pairs: str, seed: int, init: Path | None = None
+    ) -> Recipe:
+        named = replace(settings, name=detector, pairs=pairs)
+        run = replace(self.options.run, seed=seed)
+        return Recipe(detector=named, run=run, init=str(init) if init else None)
+
+
+def flags(scores: ChangeScores) -> dict[str, Any]:
+    """Share of the ground that is called changed, and whether that means that the net has collapsed."""
+    known = scores.true_positives + scores.false_positives + scores.false_negatives + scores.true_negatives
+    share = (scores.true_positives + scores.false_positives) / max(known, 1)
+    collapsed = "all changed" if share > ALL_CHANGED else "nothing changed" if share < NOTHING_CHANGED else None
+    return {"predicted_share": share, "collapsed": collapsed}
+
+
+def constant_scores(pairs: PairDataset) -> dict[str, ChangeScores]:
+    """What predicting "changed" everywhere, or nowhere, scores."""
+    changed = unchanged = 0
+    for i in range(len(pairs)):
+        label = label_of(pairs[i])
+        changed += int((label == 1).sum())
+        unchanged += int((label == 0).sum())
+    return {
+        "all changed": ChangeScores(changed, unchanged, 0, 0),
+        "nothing changed": ChangeScores(0, 0, changed, unchanged),
+    }
+
+
+def run_benchmark(options: BenchmarkOptions) -> list[dict[str, Any]]:
+    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed."""
+    benchmark = Benchmark(options)
+    records, failed = [], []
+    cells = list(benchmark.cells())
+    for number, cell in enumerate(cells, 1):
+        file = options.out / "cells" / f"{cell.key}.json"
+        if file.is_file():
+            records.append(json.loads(file.read_text()))
+            continue
+        print(f"cell {number} of {len(cells)}: {cell.key}", flush=True)
+        try:
+            record = benchmark.finish(cell)
+        except (ChangeAnywhereError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
+            continue
+        atomic_write(file, (json.dumps(record, indent=1) + "\n").encode())
+        records.append(record)
+    constants = {name: scores.to_dict() for name, scores in constant_scores(benchmark.test).items()}
+    write_results(options, records, constants, benchmark.test)
+    if failed:
+        raise ShortfallError(f"{options.out}: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
+    return records

@@ -1,0 +1,73 @@
+"""What ``changeanywhere benchmark`` can be told. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Options of ``changeanywhere benchmark``: which detectors, pre-trained on what, learn a benchmark how well."""
+
+    out: Path
+    """Folder of cells, tables, curves and panels; the same command on the same folder goes on."""
+    name: str = "benchmark"
+    """Name of the benchmark, as tables show it (and as ``paper_tables`` calls it)."""
+    pairs: str = ""
+    """The real dataset: A/B/label in any of the usual trees, with splits."""
+    train_split: str = "train"
+    """Its training split."""
+    val_split: str = "val"
+    """Split that selects weights and learning rates."""
+    test_split: str = "test"
+    """Split that is scored, once per cell; nothing is selected on it."""
+    detectors: list[str] = field(default_factory=lambda: ["fc_siam_diff"])
+    """Detectors, by name."""
+    pretraining: dict[str, str] = field(default_factory=dict)
+    """Sets to pre-train on: name → folder of pairs. Training from scratch is always an arm."""
+    shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
+    """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of fine-tuning, and of the draw of few-shot lists."""
+    lists: Path | None = None
+    """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt); default: drawn by the seed and written to OUT/lists."""
+    scratch_learning_rates: list[float] = field(default_factory=lambda: [1.0e-3, 1.0e-4])
+    """From scratch the best of these on validation pairs (seed 0 of each share) is used."""
+    pretrain: DetectorRecipe = field(default_factory=DetectorRecipe)
+    """How to pre-train; ``name``, ``pairs`` and the splits are set by the protocol."""
+    finetune: DetectorRecipe = field(default_factory=DetectorRecipe)
+    """How to fine-tune. From scratch takes as many steps as pre-training and fine-tuning together."""
+    run: RunRecipe = field(default_factory=RunRecipe)
+    paper_tables: Path | None = None
+    """CSV of published figures (columns benchmark, labels_percent, detector, pretraining, f1) to stand beside ours."""
+    num_panels: int = 6
+    """Test pairs in the pictures, evenly spaced."""
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        from changeanywhere.models.detectors import DETECTORS
+
+        unknown = [name for name in self.detectors if name not in DETECTORS]
+        checks: list[tuple[str, object, bool, str]] = [
+            ("pairs", self.pairs, bool(self.pairs), "a folder"),
+            ("detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(DETECTORS)),
+            ("shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"),
+            ("seeds", self.seeds, bool(self.seeds), "one or more"),
+            ("pretraining", list(self.pretraining), SCRATCH not in self.pretraining, f"names other than {SCRATCH}"),
+            (
+                "scratch_learning_rates",
+                self.scratch_learning_rates,
+                bool(self.scratch_learning_rates) and min(self.scratch_learning_rates) > 0,
+                "one or more, above 0",
+            ),
+            ("test_split", self.test_split, self.test_split not in (self.train_split, self.val_split), "a split apart"),
+        ]
+        for name, value, allowed, what in checks:
+            if not allowed:
+                raise ConfigError(f"{name} is {value!r}; allowed: {what}")

@@ -1,0 +1,217 @@
+"""Results of a benchmark as tables (Markdown, CSV, LaTeX), curves (SVG) and pictures of hits and misses (PNG)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+
+from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
+from changeanywhere.models.detectors import Detector
+from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.training.pair_batches import to_tensors
+
+SCORES = ("f1", "precision", "recall", "iou")
+HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
+"""Colours that colour-blind readers tell apart; black = unchanged and not called changed."""
+NOTE = (
+    "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
+    "confusion matrix over the whole test set. A gain within two standard errors is noise."
+)
+COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a")
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per detector, share and arm: mean and standard error over seeds; gains over training from scratch.
+
+    A gain is *certain* where the mean difference exceeds two standard errors of that difference. An undefined score
+    (nothing predicted) counts as 0 in means and is flagged as collapsed.
+    """
+    groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[record["detector"], record["share"], record["arm"]].append(record)
+    rows = []
+    for (detector, share, arm), cells in groups.items():
+        row: dict[str, Any] = {"detector": detector, "share": share, "arm": arm, "seeds": len(cells)}
+        for score in SCORES:
+            values = np.array([cell[score] or 0.0 for cell in cells])
+            row[score] = float(values.mean())
+            row[f"{score}_error"] = standard_error(values)
+        row["collapsed"] = sum(cell["collapsed"] is not None for cell in cells)
+        scratch = groups.get((detector, share, SCRATCH))
+        if scratch and arm != SCRATCH:
+            before = np.array([cell["f1"] or 0.0 for cell in scratch])
+            error = float(np.hypot(standard_error(before), row["f1_error"]))
+            row["gain"] = row["f1"] - float(before.mean())
+            row["certain"] = len(cells) > 1 and len(scratch) > 1 and abs(row["gain"]) > 2 * error
+        rows.append(row)
+    return rows
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean; 0 where there is one value only (then nothing is claimed)."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def published(options: BenchmarkOptions) -> dict[tuple[str, int, bool], str]:
+    """(detector, share, pre-trained) → F1 of the paper, where it has that cell."""
+    if options.paper_tables is None:
+        return {}
+    found = {}
+    for row in csv.DictReader(io.StringIO(options.paper_tables.read_text())):
+        if row["benchmark"] == options.name and row["f1"]:
+            name = "".join(c for c in row["detector"].lower() if c.isalnum())
+            found[name, int(row["labels_percent"]), row["pretraining"] not in ("", "none")] = row["f1"]
+    return found
+
+
+def _published_for(row: Mapping[str, Any], paper: Mapping[tuple[str, int, bool], str]) -> str:
+    own = "".join(c for c in row["detector"] if c.isalnum())
+    for (name, share, pretrained), f1 in paper.items():
+        if own.startswith(name) and share == row["share"] and pretrained == (row["arm"] != SCRATCH):
+            return f1
+    return ""
+
+
+def _cells(row: Mapping[str, Any], paper: Mapping[tuple[str, int, bool], str]) -> list[str]:
+    values = [f"{100 * row[score]:.1f} ± {100 * row[f'{score}_error']:.1f}" for score in SCORES]
+    gain = f"{100 * row['gain']:+.1f}{'' if row['certain'] else ' (within noise)'}" if "gain" in row else ""
+    collapsed = f"{row['collapsed']} of {row['seeds']}" if row["collapsed"] else ""
+    head = [row["detector"], f"{row['share']} %", row["arm"], str(row["seeds"])]
+    return [*head, *values, gain, collapsed, _published_for(row, paper)]
+
+
+HEADINGS = (
+    "detector", "labels", "pre-trained on", "seeds", "F1", "precision", "recall", "IoU", "gain over scratch",
+    "collapsed", "paper's F1",
+)  # fmt: skip
+
+
+def write_results(
+    options: BenchmarkOptions,
+    records: Sequence[Mapping[str, Any]],
+    constants: Mapping[str, Mapping[str, float | None]],
+    test: PairDataset,
+) -> None:
+    """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``curves.svg``, ``panels.png``."""
+    rows = summarise(records)
+    paper = published(options)
+    lines = [_cells(row, paper) for row in rows]
+    for name, scores in constants.items():
+        shown = ["-" if scores[s] is None else f"{100 * (scores[s] or 0):.1f}" for s in SCORES]
+        lines.append([f"({name})", "", "", "", *shown, "", "", ""])
+    markdown = [f"# {options.name}", "", _line(HEADINGS), "|---" * len(HEADINGS) + "|", *map(_line, lines), ""]
+    markdown.append(NOTE)
+    atomic_write(options.out / "table.md", ("\n".join(markdown) + "\n").encode())
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([HEADINGS, *lines])
+    atomic_write(options.out / "table.csv", buffer.getvalue().encode())
+    atomic_write(options.out / "table.tex", _latex(lines).encode())
+    named = {name: dict(scores) for name, scores in constants.items()}
+    content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
+    atomic_write(options.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+    atomic_write(options.out / "curves.svg", curves(rows, constants["all changed"]["f1"] or 0.0).encode())
+    write_panels(options, records, test)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _latex(lines: Sequence[Sequence[str]]) -> str:
+    def escape(text: str) -> str:
+        for character in "%_&":
+            text = text.replace(character, f"\\{character}")
+        return text.replace("±", r"$\pm$")
+
+    body = "\n".join(" & ".join(escape(cell) for cell in line) + r" \\" for line in (HEADINGS, *lines))
+    return f"\\begin{{tabular}}{{{'l' * len(HEADINGS)}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
+    """F1 over the share of labels, a panel per detector, a line per arm with its standard errors (paper, Fig. 2)."""
+    detectors, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("detector", "arm"))
+    width, height, left, base = 360, 240, 44, 200
+    parts = []
+    for number, detector in enumerate(detectors):
+        own = [row for row in rows if row["detector"] == detector]
+        shares = sorted({row["share"] for row in own})
+        places = {share: left + (width - left - 20) * (i + 0.5) / len(shares) for i, share in enumerate(shares)}
+
+        def y(f1: float) -> float:
+            return base - (base - 40) * f1
+
+        drawn = [f'<text x="{left}" y="22" font-weight="600">{detector}</text>']
+        for tick in (0, 0.25, 0.5, 0.75, 1):
+            drawn.append(f'<path d="M{left} {y(tick):.1f}H{width - 12}" stroke="#ddd"/>')
+            drawn.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
+        drawn.append(f'<path d="M{left} {y(all_changed):.1f}H{width - 12}" stroke="#999" stroke-dasharray="4 3"/>')
+        for place, share in zip(places.values(), shares, strict=True):
+            drawn.append(f'<text x="{place:.1f}" y="{base + 18}" text-anchor="middle">{share} %</text>')
+        for arm in arms:
+            colour = COLOURS[arms.index(arm) % len(COLOURS)]
+            line = sorted((row["share"], row["f1"], row["f1_error"]) for row in own if row["arm"] == arm)
+            points = " ".join(f"{places[s]:.1f},{y(f):.1f}" for s, f, _ in line)
+            drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            for s, f, e in line:
+                drawn.append(f'<path d="M{places[s]:.1f} {y(f - e):.1f}V{y(f + e):.1f}" stroke="{colour}"/>')
+                drawn.append(f'<circle cx="{places[s]:.1f}" cy="{y(f):.1f}" r="3" fill="{colour}"/>')
+        row_number, column = divmod(number, 3)
+        parts.append(f'<g transform="translate({column * width},{row_number * height})">{"".join(drawn)}</g>')
+    legend_y = height * -(-len(detectors) // 3) + 16
+    for i, arm in enumerate(arms):
+        colour = COLOURS[i % len(COLOURS)]
+        parts.append(f'<circle cx="{left + 170 * i}" cy="{legend_y - 4}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{left + 170 * i + 10}" y="{legend_y}">{arm}</text>')
+    total = (min(3, len(detectors)) * width, legend_y + 16)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}"'
+    style = 'font-family="sans-serif" font-size="11"'
+    return f'{head} {style}><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+
+
+def outcome(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """bool ``[H, W]`` each → uint8 ``[H, W, 3]``: hits white, misses blue, false alarms orange."""
+    picture = np.zeros((*label.shape, 3), np.uint8)
+    picture[prediction & label], picture[~prediction & label], picture[prediction & ~label] = HIT, MISS, FALSE_ALARM
+    return picture
+
+
+@torch.no_grad()
+def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]], test: PairDataset) -> None:
+    """A row per test pair: date 1, date 2, label, then the outcome of every arm of the first detector, at the smallest
+    share that every arm has, first seed."""
+    detector = options.detectors[0]
+    shared = [r for r in records if r["detector"] == detector and r["share"] > 0 and r["seed"] == options.seeds[0]]
+    if not shared:
+        return
+    share = min(r["share"] for r in shared)
+    nets = [_net_of(options.out / "training", record) for record in shared if record["share"] == share]
+    rows = []
+    for i in np.unique(np.linspace(0, len(test) - 1, options.num_panels).astype(int)):
+        pair = test[int(i)]
+        images = [pair.image_t1[..., :3], pair.image_t2[..., :3]]
+        first, second, _ = to_tensors(images[0], images[1], pair.change_mask.astype(np.uint8))
+        found = [net(first[None], second[None])[0].argmax(0).numpy() == 1 for net in nets]
+        label = np.repeat(pair.change_mask[..., None] * np.uint8(255), 3, 2)
+        pictures = [*images, label, *(outcome(f, pair.change_mask) for f in found)]
+        rows.append(np.hstack([np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255) for picture in pictures]))
+    PillowImage.fromarray(np.vstack(rows)).save(options.out / "panels.png")
+
+
+def _net_of(training: Path, record: Mapping[str, Any]) -> Detector:
+    """The network that a cell was scored with."""
+    what = f"lr{record['learning_rate']:g}" if "learning_rate" in record else "cell"
+    cell = f"{record['detector']}-{record['arm']}-{record['share']:03d}-{record['seed']}-{what}"
+    best = training / cell / "detector_best"
+    return load_detector(best if best.is_dir() else training / cell / "detector")[1]

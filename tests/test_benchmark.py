@@ -1,0 +1,139 @@
+"""The zero- and few-shot protocol on tiny data: cells, lists, tables, resuming, failing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from changeanywhere.cli import run as command
+from changeanywhere.errors import ConfigError, ShortfallError
+from changeanywhere.evaluation import benchmark
+from changeanywhere.evaluation.benchmark import Benchmark, constant_scores, flags, run_benchmark
+from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
+from changeanywhere.evaluation.benchmark_tables import outcome, summarise
+from changeanywhere.pairs import load_pairs
+from changeanywhere.training.detection import ChangeScores
+from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
+from test_detector_training import write_pairs
+
+STEPS = DetectorRecipe(crop_size=64, batch_size=4, num_steps=4, warmup_steps=1, val_every=2)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> BenchmarkOptions:
+    real = write_pairs(tmp_path / "real")
+    generated = write_pairs(tmp_path / "generated")
+    for folder in ("A", "B", "label"):  # as generate writes it: one folder of all
+        shutil.move(generated / "train" / folder, generated / folder)
+    tables = tmp_path / "paper.csv"
+    tables.write_text(
+        "benchmark,labels_percent,detector,pretraining,f1\nsquares,50,FC-EF,none,12.3\nother,50,FC-EF,x,9\n"
+    )
+    return BenchmarkOptions(
+        out=tmp_path / "out", name="squares", pairs=str(real), detectors=["fc_ef"], shares=[0, 50], seeds=[0, 1],
+        pretraining={"made": str(generated)}, pretrain=STEPS, finetune=STEPS, run=RunRecipe(num_workers=0),
+        scratch_learning_rates=[1e-3, 1e-4], paper_tables=tables, num_panels=2,
+    )  # fmt: skip
+
+
+def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = run_benchmark(options)
+    assert [(r["arm"], r["share"], r["seed"]) for r in records] == [
+        ("made", 0, 0), ("scratch", 50, 0), ("scratch", 50, 1), ("made", 50, 0), ("made", 50, 1),
+    ]  # fmt: skip
+    test = load_pairs(options.pairs, "test")
+    for record in records:
+        assert sum(record[k] for k in vars(ChangeScores(0, 0, 0, 0))) == len(test) * 64 * 64
+    assert {r["learning_rate"] for r in records if r["arm"] == "scratch"} <= {1e-3, 1e-4}
+    steps = {
+        f.parent.parent.parent.name: json.loads(f.read_text().splitlines()[-1])["step"]
+        for f in options.out.glob("training/*/training/detector/metrics.jsonl")
+    }
+    assert {steps[name] for name in steps if "-scratch-" in name} == {8}, "as many steps as both stages together"
+    assert {steps[name] for name in steps if "-made-" in name} == {4}
+    table = (options.out / "table.md").read_text()
+    assert "| fc_ef | 50 % | scratch | 2 |" in table and "12.3" in table and "(all changed)" in table
+    assert (options.out / "table.tex").read_text().count(r"\\") == 6
+    assert "polyline" in (options.out / "curves.svg").read_text()
+    with Image.open(options.out / "panels.png") as panels:
+        assert panels.size == (5 * 68, 2 * 68)
+    lists = {f.name: f.read_text().splitlines() for f in (options.out / "lists").iterdir()}
+    assert set(lists) == {"50-seed0.txt", "50-seed1.txt"} and len(lists["50-seed0.txt"]) == 6
+    assert lists["50-seed0.txt"] != lists["50-seed1.txt"]
+
+    def never(*_: object) -> None:
+        raise AssertionError("finished cells are not trained again")
+
+    monkeypatch.setattr(benchmark, "train_detector", never)
+    assert run_benchmark(options) == records
+
+
+def test_a_failing_cell_leaves_the_others(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = Benchmark.finish
+
+    def sometimes(self: Benchmark, cell: benchmark.Cell) -> object:
+        if cell.arm == "scratch":
+            raise RuntimeError("out of memory")
+        return finish(self, cell)
+
+    monkeypatch.setattr(Benchmark, "finish", sometimes)
+    with pytest.raises(ShortfallError, match=r"2 of 5 cells failed: fc_ef-scratch-050-0 \(out of memory\)"):
+        run_benchmark(options)
+    assert len(list((options.out / "cells").iterdir())) == 3
+
+
+def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    given = replace(options, lists=tmp_path / "lists")
+    with pytest.raises(ConfigError, match=r"50\.txt: cannot be read"):
+        Benchmark(given).few(50, 0)
+    (tmp_path / "lists" / "50.txt").write_text("train1\ntrain2.png\n")
+    assert Benchmark(given).few(50, 0).names == ("train1.png", "train2.png")
+    five, ten = (set(Benchmark(options).few(share, 3).names) for share in (25, 50))
+    assert five < ten, "smaller lists are parts of larger ones"
+    for wrong, message in (
+        ({"detectors": ["unet"]}, "detectors is"),
+        ({"test_split": "train"}, "test_split is"),
+        ({"pretraining": {"scratch": "x"}}, "pretraining is"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_benchmark(replace(options, **wrong))  # type: ignore[arg-type]
+
+
+def test_command(options: BenchmarkOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: squares\npairs: {options.pairs}\ndetectors: [fc_ef]\nshares: [100]\nseeds: [0]\n"
+        "scratch_learning_rates: [0.001]\nrun: {num_workers: 0}\n"
+        "pretrain: {num_steps: 1}\nfinetune: {crop_size: 64, batch_size: 4, num_steps: 1, warmup_steps: 0}\n"
+    )
+    assert command(["benchmark", "--config", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    assert "| fc_ef | 100 % | scratch | 1 |" in capsys.readouterr().out
+    assert command(["benchmark", "--out", str(tmp_path / "out")]) == 2
+
+
+def test_constants_flags_and_gains(options: BenchmarkOptions) -> None:
+    scores = constant_scores(load_pairs(options.pairs, "test"))
+    assert scores["nothing changed"].f1 is None and scores["all changed"].recall == 1
+    assert flags(scores["all changed"])["collapsed"] == "all changed"
+    assert flags(scores["nothing changed"])["collapsed"] == "nothing changed"
+    assert flags(ChangeScores(10, 5, 5, 80))["collapsed"] is None
+    base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None}
+    cells = [{**base, "arm": "scratch", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.4))]
+    cells += [{**base, "arm": "far", "seed": i, "f1": f} for i, f in enumerate((0.7, 0.71))]
+    cells += [{**base, "arm": "near", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5))]
+    rows = {row["arm"]: row for row in summarise(cells)}
+    assert rows["far"]["certain"] and rows["far"]["gain"] == pytest.approx(0.355)
+    assert not rows["near"]["certain"]
+
+
+def test_outcomes_in_colour() -> None:
+    prediction, label = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
+    picture = outcome(prediction, label)
+    assert len({tuple(pixel) for pixel in picture[0]}) == 4 and not picture[0, 3].any()
