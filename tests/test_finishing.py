@@ -187,3 +187,27 @@ def test_a_filter_that_drops_everything_says_so(options: GenerateOptions, reader
         run.generate(replace(options, filter=FilterOptions(reader, min_score=1.0)))
     with pytest.raises(ConfigError, match=r"filter\.action is 'keep'; allowed: score, drop, resample"):
         run.generate(replace(options, filter=FilterOptions(reader, action="keep")))
+
+
+@pytest.mark.parametrize("method", ["copy_paste", "recolour", "patch_exchange"])
+def test_rivals_change_only_changed_ground(options: GenerateOptions, method: str) -> None:
+    run.generate(replace(options, method=method))
+    run.generate(replace(options, method=method, out=options.out.with_name("again")))
+    pairs, again = ca.load_pairs(options.out), ca.load_pairs(options.out.with_name("again"))
+    source = ca.load_source(options.source, tile_size=64)
+    for i in range(len(pairs)):
+        pair = pairs[i]
+        assert np.array_equal(pair.image_t2, again[i].image_t2)
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
+        if method != "patch_exchange":
+            assert np.array_equal(pair.image_t1[~pair.change_mask], pair.image_t2[~pair.change_mask])
+        if method == "patch_exchange" or not pair.change_mask.any():
+            continue
+        # tiles are painted by class: a pixel of the new class has its class's colour
+        wanted = int(pair.mask_t2[pair.change_mask][0])
+        chosen = pair.change_mask & (pair.mask_t2 == wanted)
+        colours = np.concatenate([t.image[t.mask == wanted] for t in (source[j] for j in range(len(source)))])
+        assert np.abs(pair.image_t2[chosen].mean(0) - colours.mean(0)).max() < 25
+    assert any(pairs[i].change_mask.any() for i in range(len(pairs)))
+    with pytest.raises(ConfigError, match="method is 'magic'"):
+        run.generate(replace(options, method="magic"))

@@ -10,6 +10,8 @@ from changeanywhere.events import EventOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 
+METHODS = ("diffusion", "copy_paste", "recolour", "patch_exchange")
+
 
 @dataclass(frozen=True)
 class SimulateOptions:
@@ -94,6 +96,8 @@ class GenerateOptions(SimulateOptions):
     """``mini`` (in the package) or a model folder."""
     masks_t2: Path | None = None
     """Folder of your own second masks, named like the source's masks and in its legend; no events are simulated."""
+    method: str = "diffusion"
+    """How date 2 is made: ``diffusion``; for comparison ``copy_paste``, ``recolour``, ``patch_exchange``."""
     sampler: str | None = None
     """ddim, dpmsolver++ or unipc."""
     num_steps: int | None = None
@@ -143,6 +147,13 @@ class GenerateOptions(SimulateOptions):
                 not (self.random_order and self.targets.class_pairs),
                 "false with targets.class_pairs, which have a direction",
             ),
+            (
+                "filter.action",
+                self.filter.action,
+                self.method == "diffusion" or self.filter.action != "resample",
+                "score, drop where method is not diffusion: there is no other noise",
+            ),
+            ("method", self.method, self.method in METHODS, ", ".join(METHODS)),
             ("batch_size", self.batch_size, self.batch_size > 0, "1 or more"),
             ("num_threads", self.num_threads, self.num_threads is None or self.num_threads > 0, "1 or more"),
             ("stretch", self.stretch, len(self.stretch) == 2, "two percentiles"),

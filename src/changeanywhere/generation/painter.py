@@ -26,6 +26,7 @@ from changeanywhere.generation.nuisances import Pixels
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair, change_of, settings_of
 from changeanywhere.generation.prepare import event_settings, open_tiles, plan_settings
+from changeanywhere.generation.rivals import paint_rival
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import pair_record
 from changeanywhere.sample import ChangePair, ChangePlan, SourceSample
@@ -91,6 +92,7 @@ class Painter:
             "batch_size": options.batch_size,
             "num_threads": self.num_threads,
             "stretch": options.stretch,
+            "method": options.method,
             "reconstruct_t1": options.reconstruct_t1,
             "paste_back": options.paste_back,
             "random_order": options.random_order,
@@ -120,7 +122,12 @@ class Painter:
         latents = self.pipeline.encode(pixels)
         if self.options.reconstruct_t1:
             pixels = self.pipeline.decode(latents).cpu()
-        painted = self._draw(latents, plans, [pair.seed for pair in pairs])
+        if self.options.method == "diffusion":
+            painted = self._draw(latents, plans, [pair.seed for pair in pairs])
+        else:
+            rivals = [paint_rival(self.options.method, *both, self.source) for both in zip(samples, plans, strict=True)]
+            plans = [plan for _, plan in rivals]
+            painted = torch.from_numpy(np.stack([image for image, _ in rivals])).permute(0, 3, 1, 2)
         batch = [Painting(*parts) for parts in zip(pairs, samples, plans, pixels, painted, strict=True)]
         if self.filter is not None:
             batch = self._filtered(batch, latents, self.filter)

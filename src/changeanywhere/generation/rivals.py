@@ -1,0 +1,128 @@
+"""Cheaper ways to a second date, for comparison in the same harness: same tiles, same events, same files.
+
+``copy_paste``: changed ground gets real pixels of its new class from another tile (copy-paste augmentation, Ghiasi et
+al. 2021). ``recolour``: changed ground keeps its texture and takes mean and spread of its new class's colours.
+``patch_exchange``: whole windows of another tile, whatever they show; what differs in the masks is the change (after
+I3PE, Chen et al. 2023, which clusters instead of reading masks). None of them needs a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from changeanywhere.events.scene import describe
+from changeanywhere.generation.nuisances import Pixels
+from changeanywhere.sample import ChangePlan, SourceSample, change_mask_of
+from changeanywhere.sources import Source
+
+DONOR_TILES = 24
+"""Tiles that are looked at for pixels of a class."""
+PLACES = 32
+"""Places that are tried in each of them; the one with most pixels of the class is taken."""
+WINDOW = 0.25
+"""Side of an exchanged window, share of the tile."""
+MIN_SPREAD = 1e-3
+MIN_PIXELS = 64
+
+
+def paint_rival(
+    method: str, sample: SourceSample, plan: ChangePlan, source: Source
+) -> tuple[npt.NDArray[np.float32], ChangePlan]:
+    """Image t2 float32 ``[H, W, C]`` in [-1, 1], and its plan (another one only for ``patch_exchange``)."""
+    rng = np.random.default_rng([plan.seed, 53])
+    image = _pixels(sample)
+    if method == "patch_exchange":
+        return _exchange_windows(image, sample, plan, source, rng)
+    fill = _copied if method == "copy_paste" else _recoloured
+    result = image.copy()
+    for class_index in np.unique(plan.mask_t2[plan.change_mask]):
+        components, count = ndimage.label(plan.change_mask & (plan.mask_t2 == class_index), np.ones((3, 3)))
+        for number, box in zip(range(1, count + 1), ndimage.find_objects(components), strict=True):
+            shape = components[box] == number
+            result[box][shape] = fill(image, box, shape, int(class_index), sample, source, rng)
+    return result, plan
+
+
+def _pixels(sample: SourceSample) -> Pixels:
+    pixels: Pixels = sample.normalisation.apply(sample.image).clip(-1, 1)
+    return pixels
+
+
+def _copied(
+    image: Pixels,
+    box: tuple[slice, ...],
+    shape: npt.NDArray[np.bool_],
+    class_index: int,
+    sample: SourceSample,
+    source: Source,
+    rng: np.random.Generator,
+) -> Pixels:
+    """Pixels ``[N, C]`` of another tile; ground of another class there takes the nearest pixel of the class."""
+    height, width = shape.shape
+    best_share, best = 0.0, (sample, 0, 0)
+    for _ in range(DONOR_TILES):
+        donor = int(rng.integers(len(source)))
+        own = source.read_mask(donor) == class_index
+        if not own.any() or source.items[donor].key == sample.item.key:
+            continue
+        for _ in range(PLACES):
+            top, left = rng.integers(own.shape[0] - height + 1), rng.integers(own.shape[1] - width + 1)
+            share = float((own[top : top + height, left : left + width] & shape).sum() / shape.sum())
+            if share > best_share:
+                best_share, best = share, (source.read(donor), int(top), int(left))
+        if best_share == 1:
+            break
+    if not best_share:  # no other tile has the class: colours of this one
+        return _recoloured(image, box, shape, class_index, sample, source, rng)
+    donor_sample, top, left = best
+    window = slice(top, top + height), slice(left, left + width)
+    foreign = donor_sample.mask[window] != class_index
+    nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
+    filled: Pixels = _pixels(donor_sample)[window][tuple(nearest)][shape]
+    return filled
+
+
+def _recoloured(
+    image: Pixels,
+    box: tuple[slice, ...],
+    shape: npt.NDArray[np.bool_],
+    class_index: int,
+    sample: SourceSample,
+    source: Source,
+    rng: np.random.Generator,
+) -> Pixels:
+    """Pixels ``[N, C]`` with the mean and spread that the class has in this tile, else in another one."""
+    there = image[sample.mask == class_index]
+    for _ in range(DONOR_TILES):
+        if len(there) >= MIN_PIXELS:
+            break
+        donor = source.read(int(rng.integers(len(source))))
+        there = _pixels(donor)[donor.mask == class_index]
+    own = image[box][shape]
+    if not len(there):
+        return own
+    scaled = (own - own.mean(0)) / np.maximum(own.std(0), MIN_SPREAD)
+    recoloured: Pixels = (scaled * there.std(0) + there.mean(0)).clip(-1, 1).astype(np.float32)
+    return recoloured
+
+
+def _exchange_windows(
+    image: Pixels, sample: SourceSample, plan: ChangePlan, source: Source, rng: np.random.Generator
+) -> tuple[Pixels, ChangePlan]:
+    """One to three windows of another tile at the same place."""
+    other = source.read(int(rng.integers(len(source))))
+    height, width = sample.mask.shape
+    size = round(height * WINDOW), round(width * WINDOW)
+    result, mask = image.copy(), sample.mask.copy()
+    for _ in range(int(rng.integers(1, 4))):
+        top, left = rng.integers(height - size[0] + 1), rng.integers(width - size[1] + 1)
+        window = slice(top, top + size[0]), slice(left, left + size[1])
+        result[window], mask[window] = _pixels(other)[window], other.mask[window]
+    mask[(sample.mask == 0) | (mask == 0)] = 0
+    mask = np.where(mask == 0, sample.mask, mask).astype(np.uint8)  # unknown ground never changes
+    change = change_mask_of(sample.mask, mask)
+    return result, replace(plan, mask_t2=mask, change_mask=change, events=describe("patch_exchange", sample.mask, mask))
