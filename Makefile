@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow lint types readme bench-events clean
+.PHONY: install demo test test-slow test-faults lint types readme bench-events clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Fifty SIGKILLs over a run of 200 pairs.
+test-faults: install
+	$(BIN)/python -m pytest -m faults tests/test_faults.py
 
 lint: install
 	$(BIN)/ruff check

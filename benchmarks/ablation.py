@@ -53,7 +53,7 @@ PAIRS = [
     *(Sampling(free_fraction=free) for free in (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)),
     *(Sampling(known_noise="fresh", free_fraction=free) for free in (0.0, 0.1)),
     *(Sampling(dilate_cells=cells) for cells in (1, 2)),
-    *(Sampling(guidance_scale=scale) for scale in (1.5, 2.0)),
+    *(Sampling(guidance_scale=scale) for scale in (1.5, 2.0, 3.0)),
 ]
 BATCH = 8
 
@@ -78,6 +78,7 @@ class Ablation:
         self.features = load_features(device, BATCH)
         self.real_features = self.features(self.images)
         self.plans = self._plans(arguments.num_pairs)
+        self.num_tiles: int = arguments.num_tiles
         self.real_pairs = read_real_pairs(arguments.real_pairs)
         self.metric = ShiftTolerantLPIPS()
         self._real_shifts: np.ndarray | None = None
@@ -110,12 +111,13 @@ class Ablation:
     def measure_images(self, sampling: Sampling) -> dict[str, Any]:
         """Everything is repainted: what the mask alone gives."""
         everywhere = np.ones_like(self.masks[0], bool)
-        items = [(i, ChangePlan(mask, everywhere, (), 1000 + i)) for i, mask in enumerate(self.masks)]
+        chosen = np.unique(np.linspace(0, len(self.masks) - 1, self.num_tiles).astype(int))
+        items = [(int(i), ChangePlan(self.masks[i], everywhere, (), 1000 + int(i))) for i in chosen]
         painted, seconds = self.paint(items, sampling)
         ours, theirs = Confusion(self.pipe.legend.num_classes), Confusion(self.pipe.legend.num_classes)
-        for confusion, images in ((ours, painted), (theirs, self.images)):
-            for mask, read in zip(self.masks, self.judge(images), strict=True):
-                confusion.add(mask, read)
+        for confusion, images in ((ours, painted), (theirs, [self.images[i] for i in chosen])):
+            for i, read in zip(chosen, self.judge(images), strict=True):
+                confusion.add(self.masks[i], read)
         distance = kid(self.features(painted), self.real_features)
         self._row("images", sampling, painted[:: max(1, len(painted) // 8)][:8])
         return {
@@ -198,6 +200,7 @@ def main() -> None:
     parser.add_argument("--real-pairs", type=Path, required=True, help="A/ and B/ of real, mostly unchanged pairs")
     parser.add_argument("--model", default="mini", help="mini or a model folder")
     parser.add_argument("--num-pairs", type=int, default=96, help="pairs per setting")
+    parser.add_argument("--num-tiles", type=int, default=165, help="tiles per setting whose masks alone are painted")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; finished settings are kept")
     parser.add_argument("--parts", nargs="*", default=["images", "pairs"], help="images, pairs or both")
     arguments = parser.parse_args()

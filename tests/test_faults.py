@@ -1,0 +1,114 @@
+"""Real processes, really killed: whatever happens, the same command completes the set to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import write_source
+
+PROGRAM = str(Path(sys.executable).parent / "changeanywhere")
+
+
+def arguments(source: Path, model: Path, out: Path, num_pairs: int) -> list[str]:
+    shape = ["--tile-size", "64", "--num-steps", "2", "--shard-size", "4", "--batch-size", "2", "--num-threads", "1"]
+    named = ["--source", str(source), "--model", str(model), "--out", str(out), "--num-pairs", str(num_pairs)]
+    return [PROGRAM, "generate", *named, *shape, "--events.min-area", "16", "--dtype", "float32"]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+    """Exit code and what stands on stderr."""
+    _, errors = process.communicate(timeout=timeout)
+    return process.returncode, errors
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file but the report, which names the folder."""
+    files = (f for f in folder.rglob("*") if f.is_file() and f.name not in ("report.html", ".lock"))
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def kill_at_random(tmp_path: Path, model: Path, num_pairs: int, num_kills: int) -> None:
+    source = write_source(tmp_path / "source", num_tiles=10)
+    whole = tmp_path / "whole"
+    begun = time.monotonic()
+    assert finish(start(arguments(source, model, whole, num_pairs)), 600)[0] == 0
+    length = time.monotonic() - begun
+    rng = np.random.default_rng(0)
+    for round_number in range(100):
+        out = tmp_path / f"broken{round_number}"
+        # Kills are spread over start, plan, shards and the lists at the end; each run gets a few before it may finish.
+        for _ in range(min(5, num_kills)):
+            process = start(arguments(source, model, out, num_pairs))
+            try:
+                finish(process, float(rng.uniform(0, length)))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                finish(process)
+            num_kills -= 1
+        code, errors = finish(start(arguments(source, model, out, num_pairs)), 600)
+        assert code == 0, errors
+        assert tree(out) == tree(whole)
+        if num_kills <= 0:
+            return
+
+
+def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path: Path, tiny_model_folder: Path) -> None:
+    kill_at_random(tmp_path, tiny_model_folder, num_pairs=24, num_kills=3)
+
+
+@pytest.mark.faults
+def test_fifty_kills(tmp_path: Path, tiny_model_folder: Path) -> None:
+    kill_at_random(tmp_path, tiny_model_folder, num_pairs=200, num_kills=50)
+
+
+def test_a_polite_kill_is_one_line_and_keeps_what_is_finished(tmp_path: Path, tiny_model_folder: Path) -> None:
+    source, out = write_source(tmp_path / "source", num_tiles=10), tmp_path / "out"
+    process = start(arguments(source, tiny_model_folder, out, 40))
+    while process.poll() is None and not list((out / "shards").glob("*.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, errors = finish(process)
+    message = [line for line in errors.splitlines() if "error" in line]
+    assert code == 1 and len(message) == 1 and "interrupted" in message[0]
+    assert "Traceback" not in errors and list((out / "shards").glob("*.json"))
+
+
+def test_two_processes_on_one_folder(tmp_path: Path, tiny_model_folder: Path) -> None:
+    source, out = write_source(tmp_path / "source", num_tiles=10), tmp_path / "out"
+    first = start(arguments(source, tiny_model_folder, out, 40))
+    while first.poll() is None and not (out / "plan" / "settings.json").exists():
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGSTOP)  # holds the folder for as long as the second one looks
+    code, errors = finish(start(arguments(source, tiny_model_folder, out, 40)))
+    os.kill(first.pid, signal.SIGCONT)
+    assert code == 2 and errors.count("\n") == 1 and "another process" in errors
+    assert finish(first)[0] == 0
+
+
+def test_a_source_file_that_vanishes_loses_nothing(tmp_path: Path, tiny_model_folder: Path) -> None:
+    source, out = write_source(tmp_path / "source", num_tiles=10), tmp_path / "out"
+    process = start(arguments(source, tiny_model_folder, out, 40))
+    while process.poll() is None and not list((out / "shards").glob("*.json")):
+        time.sleep(0.02)
+    image = sorted((source / "images").iterdir())[-1]
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])  # cut, as by a full disk
+    code, errors = finish(process)
+    assert code == 2 and image.name in errors and "Traceback" not in errors
+    image.write_bytes(content)
+    for folder in (out, tmp_path / "whole"):
+        assert finish(start(arguments(source, tiny_model_folder, folder, 40)))[0] == 0
+    assert tree(out) == tree(tmp_path / "whole")
