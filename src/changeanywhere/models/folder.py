@@ -84,7 +84,10 @@ def load_first_stage(folder: Path, dtype: torch.dtype = torch.float32) -> FirstS
     """Read ``first_stage/``; :class:`ModelError` if it is not one."""
     vq_model = _load_part(lambda: _from_pretrained(VQModel, folder, torch.float32), folder)
     statistics = _load_part(lambda: json.loads((folder / "latent_statistics.json").read_text()), folder)
-    first_stage = FirstStage(vq_model, statistics["latent_mean"], statistics["latent_std"])
+    try:
+        first_stage = FirstStage(vq_model, statistics["latent_mean"], statistics["latent_std"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / 'latent_statistics.json'}: no latent_mean and latent_std") from error
     cast_keeping_codebook(first_stage, dtype)
     return first_stage.eval()
 

@@ -149,6 +149,9 @@ def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
         known = {tuple(map(int, colour)) for colour in [*[c.color for c in legend.classes], (0, 0, 0)]}
         if all(i < len(palette) and tuple(map(int, palette[i])) in known for i in used):
             return _by_colour(palette[whole], legend, path)
+    if np.issubdtype(whole.dtype, np.floating) and not np.array_equal(whole, np.rint(whole)):
+        value = whole[whole != np.rint(whole)].flat[0]  # NaN is unequal to everything
+        raise LegendError(f"{path}: mask value {value} is not a class; allowed: 0 (unknown) to {legend.num_classes}")
     low, high = int(whole.min(initial=0)), int(whole.max(initial=0))
     if low < 0 or high > legend.num_classes:
         raise LegendError(

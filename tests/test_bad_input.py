@@ -1,0 +1,281 @@
+"""A corpus of broken input: each ends in one clear line and exit code 2, and nothing outside the output is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+
+from changeanywhere.cli import run as command
+from conftest import write_source
+
+Spoil = Callable[[Path, Path], None]
+"""Breaks (source folder, model folder)."""
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+MASK = np.ones((64, 64), np.uint8)
+JUNK = {
+    "empty": b"",
+    "text": b"this is no image\n",
+    "html": b"<!doctype html><html><body>404 not found</body></html>",
+    "json": b'{"type": "FeatureCollection", "features": []}',
+    "zip": b"PK\x03\x04" + bytes(100),
+    "elf": b"\x7fELF" + bytes(200),
+    "pickle": pickle.dumps({"a": 1}),
+    "noise": RNG.bytes(500),
+}
+
+
+def encoded(array: np.ndarray, suffix: str) -> bytes:
+    if suffix == "tif":
+        with rasterio.io.MemoryFile() as memory, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            bands = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+            with memory.open(driver="GTiff", height=64, width=64, count=len(bands), dtype=array.dtype) as file:
+                file.write(bands)
+            return bytes(memory.read())
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, {"png": "PNG", "jpg": "JPEG"}[suffix])
+    return buffer.getvalue()
+
+
+def put(what: str, suffix: str, content: bytes) -> Spoil:
+    """Replace the first image or mask by a file of these bytes."""
+
+    def spoil(source: Path, _: Path) -> None:
+        old = min((source / what).iterdir())
+        old.unlink()
+        old.with_suffix(f".{suffix}").write_bytes(content)
+
+    return spoil
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it is 60,000 px wide and high."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def text(name: str, content: str) -> Spoil:
+    def spoil(source: Path, _: Path) -> None:
+        (source / name).write_text(content)
+
+    return spoil
+
+
+def model_file(name: str, content: bytes | None = None, keep: float = 1.0) -> Spoil:
+    def spoil(_: Path, model: Path) -> None:
+        file = model / name
+        old = file.read_bytes()
+        file.write_bytes(old[: int(len(old) * keep)] if content is None else content)
+
+    return spoil
+
+
+def structure(how: str) -> Spoil:
+    def spoil(source: Path, _: Path) -> None:
+        images, masks = source / "images", source / "masks"
+        first = min(images.iterdir())
+        if how == "no images":
+            shutil.rmtree(images)
+        elif how == "no masks":
+            shutil.rmtree(masks)
+        elif how == "empty images":
+            shutil.rmtree(images)
+            images.mkdir()
+        elif how == "missing mask":
+            (masks / first.name).unlink()
+        elif how == "image is a folder":
+            first.unlink()
+            first.mkdir()
+        elif how == "link to itself":
+            first.unlink()
+            first.symlink_to(first)
+        elif how == "link to nowhere":
+            first.unlink()
+            first.symlink_to(source / "nowhere.png")
+        elif how == "two images of one name":
+            shutil.copy(first, first.with_suffix(".jpg"))
+
+    return spoil
+
+
+def cases() -> dict[str, Spoil]:
+    found: dict[str, Spoil] = {}
+    for what, array in (("images", PIXELS), ("masks", MASK)):
+        for suffix in ("png", "tif") if what == "masks" else ("png", "jpg", "tif"):
+            whole = encoded(array, suffix)
+            for share in (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+                found[f"{what} {suffix} cut at {share}"] = put(what, suffix, whole[: int(len(whole) * share)])
+            for name, content in JUNK.items():
+                found[f"{what} {suffix} is {name}"] = put(what, suffix, content)
+            for seed in range(6):
+                noise = np.random.default_rng(seed).bytes(400)
+                found[f"{what} {suffix} header and noise {seed}"] = put(what, suffix, whole[:24] + noise)
+        found[f"{what} bomb"] = put(what, "png", bomb())
+    for size in (16, 32, 63, 65, 128):
+        found[f"mask of {size} px"] = put("masks", "png", encoded(np.ones((size, size), np.uint8), "png"))
+    for value in (8, 9, 11, 50, 100, 127, 128, 200, 254, 255):
+        stray = MASK.copy()
+        stray[3, 5] = value
+        found[f"mask value {value}"] = put("masks", "png", encoded(stray, "png"))
+        found[f"mask value {value} tif"] = put("masks", "tif", encoded(stray, "tif"))
+    for colour in ((1, 2, 3), (254, 0, 0), (0, 0, 1), (12, 200, 7)):
+        painted = np.zeros((64, 64, 3), np.uint8)
+        painted[...] = colour
+        found[f"mask colour {colour}"] = put("masks", "png", encoded(painted, "png"))
+    found["mask of fractions"] = put("masks", "tif", encoded(np.full((64, 64), 0.5, np.float32), "tif"))
+    found["mask of NaN"] = put("masks", "tif", encoded(np.full((64, 64), np.nan, np.float32), "tif"))
+    found["mask of negative numbers"] = put("masks", "tif", encoded(np.full((64, 64), -1, np.int16), "tif"))
+    found["mask of large numbers"] = put("masks", "tif", encoded(np.full((64, 64), 300, np.uint16), "tif"))
+    found["image of one band"] = put("images", "tif", encoded(PIXELS[..., 0], "tif"))
+    for how in (
+        "no images", "no masks", "empty images", "missing mask", "image is a folder", "link to itself",
+        "link to nowhere", "two images of one name",
+    ):  # fmt: skip
+        found[how] = structure(how)
+    legends = {
+        "no json": "classes: [",
+        "a list": "[1, 2]",
+        "a number": "7",
+        "null": "null",
+        "empty": "",
+        "no classes": '{"name": "x", "classes": []}',
+        "two of one name": json.dumps(
+            {
+                "name": "x",
+                "classes": [
+                    {"index": 1, "name": "a", "color": [0, 0, 0]},
+                    {"index": 2, "name": "a", "color": [1, 1, 1]},
+                ],
+            }
+        ),
+        "no colour": '{"name": "x", "classes": [{"index": 1, "name": "a"}]}',
+        "wrong colour": '{"name": "x", "classes": [{"index": 1, "name": "a", "color": [0, 0, 999]}]}',
+        "index 0": '{"name": "x", "classes": [{"index": 0, "name": "a", "color": [0, 0, 9]}]}',
+        "index 300": '{"name": "x", "classes": [{"index": 300, "name": "a", "color": [0, 0, 9]}]}',
+        "foreign names": '{"name": "x", "classes": [{"index": 1, "name": "lava", "color": [0, 0, 9]}]}',
+        "bytes": "\udcff".encode("utf-8", "surrogatepass").decode("latin-1"),
+    }
+    for name, content in legends.items():
+        found[f"legend {name}"] = text("legend.json", content)
+    parts = ("denoiser", "first_stage", "mask_encoder")
+    for part in parts:
+        weights = f"{part}/diffusion_pytorch_model.safetensors"
+        for keep in (0.0, 0.001, 0.01, 0.3, 0.9, 0.999):
+            found[f"model {part} cut at {keep}"] = model_file(weights, keep=keep)
+        for name, content in JUNK.items():
+            found[f"model {part} is {name}"] = model_file(weights, content)
+    for name in ("model.json", "legend.json", "denoiser/config.json", "first_stage/latent_statistics.json"):
+        for junk in ("empty", "text", "json", "noise"):
+            found[f"model {name} is {junk}"] = model_file(name, JUNK[junk])
+    return found
+
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("good"), num_tiles=2)
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    files = (file for file in folder.rglob("*") if file.name != "out")
+    return {str(f.relative_to(folder)): f.read_bytes() if f.is_file() else None for f in files}
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(CASES) >= 200
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_and_exit_code_2(
+    name: str, good: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, model = tmp_path / "source", tmp_path / "model"
+    shutil.copytree(good, source)
+    shutil.copytree(tiny_model_folder, model)
+    CASES[name](source, model)
+    before = snapshot(tmp_path)
+    out = tmp_path / "out"
+    arguments = ["generate", "--source", str(source), "--model", str(model), "--out", str(out), "--tile-size", "64"]
+    code = command([*arguments, "--num-steps", "1", "--events.min-area", "16", "--num-threads", "1"])
+    message = capsys.readouterr().err
+    errors = [line for line in message.splitlines() if "planning" not in line and "painting" not in line]
+    assert code == 2, f"{name}: {code} {message}"
+    assert len(errors) == 1 and errors[0].startswith("changeanywhere: error: "), errors
+    assert "Traceback" not in message and len(errors[0]) < 700
+    assert {k: v for k, v in snapshot(tmp_path).items() if not k.startswith("out/")} == before
+
+
+CONFIGS = {
+    "unknown key": "no_such_option: 1\n",
+    "wrong type": "num_pairs: many\n",
+    "a list": "- 1\n- 2\n",
+    "broken yaml": "num_pairs: [1\n",
+    "python object": "num_pairs: !!python/object/apply:os.system ['touch HACKED']\n",
+    "python name": "source: !!python/name:os.system\n",
+    "negative": "num_pairs: -3\n",
+    "not a number": "free_fraction: .nan\n",
+    "nested wrong": "events: {min_area: tiny}\n",
+    "nested unknown": "events: {size: 3}\n",
+    "class path": "events: {class_path: os.system, init_args: {command: touch HACKED}}\n",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations(
+    name: str,
+    good: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIGS[name])
+    arguments = ["generate", "--config", "config.yaml", "--source", str(good), "--model", str(tiny_model_folder)]
+    assert command([*arguments, "--out", "out", "--tile-size", "64", "--num-steps", "1"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Traceback" not in message
+    assert not (tmp_path / "HACKED").exists()
+
+
+def test_hostile_names_stay_inside(good: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Dots, spaces, newlines and markup in file names: what is written lies in the output folder, and is read back."""
+    source, out = tmp_path / "source", tmp_path / "deep" / "out"
+    shutil.copytree(good, source)
+    names = ["..%2f..%2fx", "a..b", "-rf", "<script>alert(1)<script>", "ü ü", "x;y&z"]
+    first = min((source / "images").iterdir())
+    for name in names:
+        for folder in ("images", "masks"):
+            shutil.copy(source / folder / first.name, source / folder / f"{name}.png")
+    arguments = ["generate", "--source", str(source), "--model", str(tiny_model_folder), "--out", str(out)]
+    code = command(
+        [*arguments, "--tile-size", "64", "--num-steps", "1", "--events.min-area", "16", "--num-threads", "1"]
+    )
+    assert code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "deep"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"out"}
+    assert "<script>" not in (out / "report.html").read_text().replace("<script>\n", "")
+    records = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    keys = {record["source_key"] for record in records}
+    assert len(keys) == len(names) + 2, "each tile keeps a name of its own"
+    assert all(key == Path(key).name for key in keys)
