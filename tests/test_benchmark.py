@@ -137,3 +137,13 @@ def test_outcomes_in_colour() -> None:
     prediction, label = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
     picture = outcome(prediction, label)
     assert len({tuple(pixel) for pixel in picture[0]}) == 4 and not picture[0, 3].any()
+
+
+@pytest.mark.parametrize("name", ["benchmark-paper", "benchmark-levir-small"])
+def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They parse and pass every check; what stops them here is that the dataset is elsewhere."""
+    recipe = Path(__file__).parents[1] / "recipes" / f"{name}.yaml"
+    missing = str(tmp_path / "missing")
+    arguments = ["benchmark", "--config", str(recipe), "--pairs", missing, "--out", str(tmp_path / "out")]
+    assert command(arguments) == 2
+    assert capsys.readouterr().err == f"changeanywhere: error: {missing}: no such folder\n"
