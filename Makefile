@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults lint types readme bench-events clean
+.PHONY: install demo test test-slow test-faults lint types readme bench-events quality clean
 
 install: $(INSTALLED)
 
@@ -44,6 +44,21 @@ readme: install
 
 bench-events: install
 	$(BIN)/python benchmarks/events.py --masks ../shared/data/landcover/train/masks
+
+# Everything in docs/quality.md, from the judge to the tables, in runs/ (about two hours on two cores; resumes).
+DATA := ../shared/data
+TILES := --source $(DATA)/landcover/val --licences '[CC0-1.0,CC-BY-4.0]'
+JUDGED := --judge runs/judge/segmenter
+SET := --num-pairs 120 --seed 1 --batch-size 8 --targets.no-change 0.25
+quality: install
+	$(BIN)/changeanywhere train segmenter --config recipes/judge.yaml --out runs/judge
+	$(BIN)/changeanywhere generate $(TILES) $(SET) --out runs/quality/default
+	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TILES) $(SET) --out runs/quality/realistic
+	for set in default realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
+	  --real-pairs $(DATA)/naip_bitemporal --out runs/quality/$$set-evaluation || exit; done
+	$(BIN)/changeanywhere evaluate --model mini $(TILES) $(JUDGED) --num-images 165 --out runs/quality/mini-evaluation
+	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \
+	  --real-pairs $(DATA)/naip_bitemporal --num-pairs 64 --num-tiles 48 --out runs/ablation
 
 clean:
 	rm -rf .venv demo build dist

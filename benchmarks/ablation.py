@@ -54,6 +54,8 @@ PAIRS = [
     *(Sampling(known_noise="fresh", free_fraction=free) for free in (0.0, 0.1)),
     *(Sampling(dilate_cells=cells) for cells in (1, 2)),
     *(Sampling(guidance_scale=scale) for scale in (1.5, 2.0, 3.0)),
+    Sampling(guidance_scale=2.0, dilate_cells=1),
+    Sampling(guidance_scale=2.0, dilate_cells=1, free_fraction=0.3),
 ]
 BATCH = 8
 
