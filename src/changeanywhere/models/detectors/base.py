@@ -123,6 +123,17 @@ class FusionConv(ConvNormAct):
         return self.finish(total)
 
 
+def mix_layers(channels: int, inner: int) -> nn.Sequential:
+    """Feed-forward with a depthwise 3×3 convolution, which tells positions where they are (SegFormer's Mix-FFN)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, inner, 1),
+        nn.Conv2d(inner, inner, 3, padding=1, groups=inner),
+        nn.GELU(),
+        nn.Identity(),  # dropout of rate 0 in the reference
+        nn.Conv2d(inner, channels, 1),
+    )
+
+
 def resize(x: Tensor, size: torch.Size) -> Tensor:
     """Bilinear, pixel centres not aligned at the corners."""
     if x.shape[2:] == size:

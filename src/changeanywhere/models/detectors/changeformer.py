@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from changeanywhere.models.detectors.base import ConvNormAct, Detector, FCNHead, FusionConv
+from changeanywhere.models.detectors.base import ConvNormAct, Detector, FCNHead, FusionConv, mix_layers
 
 HEADS, PATCHES, STRIDES, REDUCTIONS = (1, 2, 5, 8), (7, 3, 3, 3), (4, 2, 2, 2), (8, 4, 2, 1)
 BLOCKS = 2
@@ -78,14 +78,7 @@ class MixFFN(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = width * MLP_RATIO
-        self.layers = nn.Sequential(
-            nn.Conv2d(width, inner, 1),
-            nn.Conv2d(inner, inner, 3, padding=1, groups=inner),
-            nn.GELU(),
-            nn.Identity(),  # dropout of rate 0 in the reference
-            nn.Conv2d(inner, width, 1),
-        )
+        self.layers = mix_layers(width, width * MLP_RATIO)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         """``[B, hw, width]`` → the same."""

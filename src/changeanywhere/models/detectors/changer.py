@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from changeanywhere.models.detectors.base import ConvNormAct, Detector, FCNHead, FusionConv
+from changeanywhere.models.detectors.base import ConvNormAct, Detector, FCNHead, FusionConv, mix_layers
 from changeanywhere.models.detectors.resnet import WIDTHS, ResNet18
 
 CHANNELS = 128
@@ -57,13 +57,7 @@ class MixFFN(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 1),
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
-            nn.GELU(),
-            nn.Identity(),  # dropout of rate 0 in the reference
-            nn.Conv2d(channels, channels, 1),
-        )
+        self.layers = mix_layers(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` → the same."""
