@@ -45,16 +45,17 @@ readme: install
 bench-events: install
 	$(BIN)/python benchmarks/events.py --masks ../shared/data/landcover/train/masks
 
-# Everything in docs/quality.md, from the judge to the tables, in runs/ (about two hours on two cores; resumes).
+# Everything in docs/quality.md, from the judge to the tables, in runs/ (hours on two cores; resumes).
 DATA := ../shared/data
 TILES := --source $(DATA)/landcover/val --licences '[CC0-1.0,CC-BY-4.0]'
 JUDGED := --judge runs/judge/segmenter
-SET := --num-pairs 120 --seed 1 --batch-size 8 --targets.no-change 0.25
+SET := --seed 1 --batch-size 8 --targets.no-change 0.25
 quality: install
 	$(BIN)/changeanywhere train segmenter --config recipes/judge.yaml --out runs/judge
-	$(BIN)/changeanywhere generate $(TILES) $(SET) --out runs/quality/default
-	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TILES) $(SET) --out runs/quality/realistic
-	for set in default realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
+	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --guidance-scale 1 --dilate-cells 0 \
+	  --out runs/quality/plain
+	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TILES) $(SET) --num-pairs 120 --out runs/quality/realistic
+	for set in plain realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --out runs/quality/$$set-evaluation || exit; done
 	$(BIN)/changeanywhere evaluate --model mini $(TILES) $(JUDGED) --num-images 165 --out runs/quality/mini-evaluation
 	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.diffusion.pipeline import ChangePairPipeline, to_uint8
 from changeanywhere.evaluation.differences import boundary_contrast
 from changeanywhere.evaluation.distances import bootstrap_mean, frechet, kid
 from changeanywhere.evaluation.figures import Figure, estimated, share_of_ceiling
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader, to_tensor
 from changeanywhere.evaluation.scores import Confusion, Mask
+from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
@@ -45,13 +46,11 @@ def paint(
     channels = pipe.first_stage.latent_mean.numel()
     for start in range(0, len(masks), options.batch_size):
         part = torch.from_numpy(np.stack(masks[start : start + options.batch_size]).astype(np.int64))
-        height, width = part.shape[1] // 4, part.shape[2] // 4
+        height, width = (side // DOWNSAMPLING for side in part.shape[1:])
         nothing_known = torch.zeros(len(part), channels, height, width)
         everywhere = torch.ones(part.shape, dtype=torch.bool)
         latents = pipe.paint(nothing_known, part, everywhere, seeds[start : start + len(part)], sampling)
-        decoded = pipe.decode(latents)[:, :3]
-        pixels = decoded.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        yield list(pixels)
+        yield list(to_uint8(pipe.decode(latents)[:, :3]))
 
 
 def evaluate_model(

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from changeanywhere.generation.fidelity import EROSION
+
 MIN_SHARE = 0.01
 """Classes below this share of the pixels are left out of a mean IoU."""
-EROSION = 2
-"""Pixels taken off an instance before its recall: the border itself is nobody's."""
 NEIGHBOURS = 5
 """Real instances of nearest size that one painted instance is held against."""
 

@@ -8,7 +8,7 @@ I3PE, Chen et al. 2023, which clusters instead of reading masks). None of them n
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,20 @@ MIN_SPREAD = 1e-3
 MIN_PIXELS = 64
 
 
+@dataclass(frozen=True)
+class Spot:
+    """Changed ground of one class: one component, and where pixels for it may come from."""
+
+    own: Pixels
+    """Its pixels at date 1 ``[N, C]``."""
+    shape: npt.NDArray[np.bool_]
+    """In its box."""
+    class_index: int
+    sample: SourceSample
+    source: Source
+    rng: np.random.Generator
+
+
 def paint_rival(
     method: str, sample: SourceSample, plan: ChangePlan, source: Source
 ) -> tuple[npt.NDArray[np.float32], ChangePlan]:
@@ -43,7 +57,7 @@ def paint_rival(
         components, count = ndimage.label(plan.change_mask & (plan.mask_t2 == class_index), np.ones((3, 3)))
         for number, box in zip(range(1, count + 1), ndimage.find_objects(components), strict=True):
             shape = components[box] == number
-            result[box][shape] = fill(image, box, shape, int(class_index), sample, source, rng)
+            result[box][shape] = fill(Spot(image[box][shape], shape, int(class_index), sample, source, rng))
     return result, plan
 
 
@@ -52,22 +66,15 @@ def _pixels(sample: SourceSample) -> Pixels:
     return pixels
 
 
-def _copied(
-    image: Pixels,
-    box: tuple[slice, ...],
-    shape: npt.NDArray[np.bool_],
-    class_index: int,
-    sample: SourceSample,
-    source: Source,
-    rng: np.random.Generator,
-) -> Pixels:
+def _copied(spot: Spot) -> Pixels:
     """Pixels ``[N, C]`` of another tile; ground of another class there takes the nearest pixel of the class."""
+    shape, class_index, source, rng = spot.shape, spot.class_index, spot.source, spot.rng
     height, width = shape.shape
-    best_share, best = 0.0, (sample, 0, 0)
+    best_share, best = 0.0, (spot.sample, 0, 0)
     for _ in range(DONOR_TILES):
         donor = int(rng.integers(len(source)))
         own = source.read_mask(donor) == class_index
-        if not own.any() or source.items[donor].key == sample.item.key:
+        if not own.any() or source.items[donor].key == spot.sample.item.key:
             continue
         for _ in range(PLACES):
             top, left = rng.integers(own.shape[0] - height + 1), rng.integers(own.shape[1] - width + 1)
@@ -77,7 +84,7 @@ def _copied(
         if best_share == 1:
             break
     if not best_share:  # no other tile has the class: colours of this one
-        return _recoloured(image, box, shape, class_index, sample, source, rng)
+        return _recoloured(spot)
     donor_sample, top, left = best
     window = slice(top, top + height), slice(left, left + width)
     foreign = donor_sample.mask[window] != class_index
@@ -86,23 +93,15 @@ def _copied(
     return filled
 
 
-def _recoloured(
-    image: Pixels,
-    box: tuple[slice, ...],
-    shape: npt.NDArray[np.bool_],
-    class_index: int,
-    sample: SourceSample,
-    source: Source,
-    rng: np.random.Generator,
-) -> Pixels:
+def _recoloured(spot: Spot) -> Pixels:
     """Pixels ``[N, C]`` with the mean and spread that the class has in this tile, else in another one."""
-    there = image[sample.mask == class_index]
+    there = _pixels(spot.sample)[spot.sample.mask == spot.class_index]
     for _ in range(DONOR_TILES):
         if len(there) >= MIN_PIXELS:
             break
-        donor = source.read(int(rng.integers(len(source))))
-        there = _pixels(donor)[donor.mask == class_index]
-    own = image[box][shape]
+        donor = spot.source.read(int(spot.rng.integers(len(spot.source))))
+        there = _pixels(donor)[donor.mask == spot.class_index]
+    own = spot.own
     if not len(there):
         return own
     scaled = (own - own.mean(0)) / np.maximum(own.std(0), MIN_SPREAD)

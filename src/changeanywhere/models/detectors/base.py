@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """Base of all detectors.
 
     A subclass gives :meth:`heads` and keeps the parameter names of the reference implementation (Open-CD), so that its
@@ -32,10 +34,10 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
+    @abstractmethod
     def heads(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
         """Normalised images ``[B, 3, H, W]``, sides divisible by 32 → logits ``[B, 2, h, w]`` of the head, then of the
         auxiliary heads, each at its own resolution."""
-        raise NotImplementedError
 
     def forward_normalised(self, first: Tensor, second: Tensor) -> Tensor:
         """Normalised images ``[B, 3, H, W]``, sides divisible by 32 → logits ``[B, 2, H, W]``."""
