@@ -225,6 +225,36 @@ def test_one_line_and_exit_code_2(
     assert {k: v for k, v in snapshot(tmp_path).items() if not k.startswith("out/")} == before
 
 
+WHOLE_SOURCE = ("model ", "legend ", "no images", "no masks", "empty images")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(WHOLE_SOURCE)])
+def test_on_error_skip_goes_on_and_says_what_it_left_out(
+    name: str, good: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(good, source)
+    CASES[name](source, tiny_model_folder)
+    arguments = ["simulate", "--source", str(source), "--out", str(out), "--tile-size", "64", "--num-pairs", "1"]
+    assert command([*arguments, "--events.min-area", "16", "--on-error", "skip"]) == 0, capsys.readouterr().err
+    assert "left out: 1" in capsys.readouterr().out
+    (line,) = (out / "skipped.txt").read_text().splitlines()
+    assert line.startswith(str(source))
+    assert len(list((out / "label").iterdir())) == 1
+
+
+def test_nothing_left_is_an_error_even_with_skip(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(good, source)
+    for image in (source / "images").iterdir():
+        image.write_bytes(JUNK["noise"])
+    arguments = ["simulate", "--source", str(source), "--out", str(tmp_path / "out"), "--tile-size", "64"]
+    assert command([*arguments, "--on-error", "skip"]) == 2
+    assert "no tile can be read" in capsys.readouterr().err
+
+
 CONFIGS = {
     "unknown key": "no_such_option: 1\n",
     "wrong type": "num_pairs: many\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def test_fifty_kills(tmp_path: Path, tiny_model_folder: Path) -> None:
     kill_at_random(tmp_path, tiny_model_folder, num_pairs=200, num_kills=50)
 
 
-def test_a_polite_kill_is_one_line_and_keeps_what_is_finished(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_a_polite_kill_finishes_the_shard(tmp_path: Path, tiny_model_folder: Path) -> None:
     source, out = write_source(tmp_path / "source", num_tiles=10), tmp_path / "out"
     process = start(arguments(source, tiny_model_folder, out, 40))
     while process.poll() is None and not list((out / "shards").glob("*.json")):
@@ -83,7 +84,12 @@ def test_a_polite_kill_is_one_line_and_keeps_what_is_finished(tmp_path: Path, ti
     code, errors = finish(process)
     message = [line for line in errors.splitlines() if "error" in line]
     assert code == 1 and len(message) == 1 and "interrupted" in message[0]
-    assert "Traceback" not in errors and list((out / "shards").glob("*.json"))
+    assert "Traceback" not in errors
+    finished = [json.loads(marker.read_text())["files"] for marker in sorted((out / "shards").glob("*.json"))]
+    assert 0 < len(finished) < 10, "stopped in the middle"
+    written = {str(f.relative_to(out)) for name in ("A", "B", "label") for f in (out / name).iterdir()}
+    named = {name for files in finished for name in files if name.split("/")[0] in ("A", "B", "label")}
+    assert written == named, "no file without its marker: the shard that was being painted is whole"
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -14,6 +14,7 @@ from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError, OutputError, ShortfallError, SourceError
 from changeanywhere.generation import run as generation
 from changeanywhere.generation.options import GenerateOptions
+from changeanywhere.generation.plan import PlannedPair
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.sample import change_mask_of
 
@@ -96,6 +97,25 @@ def test_interrupted_run_ends_with_the_same_bytes(options: GenerateOptions, monk
         assert {k: v for k, v in tree(out).items() if k != "report.html"} == {
             k: v for k, v in unbroken.items() if k != "report.html"
         }
+
+
+def test_a_tile_is_encoded_once_for_all_its_pairs(options: GenerateOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, encode = [], ca.ChangePairPipeline.encode
+    monkeypatch.setattr(
+        ca.ChangePairPipeline, "encode", lambda self, images: (sizes.append(len(images)), encode(self, images))[1]
+    )
+    generation.generate(change(options, num_pairs=12, shard_size=4, batch_size=4))  # 6 tiles, 2 pairs each
+    assert sizes == [2, 2, 2]
+
+
+def test_records_come_in_the_order_of_their_keys_from_shards_that_overlap(tmp_path: Path) -> None:
+    keys = [["a_0", "a_2", "a_10"], ["a_1_0", "a_1_1"], ["b_0"], ["a_0_0"]]
+    shards = []
+    for number, names in enumerate(keys):
+        shards.append([PlannedPair(name, "tile", 0, None, 0, number) for name in names])
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        (tmp_path / "shards" / f"{number:05d}.json").write_text(json.dumps({"records": [{"key": n} for n in names]}))
+    assert [r["key"] for r in generation._records(tmp_path, shards)] == sorted(n for names in keys for n in names)
 
 
 def test_a_shard_with_a_missing_file_is_made_again(options: GenerateOptions) -> None:

@@ -13,6 +13,7 @@ from changeanywhere.sample import change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.sources.files import read_info
 from changeanywhere.sources.layouts import find_layout
+from changeanywhere.sources.problems import Problems
 
 MAX_SAMPLES = 64  # tiles or pairs whose pixels are read; spread evenly
 
@@ -104,7 +105,7 @@ def _pairs(folder: Path) -> str:
 
 def _source(folder: Path) -> str:
     try:
-        first = read_info(find_layout(folder).entries[0].image)
+        first = read_info(find_layout(folder, Problems(skip=False)).entries[0].image)
         tile_size = max(16, min(256, first.height // 16 * 16, first.width // 16 * 16))
         source = open_source(folder, SourceOptions(tile_size=tile_size))
     except ChangeAnywhereError as error:

@@ -17,6 +17,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from changeanywhere.errors import ChangeAnywhereError
@@ -91,6 +92,7 @@ def _generate(arguments: list[str]) -> None:
         )
     else:
         print(f"nothing to do: all {report.num_pairs} pairs are there")
+    _print_skipped(report.skipped, options.out)
     if report.num_dropped:
         print(f"dropped by the filter: {report.num_dropped}")
     print(f"dataset: {report.out}")
@@ -105,12 +107,18 @@ def _simulate(arguments: list[str]) -> None:
 
     report = simulate_source(options)
     _print_targets(report.reached)
+    _print_skipped(report.skipped, options.out)
     print(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
 
 
 def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
     for name, asked, reached in rows:
         print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
+
+
+def _print_skipped(lines: Sequence[str], out: Path) -> None:
+    if lines:
+        print(f"left out: {len(lines)} that could not be read, listed in {out / 'skipped.txt'}")
 
 
 def _train(arguments: list[str]) -> None:

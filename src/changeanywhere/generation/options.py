@@ -9,6 +9,7 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
+from changeanywhere.sources.base import ON_ERROR
 
 METHODS = ("diffusion", "copy_paste", "recolour", "patch_exchange")
 
@@ -37,6 +38,9 @@ class SimulateOptions:
     """1-based band numbers to read as red, green, blue; default: the first three."""
     licences: list[str] | None = None
     """Only tiles under these licences (as provenance.csv names them); default: all."""
+    on_error: str = "stop"
+    """At a tile that cannot be read: ``stop`` (one line, exit code 2), or ``skip``: read every tile first, leave out
+    the bad ones and list them in OUT/skipped.txt."""
     shard_size: int = 32
     """Pairs that are finished together: what an interruption can cost."""
     events: EventOptions = field(default_factory=EventOptions)
@@ -51,6 +55,7 @@ class SimulateOptions:
             ("num_pairs", self.num_pairs, self.num_pairs is None or self.num_pairs > 0, "1 or more"),
             ("pairs_per_image", self.pairs_per_image, self.pairs_per_image > 0, "1 or more"),
             ("shard_size", self.shard_size, self.shard_size > 0, "1 or more"),
+            ("on_error", self.on_error, self.on_error in ON_ERROR, ", ".join(ON_ERROR)),
             ("tile_size", self.tile_size, self.tile_size >= 16 and self.tile_size % 16 == 0, "a multiple of 16"),
             (
                 "learn_transitions",
@@ -122,8 +127,8 @@ class GenerateOptions(SimulateOptions):
     filter: FilterOptions = field(default_factory=FilterOptions)
     image_format: str = "png"
     """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
-    batch_size: int = 4
-    """Pairs painted at once."""
+    batch_size: int | None = None
+    """Pairs painted at once; default: that of the dataset begun, else 4 on the CPU, on a GPU what its memory takes."""
     device: str | None = None
     """cpu, cuda, …; default: cuda where there is one."""
     dtype: str | None = None
@@ -154,7 +159,7 @@ class GenerateOptions(SimulateOptions):
                 "score, drop where method is not diffusion: there is no other noise",
             ),
             ("method", self.method, self.method in METHODS, ", ".join(METHODS)),
-            ("batch_size", self.batch_size, self.batch_size > 0, "1 or more"),
+            ("batch_size", self.batch_size, self.batch_size is None or self.batch_size > 0, "1 or more"),
             ("num_threads", self.num_threads, self.num_threads is None or self.num_threads > 0, "1 or more"),
             ("stretch", self.stretch, len(self.stretch) == 2, "two percentiles"),
             ("image_format", self.image_format, self.image_format in ("png", "geotiff"), "png, geotiff"),

@@ -1,12 +1,12 @@
 """A model, a source and settings: paints planned pairs.
 
-tiles, events ─► encode ─► blended diffusion ─► decode ─► filter ─► finish ─► pairs with their records
+read: tiles, events  ─►  paint: encode ─► blended diffusion ─► decode ─► filter  ─►  finish: pairs with their records
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -27,11 +27,27 @@ from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair, change_of, settings_of
 from changeanywhere.generation.prepare import event_settings, open_tiles, plan_settings
 from changeanywhere.generation.rivals import paint_rival
+from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import pair_record
 from changeanywhere.sample import ChangePair, ChangePlan, SourceSample
 
+CPU_BATCH = 4
+GPU_BATCHES = (64, 48, 32, 24, 16, 8, 4, 2)
 SAMPLING_FIELDS = tuple(asdict(Sampling()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is painted together."""
+
+    pairs: list[PlannedPair]
+    samples: list[SourceSample]
+    plans: list[ChangePlan]
+    pixels: Tensor
+    """The tiles, each once: f32 ``[N, C, H, W]`` in [-1, 1]."""
+    rows: list[int]
+    """Row in ``pixels`` of each pair's tile."""
 
 
 @dataclass
@@ -68,6 +84,11 @@ class Painter:
             self.pipeline.default_sampling, **{name: value for name, value in given.items() if value is not None}
         )
         self.pipeline.check_sampling(self.sampling)
+        self.batch_size = int(
+            options.batch_size
+            or begun.get("batch_size")
+            or fitting_batch_size(self.pipeline, self.sampling, options.tile_size)
+        )
         multiple = self.pipeline.denoiser.size_multiple
         if options.tile_size % multiple:
             raise ConfigError(f"tile_size is {options.tile_size}; this model allows multiples of {multiple}")
@@ -89,7 +110,7 @@ class Painter:
         self.settings = asdict(self.sampling) | {
             "image_format": options.image_format,
             "dtype": self.dtype,
-            "batch_size": options.batch_size,
+            "batch_size": self.batch_size,
             "num_threads": self.num_threads,
             "stretch": options.stretch,
             "method": options.method,
@@ -113,25 +134,37 @@ class Painter:
             }
         )
 
-    def paint(self, pairs: Sequence[PlannedPair]) -> list[ChangePair]:
-        """Read, change, paint, filter and finish one batch; pairs that the filter drops are left out."""
-        samples = [self.source.read(pair.source_index) for pair in pairs]
+    def read(self, pairs: Sequence[PlannedPair]) -> Batch:
+        """Tiles and changes of one batch. Runs on a thread ahead of the device."""
+        tiles = {pair.source_index: self.source.read(pair.source_index) for pair in pairs}
         plans = [change_of(pair, self.source, self.second, self.events) for pair in pairs]
-        images = np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in samples])
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        latents = self.pipeline.encode(pixels)
-        if self.options.reconstruct_t1:
+        images = np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in tiles.values()])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        if self.pipeline.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        order = {index: row for row, index in enumerate(tiles)}
+        rows = [order[pair.source_index] for pair in pairs]
+        return Batch(list(pairs), [tiles[pair.source_index] for pair in pairs], plans, pixels, rows)
+
+    def paint(self, batch: Batch) -> list[Painting]:
+        """Paint and filter one batch; pairs that the filter drops are left out."""
+        samples, plans, pixels = batch.samples, batch.plans, batch.pixels
+        needed = self.options.method == "diffusion" or self.options.reconstruct_t1
+        latents = self.pipeline.encode(pixels) if needed else None  # once per tile, however many pairs it has
+        if self.options.reconstruct_t1 and latents is not None:
             pixels = self.pipeline.decode(latents).cpu()
-        if self.options.method == "diffusion":
-            painted = self._draw(latents, plans, [pair.seed for pair in pairs])
+        if self.options.method == "diffusion" and latents is not None:
+            latents = latents[batch.rows]
+            painted = self._draw(latents, plans, [pair.seed for pair in batch.pairs])
         else:
             rivals = [paint_rival(self.options.method, *both, self.source) for both in zip(samples, plans, strict=True)]
             plans = [plan for _, plan in rivals]
             painted = torch.from_numpy(np.stack([image for image, _ in rivals])).permute(0, 3, 1, 2)
-        batch = [Painting(*parts) for parts in zip(pairs, samples, plans, pixels, painted, strict=True)]
+        parts = zip(batch.pairs, samples, plans, pixels[batch.rows], painted, strict=True)
+        paintings = [Painting(*part) for part in parts]
         if self.filter is not None:
-            batch = self._filtered(batch, latents, self.filter)
-        return [self._pair(painting) for painting in batch]
+            paintings = self._filtered(paintings, latents, self.filter)
+        return paintings
 
     def _draw(self, latents: Tensor, plans: Sequence[ChangePlan], seeds: Sequence[int]) -> Tensor:
         """Images t2 f32 ``[B, C, H, W]``, on the CPU."""
@@ -139,7 +172,7 @@ class Painter:
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in plans]))
         return self.pipeline.decode(self.pipeline.paint(latents, masks, changes, seeds, self.sampling)).cpu()
 
-    def _filtered(self, batch: list[Painting], latents: Tensor, fidelity: FidelityFilter) -> list[Painting]:
+    def _filtered(self, batch: list[Painting], latents: Tensor | None, fidelity: FidelityFilter) -> list[Painting]:
         """Scores; poor pairs are painted again with other noise, or left out, as the options say."""
         settings = self.options.filter
         scores = fidelity.scores(torch.stack([p.image_t2 for p in batch]), [p.plan for p in batch])
@@ -154,6 +187,7 @@ class Painter:
             if not chosen:
                 break
             plans = [batch[i].plan for i in chosen]
+            assert latents is not None  # only diffusion resamples, says GenerateOptions.check
             images = self._draw(latents[chosen], plans, [pair_seed(p.seed, "attempt", attempt) for p in plans])
             for i, image, score in zip(chosen, images, fidelity.scores(images, plans), strict=True):
                 if (score or 0) > (batch[i].score or 0):
@@ -164,7 +198,8 @@ class Painter:
         sample = self.source.read(int(rng.integers(len(self.source))))
         return _shares(sample.normalisation.apply(sample.image).clip(-1, 1))
 
-    def _pair(self, painting: Painting) -> ChangePair:
+    def finish(self, painting: Painting) -> ChangePair:
+        """Paste-back, nuisances, order of the dates, record. Runs on a thread behind the device."""
         options, sample, plan = self.options, painting.sample, painting.plan
         finished = finish(
             _shares(painting.image_t1.permute(1, 2, 0).numpy()),
@@ -225,10 +260,22 @@ class Painter:
                 images.append(sample.normalisation.invert(image * 2 - 1, sample.image.dtype))
         return images
 
-    def batches(self, shard: Sequence[PlannedPair]) -> Iterator[Sequence[PlannedPair]]:
-        """A shard in batches; a pair's batch is part of the plan, since sums depend on it in the last bits."""
-        for start in range(0, len(shard), self.options.batch_size):
-            yield shard[start : start + self.options.batch_size]
+
+def fitting_batch_size(pipeline: ChangePairPipeline, sampling: Sampling, tile_size: int) -> int:
+    """Pairs that a GPU's memory takes at once, found by painting; on the CPU 4 (more is no faster)."""
+    if pipeline.device.type == "cpu":
+        return CPU_BATCH
+    side = tile_size // DOWNSAMPLING
+    for size in GPU_BATCHES:
+        latents = torch.zeros(size, pipeline.first_stage.latent_mean.numel(), side, side)
+        masks = torch.zeros(size, tile_size, tile_size, dtype=torch.int64)
+        try:
+            pipeline.decode(pipeline.paint(latents, masks, masks > 0, range(size), replace(sampling, num_steps=2)))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            continue
+        return size
+    return 1
 
 
 def _shares(image: Pixels) -> Pixels:

@@ -23,6 +23,7 @@ from changeanywhere.generation.plan import (
     save_plan,
     source_fingerprint,
 )
+from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source, SourceOptions, open_source
 
@@ -38,8 +39,15 @@ def open_tiles(options: SimulateOptions, masks: Path | None = None, stretch: Seq
             licences=tuple(options.licences) if options.licences else None,
             masks=masks,
             stretch=(stretch[0], stretch[1]),
+            on_error=options.on_error,
         ),
     )
+
+
+def note_skipped(out: Path, source: Source) -> None:
+    """Write ``skipped.txt``, a line per tile that was left out, if any was."""
+    if source.skipped:
+        atomic_write(out / "skipped.txt", "".join(f"{line}\n" for line in source.skipped).encode())
 
 
 def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:

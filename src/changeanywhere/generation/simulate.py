@@ -11,6 +11,7 @@ OUT/legend.json
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.options import SimulateOptions
 from changeanywhere.generation.plan import DatasetPlan, EventSettings, change_of
-from changeanywhere.generation.prepare import event_settings, get_plan, locked, open_tiles, plan_settings
+from changeanywhere.generation.prepare import event_settings, get_plan, locked, note_skipped, open_tiles, plan_settings
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_file, event_record
 from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.pairs.writer import write_labels
 from changeanywhere.progress import progress_bar
 from changeanywhere.sample import change_transitions
@@ -35,6 +37,8 @@ class SimulateReport:
     num_pairs: int
     reached: list[tuple[str, float, float]]
     """(target, share asked, share reached)"""
+    skipped: Sequence[str]
+    """Why tiles were left out, a line each (``on_error: skip``)."""
 
 
 def simulate_source(options: SimulateOptions) -> SimulateReport:
@@ -48,6 +52,7 @@ def simulate_source(options: SimulateOptions) -> SimulateReport:
     settings = event_settings(options, source)
     with locked(options.out):
         plan = get_plan(options, plan_settings(options, source), source, None, settings, save=True)
+        note_skipped(options.out, source)
         records = _write_labels(plan, source, settings, options.out)
         lines = [json.dumps(record) for record in sorted(records, key=lambda r: str(r["key"]))]
         atomic_write(options.out / "events.jsonl", ("\n".join(lines) + "\n").encode())
@@ -58,7 +63,10 @@ def simulate_source(options: SimulateOptions) -> SimulateReport:
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; missing: {parts}")
-    return SimulateReport(options.out, len(plan.pairs), options.targets.reached(records))
+    counts = SetSummary()
+    for record in records:
+        counts.add_change(record["transitions"], record["change_ratio"])
+    return SimulateReport(options.out, len(plan.pairs), options.targets.reached(counts), source.skipped)
 
 
 def _by_name(settings: EventSettings, source: Source) -> dict[str, list[int]]:

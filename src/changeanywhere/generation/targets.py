@@ -11,6 +11,7 @@ import numpy as np
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventRequest
 from changeanywhere.legend import Legend
+from changeanywhere.pairs.summary import SetSummary
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,18 @@ class SetTargets:
         together = changing + [EventRequest(no_change=True)] * quiet
         return [together[i] for i in rng.permutation(num_pairs)]
 
-    def reached(self, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-        """(what, share asked, share reached) for every target, from metadata records."""
-        count = max(len(records), 1)
+    def reached(self, counts: SetSummary) -> list[tuple[str, float, float]]:
+        """(what, share asked, share reached) for every target."""
+        count = max(counts.count, 1)
         rows = []
         if self.no_change:
-            rows.append(("no change", self.no_change, sum(not r["transitions"] for r in records) / count))
+            rows.append(("no change", self.no_change, counts.quiet / count))
+        ratios = np.asarray(counts.ratios)
         for text, share in self.ratios.items():
             low, high = _ratio(text)
-            rows.append((f"change ratio {text}", share, sum(low <= r["change_ratio"] < high for r in records) / count))
+            rows.append((f"change ratio {text}", share, int(((low <= ratios) & (ratios < high)).sum()) / count))
         for text, share in self.class_pairs.items():
-            rows.append((text, share, sum(list(r["transitions"]) == [text] for r in records) / count))
+            rows.append((text, share, counts.single[text] / count))
         return rows
 
 

@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.layout import SPLITS
+from changeanywhere.pairs.summary import SetSummary
 
 SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
 
 
-def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Counter[str]]:
-    """Counts over all records: pairs by kind, split and licence, changed pixels by class transition."""
-    transitions: Counter[str] = Counter()
-    for record in records:
-        transitions.update(record["transitions"])
-    return {
-        "kind": Counter(str(r["kind"]) for r in records),
-        "split": Counter(dict.fromkeys(SPLITS, 0)) + Counter(str(r["split"]) for r in records),
-        "licence": Counter(str(r["licence"]) for r in records),
-        "transitions": transitions,
-    }
-
-
-def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
+def dataset_card(legend: Legend, counts: SetSummary) -> str:
     """Markdown with YAML front matter."""
-    counts = summary(records)
-    licences = list(counts["licence"])
+    licences = list(counts.licences)
     hub_licence = SPDX_TO_HUB.get(licences[0], "other") if len(licences) == 1 else "other"
-    first = records[0]
-    splits = {name: counts["split"][name] for name in SPLITS}
-    ratios = sorted(float(r["change_ratio"]) for r in records)
-    changed = sum(counts["transitions"].values()) or 1
+    first = counts.first
+    splits = {name: counts.splits[name] for name in SPLITS}
+    ratios = sorted(counts.ratios)
+    changed = sum(counts.transitions.values()) or 1
     lines = [
         "---",
         f"license: {hub_licence}",
         "task_categories:\n- image-segmentation",
         "tags:\n- change-detection\n- remote-sensing\n- synthetic",
-        f"size_categories:\n- {_size_category(len(records))}",
+        f"size_categories:\n- {_size_category(counts.count)}",
         "---",
         "# Bi-temporal change-detection pairs",
         "",
-        f"{len(records)} pairs made by `changeanywhere generate` from single-date tiles of `{first['source']}`. "
-        f"{_dates(records)} is painted by a latent diffusion model: changed ground follows the new mask, "
+        f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of `{first['source']}`. "
+        f"{_dates(counts)} is painted by a latent diffusion model: changed ground follows the new mask, "
         "unchanged ground is kept and may get another light.",
         "",
         "The change masks agree with the semantic masks by construction (checked for every pair written). That the "
@@ -67,7 +52,7 @@ def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
         "",
         "## Counts",
         "",
-        f"Splits: {_join(splits)}. Events: {_join(dict(sorted(counts['kind'].items())))}. "
+        f"Splits: {_join(splits)}. Events: {_join(dict(sorted(counts.kinds.items())))}. "
         f"Share of changed pixels: median {ratios[len(ratios) // 2]:.2%}, "
         f"from {ratios[0]:.2%} to {ratios[-1]:.2%}.",
         "",
@@ -77,11 +62,11 @@ def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
         "",
         "| change | share of changed pixels |",
         "|---|---|",
-        *[f"| {name.replace('->', ' → ')} | {n / changed:.1%} |" for name, n in counts["transitions"].most_common(20)],
+        *[f"| {name.replace('->', ' → ')} | {n / changed:.1%} |" for name, n in counts.transitions.most_common(20)],
         "",
         "## Licences and credit",
         "",
-        *[f"- {licence}: {n} pairs (licence of the real tile)" for licence, n in sorted(counts["licence"].items())],
+        *[f"- {licence}: {n} pairs (licence of the real tile)" for licence, n in sorted(counts.licences.items())],
         "",
         "Method: Tang & Chen, *ChangeAnywhere: Sample Generation for Remote Sensing Change Detection via Semantic "
         "Latent Diffusion Model*, arXiv 2404.08892.",
@@ -96,11 +81,11 @@ def dataset_card(legend: Legend, records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _dates(records: Sequence[Mapping[str, Any]]) -> str:
-    exchanged = sum(record["real_date"] == 2 for record in records)
-    if not exchanged:
+def _dates(counts: SetSummary) -> str:
+    if not counts.exchanged:
         return "Date 1 is real. Date 2"
-    return f"In {len(records) - exchanged} pairs date 1 is real, in {exchanged} date 2. The other date"
+    real = counts.count - counts.exchanged
+    return f"In {real} pairs date 1 is real, in {counts.exchanged} date 2. The other date"
 
 
 def _join(values: Mapping[str, object]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from changeanywhere.errors import OutputError
 
@@ -17,20 +19,28 @@ SPLITS = ("train", "val", "test")
 SUFFIXES = {"png": ".png", "geotiff": ".tif"}
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step, so that a crash leaves the old file or the new one, never half of it.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write what becomes ``path`` in one step at the end, so that a crash leaves the old file or the new, never half.
 
     Raises :class:`OutputError` where it cannot be written (read-only folder, full disk).
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+        with part.open("wb") as target:
+            yield target
         part.replace(path)
     except OSError as error:
         with suppress(OSError):  # what stopped the write may stop this too
             part.unlink()
         raise OutputError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from error
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """:func:`atomic_file` for content that is at hand."""
+    with atomic_file(path) as target:
+        target.write(content)
 
 
 def content_hash(content: bytes) -> str:

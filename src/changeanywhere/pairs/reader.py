@@ -19,10 +19,35 @@ from changeanywhere.sample import ChangePair
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
+class Metadata:
+    """Records of a ``metadata.jsonl`` by key; in memory are only the places of the lines."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._places: dict[str, int] = {}
+        place = 0
+        with file.open("rb") as lines:
+            for line in lines:
+                try:
+                    self._places[json.loads(line)["key"]] = place
+                except (ValueError, KeyError, TypeError) as error:
+                    raise PairsError(f"{file}: damaged ({error})") from error
+                place += len(line)
+
+    def of(self, key: str) -> dict[str, Any]:
+        """The record of ``key``; empty if there is none."""
+        if key not in self._places:
+            return {}
+        with self._file.open("rb") as lines:
+            lines.seek(self._places[key])
+            record: dict[str, Any] = json.loads(lines.readline())
+        return record
+
+
 class PairDataset:
     """Map-style dataset of :class:`ChangePair` (a torch ``DataLoader`` takes it); files are read at access."""
 
-    def __init__(self, folder: Path, names: Sequence[str], metadata: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], metadata: Metadata | None = None) -> None:
         self.folder = folder
         self.names = tuple(names)
         self._metadata = metadata
@@ -40,7 +65,8 @@ class PairDataset:
             if array is not None and array.shape[:2] != first.shape[:2]:
                 raise PairsError(f"{self.folder / what / name}: {array.shape[:2]} px, image A has {first.shape[:2]}")
         key = Path(name).stem
-        return ChangePair(key, first, second, change_mask, masks[0], masks[1], self._metadata.get(key, {}))
+        record = self._metadata.of(key) if self._metadata else {}
+        return ChangePair(key, first, second, change_mask, masks[0], masks[1], record)
 
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
@@ -93,17 +119,8 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
         present = names
     if not present:
         raise PairsError(f"{root}: {'split ' + repr(split) if split else 'A/'} is empty")
-    return PairDataset(root, present, _metadata(root))
-
-
-def _metadata(root: Path) -> dict[str, dict[str, Any]]:
     file = root / "metadata.jsonl"
-    if not file.is_file():
-        return {}
-    try:
-        return {record["key"]: record for record in map(json.loads, file.read_text().splitlines())}
-    except (ValueError, KeyError) as error:
-        raise PairsError(f"{file}: damaged ({error})") from error
+    return PairDataset(root, present, Metadata(file) if file.is_file() else None)
 
 
 def _read(path: Path) -> npt.NDArray[Any]:

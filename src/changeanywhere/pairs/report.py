@@ -18,9 +18,9 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.card import summary
 from changeanywhere.pairs.layout import SPLITS, atomic_write
-from changeanywhere.pairs.reader import load_pairs
+from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.sample import ChangePair
 
 MAX_PAIRS = 48  # shown, spread evenly over the set: keeps the page below a few megabytes
@@ -28,36 +28,34 @@ SIDE = 256  # px; larger images are shown reduced
 HISTOGRAM_BINS = 20
 
 
-def write_report(root: Path) -> Path:
+def write_report(root: Path, counts: SetSummary) -> Path:
     """Write ``root/report.html`` from ``metadata.jsonl``, ``legend.json`` and the images; returns its path."""
     legend = Legend.load(root / "legend.json")
-    records = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
-    dataset = load_pairs(root)
-    places = {Path(name).stem: i for i, name in enumerate(dataset.names)}
-    shown = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, min(MAX_PAIRS, len(records))).astype(int))]
-    counts = summary(records)
+    places = set(np.unique(np.linspace(0, counts.count - 1, min(MAX_PAIRS, counts.count)).astype(int)).tolist())
+    with (root / "metadata.jsonl").open(encoding="utf-8") as lines:
+        shown = [json.loads(line) for i, line in enumerate(lines) if i in places]
+    pairs = PairDataset(root, [Path(record["A_file_name"]).name for record in shown])
     template = Template((resources.files("changeanywhere") / "assets" / "report.html").read_text())
     page = template.substitute(
         title=html.escape(f"Change-detection pairs: {root.resolve().name}"),
-        facts=_facts(records, counts),
+        facts=_facts(counts),
         classes="".join(_class_item(c.name, c.color) for c in legend.classes),
-        sheet_note=f"{len(shown)} of {len(records)} pairs, evenly spaced in the order of their keys, not chosen.",
-        pairs="".join(_pair(dataset[places[str(record["key"])]], record, legend) for record in shown),
-        matrix=_matrix(counts["transitions"], legend),
-        histogram=_histogram([float(record["change_ratio"]) for record in records]),
+        sheet_note=f"{len(shown)} of {counts.count} pairs, evenly spaced in the order of their keys, not chosen.",
+        pairs="".join(_pair(pairs[i], record, legend) for i, record in enumerate(shown)),
+        matrix=_matrix(counts.transitions, legend),
+        histogram=_histogram(counts.ratios),
         targets=_targets(root),
-        made=html.escape(_made(records[0])),
+        made=html.escape(_made(counts.first)),
     )
     atomic_write(root / "report.html", page.encode())
     return root / "report.html"
 
 
-def _facts(records: Sequence[Mapping[str, Any]], counts: Mapping[str, Counter[str]]) -> str:
-    ratios = [float(record["change_ratio"]) for record in records]
-    facts = [(str(len(records)), "pairs"), (f"{float(np.median(ratios)):.2%}", "changed pixels (median)")]
-    facts += [(str(n), kind) for kind, n in sorted(counts["kind"].items())]
-    facts += [(str(counts["split"][name]), name) for name in SPLITS]
-    facts += [(str(n), licence) for licence, n in sorted(counts["licence"].items())]
+def _facts(counts: SetSummary) -> str:
+    facts = [(str(counts.count), "pairs"), (f"{float(np.median(counts.ratios)):.2%}", "changed pixels (median)")]
+    facts += [(str(n), kind) for kind, n in sorted(counts.kinds.items())]
+    facts += [(str(counts.splits[name]), name) for name in SPLITS]
+    facts += [(str(n), licence) for licence, n in sorted(counts.licences.items())]
     return "".join(f'<div class="fact"><b>{html.escape(n)}</b>{html.escape(what)}</div>' for n, what in facts)
 
 

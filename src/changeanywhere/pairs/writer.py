@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,12 @@ from changeanywhere.pairs.layout import (
     MASK_FOLDERS,
     SPLITS,
     SUFFIXES,
+    atomic_file,
     atomic_write,
     content_hash,
 )
 from changeanywhere.pairs.report import write_report
+from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.sample import (
     ChangeMask,
     ChangePair,
@@ -39,6 +42,7 @@ from changeanywhere.sample import (
 
 PNG_LEVEL = 3  # zlib: half the time of the default level 6 for files 3 % larger
 ImageFormat = Literal["png", "geotiff"]
+Targets = list[tuple[str, float, float]]
 
 
 def check_labels(key: str, mask_t1: Mask, mask_t2: Mask, change_mask: ChangeMask) -> None:
@@ -160,25 +164,30 @@ def _kind(plan: ChangePlan) -> str:
 def finalise(
     root: Path,
     legend: Legend,
-    records: Sequence[Mapping[str, Any]],
-    targets: Sequence[tuple[str, float, float]] = (),
-) -> None:
-    """Write ``list/``, ``metadata.jsonl``, ``legend.json``, the dataset card and, last, ``report.html``.
+    records: Iterable[Mapping[str, Any]],
+    reached: Callable[[SetSummary], Targets] = lambda counts: [],
+) -> tuple[SetSummary, Targets]:
+    """Write ``metadata.jsonl``, ``list/``, ``legend.json``, the dataset card and, last, ``report.html``.
 
-    ``targets``: (name, share asked, share reached), written to ``targets.json`` where there are any.
+    ``records``: at least one, in the order of their keys; none is kept in memory. ``reached``: (target, share asked,
+    share reached) from the counts, written to ``targets.json`` where there are any.
     """
-    ordered = sorted(records, key=lambda record: str(record["key"]))
-    for split in SPLITS:
-        names = [Path(record["A_file_name"]).name for record in ordered if record["split"] == split]
-        atomic_write(root / "list" / f"{split}.txt", "".join(f"{name}\n" for name in names).encode())
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in ordered)
-    atomic_write(root / "metadata.jsonl", lines.encode())
+    counts = SetSummary()
+    with ExitStack() as files:
+        lists = {split: files.enter_context(atomic_file(root / "list" / f"{split}.txt")) for split in SPLITS}
+        lines = files.enter_context(atomic_file(root / "metadata.jsonl"))
+        for record in records:
+            counts.add(record)
+            lists[record["split"]].write(f"{Path(record['A_file_name']).name}\n".encode())
+            lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
     atomic_write(root / "legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
+    targets = reached(counts)
     if targets:
-        rows = [{"target": name, "asked": asked, "reached": reached} for name, asked, reached in targets]
+        rows = [{"target": name, "asked": asked, "reached": share} for name, asked, share in targets]
         atomic_write(root / "targets.json", (json.dumps(rows, indent=1) + "\n").encode())
-    atomic_write(root / "README.md", dataset_card(legend, ordered).encode())
-    write_report(root)
+    atomic_write(root / "README.md", dataset_card(legend, counts).encode())
+    write_report(root, counts)
+    return counts, targets
 
 
 def _put(path: Path, content: bytes) -> str:

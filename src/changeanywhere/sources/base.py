@@ -11,6 +11,8 @@ from changeanywhere.errors import ConfigError, SourceError
 from changeanywhere.legend import Legend, LegendMap, Mask, load_legend_map
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 
+ON_ERROR = ("stop", "skip")
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -29,7 +31,12 @@ class SourceOptions:
     masks: Path | None = None
     """Folder of other masks for the same images (``generate --masks-t2``); images without one are left out."""
 
+    on_error: str = "stop"
+    """At a tile that cannot be read: ``stop``, or ``skip`` (every tile is read once when the source is opened)."""
+
     def __post_init__(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise ConfigError(f"on_error is {self.on_error!r}; allowed: {', '.join(ON_ERROR)}")
         if self.tile_size < 16 or self.tile_size % 16:
             raise ConfigError(f"tile_size is {self.tile_size}; allowed: a multiple of 16 px")
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -46,6 +53,8 @@ class Source(ABC):
     name: str
     legend: Legend
     items: tuple[SourceItem, ...]
+    skipped: tuple[str, ...]
+    """Why tiles were left out, a line each (``on_error: skip``)."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -86,7 +95,7 @@ class _MappedSource(Source):
     def __init__(self, source: Source, mapping: LegendMap) -> None:
         self._source, self._mapping = source, mapping
         self.root, self.name, self.items = source.root, source.name, source.items
-        self.legend = mapping.target
+        self.legend, self.skipped = mapping.target, source.skipped
 
     def read_mask(self, index: int) -> Mask:
         return self._mapping.apply(self._source.read_mask(index))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from changeanywhere.errors import SourceError
 from changeanywhere.sources.files import SUFFIXES
+from changeanywhere.sources.problems import Problems
 
 MASK_FOLDERS = ("masks", "labels")
 SAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -36,12 +37,15 @@ class Layout:
     legend: str | None = None
 
 
-def find_layout(root: Path, masks: Path | None = None) -> Layout:
-    """Recognise ``root``; ``masks`` replaces its mask folders. :class:`SourceError` saying what was looked for."""
+def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> Layout:
+    """Recognise ``root``; ``masks`` replaces its mask folders. :class:`SourceError` saying what was looked for.
+
+    Images without mask and masks without image go to ``problems``.
+    """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
     for recognise in (_loveda, _openearthmap, _plain):
-        layout = recognise(root, masks)
+        layout = recognise(root, problems, masks)
         if layout is not None:
             if not layout.entries:
                 raise SourceError(f"{root}: no image with a mask in it")
@@ -52,13 +56,13 @@ def find_layout(root: Path, masks: Path | None = None) -> Layout:
     )
 
 
-def _plain(root: Path, masks: Path | None) -> Layout | None:
+def _plain(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     mask_folder = masks or next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
     if not (root / "images").is_dir() or mask_folder is None:
         return None
     provenance = _read_provenance(root)
     entries = []
-    for stem, image, mask in _match(root / "images", mask_folder, required=masks is None):
+    for stem, image, mask in _match(root / "images", mask_folder, problems, required=masks is None):
         row = provenance.get(stem, {})
         entries.append(
             Entry(
@@ -75,7 +79,7 @@ def _plain(root: Path, masks: Path | None) -> Layout | None:
     return Layout(name, tuple(entries))
 
 
-def _openearthmap(root: Path, masks: Path | None) -> Layout | None:
+def _openearthmap(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     """``REGION/images/*.tif``, ``REGION/labels/*.tif``; ``train.txt`` and ``val.txt`` name the files of each split.
 
     Its test images come without labels and are left out.
@@ -91,12 +95,12 @@ def _openearthmap(root: Path, masks: Path | None) -> Layout | None:
     entries = [
         Entry(stem, image, mask, stem, splits.get(stem), "CC-BY-NC-SA-4.0")
         for region in regions
-        for stem, image, mask in _match(region / "images", masks or region / "labels", required=False)
+        for stem, image, mask in _match(region / "images", masks or region / "labels", problems, required=False)
     ]
     return Layout("openearthmap", tuple(entries), "openearthmap")
 
 
-def _loveda(root: Path, masks: Path | None) -> Layout | None:
+def _loveda(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     """``Train|Val/Urban|Rural/images_png + masks_png``, or one of Train and Val itself. Test has no masks."""
     tops = [root] if root.name in ("Train", "Val") else [root / "Train", root / "Val"]
     areas = [top / area for top in tops for area in ("Urban", "Rural") if (top / area / "images_png").is_dir()]
@@ -104,37 +108,43 @@ def _loveda(root: Path, masks: Path | None) -> Layout | None:
         return None
     entries = []
     for area in areas:
-        for stem, image, mask in _match(area / "images_png", masks or area / "masks_png", required=masks is None):
+        for stem, image, mask in _match(
+            area / "images_png", masks or area / "masks_png", problems, required=masks is None
+        ):
             key = f"{area.parent.name}_{area.name}_{stem}".lower()
             entries.append(Entry(key, image, mask, key, area.parent.name.lower(), "CC-BY-NC-SA-4.0"))
     return Layout("loveda", tuple(entries), "loveda")
 
 
-def _match(images: Path, masks: Path, required: bool) -> list[tuple[str, Path, Path]]:
+def _match(images: Path, masks: Path, problems: Problems, required: bool) -> list[tuple[str, Path, Path]]:
     """(stem, image, mask) by equal stem, subfolders included.
 
-    ``required``: an image without mask is an error. A mask without image always is.
+    ``required``: an image without mask is a problem. A mask without image always is.
     """
     if not masks.is_dir():
         raise SourceError(f"{masks}: no such folder of masks")
-    image_files, mask_files = _by_stem(images), _by_stem(masks)
+    image_files, mask_files = _by_stem(images, problems), _by_stem(masks, problems)
     for stem, file in image_files.items():
         if required and stem not in mask_files:
-            raise SourceError(f"{file}: has no mask; expected {masks / stem}.png, .jpg or .tif")
+            problems.add(SourceError(f"{file}: has no mask; expected {masks / stem}.png, .jpg or .tif"))
     for stem, file in mask_files.items():
         if stem not in image_files:
-            raise SourceError(f"{file}: has no image; expected {images / stem}.png, .jpg or .tif")
-    return [(SAFE.sub("_", s.replace("/", "__")), image_files[s], mask_files[s]) for s in sorted(mask_files)]
+            problems.add(SourceError(f"{file}: has no image; expected {images / stem}.png, .jpg or .tif"))
+    return [
+        (SAFE.sub("_", s.replace("/", "__")), image_files[s], mask_files[s])
+        for s in sorted(mask_files.keys() & image_files)
+    ]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
             continue
         stem = file.relative_to(folder).with_suffix("").as_posix()
         if stem in files:
-            raise SourceError(f"{file}: same name as {files[stem].name} in the same folder; keep one")
+            problems.add(SourceError(f"{file}: same name as {files[stem].name} in the same folder; keep one"))
+            continue
         files[stem] = file
     return files
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from changeanywhere.errors import SourceError
+from changeanywhere.errors import InputError, SourceError
 from changeanywhere.legend import Legend, Mask, find_legend, load_legend
+from changeanywhere.progress import progress_bar
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 from changeanywhere.sources.base import Source, SourceOptions
 from changeanywhere.sources.files import (
@@ -23,6 +24,7 @@ from changeanywhere.sources.files import (
     read_valid,
 )
 from changeanywhere.sources.layouts import Entry, find_layout
+from changeanywhere.sources.problems import Problems
 
 DEFAULT_BANDS = (1, 2, 3)
 
@@ -37,7 +39,8 @@ class TileSource(Source):
     """Images with masks, cut into tiles of ``options.tile_size``; opening reads headers only."""
 
     def __init__(self, root: Path, options: SourceOptions) -> None:
-        layout = find_layout(root, options.masks)
+        problems = Problems(options.on_error == "skip")
+        layout = find_layout(root, problems, options.masks)
         self.root, self.name, self._options = root, layout.name, options
         self.legend = _legend_of(root, options, layout.legend)
         self._bands = options.bands or DEFAULT_BANDS
@@ -45,11 +48,17 @@ class TileSource(Source):
         for entry in layout.entries:
             if options.licences is not None and entry.licence not in options.licences:
                 continue
-            info = self._check(entry)
+            try:
+                info = self._check(entry)
+            except InputError as error:
+                problems.add(error)
+                continue
             gsd = entry.gsd_m if entry.gsd_m is not None else read_gsd(entry.image)
             for key, window in _windows(entry, info, options.tile_size):
                 item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd)
                 pairs.append((item, _Tile(entry, window)))
+        if not pairs and problems.found:
+            raise SourceError(f"{root}: no tile can be read; the first: {problems.found[0]}")
         if not pairs:
             raise SourceError(f"{root}: no tile under the licences {', '.join(options.licences or ())}")
         pairs.sort(key=lambda pair: pair[0].key)
@@ -58,6 +67,23 @@ class TileSource(Source):
         for before, after in zip(self.items, self.items[1:], strict=False):
             if before.key == after.key:
                 raise SourceError(f"{root}: two tiles would be called {after.key}; rename one of the files")
+        if problems.skip:
+            self._leave_out_unreadable(problems)
+        self.skipped = tuple(problems.found)
+
+    def _leave_out_unreadable(self, problems: Problems) -> None:
+        """Read every tile once."""
+        good = []
+        with progress_bar() as bar:
+            for index in bar.track(range(len(self.items)), description="checking tiles"):
+                try:
+                    self.read(index)
+                    good.append(index)
+                except InputError as error:
+                    problems.add(error)
+        if not good:
+            raise SourceError(f"{self.root}: no tile can be read; the first: {problems.found[0]}")
+        self.items, self._tiles = tuple(self.items[i] for i in good), [self._tiles[i] for i in good]
 
     def read_mask(self, index: int) -> Mask:
         tile = self._tiles[index]

@@ -1,0 +1,50 @@
+"""What a set of pairs is, counted record by record: memory does not grow with the records themselves."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from changeanywhere.pairs.layout import SPLITS
+
+
+class SetSummary:
+    """Counts over the records of ``metadata.jsonl``."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: Mapping[str, Any] = {}
+        """The first record: what all of them share (source, model, settings, versions)."""
+        self.kinds: Counter[str] = Counter()
+        self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
+        self.licences: Counter[str] = Counter()
+        self.transitions: Counter[str] = Counter()
+        """Changed pixels by class transition, "from->to"."""
+        self.single: Counter[str] = Counter()
+        """Pairs that show this one transition and no other."""
+        self.quiet = 0
+        """Pairs without a change."""
+        self.exchanged = 0
+        """Pairs whose second date is the real one."""
+        self.ratios = array("d")
+        """Share of changed pixels, by pair."""
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count one record."""
+        self.first = self.first or record
+        self.kinds[record["kind"]] += 1
+        self.splits[record["split"]] += 1
+        self.licences[record["licence"]] += 1
+        self.exchanged += record["real_date"] == 2
+        self.add_change(record["transitions"], record["change_ratio"])
+
+    def add_change(self, transitions: Mapping[str, int], ratio: float) -> None:
+        """Count the change of a pair alone (``simulate``, whose records have no more)."""
+        self.count += 1
+        self.transitions.update(transitions)
+        self.quiet += not transitions
+        if len(transitions) == 1:
+            self.single[next(iter(transitions))] += 1
+        self.ratios.append(ratio)
