@@ -12,12 +12,16 @@ import argparse
 import multiprocessing
 import resource
 import time
+from pathlib import Path
 
 import torch
 
 from changeanywhere.models.detectors import DETECTORS, build_detector
 from changeanywhere.models.first_stage import channels_last
+from changeanywhere.pairs import PairDataset, load_pairs
 from changeanywhere.training.detection import detection_loss
+from changeanywhere.training.pair_batches import training_batches
+from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 
 
 def measure(name: str, batch: int, threads: int, repeats: int) -> str:
@@ -55,6 +59,17 @@ def measure(name: str, batch: int, threads: int, repeats: int) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def loading(pairs: PairDataset, batch: int, workers: int, steps: int) -> float:
+    """Seconds per batch: reading, augmentation (256 px crops) and hand-over, nothing else running."""
+    recipe = DetectorRecipe(batch_size=batch, num_steps=steps + 1)
+    batches = iter(training_batches(pairs, recipe, RunRecipe(num_workers=workers), 0, range(batch)))
+    next(batches)  # starts the workers
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return (time.perf_counter() - started) / steps
+
+
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,6 +77,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="pairs")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=3, help="timed repetitions")
+    parser.add_argument("--pairs", type=Path, help="folder of pairs: how long a training batch of them takes to load")
     arguments = parser.parse_args()
     print("| detector | parameters | forward s | CPU s | GB | training step s | CPU s | GB |\n" + "|---" * 8 + "|")
     context = multiprocessing.get_context("spawn")
@@ -69,6 +85,11 @@ def main() -> None:
         with context.Pool(1) as pool:
             row = pool.apply(measure, (name, arguments.batch, arguments.threads, arguments.repeats))
         print(row, flush=True)
+    if arguments.pairs is not None:
+        torch.set_num_threads(1)
+        for workers in (0, 1, 2):
+            took = loading(load_pairs(arguments.pairs), arguments.batch, workers, 20)
+            print(f"loading, {workers} worker(s): {took:.2f} s per batch", flush=True)
 
 
 if __name__ == "__main__":

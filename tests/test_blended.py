@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.diffusion.windows import change_windows
 from changeanywhere.errors import ConfigError, InputError
 from changeanywhere.models.folder import noise_schedule
 from conftest import tiny_model
@@ -110,6 +113,51 @@ def test_changed_cells_are_never_unknown_cells() -> None:
     change[0, 0, 0] = True
     changed = changed_cells(change)
     assert unknown_cells(masks, changed).flatten().tolist() == [False, True, True, True]
+
+
+def test_windows_hold_the_change_and_lie_inside() -> None:
+    changed = torch.zeros(4, 1, 64, 32, dtype=torch.bool)
+    changed[0, :, 0:3, 30:32] = True  # a corner
+    changed[1, :, 20:50, 3:9] = True  # longer than the tile is wide
+    changed[3, :, 40, 16] = True
+    windows = change_windows(changed, margin=4, multiple=4)
+    assert [w.index for w in windows] == [0, 1, 3], "a pair without a change has no window"
+    for window in windows:
+        assert window.of(changed).sum() == changed[window.index].sum()
+        assert 0 <= window.row <= 64 - window.height and 0 <= window.column <= 32 - window.width
+    assert [(w.height, w.width) for w in windows] == [(16, 16), (40, 32), (16, 16)]
+
+
+def test_a_window_as_large_as_the_tile_changes_nothing() -> None:
+    sampling = Sampling(num_steps=6, free_fraction=0.0, guidance_scale=2.0)
+    whole = run(sampling)
+    torch.testing.assert_close(run(replace(sampling, window_margin=8)), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_paint_the_change_and_leave_the_rest() -> None:
+    known = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    masks = torch.randint(1, 8, (2, 64, 64), generator=torch.Generator().manual_seed(4))
+    changed = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    changed[0, :, 2:5, 2:4] = True  # pair 1 does not change
+
+    def paint(sampling: Sampling) -> Tensor:
+        nothing = torch.zeros_like(changed)
+        noise = NoiseStreams((1, 2), known.shape[1:])
+        return sample_latents(MODEL.denoiser, MODEL.schedule, masks, known, changed, nothing, noise, sampling)
+
+    held = paint(Sampling(num_steps=5, free_fraction=0.0, window_margin=2))
+    outside = ~changed.expand_as(known)
+    assert torch.equal(held[outside], known[outside])
+    assert not torch.allclose(held[~outside], known[~outside])
+    assert not torch.equal(paint(Sampling(num_steps=5, free_fraction=0.4, window_margin=2))[1], known[1])
+
+
+def test_windows_need_noise_that_is_the_same_at_every_call() -> None:
+    with pytest.raises(ConfigError, match="window_margin is 8; allowed: 0 with known_noise fresh"):
+        Sampling(known_noise="fresh", window_margin=8).check()
+    with pytest.raises(ConfigError, match="window_margin"):
+        Sampling("ddim", window_margin=8).check()
+    Sampling("ddim", eta=0.0, window_margin=8).check()
 
 
 def test_pipeline_on_arrays_single_and_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from changeanywhere.cli import run
 from conftest import write_source
 
 PROGRAM = str(Path(sys.executable).parent / "changeanywhere")
@@ -117,4 +119,38 @@ def test_a_source_file_that_vanishes_loses_nothing(tmp_path: Path, tiny_model_fo
     image.write_bytes(content)
     for folder in (out, tmp_path / "whole"):
         assert finish(start(arguments(source, tiny_model_folder, folder, 40)))[0] == 0
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("room", [0, 7, 23, 60])
+def test_a_full_disk_loses_nothing(
+    room: int,
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After ``room`` files every write fails half way, as on a full disk."""
+    source, out = write_source(tmp_path / "source", num_tiles=10), tmp_path / "out"
+    written, opened = [], Path.open
+
+    def open_on_a_full_disk(path: Path, *mode: str, **options: object) -> object:
+        file = opened(path, *mode, **options)
+        if path.suffix == ".part":
+            written.append(path)
+            if len(written) > room:
+                file.write(b"half")
+                file.close()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return file
+
+    command = arguments(source, tiny_model_folder, out, 12)[1:]
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", open_on_a_full_disk)
+        assert run(command) == 2
+    message = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(message) == 1 and "No space left on device" in message[0] and len(written) > room
+    assert not list(out.rglob("*.part")), "nothing half written stays behind"
+    assert run(command) == 0
+    assert run(arguments(source, tiny_model_folder, tmp_path / "whole", 12)[1:]) == 0
     assert tree(out) == tree(tmp_path / "whole")

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from changeanywhere.diffusion.samplers import SAMPLERS, build_sampler, forget_history
+from changeanywhere.diffusion.samplers import SAMPLERS, build_sampler
+from changeanywhere.diffusion.windows import change_windows, cut
 from changeanywhere.errors import ConfigError
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
@@ -41,6 +42,13 @@ class Sampling:
     """Stochasticity of DDIM: 1 = DDPM-like (reference), 0 = deterministic. Ignored by the other samplers."""
     dilate_cells: int = 0
     """Latent cells (4 px) by which the repainted part reaches over the change mask."""
+    window_margin: int = 0
+    """Latent cells around the change that the network sees until the free tail; 0 = the whole tile."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the sampler draws no noise of its own."""
+        return self.sampler != "ddim" or self.eta == 0
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
@@ -52,6 +60,13 @@ class Sampling:
             ("known_noise", self.known_noise, self.known_noise in KNOWN_NOISE, ", ".join(KNOWN_NOISE)),
             ("eta", self.eta, 0 <= self.eta <= 1, "0 to 1"),
             ("dilate_cells", self.dilate_cells, 0 <= self.dilate_cells <= 16, "0 to 16"),
+            ("window_margin", self.window_margin, self.window_margin >= 0, "0 and more"),
+            (
+                "window_margin",
+                self.window_margin,
+                not self.window_margin or (self.known_noise == "fixed" and self.is_deterministic),
+                "0 with known_noise fresh, and with ddim where eta is above 0",
+            ),
         ]
         for name, value, allowed, what in checks:
             if not allowed:
@@ -123,45 +138,96 @@ def sample_latents(
     Before call i at timestep t_i, while i < int(N·(1 − free_fraction)): x = M ⊙ x + (1 − M) ⊙ q(known, t_i) (eq. 6,
     with one mask M = ``changed``). Afterwards only ``unknown`` cells are still held. With ``free_fraction`` 0 the
     known latent is put back clean at the end; unknown cells always are. ``on_step(i, x)`` sees the input of each call.
+
+    With ``window_margin`` the held calls go to a window around each change alone: outside of it, and in pairs without
+    a change, x is q(known, t) whatever the network says.
     """
-    sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps, known.device)
-    predict = _guided(denoiser, masks_t2, sampling.guidance_scale)
-    alphas = schedule.alphas_cumprod.to(known.device)
-    held_calls = int(sampling.num_steps * (1 - sampling.free_fraction))
-    known_noise = None
+    conditions = _conditions(denoiser, masks_t2, sampling.guidance_scale)
+    known_noise = noise.draw("known").to(known) if sampling.known_noise == "fixed" else None
+    calls = _Calls(denoiser, schedule, sampling, noise, on_step)
+    held_calls = range(int(sampling.num_steps * (1 - sampling.free_fraction)))
     x = noise.draw("start").to(known)
-    for i, timestep in enumerate(sampler.timesteps):
-        free = i >= held_calls
-        held = unknown if free else ~changed
-        if i == held_calls:
-            forget_history(sampler)
-        if bool(held.any()):
-            if known_noise is None or sampling.known_noise == "fresh":
-                known_noise = noise.draw("known").to(known)
-            alpha = alphas[int(timestep)]
-            x = torch.where(held, alpha.sqrt() * known + (1 - alpha).sqrt() * known_noise, x)
-        if on_step is not None:
-            on_step(i, x)
-        prediction = predict(x, timestep.expand(len(x)))
-        x = _step(sampler, prediction, timestep, x, sampling.eta, noise)
+    if not sampling.window_margin:
+        x = calls.run(held_calls, x, known, known_noise, ~changed, conditions)
+    elif held_calls:
+        assert known_noise is not None  # says Sampling.check
+        started, x = x, calls.noised(known, known_noise, len(held_calls))
+        multiple = denoiser.size_multiple // DOWNSAMPLING
+        windows = change_windows(changed, sampling.window_margin, multiple)
+        for size in sorted({(window.height, window.width) for window in windows}):
+            some = [window for window in windows if (window.height, window.width) == size]
+            first, here, its_noise, held = (cut(tensor, some) for tensor in (started, known, known_noise, ~changed))
+            there = [cut(condition, some) for condition in conditions]
+            painted = calls.run(held_calls, first, here, its_noise, held, there)
+            for window, part in zip(some, painted, strict=True):
+                window.of(x).copy_(part)
+    x = calls.run(range(len(held_calls), sampling.num_steps), x, known, known_noise, unknown, conditions)
     put_back = ~changed if sampling.free_fraction == 0 else unknown
     return torch.where(put_back, known, x)
 
 
-def _guided(denoiser: Denoiser, masks: Tensor, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Prediction under ``masks``; with guidance both branches go through the UNet as one batch."""
-    condition = denoiser.encode_masks(masks)
-    if scale == 1:
-        return lambda x, t: denoiser(x, t, condition)
-    null = denoiser.encode_masks(masks, torch.ones(len(masks), dtype=torch.bool, device=masks.device))
-    both = torch.cat([condition, null])
+class _Calls:
+    """The sampler's calls of one run, on whole tiles or on windows of them."""
 
-    def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-        conditional, unconditional = denoiser(torch.cat([x, x]), torch.cat([timesteps, timesteps]), both).chunk(2)
-        guided: Tensor = unconditional + scale * (conditional - unconditional)
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: DDPMScheduler,
+        sampling: Sampling,
+        noise: NoiseSource,
+        on_step: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        self._denoiser, self._schedule, self._sampling = denoiser, schedule, sampling
+        self._noise, self._on_step = noise, on_step
+        # On the CPU: a scheduler that looks its timesteps up on a GPU makes the host wait at every call.
+        self._timesteps = [int(t) for t in self._sampler().timesteps]
+
+    def _sampler(self) -> Any:
+        return build_sampler(self._sampling.sampler, self._schedule, self._sampling.num_steps, torch.device("cpu"))
+
+    def noised(self, known: Tensor, noise: Tensor, call: int) -> Tensor:
+        """q(known, t) at the timestep of ``call``; the clean latent after the last one."""
+        if call == len(self._timesteps):
+            return known.clone()
+        alpha = float(self._schedule.alphas_cumprod[self._timesteps[call]])
+        noisy: Tensor = alpha**0.5 * known + (1 - alpha) ** 0.5 * noise
+        return noisy
+
+    def run(
+        self, calls: range, x: Tensor, known: Tensor, known_noise: Tensor | None, held: Tensor, conditions: list[Tensor]
+    ) -> Tensor:
+        """These calls, ``held`` cells replaced before each. A multistep sampler begins at first order: what came
+        before belongs to another trajectory."""
+        sampler = self._sampler()
+        some_held = bool(calls) and bool(held.any())
+        for call in calls:
+            if some_held:
+                fixed = self._noise.draw("known").to(known) if known_noise is None else known_noise
+                x = torch.where(held, self.noised(known, fixed, call), x)
+            if self._on_step is not None:
+                self._on_step(call, x)
+            timestep = sampler.timesteps[call]
+            times = torch.full((len(x),), self._timesteps[call], device=x.device)
+            x = _step(sampler, self._predict(x, times, conditions), timestep, x, self._sampling.eta, self._noise)
+        return x
+
+    def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor]) -> Tensor:
+        """With guidance both branches go through the UNet as one batch."""
+        if len(conditions) == 1:
+            prediction: Tensor = self._denoiser(x, times, conditions[0])
+            return prediction
+        both = self._denoiser(torch.cat([x, x]), torch.cat([times, times]), torch.cat(conditions))
+        conditional, unconditional = both.chunk(2)
+        guided: Tensor = unconditional + self._sampling.guidance_scale * (conditional - unconditional)
         return guided
 
-    return predict
+
+def _conditions(denoiser: Denoiser, masks: Tensor, scale: float) -> list[Tensor]:
+    """What the masks say and, with guidance, the null condition: ``[B, mask_channels, h, w]`` each."""
+    conditions = [denoiser.encode_masks(masks)]
+    if scale != 1:
+        conditions.append(denoiser.encode_masks(masks, torch.ones(len(masks), dtype=torch.bool, device=masks.device)))
+    return conditions
 
 
 def _step(sampler: Any, prediction: Tensor, timestep: Tensor, x: Tensor, eta: float, noise: NoiseSource) -> Tensor:

@@ -47,14 +47,3 @@ def build_sampler(name: str, schedule: DDPMScheduler, num_steps: int, device: to
         sampler = UniPCMultistepScheduler(**shared, solver_order=2, timestep_spacing="trailing")
     sampler.set_timesteps(num_steps, device=device)
     return sampler
-
-
-def forget_history(sampler: Any) -> None:
-    """Make a multistep solver start anew at first order: its past outputs belong to another trajectory."""
-    if isinstance(sampler, DDIMScheduler):
-        return
-    sampler.lower_order_nums = 0
-    sampler.model_outputs = [None] * sampler.config.solver_order
-    if isinstance(sampler, UniPCMultistepScheduler):
-        sampler.last_sample = None
-        sampler.timestep_list = [None] * sampler.config.solver_order

@@ -117,6 +117,8 @@ class GenerateOptions(SimulateOptions):
     """Stochasticity of ddim, 0 to 1."""
     dilate_cells: int | None = None
     """Latent cells (4 px) by which the painted part reaches over the change mask."""
+    window_margin: int | None = None
+    """Latent cells around the change that the network sees until the free tail; 0 = the whole tile."""
     reconstruct_t1: bool = False
     """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""
     paste_back: bool = False

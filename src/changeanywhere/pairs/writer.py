@@ -173,13 +173,15 @@ def finalise(
     share reached) from the counts, written to ``targets.json`` where there are any.
     """
     counts = SetSummary()
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # one for all: json.dumps makes a new one at every call
     with ExitStack() as files:
         lists = {split: files.enter_context(atomic_file(root / "list" / f"{split}.txt")) for split in SPLITS}
         lines = files.enter_context(atomic_file(root / "metadata.jsonl"))
         for record in records:
             counts.add(record)
-            lists[record["split"]].write(f"{Path(record['A_file_name']).name}\n".encode())
-            lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            name = record["A_file_name"].rpartition("/")[2]
+            lists[record["split"]].write(f"{name}\n".encode())
+            lines.write(f"{encode(record)}\n".encode())
     atomic_write(root / "legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
     targets = reached(counts)
     if targets:
