@@ -59,6 +59,7 @@ PAIRS = [
     Sampling(guidance_scale=2.0, dilate_cells=1, free_fraction=0.3),
     *(Sampling(guidance_scale=2.0, dilate_cells=1, window_margin=margin) for margin in (4, 8, 12, 16)),
     *(Sampling(num_steps=steps, guidance_scale=2.0, dilate_cells=1) for steps in (15, 12, 10, 8)),
+    *(Sampling(num_steps=steps, guidance_scale=2.0, dilate_cells=1, window_margin=8) for steps in (12, 10)),
 ]
 BATCH = 8
 

@@ -129,12 +129,13 @@ def profile(options: GenerateOptions) -> None:
     size = painter.batch_size
     batches = [plan.pairs[i : i + size] for i in range(0, len(plan.pairs), size)]
     painter.paint(painter.read(batches[0]))  # warm-up
-    calls = {"encode": 0, "UNet": 0, "decode": 0}
+    calls = {"encode": 0.0, "UNet": 0.0, "decode": 0.0}
     count_calls(painter, calls)
     with instrumented(clock, painter), tempfile.TemporaryDirectory() as folder:
         for batch in batches:
             for painting in painter.paint(painter.read(batch)):
                 run_module._write(painter, painting, Path(folder))
+    calls = dict(calls)  # before the calls of operations()
     seconds = dict(clock.seconds)
     seconds["blending and solver"] = seconds.pop("blended sampling, UNet included") - seconds["UNet"]
     product, convolution = ceiling(device, DTYPES[painter.dtype])
@@ -157,9 +158,9 @@ def profile(options: GenerateOptions) -> None:
     whole(options, total / len(plan.pairs))
 
 
-def count_calls(painter: Painter, calls: dict[str, int]) -> None:
-    """Count images that go through each network."""
-    pipeline = painter.pipeline
+def count_calls(painter: Painter, calls: dict[str, float]) -> None:
+    """Count tiles that go through each network; a window counts as its share of a tile."""
+    pipeline, size = painter.pipeline, painter.options.tile_size
     first_stage, denoiser = pipeline.first_stage, pipeline.denoiser
     for owner, name, what in (
         (first_stage, "encode", "encode"),
@@ -169,7 +170,8 @@ def count_calls(painter: Painter, calls: dict[str, int]) -> None:
         inner = getattr(owner, name)
 
         def counted(x: torch.Tensor, *rest: Any, inner: Any = inner, what: str = what) -> Any:
-            calls[what] += len(x)
+            side = size if what == "encode" else size // 4
+            calls[what] += len(x) * x.shape[2] * x.shape[3] / side**2
             return inner(x, *rest)
 
         setattr(owner, name, counted)

@@ -29,10 +29,10 @@ from changeanywhere.generation import run as run_module
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair
 from changeanywhere.generation.run import generate
-from changeanywhere.legend import load_legend
+from changeanywhere.legend import find_legend, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model
-from changeanywhere.pairs.writer import finalise
+from changeanywhere.pairs.writer import SHARED, finalise
 from changeanywhere.training.denoiser import build_denoiser
 from changeanywhere.training.recipe import DenoiserRecipe
 
@@ -120,6 +120,7 @@ def lines(arguments: argparse.Namespace, folder: Path) -> None:
         GenerateOptions(source=arguments.source, out=folder / "one", num_pairs=1, licences=arguments.licences)
     )
     record: dict[str, Any] = json.loads((first.out / "metadata.jsonl").read_text())
+    shared = {name: record.pop(name) for name in SHARED}
     out, shard_size = folder / "many", 1000
     (out / "shards").mkdir(parents=True)
     shards = []
@@ -128,7 +129,8 @@ def lines(arguments: argparse.Namespace, folder: Path) -> None:
         shards.append([PlannedPair(key, key, 0, None, 0, start // shard_size) for key in keys])
         names = {name: value.split("/")[0] for name, value in record.items() if name.endswith("_file_name")}
         records = [record | {"key": key} | {n: f"{f}/{key}.png" for n, f in names.items()} for key in keys]
-        (out / "shards" / f"{start // shard_size:05d}.json").write_text(json.dumps({"files": {}, "records": records}))
+        content = {"files": {}, "records": records, "shared": shared}
+        (out / "shards" / f"{start // shard_size:05d}.json").write_text(json.dumps(content))
     for name in ("A", "B", "label", "label1", "label2"):
         (out / name).mkdir()
         source = next((first.out / name).iterdir())
@@ -145,24 +147,32 @@ def lines(arguments: argparse.Namespace, folder: Path) -> None:
 def pixels(arguments: argparse.Namespace, folder: Path) -> None:
     """Mosaics of real tiles, cut into larger and larger tiles."""
     originals = sorted((arguments.source / "images").iterdir())[:16]
-    for name, files in (("images", originals), ("masks", [arguments.source / "masks" / f.name for f in originals])):
+    stems = {file.stem for file in originals}
+    masks = [file for file in sorted((arguments.source / "masks").iterdir()) if file.stem in stems]
+    for name, files in (("images", originals), ("masks", masks)):
         whole = np.concatenate(
             [np.concatenate([np.asarray(Image.open(f)) for f in files[i : i + 4]], 1) for i in range(0, 16, 4)]
         )
         (folder / "mosaic" / name).mkdir(parents=True)
         Image.fromarray(whole).save(folder / "mosaic" / name / "m.png")
-    legend = next(p for p in (arguments.source, arguments.source.resolve().parent) if (p / "classes.json").is_file())
-    shutil.copy(legend / "classes.json", folder / "mosaic" / "classes.json")
-    for size in (256, 512, 1024):
-        count = max(2, 16 * 256**2 // size**2)
-        report = generate(
-            GenerateOptions(
-                source=folder / "mosaic", out=folder / f"px{size}", num_pairs=count, tile_size=size, window_margin=0
+    legend = find_legend(arguments.source)
+    assert legend is not None, "no legend.json or classes.json beside the source"
+    legend.save(folder / "mosaic" / "legend.json")
+    for margin in (None, 0):
+        for size in (256, 512, 1024):
+            report = generate(
+                GenerateOptions(
+                    source=folder / "mosaic",
+                    out=folder / f"px{size}-{margin}",
+                    num_pairs=max(4, 16 * 256**2 // size**2),
+                    tile_size=size,
+                    batch_size=4 * 256**2 // size**2 or 1,
+                    window_margin=margin,
+                )
             )
-        )
-        print(
-            f"pixels: tiles of {size} px at {1e3 / report.pairs_per_second / size**2 * 1e6:.0f} ms per Mpx", flush=True
-        )
+            cost = 1e3 / report.pairs_per_second / size**2 * 1e6
+            how = "windows around the change" if margin is None else "whole tiles"
+            print(f"pixels: tiles of {size} px at {cost:.0f} ms per Mpx ({how})", flush=True)
 
 
 def main() -> None:

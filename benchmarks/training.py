@@ -36,7 +36,7 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(**{name: kinds[name](**values) for name, values in sections.items()})
 
 
-def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+def seconds(work: Callable[..., object], repeats: int, device: torch.device) -> float:
     """Mean seconds of a call, after two for warming up."""
     for _ in range(2):
         work()
@@ -53,19 +53,22 @@ def _now(device: torch.device) -> float:
 
 
 def ceiling(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """TFLOP/s of a large matrix product and of a large 3x3 convolution (channels-last)."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    product = 2 * side**3 / seconds(lambda: a @ b, 5, device) / 1e12
-    channels, size, batch = 256, 128 if device.type == "cuda" else 64, 8
-    x = torch.randn(batch, channels, size, size, device=device, dtype=dtype).contiguous(
-        memory_format=torch.channels_last
-    )
-    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device, dtype)
-    conv = conv.to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        duration = seconds(lambda: conv(x), 5, device)
-    return product, 2 * batch * channels**2 * 9 * size**2 / duration / 1e12
+    """TFLOP/s of a large matrix product and of a large 3x3 convolution (channels-last), the best of several shapes."""
+    large = 4 if device.type == "cuda" else 1
+    products, convolutions = [], []
+    for side in (1024 * large, 2048 * large):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        products.append(2 * side**3 / seconds(lambda a=a, b=b: a @ b, 5, device) / 1e12)
+    for channels, size in ((64, 256), (128, 128), (128, 256), (256, 64), (512, 32)):
+        batch = 4 * large
+        x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device, dtype)
+        conv = conv.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            duration = seconds(lambda conv=conv, x=x: conv(x), 5, device)
+        convolutions.append(2 * batch * channels**2 * 9 * size**2 / duration / 1e12)
+    return max(products), max(convolutions)
 
 
 def main() -> None:

@@ -114,7 +114,9 @@ def test_records_come_in_the_order_of_their_keys_from_shards_that_overlap(tmp_pa
     for number, names in enumerate(keys):
         shards.append([PlannedPair(name, "tile", 0, None, 0, number) for name in names])
         (tmp_path / "shards").mkdir(exist_ok=True)
-        (tmp_path / "shards" / f"{number:05d}.json").write_text(json.dumps({"records": [{"key": n} for n in names]}))
+        (tmp_path / "shards" / f"{number:05d}.json").write_text(
+            json.dumps({"records": [{"key": n} for n in names], "shared": {}})
+        )
     assert [r["key"] for r in generation._records(tmp_path, shards)] == sorted(n for names in keys for n in names)
 
 

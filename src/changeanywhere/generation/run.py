@@ -29,7 +29,7 @@ from changeanywhere.generation.painter import Painter, Painting
 from changeanywhere.generation.plan import DatasetPlan, PlannedPair
 from changeanywhere.generation.prepare import get_plan, locked, note_skipped
 from changeanywhere.pairs.layout import atomic_write
-from changeanywhere.pairs.writer import finalise, write_pair
+from changeanywhere.pairs.writer import SHARED, finalise, write_pair
 from changeanywhere.progress import progress_bar
 
 WRITER_THREADS = 2
@@ -233,7 +233,9 @@ def _close_shard(out: Path, number: int, writes: list[Future[Written]]) -> None:
         written, record = future.result()
         files |= written
         records.append(record)
-    content = {"files": files, "records": records}
+    shared = {name: records[0][name] for name in SHARED} if records else {}
+    own = [{name: value for name, value in record.items() if name not in shared} for record in records]
+    content = {"files": files, "records": own, "shared": shared}
     atomic_write(_marker(out, number), (json.dumps(content) + "\n").encode())
 
 
@@ -243,8 +245,9 @@ def _records(out: Path, shards: Sequence[Sequence[PlannedPair]]) -> Iterator[dic
     order = sorted(range(len(shards)), key=smallest.__getitem__)
     held: list[tuple[str, dict[str, Any]]] = []
     for place, number in enumerate(order):
-        for record in json.loads(_marker(out, number).read_text())["records"]:
-            heapq.heappush(held, (record["key"], record))
+        content = json.loads(_marker(out, number).read_text())
+        for record in content["records"]:
+            heapq.heappush(held, (record["key"], record | content["shared"]))
         limit = smallest[order[place + 1]] if place + 1 < len(order) else None
         while held and (limit is None or held[0][0] < limit):
             yield heapq.heappop(held)[1]
