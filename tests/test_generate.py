@@ -120,6 +120,14 @@ def test_records_come_in_the_order_of_their_keys_from_shards_that_overlap(tmp_pa
     assert [r["key"] for r in generation._records(tmp_path, shards)] == sorted(n for names in keys for n in names)
 
 
+def test_what_a_killed_process_was_writing_is_swept_away(options: GenerateOptions) -> None:
+    generation.generate(options)
+    before = tree(options.out)
+    (options.out / "label" / ".tile_1_0.png.123.456.part").write_bytes(b"half")
+    generation.generate(options)
+    assert tree(options.out) == before
+
+
 def test_a_shard_with_a_missing_file_is_made_again(options: GenerateOptions) -> None:
     generation.generate(options)
     before = tree(options.out)

@@ -23,7 +23,7 @@ from changeanywhere.generation.plan import (
     save_plan,
     source_fingerprint,
 )
-from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.pairs.layout import atomic_write, remove_leftovers
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source, SourceOptions, open_source
 
@@ -119,4 +119,5 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(f"{out}: another process is writing to it; wait for it or give another --out") from error
+        remove_leftovers(out)
         yield

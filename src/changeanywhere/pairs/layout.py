@@ -43,6 +43,12 @@ def atomic_write(path: Path, content: bytes) -> None:
         target.write(content)
 
 
+def remove_leftovers(root: Path) -> None:
+    """Delete what a killed process was writing when it died. Only for who holds the folder."""
+    for part in root.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def content_hash(content: bytes) -> str:
     """sha256, hexadecimal."""
     return hashlib.sha256(content).hexdigest()
