@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run
+from changeanywhere.diffusion.blended import Sampling
 from changeanywhere.errors import ConfigError, OutputError, ShortfallError, SourceError
+from changeanywhere.generation import painter
 from changeanywhere.generation import run as generation
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.sample import change_mask_of
+from conftest import tiny_model
 
 
 @pytest.fixture
@@ -325,3 +329,34 @@ def test_options_are_checked(options: GenerateOptions) -> None:
     for name, value in [("batch_size", 0), ("image_format", "bmp"), ("tile_size", 50), ("num_pairs", 0)]:
         with pytest.raises(ConfigError, match=name):
             change(options, **{name: value}).check()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compiled_networks_paint_the_same(options: GenerateOptions) -> None:
+    generation.generate(options)
+    compiled = change(options, out=options.out.with_name("compiled"), compile=True)
+    generation.generate(compiled)
+    for before, after in zip(ca.load_pairs(options.out), ca.load_pairs(compiled.out), strict=True):
+        assert np.array_equal(before.change_mask, after.change_mask)
+        assert np.abs(before.image_t2.astype(int) - after.image_t2).max() <= 2
+
+
+def test_the_largest_batch_that_fits_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose memory takes nine pairs gets the next smaller batch of the list; the CPU gets four."""
+    pipe = ca.ChangePairPipeline(tiny_model())
+    sampling, tried = Sampling(num_steps=3), []
+
+    def paint(latents: torch.Tensor, *rest: object) -> torch.Tensor:
+        tried.append(len(latents))
+        if len(latents) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return latents
+
+    assert painter.fitting_batch_size(pipe, sampling, 32) == 4
+    monkeypatch.setattr(pipe, "paint", paint)
+    monkeypatch.setattr(pipe, "device", torch.device("meta"))
+    monkeypatch.setattr(pipe, "decode", lambda latents: latents)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert painter.fitting_batch_size(pipe, sampling, 32) == 8
+    assert tried == [64, 48, 32, 24, 16, 8]

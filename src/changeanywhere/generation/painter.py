@@ -84,6 +84,8 @@ class Painter:
             self.pipeline.default_sampling, **{name: value for name, value in given.items() if value is not None}
         )
         self.pipeline.check_sampling(self.sampling)
+        if options.compile:
+            self.pipeline.denoiser.unet.compile()
         self.batch_size = int(
             options.batch_size
             or begun.get("batch_size")
@@ -112,6 +114,7 @@ class Painter:
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             "num_threads": self.num_threads,
+            "compile": options.compile,
             "stretch": options.stretch,
             "method": options.method,
             "reconstruct_t1": options.reconstruct_t1,
