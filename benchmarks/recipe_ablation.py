@@ -70,7 +70,7 @@ class Trials:
         self.out: Path = arguments.out
         self.recipe = read_recipe(arguments.config)
         self.finished: Path = arguments.first_stage
-        self.judge: str = arguments.judge
+        self.judge: Path = arguments.judge
         options = SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
         self.val = open_source(arguments.val, options)
         self.num_images: int = arguments.num_images
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("recipes/mini.yaml"), help="the recipe to vary")
     parser.add_argument("--val", type=Path, required=True, help="folder of real tiles that nothing is trained on")
     parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
-    parser.add_argument("--judge", required=True, help="segmenter folder")
+    parser.add_argument("--judge", type=Path, required=True, help="segmenter folder")
     parser.add_argument("--first-stage", type=Path, required=True, help="run with the first stage that denoisers use")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--stages", nargs="*", default=["denoiser", "first_stage"], choices=list(COLUMNS))
