@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from changeanywhere.cli import run as command
-from changeanywhere.errors import ConfigError, ShortfallError
+from changeanywhere.errors import ConfigError, PairsError, ShortfallError
 from changeanywhere.evaluation import benchmark
 from changeanywhere.evaluation.benchmark import Benchmark, constant_scores, flags, run_benchmark
 from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
@@ -104,6 +104,17 @@ def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) 
     ):
         with pytest.raises(ConfigError, match=message):
             run_benchmark(replace(options, **wrong))  # type: ignore[arg-type]
+
+
+def test_validation_pairs_are_held_out_where_there_are_none(options: BenchmarkOptions) -> None:
+    shutil.rmtree(Path(options.pairs) / "val")
+    with pytest.raises(PairsError, match="no split 'val'"):
+        Benchmark(options)
+    held = Benchmark(replace(options, val_share=25))
+    train, val = set(held.train.names), set(held.val.names)
+    assert len(val) == 3 and len(train) == 9 and not train & val
+    assert set((options.out / "lists" / "val.txt").read_text().split()) == val
+    assert set(held.few(100, 0).names) == train, "all of it is all but the held-out pairs"
 
 
 def test_command(options: BenchmarkOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

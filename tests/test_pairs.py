@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from changeanywhere.check import check_path
 from changeanywhere.errors import OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
@@ -160,3 +161,33 @@ def test_real_levir_tree() -> None:
     pair = pairs[3]
     assert pair.image_t1.shape == (256, 256, 3) and pair.change_mask.shape == (256, 256)
     assert pair.mask_t1 is None
+
+
+WHITE, WATER, GROUND = (255, 255, 255), (0, 0, 255), (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "label"),
+    [("time1", "time2", "label"), ("Image1", "Image2", "label"), ("im1", "im2", "label"), ("im1", "im2", "label1")],
+)
+def test_datasets_of_the_field_in_their_own_folders(tmp_path: Path, first: str, second: str, label: str) -> None:
+    """SYSU-CD, S2Looking, WHU-GCD and SECOND; the last names classes by colour and leaves unchanged ground white."""
+    changed = np.zeros((16, 16), bool)
+    changed[4:9, 2:12] = True
+    for split, count in (("train", 3), ("test", 2)):
+        for folder in (first, second, label, "label2"):
+            (tmp_path / split / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            image = np.full((16, 16, 3), 10 * i, np.uint8)
+            Image.fromarray(image).save(tmp_path / split / first / f"{i}.png")
+            Image.fromarray(image + 1).save(tmp_path / split / second / f"{i}.png")
+            classes = np.where(changed[..., None], WATER if i else GROUND, WHITE).astype(np.uint8)
+            answer = Image.fromarray(classes if label == "label1" else changed.astype(np.uint8) * 255)
+            answer.save(tmp_path / split / label / f"{i}.png")
+    assert len(load_pairs(tmp_path, "train")) == 3
+    with pytest.raises(PairsError, match="no split 'val'; allowed: train, test"):
+        load_pairs(tmp_path, "val")
+    for pair in load_pairs(tmp_path, "test"):
+        assert (pair.change_mask == changed).all() and (pair.image_t2 == pair.image_t1 + 1).all()
+        assert pair.mask_t1 is None, "classes of changed ground alone are no semantic mask"
+    assert "3 bi-temporal pairs" in check_path(tmp_path) and "2 bi-temporal pairs" in check_path(tmp_path)

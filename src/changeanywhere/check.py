@@ -7,8 +7,9 @@ from pathlib import Path
 
 from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.layout import file_hash
+from changeanywhere.pairs.layout import SPLITS, file_hash
 from changeanywhere.pairs.reader import load_pairs
+from changeanywhere.pairs.trees import tree_of
 from changeanywhere.sample import change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.sources.files import read_info
@@ -31,8 +32,8 @@ def check_path(path: str | Path) -> str:
         return _generated(folder)
     if (folder / "training").is_dir():
         return _training(folder)
-    if (folder / "label").is_dir() or any((folder / split / "A").is_dir() for split in ("train", "val", "test")):
-        return _pairs(folder)
+    if trees := [tree for tree in (folder, *(folder / split for split in SPLITS)) if tree_of(tree)]:
+        return "\n".join(_pairs(tree) for tree in trees)
     return _source(folder)
 
 

@@ -58,10 +58,21 @@ class Benchmark:
         options.check()
         self.options = options
         self.device = default_device()
-        self.train = load_pairs(options.pairs, options.train_split)
-        self.val = load_pairs(options.pairs, options.val_split)
+        self.train, self.val = self._training_splits()
         self.test = load_pairs(options.pairs, options.test_split)
         self.sets = {arm: load_pairs(folder) for arm, folder in options.pretraining.items()}
+
+    def _training_splits(self) -> tuple[PairDataset, PairDataset]:
+        """Training and validation pairs; the latter are drawn from the former if the dataset defines none."""
+        options = self.options
+        train = load_pairs(options.pairs, options.train_split)
+        if not options.val_share:
+            return train, load_pairs(options.pairs, options.val_split)
+        held = max(1, round(len(train) * options.val_share / 100))
+        order = np.random.default_rng(47).permutation(len(train))  # the same pairs for every seed of the protocol
+        names = sorted(train.names[i] for i in order[:held])
+        atomic_write(options.out / "lists" / "val.txt", "".join(f"{name}\n" for name in names).encode())
+        return train.subset(sorted(set(train.names) - set(names))), train.subset(names)
 
     def cells(self) -> Iterator[Cell]:
         """All of them, cheap ones first within a detector; zero-shot has one seed, since nothing is drawn."""

@@ -25,6 +25,8 @@ class BenchmarkOptions:
     """Its training split."""
     val_split: str = "val"
     """Split that selects weights and learning rates."""
+    val_share: int = 0
+    """Percent of the training split that is held out as validation split, where the dataset has none (SECOND)."""
     test_split: str = "test"
     """Split that is scored, once per cell; nothing is selected on it."""
     detectors: list[str] = field(default_factory=lambda: ["fc_siam_diff"])
@@ -58,6 +60,7 @@ class BenchmarkOptions:
             ("pairs", self.pairs, bool(self.pairs), "a folder"),
             ("detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(DETECTORS)),
             ("shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"),
+            ("val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"),
             ("seeds", self.seeds, bool(self.seeds), "one or more"),
             ("pretraining", list(self.pretraining), SCRATCH not in self.pretraining, f"names other than {SCRATCH}"),
             (

@@ -1,4 +1,4 @@
-"""Reads bi-temporal datasets: generated ones, and any ``A/B/label`` folder (LEVIR-CD / Open-CD layout)."""
+"""Reads bi-temporal datasets: generated ones, and those of the field in their own folders (:mod:`.trees`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from changeanywhere.errors import PairsError
-from changeanywhere.pairs.layout import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
+from changeanywhere.pairs.layout import SPLITS
+from changeanywhere.pairs.trees import TREES, Tree, expected, tree_of
 from changeanywhere.sample import ChangePair
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -47,30 +48,36 @@ class Metadata:
 class PairDataset:
     """Map-style dataset of :class:`ChangePair` (a torch ``DataLoader`` takes it); files are read at access."""
 
-    def __init__(self, folder: Path, names: Sequence[str], metadata: Metadata | None = None) -> None:
+    def __init__(
+        self, folder: Path, names: Sequence[str], metadata: Metadata | None = None, tree: Tree = TREES[0]
+    ) -> None:
         self.folder = folder
         self.names = tuple(names)
-        self._metadata = metadata
+        self._metadata, self._tree = metadata, tree
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> ChangePair:
         name = self.names[index]
-        first, second = (_read(self._file(folder, name)) for folder in IMAGE_FOLDERS)
-        change = _read(self._file(CHANGE_FOLDER, name))
-        change_mask = (change if change.ndim == 2 else change[..., 0]) > 0
-        masks = [_read(file) if (file := self._find(folder, name)) is not None else None for folder in MASK_FOLDERS]
-        for what, array in (("B", second), ("label", change_mask), *zip(MASK_FOLDERS, masks, strict=True)):
-            if array is not None and array.shape[:2] != first.shape[:2]:
-                raise PairsError(f"{self.folder / what / name}: {array.shape[:2]} px, image A has {first.shape[:2]}")
+        tree = self._tree
+        first, second = (_read(self._file(folder, name)) for folder in tree.images)
+        change_mask = tree.changed(_read(self._file(tree.change, name)))
+        files = {folder: self._find(folder, name) for folder in tree.masks}
+        masks = {folder: _read(file) for folder, file in files.items() if file is not None}
+        for what, array in {tree.images[1]: second, tree.change: change_mask, **masks}.items():
+            if array.shape[:2] != first.shape[:2]:
+                raise PairsError(
+                    f"{self.folder / what / name}: {array.shape[:2]} px, image {tree.images[0]} has {first.shape[:2]}"
+                )
         key = Path(name).stem
         record = self._metadata.of(key) if self._metadata else {}
-        return ChangePair(key, first, second, change_mask, masks[0], masks[1], record)
+        mask_t1, mask_t2 = (masks.get(folder) for folder in tree.masks or ("", ""))
+        return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record)
 
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
-        return PairDataset(self.folder, names, self._metadata)
+        return PairDataset(self.folder, names, self._metadata, self._tree)
 
     def _find(self, folder: str, name: str) -> Path | None:
         stem = Path(name).with_suffix("")
@@ -87,7 +94,7 @@ class PairDataset:
 
 
 def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
-    """Open ``folder``: ``A/ B/ label/`` with optional ``list/SPLIT.txt``, or ``SPLIT/{A,B,label}`` trees.
+    """Open ``folder``: one of :data:`.trees.TREES` with optional ``list/SPLIT.txt``, or such trees in ``SPLIT/``.
 
     ``split``: "train", "val", "test", or None for everything. A split that is asked for and not defined raises
     :class:`PairsError`; it is never silently the whole set.
@@ -95,18 +102,11 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
     root = Path(folder)
     if not root.is_dir():
         raise PairsError(f"{root}: no such folder")
-    if not (root / "A").is_dir():
-        trees = [name for name in SPLITS if (root / name / "A").is_dir()]
-        if not trees:
-            raise PairsError(
-                f"{root}: no bi-temporal dataset; expected A/, B/, label/, or these in train/, val/ or test/"
-            )
-        if split is None:
-            raise PairsError(f"{root}: has the splits {', '.join(trees)} as folders; say which")
-        if split not in trees:
-            raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(trees)}")
-        return load_pairs(root / split)
-    present = sorted(f.name for f in (root / "A").iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    tree = tree_of(root)
+    if tree is None:
+        return _of_split(root, split)
+    images = root / tree.images[0]
+    present = sorted(f.name for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
     if split is not None:
         listing = root / "list" / f"{split}.txt"
         if not listing.is_file():
@@ -115,12 +115,24 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
         stems = {Path(name).stem for name in present}
         absent = [name for name in names if Path(name).stem not in stems]
         if absent:
-            raise PairsError(f"{listing}: names {absent[0]}, which is not in {root / 'A'}")
+            raise PairsError(f"{listing}: names {absent[0]}, which is not in {images}")
         present = names
     if not present:
-        raise PairsError(f"{root}: {'split ' + repr(split) if split else 'A/'} is empty")
+        raise PairsError(f"{root}: {'split ' + repr(split) if split else f'{tree.images[0]}/'} is empty")
     file = root / "metadata.jsonl"
-    return PairDataset(root, present, Metadata(file) if file.is_file() else None)
+    return PairDataset(root, present, Metadata(file) if file.is_file() else None, tree)
+
+
+def _of_split(root: Path, split: str | None) -> PairDataset:
+    """Of ``root`` without images of its own: the tree of one split."""
+    trees = [name for name in SPLITS if tree_of(root / name)]
+    if not trees:
+        raise PairsError(f"{root}: no bi-temporal dataset; expected {expected()}; or these in train/, val/ or test/")
+    if split is None:
+        raise PairsError(f"{root}: has the splits {', '.join(trees)} as folders; say which")
+    if split not in trees:
+        raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(trees)}")
+    return load_pairs(root / split)
 
 
 def _read(path: Path) -> npt.NDArray[Any]:
