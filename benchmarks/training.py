@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = read_recipe(arguments.config)
     recipe = replace(recipe, run=replace(recipe.run, compile=arguments.compile))
-    processes = Processes(recipe.run.mixed_precision)
+    processes = Processes(recipe.run)
     device = processes.device
     crop, size = recipe.first_stage.crop_size, recipe.data.tile_size
     images = torch.rand(recipe.first_stage.batch_size, 3, crop, crop, device=device) * 2 - 1

@@ -24,7 +24,7 @@ from changeanywhere.training.denoiser import build_denoiser, train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.initialise import initialise_denoiser, initialise_first_stage
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import Recipe
+from changeanywhere.training.recipe import Recipe, RunRecipe
 from conftest import write_source
 from test_training import DENOISER, FIRST_STAGE, recipe, source_of, train_both, weights  # noqa: F401 (fixture)
 
@@ -77,11 +77,20 @@ def test_accumulating_gradients_changes_memory_and_not_the_result(recipe: Recipe
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the compiler looks at .grad of every tensor, which warns
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_compiled_training_learns_the_same(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
     plain = train_both(recipe, tmp_path / "plain")
     compiled = train_both(replace(recipe, run=replace(recipe.run, compile=True)), tmp_path / "compiled")
     assert largest_difference(plain, compiled) < 5e-3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_compiled_training_is_refused_on_a_cpu(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    """The compiled backward pass loses gradients there: nothing is trained rather than half a network."""
+    for stage in (train_first_stage, train_denoiser):
+        with pytest.raises(ConfigError, match=r"run\.compile is true; allowed on a CPU: false"):
+            stage(source_of(recipe), replace(recipe, run=replace(recipe.run, compile=True)), tmp_path / "run")
+        train_both(recipe, tmp_path / "run")
 
 
 def test_fine_tuning_keeps_classes_by_name_and_bands_by_number(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
@@ -178,7 +187,7 @@ def test_launched_process_without_room_for_its_share_says_so(
     arguments = ["train", "first-stage", "--config", str(file), "--out", str(tmp_path / "run")]
     assert command([*arguments, "--run.accumulation-steps", "4"]) == 2
     assert "over all processes" in capsys.readouterr().err
-    assert Processes("no").count == 1
+    assert Processes(RunRecipe()).count == 1
 
 
 @pytest.mark.slow

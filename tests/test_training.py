@@ -167,7 +167,7 @@ def test_refusals(recipe: Recipe, tmp_path: Path) -> None:
         train_first_stage(source_of(recipe), recipe, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        TrainingRun(tmp_path / "file" / "run", "first_stage", recipe, Processes("no"))
+        TrainingRun(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()))
 
 
 def test_denoiser_learns_to_paint_what_the_mask_says(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_adversarial_parts() -> None:
     assert float(discriminator_loss(torch.full((4,), 2.0), torch.full((4,), -2.0))) == 0
     assert float(discriminator_loss(torch.zeros(4), torch.zeros(4))) == 1
     weight = torch.ones(3, requires_grad=True)
-    ratio = adaptive_weight((6 * weight).sum(), (2 * weight).sum(), weight, Processes("no"))
+    ratio = adaptive_weight((6 * weight).sum(), (2 * weight).sum(), weight, Processes(RunRecipe()))
     assert float(ratio) == pytest.approx(3, rel=1e-3)
 
 

@@ -161,7 +161,7 @@ def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder
     recipe.check("denoiser")
     settings, run_settings = recipe.denoiser, recipe.run
     folder = find_first_stage(out, first_stage_folder, recipe.init)
-    processes = Processes(run_settings.mixed_precision)
+    processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, run_settings.accumulation_steps)
     run = TrainingRun(out / "training" / "denoiser", "denoiser", recipe, processes)
     first_stage = load_first_stage(folder).to(processes.device)

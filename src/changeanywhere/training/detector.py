@@ -68,7 +68,7 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
     if train is None:
         train = select_pairs(settings, settings.train_split, settings.train_list)
         val = select_pairs(settings, settings.val_split) if settings.val_split else None
-    processes = Processes(run_settings.mixed_precision)
+    processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, 1)
     run = TrainingRun(out / "training" / "detector", "detector", recipe, processes)
     torch.manual_seed(run_settings.seed)

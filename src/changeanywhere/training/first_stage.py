@@ -200,7 +200,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
     settings, run_settings = recipe.first_stage, recipe.run
     if settings.quantise_from_step >= settings.num_steps:
         raise ConfigError("first_stage.quantise_from_step must be below first_stage.num_steps")
-    processes = Processes(run_settings.mixed_precision)
+    processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, run_settings.accumulation_steps)
     run = TrainingRun(out / "training" / "first_stage", "first_stage", recipe, processes)
     trainer = FirstStageTrainer(recipe, source.read(0).image.shape[2], processes)

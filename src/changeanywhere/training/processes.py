@@ -17,18 +17,26 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.training.recipe import RunRecipe
 
 
 class Processes:
     """What ``accelerate launch`` started (a single process without it): device, precision, collectives."""
 
-    def __init__(self, mixed_precision: str) -> None:
+    def __init__(self, run: RunRecipe) -> None:
+        """:class:`ConfigError` if the recipe asks for what the device cannot do.
+
+        That is ``compile`` on a CPU: the backward pass that torch 2.13.0 compiles there for a residual block before
+        nearest-neighbour upsampling loses gradients without a word (all of the encoder's; losses agree at first).
+        """
         AcceleratorState._reset_state()  # it remembers the precision of an earlier run in this process
-        self.accelerator = Accelerator(mixed_precision=mixed_precision)
+        self.accelerator = Accelerator(mixed_precision=run.mixed_precision)
         self.device: torch.device = self.accelerator.device
         self.count: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
+        if run.compile and self.device.type == "cpu":
+            raise ConfigError("run.compile is true; allowed on a CPU: false (torch compiles gradients wrongly there)")
 
     def rows(self, batch_size: int, accumulation_steps: int) -> range:
         """The rows of a batch that this process takes; :class:`ConfigError` if it does not divide evenly."""

@@ -201,9 +201,9 @@ class RunRecipe:
     mixed_precision: str = "no"
     """``no`` or ``bf16`` (codebook and losses stay in float32)."""
     compile: bool = False
-    """Compile the networks with torch.compile (needs a C++ compiler on CPU; pays after some hundred steps)."""
+    """Compile first stage and denoiser with torch.compile; GPUs only (on CPUs torch 2.13 compiles wrong gradients)."""
     accumulation_steps: int = 1
-    """Parts in which each process takes its share of a batch; more = less memory, same result."""
+    """Parts in which first stage and denoiser take a process's share of a batch; more = less memory, same result."""
     num_workers: int = 1
     """Processes that read tiles, per training process."""
     log_every: int = 50
@@ -251,6 +251,7 @@ class Recipe:
                 bool(fs.perceptual_weights) or fs.perceptual_features != "vgg16" or not fs.perceptual_weight,
                 "the file of VGG16 weights (this package downloads nothing)",
             ),
+            ("first_stage.restart_codes_every", fs.restart_codes_every, fs.restart_codes_every > 0, "above 0"),
             ("denoiser.loss", dn.loss, dn.loss in ("l1", "l2"), "l1, l2"),
             (
                 "denoiser.prediction_type",

@@ -38,7 +38,7 @@ def train_segmenter(source: Source, recipe: Recipe, out: Path) -> Path:
     """Train, or resume, in ``out/training/segmenter``; returns ``out/segmenter``."""
     recipe.check("segmenter")
     settings, run_settings = recipe.segmenter, recipe.run
-    processes = Processes(run_settings.mixed_precision)
+    processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, 1)
     run = TrainingRun(out / "training" / "segmenter", "segmenter", recipe, processes)
     torch.manual_seed(run_settings.seed)
