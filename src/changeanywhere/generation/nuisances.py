@@ -1,8 +1,8 @@
 """What differs between two real dates beside change: light, air, optics, sensor, registration. No torch here.
 
-Applied in the order in which light takes it: ground (season) → light (illumination, shadow) → air (haze) → geometry
-(misregistration) → optics (blur) → sensor (noise) → storage (JPEG). Labels stay as they are: that an image lies half a
-pixel beside its mask is what real pairs do.
+Applied in the order in which light takes it: ground (season) → light (illumination, white balance, shadow) → air (haze)
+→ geometry (misregistration) → optics (blur) → sensor (noise) → storage (JPEG). Labels stay as they are: that an image
+lies some pixels beside its mask is what real pairs do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class NuisanceOptions:
     season: list[float] = field(default_factory=_off)
     """How far mean and spread of every band move towards those of another tile of the source, 0 to 1."""
     illumination: list[float] = field(default_factory=_off)
-    """Relative change of brightness, e.g. [-0.2, 0.2]; each band up to a tenth of it more (white balance)."""
+    """Relative change of brightness, e.g. [-0.2, 0.2]."""
+    white_balance: list[float] = field(default_factory=_off)
+    """Relative change of every band's brightness on its own, up to this far up or down, 0 to 1."""
     shadow: list[float] = field(default_factory=_off)
     """Share of light that cloud shadows take from a quarter of the image, 0 to 1."""
     haze: list[float] = field(default_factory=_off)
@@ -78,6 +80,7 @@ class NuisanceOptions:
 _LIMITS = {
     "season": (0.0, 1.0),
     "illumination": (-0.9, 9.0),
+    "white_balance": (0.0, 1.0),
     "shadow": (0.0, 1.0),
     "haze": (0.0, 1.0),
     "misregistration": (0.0, 8.0),
@@ -91,12 +94,12 @@ assert set(_LIMITS) == {f.name for f in fields(NuisanceOptions)} - {"dates"}
 def disturb(image: Pixels, amounts: dict[str, float], other: Pixels | None, rng: np.random.Generator) -> Pixels:
     """``image`` with ``amounts`` of each nuisance; ``other``: the tile that ``season`` moves it towards."""
     result: npt.NDArray[np.floating] = image
-    bands = image.shape[2]
     if amounts.get("season") and other is not None:
         result = _towards(result, other, amounts["season"])
     if "illumination" in amounts:
-        change = amounts["illumination"]
-        result = result * (1 + change + np.abs(change) / 10 * rng.uniform(-1, 1, bands))
+        result = result * (1 + amounts["illumination"])
+    if amounts.get("white_balance"):
+        result = result * (1 + amounts["white_balance"] * rng.uniform(-1, 1, image.shape[2]))
     if "shadow" in amounts:
         result = result * (1 - amounts["shadow"] * _shadow(image.shape[:2], rng))[..., None]
     if "haze" in amounts:
