@@ -193,7 +193,6 @@ COLUMNS = {
         "judge's mean IoU (real)": lambda r: f"{r['iou']:.3f} ({r['iou_real']:.3f})",
         "KID": lambda r: f"{r['kid']:.3f} ({r['kid_low']:.3f} to {r['kid_high']:.3f})",
         "brightness off by": lambda r: f"{r['brightness']:.1f}",
-        "CPU s per step": lambda r: f"{r['cpu_seconds_per_step']:.2f}",
     },
     "first_stage": {
         "PSNR dB": lambda r: f"{r['psnr']:.2f}",
