@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults lint types readme bench-events quality clean
+.PHONY: install demo test test-slow test-faults lint types readme bench-events quality benchmark clean
 
 install: $(INSTALLED)
 
@@ -59,6 +59,15 @@ quality: install
 	$(BIN)/changeanywhere evaluate --model mini $(TILES) $(JUDGED) --num-images 1000 --out runs/quality/mini-evaluation
 	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --num-pairs 64 --num-tiles 82 --out runs/ablation
+
+# The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (hours on two cores; resumes).
+TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 2000 --seed 1
+benchmark: install
+	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TRAIN) --out runs/sets/all-classes
+	$(BIN)/changeanywhere generate --config recipes/buildings.yaml $(TRAIN) --out runs/sets/buildings
+	for method in copy_paste recolour patch_exchange; do $(BIN)/changeanywhere generate --config recipes/buildings.yaml \
+	  $(TRAIN) --method $$method --out runs/sets/$$method || exit; done
+	$(BIN)/changeanywhere benchmark --config recipes/benchmark-levir-small.yaml --out runs/levir-small
 
 clean:
 	rm -rf .venv demo build dist

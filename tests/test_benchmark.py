@@ -101,6 +101,7 @@ def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) 
         ({"detectors": ["unet"]}, "detectors is"),
         ({"test_split": "train"}, "test_split is"),
         ({"pretraining": {"scratch": "x"}}, "pretraining is"),
+        ({"rivals": ["unheard-of"]}, "rivals is"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_benchmark(replace(options, **wrong))  # type: ignore[arg-type]
@@ -139,9 +140,10 @@ def test_constants_flags_and_gains(options: BenchmarkOptions) -> None:
     cells = [{**base, "arm": "scratch", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.4))]
     cells += [{**base, "arm": "far", "seed": i, "f1": f} for i, f in enumerate((0.7, 0.71))]
     cells += [{**base, "arm": "near", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5))]
-    rows = {row["arm"]: row for row in summarise(cells)}
-    assert rows["far"]["certain"] and rows["far"]["gain"] == pytest.approx(0.355)
-    assert not rows["near"]["certain"]
+    rows = {row["arm"]: row["gains"] for row in summarise(cells, rivals=["near"])}
+    assert rows["far"]["scratch"] == {"f1": pytest.approx(0.355), "certain": True}
+    assert rows["far"]["near"] == {"f1": pytest.approx(0.305), "certain": True}
+    assert not rows["near"]["scratch"]["certain"] and set(rows["near"]) == {"scratch"} and not rows["scratch"]
 
 
 def test_outcomes_in_colour() -> None:

@@ -33,6 +33,8 @@ class BenchmarkOptions:
     """Detectors, by name."""
     pretraining: dict[str, str] = field(default_factory=dict)
     """Sets to pre-train on: name → folder of pairs. Training from scratch is always an arm."""
+    rivals: list[str] = field(default_factory=list)
+    """Arms of ``pretraining`` that the others are to beat, beside training from scratch (copy-paste, say)."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -63,6 +65,7 @@ class BenchmarkOptions:
             ("val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"),
             ("seeds", self.seeds, bool(self.seeds), "one or more"),
             ("pretraining", list(self.pretraining), SCRATCH not in self.pretraining, f"names other than {SCRATCH}"),
+            ("rivals", self.rivals, set(self.rivals) <= set(self.pretraining), "names of pretraining"),
             (
                 "scratch_learning_rates",
                 self.scratch_learning_rates,

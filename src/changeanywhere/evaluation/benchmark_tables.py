@@ -28,11 +28,12 @@ NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
     "confusion matrix over the whole test set. A gain within two standard errors is noise."
 )
-COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a")
+COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a", "#b59a00", "#20a5b0")
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per detector, share and arm: mean and standard error over seeds; gains over training from scratch.
+def summarise(records: Sequence[Mapping[str, Any]], rivals: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One row per detector, share and arm: mean and standard error over seeds; gains in F1 over training from scratch
+    and over the arms named in ``rivals``.
 
     A gain is *certain* where the mean difference exceeds two standard errors of that difference. An undefined score
     (nothing predicted) counts as 0 in means and is flagged as collapsed.
@@ -48,14 +49,18 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row[score] = float(values.mean())
             row[f"{score}_error"] = standard_error(values)
         row["collapsed"] = sum(cell["collapsed"] is not None for cell in cells)
-        scratch = groups.get((detector, share, SCRATCH))
-        if scratch and arm != SCRATCH:
-            before = np.array([cell["f1"] or 0.0 for cell in scratch])
-            error = float(np.hypot(standard_error(before), row["f1_error"]))
-            row["gain"] = row["f1"] - float(before.mean())
-            row["certain"] = len(cells) > 1 and len(scratch) > 1 and abs(row["gain"]) > 2 * error
+        others = {other: groups.get((detector, share, other)) for other in (SCRATCH, *rivals) if other != arm}
+        gains = {other: _gain(cells, before) for other, before in others.items() if before}
+        row["gains"] = gains if arm != SCRATCH else {}
         rows.append(row)
     return rows
+
+
+def _gain(cells: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    own, other = (np.array([cell["f1"] or 0.0 for cell in group]) for group in (cells, before))
+    gain = float(own.mean() - other.mean())
+    error = float(np.hypot(standard_error(own), standard_error(other)))
+    return {"f1": gain, "certain": min(len(own), len(other)) > 1 and abs(gain) > 2 * error}
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -83,18 +88,18 @@ def _published_for(row: Mapping[str, Any], paper: Mapping[tuple[str, int, bool],
     return ""
 
 
-def _cells(row: Mapping[str, Any], paper: Mapping[tuple[str, int, bool], str]) -> list[str]:
+def _cells(row: Mapping[str, Any], rivals: Sequence[str], paper: Mapping[tuple[str, int, bool], str]) -> list[str]:
     values = [f"{100 * row[score]:.1f} ± {100 * row[f'{score}_error']:.1f}" for score in SCORES]
-    gain = f"{100 * row['gain']:+.1f}{'' if row['certain'] else ' (within noise)'}" if "gain" in row else ""
+    gains = []
+    for other in (SCRATCH, *rivals):
+        gain = row["gains"].get(other)
+        gains.append("" if gain is None else f"{100 * gain['f1']:+.1f}{'' if gain['certain'] else ' (within noise)'}")
     collapsed = f"{row['collapsed']} of {row['seeds']}" if row["collapsed"] else ""
     head = [row["detector"], f"{row['share']} %", row["arm"], str(row["seeds"])]
-    return [*head, *values, gain, collapsed, _published_for(row, paper)]
+    return [*head, *values, *gains, collapsed, _published_for(row, paper)]
 
 
-HEADINGS = (
-    "detector", "labels", "pre-trained on", "seeds", "F1", "precision", "recall", "IoU", "gain over scratch",
-    "collapsed", "paper's F1",
-)  # fmt: skip
+HEADINGS = ("detector", "labels", "pre-trained on", "seeds", "F1", "precision", "recall", "IoU")
 
 
 def write_results(
@@ -104,20 +109,21 @@ def write_results(
     test: PairDataset,
 ) -> None:
     """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``curves.svg``, ``panels.png``."""
-    rows = summarise(records)
+    rows = summarise(records, options.rivals)
     paper = published(options)
-    lines = [_cells(row, paper) for row in rows]
+    headings = (*HEADINGS, *(f"gain over {arm}" for arm in (SCRATCH, *options.rivals)), "collapsed", "paper's F1")
+    lines = [_cells(row, options.rivals, paper) for row in rows]
     for name, scores in constants.items():
         shown = ["-" if scores[s] is None else f"{100 * (scores[s] or 0):.1f}" for s in SCORES]
-        lines.append([f"({name})", "", "", "", *shown, "", "", ""])
-    markdown = [f"# {options.name}", "", _line(HEADINGS), "|---" * len(HEADINGS) + "|", *map(_line, lines), ""]
+        lines.append([f"({name})", "", "", "", *shown, *[""] * (len(headings) - len(HEADINGS))])
+    markdown = [f"# {options.name}", "", _line(headings), "|---" * len(headings) + "|", *map(_line, lines), ""]
     markdown.append(NOTE)
     atomic_write(options.out / "table.md", ("\n".join(markdown) + "\n").encode())
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([HEADINGS, *lines])
+    writer.writerows([headings, *lines])
     atomic_write(options.out / "table.csv", buffer.getvalue().encode())
-    atomic_write(options.out / "table.tex", _latex(lines).encode())
+    atomic_write(options.out / "table.tex", _latex([headings, *lines]).encode())
     named = {name: dict(scores) for name, scores in constants.items()}
     content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
     atomic_write(options.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
@@ -135,8 +141,8 @@ def _latex(lines: Sequence[Sequence[str]]) -> str:
             text = text.replace(character, f"\\{character}")
         return text.replace("±", r"$\pm$")
 
-    body = "\n".join(" & ".join(escape(cell) for cell in line) + r" \\" for line in (HEADINGS, *lines))
-    return f"\\begin{{tabular}}{{{'l' * len(HEADINGS)}}}\n{body}\n\\end{{tabular}}\n"
+    body = "\n".join(" & ".join(escape(cell) for cell in line) + r" \\" for line in lines)
+    return f"\\begin{{tabular}}{{{'l' * len(lines[0])}}}\n{body}\n\\end{{tabular}}\n"
 
 
 def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
