@@ -10,9 +10,13 @@ import torch
 from diffusers import UNet2DModel
 
 from changeanywhere.errors import ModelError
+from changeanywhere.legend import Legend
 from changeanywhere.models.denoiser import MaskEncoder, one_hot
+from changeanywhere.models.detectors import build_detector
+from changeanywhere.models.detectors.folder import save_detector
 from changeanywhere.models.first_stage import nearest_codes
 from changeanywhere.models.folder import hash_model, load_model, noise_schedule, save_model
+from changeanywhere.models.segmenter import Segmenter
 from conftest import tiny_model
 
 
@@ -58,6 +62,17 @@ def test_model_folder_round_trip(tmp_path: Path) -> None:
     assert loaded.mask_dropout == model.mask_dropout
     assert loaded.weights_hash == hash_model(tmp_path)
     torch.testing.assert_close(loaded.first_stage.latent_std, model.first_stage.latent_std)
+
+
+def test_weights_are_as_readable_as_other_files(tmp_path: Path) -> None:
+    """A folder on a cluster is shared; files made by safetensors itself are their owner's only."""
+    save_model(tiny_model(), tmp_path / "model")
+    Segmenter("unet", Legend.load(tmp_path / "model" / "legend.json")).save(tmp_path / "segmenter")
+    save_detector(build_detector("fc_ef"), "fc_ef", tmp_path / "detector")
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert sum(file.suffix == ".safetensors" for file in files) == 5
+    (tmp_path / "plain").touch()
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_denoiser_loads_with_plain_diffusers(tiny_model_folder: Path) -> None:

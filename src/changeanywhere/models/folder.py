@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel, VQModel
+from diffusers import DDPMScheduler, ModelMixin, UNet2DModel, VQModel
 
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
@@ -72,12 +72,20 @@ def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
 
 def save_first_stage(first_stage: FirstStage, folder: Path) -> None:
     """Write the folder ``first_stage/``."""
-    first_stage.vq_model.save_pretrained(folder, max_shard_size=MAX_FILE)
+    _save_part(first_stage.vq_model, folder)
     statistics = {
         "latent_mean": first_stage.latent_mean.flatten().tolist(),
         "latent_std": first_stage.latent_std.flatten().tolist(),
     }
     (folder / "latent_statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
+
+
+def _save_part(part: ModelMixin, folder: Path) -> None:
+    """``save_pretrained``, with weights that whoever reads the config can read: safetensors makes them private (0600),
+    which nobody expects of a folder that is shared on a cluster."""
+    part.save_pretrained(folder, max_shard_size=MAX_FILE)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / "config.json").stat().st_mode)
 
 
 def load_first_stage(folder: Path, dtype: torch.dtype = torch.float32) -> FirstStage:
@@ -105,8 +113,8 @@ def save_model(model: Model, folder: Path, weights_dtype: torch.dtype = torch.fl
     cast_keeping_codebook(model.first_stage, weights_dtype)
     model.denoiser.to(weights_dtype)
     save_first_stage(model.first_stage, folder / "first_stage")
-    model.denoiser.unet.save_pretrained(folder / "denoiser", max_shard_size=MAX_FILE)
-    model.denoiser.mask_encoder.save_pretrained(folder / "mask_encoder", max_shard_size=MAX_FILE)
+    _save_part(model.denoiser.unet, folder / "denoiser")
+    _save_part(model.denoiser.mask_encoder, folder / "mask_encoder")
     model.schedule.save_pretrained(folder / "scheduler")
     model.legend.save(folder / "legend.json")
     description = {

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
 from changeanywhere.models.efficientnet import PYRAMID_STAGES, EfficientNetLite0, find_weights
+from changeanywhere.pairs.layout import atomic_write
 
 FORMAT, FORMAT_VERSION = "changeanywhere-segmenter", 1
 UNET_CHANNELS = (24, 32, 64, 96, 160)
@@ -106,7 +107,8 @@ class Segmenter(nn.Module):
         """Write a segmenter folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.legend.save(folder / "legend.json")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        weights = {k: v.contiguous() for k, v in self.state_dict().items()}
+        atomic_write(folder / "model.safetensors", save(weights))
         description = {"format": FORMAT, "format_version": FORMAT_VERSION, "backbone": self.backbone}
         (folder / "segmenter.json").write_text(json.dumps(description, indent=1) + "\n")
 

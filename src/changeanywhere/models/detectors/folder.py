@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from changeanywhere.errors import ChangeAnywhereError, ModelError
 from changeanywhere.models.detectors import Detector, build_detector
+from changeanywhere.pairs.layout import atomic_write
 
 FORMAT, FORMAT_VERSION = "changeanywhere-detector", 1
 
@@ -21,7 +22,8 @@ FORMAT, FORMAT_VERSION = "changeanywhere-detector", 1
 def save_detector(net: Detector, name: str, folder: Path) -> None:
     """Write a detector folder; ``name``: as in the registry."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, folder / "model.safetensors")
+    weights = {key: value.contiguous() for key, value in net.state_dict().items()}
+    atomic_write(folder / "model.safetensors", save(weights))
     description = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": name}
     (folder / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
 
