@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,11 @@ def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest
     assert {steps[name] for name in steps if "-made-" in name} == {4}
     table = (options.out / "table.md").read_text()
     assert "| fc_ef | 50 % | scratch | 2 |" in table and "12.3" in table and "(all changed)" in table
-    assert (options.out / "table.tex").read_text().count(r"\\") == 6
+    assert re.search(r"^\| fc_ef \+ made \| [\d.]+ ± [\d.]+ \|", table, re.M), "a row per arm, as in the paper"
+    assert "| the paper's fc_ef | 12.3 | - | - | - |" in table
+    assert "## Zero-shot" in table and "## Many labels" in table and "## Few labels" not in table
+    tex = (options.out / "table.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == 2 and tex.count(r"\\") == 4 + 6
     assert "polyline" in (options.out / "curves.svg").read_text()
     with Image.open(options.out / "panels.png") as panels:
         assert panels.size == (5 * 68, 2 * 68)
@@ -72,6 +77,19 @@ def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest
 
     monkeypatch.setattr(benchmark, "train_detector", never)
     assert run_benchmark(options) == records
+
+
+def test_fewer_seeds_at_large_shares_and_arms_without_fine_tuning(options: BenchmarkOptions) -> None:
+    more = {"made": options.pretraining["made"], "rival": options.pretraining["made"]}
+    limited = replace(options, pretraining=more, shares=[0, 50, 100], seeds_at={100: 1}, zero_shot_only=["rival"])
+    assert [(c.arm, c.share, c.seed) for c in Benchmark(limited).cells()] == [
+        ("made", 0, 0), ("rival", 0, 0),
+        ("scratch", 50, 0), ("scratch", 50, 1), ("made", 50, 0), ("made", 50, 1),
+        ("scratch", 100, 0), ("made", 100, 0),
+    ]  # fmt: skip
+    for wrong in ({"seeds_at": {50: 0}}, {"seeds_at": {101: 1}}, {"zero_shot_only": ["nobody"]}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            replace(options, **wrong).check()
 
 
 def test_a_failing_cell_leaves_the_others(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:

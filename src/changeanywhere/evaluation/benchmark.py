@@ -22,6 +22,7 @@ from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallErr
 from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
 from changeanywhere.evaluation.benchmark_tables import write_results
 from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.reader import PairDataset
@@ -76,12 +77,13 @@ class Benchmark:
 
     def cells(self) -> Iterator[Cell]:
         """All of them, cheap ones first within a detector; zero-shot has one seed, since nothing is drawn."""
-        for detector in self.options.detectors:
-            for share in sorted(self.options.shares):
-                for arm in (SCRATCH, *self.sets):
-                    if share == 0 and arm == SCRATCH:
-                        continue
-                    for seed in self.options.seeds[:1] if share == 0 else self.options.seeds:
+        options = self.options
+        for detector in options.detectors:
+            for share in sorted(options.shares):
+                tuned = [arm for arm in self.sets if arm not in options.zero_shot_only]
+                for arm in self.sets if share == 0 else (SCRATCH, *tuned):
+                    count = 1 if share == 0 else options.seeds_at.get(share, len(options.seeds))
+                    for seed in options.seeds[:count]:
                         yield Cell(detector, arm, share, seed)
 
     def few(self, share: int, seed: int) -> PairDataset:
@@ -125,9 +127,13 @@ class Benchmark:
         else:
             init = self.pretrained(cell.detector, cell.arm)
             folder, details = self._tune(cell, self.options.finetune, init, "cell"), {}
-        scores = evaluate_detector(load_detector(folder)[1].to(self.device), self.test, 8, self.device)
+        scores = self._scores(folder, self.test)
         seconds = round(time.perf_counter() - started, 1)
         return {**vars(cell), **scores.to_dict(), **details, **flags(scores), "seconds": seconds}
+
+    def _scores(self, folder: Path, pairs: PairDataset) -> ChangeScores:
+        net = channels_last(load_detector(folder)[1].to(self.device))
+        return evaluate_detector(net, pairs, 8, self.device, self.options.run.mixed_precision)
 
     def _scratch(self, cell: Cell, rate: float) -> Path:
         settings = self.options.finetune
@@ -143,8 +149,7 @@ class Benchmark:
         scores = []
         for rate in rates:
             folder = self._scratch(first, rate)
-            found = evaluate_detector(load_detector(folder)[1].to(self.device), self.val, 8, self.device)
-            scores.append(found.f1 or 0.0)
+            scores.append(self._scores(folder, self.val).f1 or 0.0)
         return rates[int(np.argmax(scores))]
 
     def _tune(self, cell: Cell, settings: DetectorRecipe, init: Path | None, what: str) -> Path:

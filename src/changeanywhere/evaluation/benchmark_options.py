@@ -35,10 +35,14 @@ class BenchmarkOptions:
     """Sets to pre-train on: name → folder of pairs. Training from scratch is always an arm."""
     rivals: list[str] = field(default_factory=list)
     """Arms of ``pretraining`` that the others are to beat, beside training from scratch (copy-paste, say)."""
+    zero_shot_only: list[str] = field(default_factory=list)
+    """Arms of ``pretraining`` that are scored without labels only, and not fine-tuned."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of fine-tuning, and of the draw of few-shot lists."""
+    seeds_at: dict[int, int] = field(default_factory=dict)
+    """Share → how many of ``seeds`` (the first ones) are used there; default: all. Large shares vary less."""
     lists: Path | None = None
     """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt); default: drawn by the seed and written to OUT/lists."""
     scratch_learning_rates: list[float] = field(default_factory=lambda: [1.0e-3, 1.0e-4])
@@ -49,7 +53,8 @@ class BenchmarkOptions:
     """How to fine-tune. From scratch takes as many steps as pre-training and fine-tuning together."""
     run: RunRecipe = field(default_factory=RunRecipe)
     paper_tables: Path | None = None
-    """CSV of published figures (columns benchmark, labels_percent, detector, pretraining, f1) to stand beside ours."""
+    """CSV of published figures (columns benchmark, labels_percent, detector, pretraining, f1, precision, recall, iou)
+    to stand beside ours."""
     num_panels: int = 6
     """Test pairs in the pictures, evenly spaced."""
 
@@ -66,6 +71,18 @@ class BenchmarkOptions:
             ("seeds", self.seeds, bool(self.seeds), "one or more"),
             ("pretraining", list(self.pretraining), SCRATCH not in self.pretraining, f"names other than {SCRATCH}"),
             ("rivals", self.rivals, set(self.rivals) <= set(self.pretraining), "names of pretraining"),
+            (
+                "zero_shot_only",
+                self.zero_shot_only,
+                set(self.zero_shot_only) <= set(self.pretraining),
+                "names of pretraining",
+            ),
+            (
+                "seeds_at",
+                self.seeds_at,
+                all(0 <= s <= 100 and n >= 1 for s, n in self.seeds_at.items()),
+                "0 to 100: 1 and more",
+            ),
             (
                 "scratch_learning_rates",
                 self.scratch_learning_rates,

@@ -15,13 +15,13 @@ import torch
 from PIL import Image as PillowImage
 
 from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
+from changeanywhere.evaluation.paper_tables import SCORES, Published, latex, read_published, shaped_tables
 from changeanywhere.models.detectors import Detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.training.pair_batches import to_tensors
 
-SCORES = ("f1", "precision", "recall", "iou")
 HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
 """Colours that colour-blind readers tell apart; black = unchanged and not called changed."""
 NOTE = (
@@ -68,27 +68,18 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def published(options: BenchmarkOptions) -> dict[tuple[str, int, bool], str]:
-    """(detector, share, pre-trained) → F1 of the paper, where it has that cell."""
-    if options.paper_tables is None:
-        return {}
-    found = {}
-    for row in csv.DictReader(io.StringIO(options.paper_tables.read_text())):
-        if row["benchmark"] == options.name and row["f1"]:
-            name = "".join(c for c in row["detector"].lower() if c.isalnum())
-            found[name, int(row["labels_percent"]), row["pretraining"] not in ("", "none")] = row["f1"]
-    return found
-
-
-def _published_for(row: Mapping[str, Any], paper: Mapping[tuple[str, int, bool], str]) -> str:
-    own = "".join(c for c in row["detector"] if c.isalnum())
-    for (name, share, pretrained), f1 in paper.items():
-        if own.startswith(name) and share == row["share"] and pretrained == (row["arm"] != SCRATCH):
-            return f1
+def _published_for(row: Mapping[str, Any], paper: Sequence[Published]) -> str:
+    for cell in paper:
+        if (
+            cell.is_of(row["detector"])
+            and cell.share == row["share"]
+            and bool(cell.pretraining) == (row["arm"] != SCRATCH)
+        ):
+            return cell.scores[0]
     return ""
 
 
-def _cells(row: Mapping[str, Any], rivals: Sequence[str], paper: Mapping[tuple[str, int, bool], str]) -> list[str]:
+def _cells(row: Mapping[str, Any], rivals: Sequence[str], paper: Sequence[Published]) -> list[str]:
     values = [f"{100 * row[score]:.1f} ± {100 * row[f'{score}_error']:.1f}" for score in SCORES]
     gains = []
     for other in (SCRATCH, *rivals):
@@ -108,22 +99,27 @@ def write_results(
     constants: Mapping[str, Mapping[str, float | None]],
     test: PairDataset,
 ) -> None:
-    """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``curves.svg``, ``panels.png``."""
+    """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``curves.svg``, ``panels.png``.
+
+    Markdown and LaTeX in the shape of the paper's tables; CSV, and the end of the Markdown, a line per arm and share.
+    """
     rows = summarise(records, options.rivals)
-    paper = published(options)
+    paper = read_published(options.paper_tables, options.name)
     headings = (*HEADINGS, *(f"gain over {arm}" for arm in (SCRATCH, *options.rivals)), "collapsed", "paper's F1")
     lines = [_cells(row, options.rivals, paper) for row in rows]
     for name, scores in constants.items():
         shown = ["-" if scores[s] is None else f"{100 * (scores[s] or 0):.1f}" for s in SCORES]
         lines.append([f"({name})", "", "", "", *shown, *[""] * (len(headings) - len(HEADINGS))])
-    markdown = [f"# {options.name}", "", _line(headings), "|---" * len(headings) + "|", *map(_line, lines), ""]
-    markdown.append(NOTE)
+    shaped = shaped_tables(rows, constants, paper)
+    markdown = [f"# {options.name}", "", NOTE]
+    for title, table in (*shaped, ("Every arm beside training from scratch and its rivals", [list(headings), *lines])):
+        markdown += ["", f"## {title}", "", _line(table[0]), "|---" * len(table[0]) + "|", *map(_line, table[1:])]
     atomic_write(options.out / "table.md", ("\n".join(markdown) + "\n").encode())
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([headings, *lines])
     atomic_write(options.out / "table.csv", buffer.getvalue().encode())
-    atomic_write(options.out / "table.tex", _latex([headings, *lines]).encode())
+    atomic_write(options.out / "table.tex", latex(shaped).encode())
     named = {name: dict(scores) for name, scores in constants.items()}
     content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
     atomic_write(options.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
@@ -133,16 +129,6 @@ def write_results(
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _latex(lines: Sequence[Sequence[str]]) -> str:
-    def escape(text: str) -> str:
-        for character in "%_&":
-            text = text.replace(character, f"\\{character}")
-        return text.replace("±", r"$\pm$")
-
-    body = "\n".join(" & ".join(escape(cell) for cell in line) + r" \\" for line in lines)
-    return f"\\begin{{tabular}}{{{'l' * len(lines[0])}}}\n{body}\n\\end{{tabular}}\n"
 
 
 def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:

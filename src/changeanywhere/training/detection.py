@@ -96,14 +96,22 @@ def _ratio(part: int, whole: int) -> float | None:
 
 @torch.no_grad()
 def score_detector(
-    net: Detector, batches: Iterable[tuple[Tensor, Tensor, Tensor]], device: torch.device
+    net: Detector,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    device: torch.device,
+    mixed_precision: str = "no",
 ) -> ChangeScores:
-    """Scores of ``net``, put into evaluation mode and back, over ``batches`` of (image t1, image t2, label)."""
+    """Scores of ``net``, put into evaluation mode and back, over ``batches`` of (image t1, image t2, label).
+
+    ``mixed_precision``: ``no`` or ``bf16``, as of the run that trained it.
+    """
     training = net.training
     net.eval()
     matrix = BinaryConfusionMatrix(ignore_index=IGNORE).to(device)
     for first, second, labels in batches:
-        logits = net(first.to(device), second.to(device))
+        images = (x.to(device, memory_format=torch.channels_last) for x in (first, second))
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+            logits = net(*images)
         matrix.update(logits.argmax(1), labels.to(device))
     net.train(training)
     (tn, fp), (fn, tp) = matrix.compute().long().tolist()

@@ -128,9 +128,11 @@ def _loss(net: Detector, batch: Sequence[Tensor], settings: DetectorRecipe, proc
     return loss
 
 
-def evaluate_detector(net: Detector, pairs: Pairs, batch_size: int, device: torch.device) -> ChangeScores:
+def evaluate_detector(
+    net: Detector, pairs: Pairs, batch_size: int, device: torch.device, mixed_precision: str = "no"
+) -> ChangeScores:
     """Scores over whole pairs."""
-    return score_detector(net, DataLoader(PlainPairs(pairs), batch_size=batch_size), device)
+    return score_detector(net, DataLoader(PlainPairs(pairs), batch_size=batch_size), device, mixed_precision)
 
 
 def _validate(
@@ -139,7 +141,8 @@ def _validate(
     """Score on validation pairs; the best weights so far are kept. The test set is never looked at."""
     if not processes.is_main:
         return best
-    scores = evaluate_detector(net, val, settings.batch_size, processes.device)
+    precision = processes.accelerator.mixed_precision
+    scores = evaluate_detector(net, val, settings.batch_size, processes.device, precision)
     with (out / "training" / "detector" / "validation.jsonl").open("a") as file:
         file.write(json.dumps({"step": step + 1, **scores.to_dict()}) + "\n")
     if (scores.f1 or 0.0) <= best:

@@ -1,0 +1,132 @@
+"""Results in the shape of the paper's Tables 1 to 5: a row per detector and arm, four scores per share of labels.
+
+Zero-shot, few-shot and many labels are three tables, as in the paper; its own figures follow each detector's rows where
+a table of them was given.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.evaluation.benchmark_options import SCRATCH
+
+SCORES = ("f1", "precision", "recall", "iou")
+SCORE_NAMES = ("F1", "precision", "recall", "IoU")
+MANY = 50
+"""From this share (percent) on, labels are many: the paper's Tables 4 and 5."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A cell of the paper."""
+
+    detector: str
+    """Letters and digits of its name, in lower case."""
+    share: int
+    pretraining: str
+    """Name of the set; empty = from scratch."""
+    scores: tuple[str, str, str, str]
+    """As printed; empty where the paper has a dash."""
+
+    def is_of(self, detector: str) -> bool:
+        """Whether a detector of ours (``snunet_c16``) is the one that the paper means (SNUNet)."""
+        return plain(detector).startswith(self.detector)
+
+
+def plain(name: str) -> str:
+    """Letters and digits, in lower case."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def read_published(file: Path | None, benchmark: str) -> list[Published]:
+    """Cells of ``benchmark`` from a CSV (columns benchmark, labels_percent, detector, pretraining, f1 …), or none."""
+    if file is None:
+        return []
+    try:
+        rows = list(csv.DictReader(io.StringIO(file.read_text())))
+        return [
+            Published(
+                plain(row["detector"]),
+                int(row["labels_percent"]),
+                "" if row["pretraining"] in ("", "none") else row["pretraining"],
+                (row["f1"], row.get("precision") or "", row.get("recall") or "", row.get("iou") or ""),
+            )
+            for row in rows
+            if row["benchmark"] == benchmark
+        ]
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{file}: not a table of published figures ({error})") from error
+
+
+def shaped_tables(
+    rows: Sequence[Mapping[str, Any]], constants: Mapping[str, Mapping[str, float | None]], paper: Sequence[Published]
+) -> list[tuple[str, list[list[str]]]]:
+    """(title, lines of cells, the first being the headings) of the tables that ``rows`` have shares for.
+
+    ``rows`` as of :func:`.benchmark_tables.summarise`; ``constants``: what constant predictions score.
+    """
+    shares = sorted({row["share"] for row in rows})
+    groups = {
+        "Zero-shot": [s for s in shares if s == 0],
+        "Few labels": [s for s in shares if 0 < s < MANY],
+        "Many labels": [s for s in shares if s >= MANY],
+    }
+    return [(title, _table(rows, group, constants, paper)) for title, group in groups.items() if group]
+
+
+def _table(
+    rows: Sequence[Mapping[str, Any]],
+    shares: Sequence[int],
+    constants: Mapping[str, Mapping[str, float | None]],
+    paper: Sequence[Published],
+) -> list[list[str]]:
+    lines = [["method", *(f"{name}, {share} %" for share in shares for name in SCORE_NAMES)]]
+    detectors, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("detector", "arm"))
+    found = {(row["detector"], row["arm"], row["share"]): row for row in rows}
+    for detector in detectors:
+        for arm in sorted(arms, key=lambda arm: arm != SCRATCH):  # from scratch first, the others in their order
+            cells = [found.get((detector, arm, share)) for share in shares]
+            if any(cells):
+                name = detector if arm == SCRATCH else f"{detector} + {arm}"
+                lines.append([name, *(text for cell in cells for text in _own(cell))])
+        known = [cell for cell in paper if cell.is_of(detector)]
+        for pretraining in dict.fromkeys(cell.pretraining for cell in known):
+            printed = {cell.share: cell.scores for cell in known if cell.pretraining == pretraining}
+            if any(share in printed for share in shares):
+                name = f"the paper's {detector}" + (f" + {pretraining}" if pretraining else "")
+                lines.append([name, *(text or "-" for share in shares for text in printed.get(share, ("",) * 4))])
+    for name, scores in constants.items():
+        shown = ["-" if scores[s] is None else f"{100 * (scores[s] or 0):.1f}" for s in SCORES]
+        lines.append([f"({name})", *shown * len(shares)])
+    return lines
+
+
+def _own(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return ["-"] * len(SCORES)
+    spread = row["seeds"] > 1
+    return [f"{100 * row[s]:.1f}" + (f" ± {100 * row[f'{s}_error']:.1f}" if spread else "") for s in SCORES]
+
+
+def latex(tables: Sequence[tuple[str, list[list[str]]]]) -> str:
+    """The tables as ``tabular`` environments, titles as comments."""
+
+    def escape(text: str) -> str:
+        for character in "%_&":
+            text = text.replace(character, f"\\{character}")
+        return text.replace("±", r"$\pm$")
+
+    parts = []
+    for title, lines in tables:
+        body = "\n".join(" & ".join(escape(cell) for cell in line) + r" \\" for line in lines)
+        columns = "l" + "r" * (len(lines[0]) - 1)
+        parts.append(f"% {title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n")
+    return "\n".join(parts)
