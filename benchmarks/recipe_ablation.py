@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from noise_error import noise_error
 from reconstruction import measure
 from torch import Tensor
 from training import read_recipe
@@ -39,7 +40,6 @@ from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.recipe import FirstStageRecipe
 
 BATCH = 8
-TIMESTEPS = range(50, 1000, 100)
 DENOISERS: dict[str, dict[str, Any]] = {
     "as in the recipe": {},
     "ε instead of v": {"prediction_type": "epsilon"},
@@ -115,7 +115,7 @@ class Trials:
         distance = kid(features(painted), features(real))
         drift = [abs(float(one.mean()) - float(real[i].mean())) for i, one in zip(chosen, painted, strict=True)]
         return {
-            "noise_error": self._noise_error(pipe, [real[i] for i in chosen], [masks[i] for i in chosen]),
+            "noise_error": noise_error(pipe, [real[i] for i in chosen], [masks[i] for i in chosen]),
             "iou": ours.mean_iou(theirs.frequent()),
             "iou_real": theirs.mean_iou(),
             "kid": distance.value,
@@ -123,24 +123,6 @@ class Trials:
             "kid_high": distance.high,
             "brightness": float(np.mean(drift)),
         }
-
-    @staticmethod
-    def _noise_error(pipe: ChangePairPipeline, images: list[np.ndarray], masks: list[np.ndarray]) -> float:
-        """Mean squared error of the noise that the net finds in real latents: one figure for ε- and v-nets."""
-        schedule = pipe.model.schedule
-        errors = []
-        generator = torch.Generator().manual_seed(0)
-        for start in range(0, len(images), BATCH):
-            pixels = torch.from_numpy(np.stack(images[start : start + BATCH])).permute(0, 3, 1, 2) / 127.5 - 1
-            latents = pipe.encode(pixels)
-            wanted = torch.from_numpy(np.stack(masks[start : start + BATCH]).astype(np.int64))
-            for t in TIMESTEPS:
-                alpha, sigma = schedule.alphas_cumprod[t].sqrt(), (1 - schedule.alphas_cumprod[t]).sqrt()
-                noise = torch.randn(latents.shape, generator=generator).to(latents)
-                noisy = alpha * latents + sigma * noise
-                found = pipe.predict_noise(noisy, torch.full((len(noisy),), t), wanted)
-                errors.append(float((found - noise).square().mean()))
-        return float(np.mean(errors))
 
     def first_stage(self, name: str, changes: dict[str, Any], num_steps: int) -> dict[str, Any]:
         """Train one variant and measure its reconstructions."""
