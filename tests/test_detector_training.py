@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.color import hsv2rgb, rgb2hsv
 
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, PairsError
@@ -19,7 +20,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.training.batches import step_rng
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
 from changeanywhere.training.detector import evaluate_detector, train_detector
-from changeanywhere.training.pair_batches import augment
+from changeanywhere.training.pair_batches import augment, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 
@@ -173,3 +174,14 @@ def test_scores_of_a_detector_leave_ignored_pixels_out(tmp_path: Path) -> None:
     chosen = [replace(pairs[0], mask_t1=np.zeros((64, 64), np.uint8)), pairs[1]]
     scores = evaluate_detector(build_detector("fc_ef"), chosen, 1, torch.device("cpu"))
     assert count(scores) == 64**2
+
+
+def test_turned_hue_keeps_value_and_saturation_and_agrees_with_floating_point() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    turned = turn_hue(image, 8.4)  # six steps of 8 bits: 8.44°
+    hsv = rgb2hsv(image)
+    hsv[..., 0] = (hsv[..., 0] + 6 / 256) % 1
+    error = np.abs(turned - hsv2rgb(hsv) * 255)
+    assert error.max() <= 12 and error.mean() < 1
+    assert np.array_equal(turned.max(-1), image.max(-1)), "the value is the largest band"
+    assert np.abs(turn_hue(image, 0).astype(int) - image).max() <= 6

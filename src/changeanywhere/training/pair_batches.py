@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance
-from skimage.color import hsv2rgb, rgb2hsv
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -101,11 +100,18 @@ def distort_colours(image: Array, rng: np.random.Generator) -> Array:
         colours = ImageEnhance.Color(Image.fromarray(result.astype(np.uint8)))
         result = np.asarray(colours.enhance(float(rng.uniform(0.8, 1.2))), np.float32)
     if rng.random() < 0.5:
-        hsv = rgb2hsv(result / 255)
-        hsv[..., 0] = (hsv[..., 0] + rng.uniform(-10, 10) / 360) % 1
-        result = hsv2rgb(hsv) * 255
+        result = np.asarray(turn_hue(np.rint(result).astype(np.uint8), float(rng.uniform(-10, 10))), np.float32)
     distorted: Array = np.rint(result).astype(np.uint8)
     return distorted
+
+
+def turn_hue(image: Array, degrees: float) -> Array:
+    """uint8 ``[H, W, 3]``; saturation and value stay. In 8 bits (1.4° per step): a tenth of what floating
+    point takes, which was a third of a sample's time."""
+    hue, saturation, value = Image.fromarray(image).convert("HSV").split()
+    step = round(degrees * 256 / 360)
+    turned = hue.point([(level + step) % 256 for level in range(256)])
+    return np.asarray(Image.merge("HSV", (turned, saturation, value)).convert("RGB"))
 
 
 class PlainPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
