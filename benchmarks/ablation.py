@@ -210,13 +210,18 @@ def main() -> None:
     parser.add_argument("--num-tiles", type=int, default=165, help="tiles per setting whose masks alone are painted")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; finished settings are kept")
     parser.add_argument("--parts", nargs="*", default=["images", "pairs"], help="images, pairs or both")
+    parser.add_argument("--only", nargs="*", help="only these settings, e.g. dpmsolver++-10-free0-guidance2")
     arguments = parser.parse_args()
     ablation = Ablation(arguments)
+    images = [(name_of(s), s) for s in IMAGES]
     pairs = [(name_of(s), s) for s in PAIRS] + [("nearest pooling", Sampling())]
-    if "images" in arguments.parts:
-        ablation.run("images", [(name_of(s), s) for s in IMAGES], ablation.measure_images)
-    if "pairs" in arguments.parts:
-        ablation.run("pairs", pairs, ablation.measure_pairs)
+    for part, settings, measure in (
+        ("images", images, ablation.measure_images),
+        ("pairs", pairs, ablation.measure_pairs),
+    ):
+        if part in arguments.parts:
+            wanted = [(name, s) for name, s in settings if arguments.only is None or name in arguments.only]
+            ablation.run(part, wanted, measure)
     write_tables(ablation.out)
 
 
