@@ -52,11 +52,15 @@ JUDGED := --judge runs/judge/segmenter
 SET := --seed 1 --batch-size 8 --targets.no-change 0.25
 quality: install
 	$(BIN)/changeanywhere train segmenter --config recipes/judge.yaml --out runs/judge
+	$(BIN)/changeanywhere train segmenter --config recipes/judge.yaml --out runs/filter --segmenter.backbone unet --run.seed 1
 	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --out runs/quality/plain
+	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --filter.model runs/filter/segmenter \
+	  --filter.action resample --out runs/quality/filtered
 	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TILES) $(SET) --num-pairs 120 --out runs/quality/realistic
-	for set in plain realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
+	for set in plain filtered realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --out runs/quality/$$set-evaluation || exit; done
 	$(BIN)/changeanywhere evaluate --model mini $(TILES) $(JUDGED) --num-images 1000 --out runs/quality/mini-evaluation
+	$(BIN)/python benchmarks/shortcut.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 --num-pairs 96 --out runs/shortcut
 	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --num-pairs 64 --num-tiles 82 --out runs/ablation
 
