@@ -120,6 +120,8 @@ def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) 
         ({"test_split": "train"}, "test_split is"),
         ({"pretraining": {"scratch": "x"}}, "pretraining is"),
         ({"rivals": ["unheard-of"]}, "rivals is"),
+        ({"paper_tables": tmp_path / "absent.csv"}, r"absent\.csv: cannot be read"),
+        ({"paper_tables": tmp_path / "lists" / "50.txt", "name": "x"}, r"50\.txt: not a table of published figures"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_benchmark(replace(options, **wrong))  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
 from changeanywhere.evaluation.benchmark_tables import write_results
+from changeanywhere.evaluation.paper_tables import read_published
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
@@ -193,6 +194,7 @@ def constant_scores(pairs: PairDataset) -> dict[str, ChangeScores]:
 def run_benchmark(options: BenchmarkOptions) -> list[dict[str, Any]]:
     """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed."""
     benchmark = Benchmark(options)
+    read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
     records, failed = [], []
     cells = list(benchmark.cells())
     for number, cell in enumerate(cells, 1):
