@@ -15,7 +15,14 @@ import torch
 from PIL import Image as PillowImage
 
 from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
-from changeanywhere.evaluation.paper_tables import SCORES, Published, latex, read_published, shaped_tables
+from changeanywhere.evaluation.paper_tables import (
+    SCORES,
+    Published,
+    constant_cells,
+    latex,
+    read_published,
+    shaped_tables,
+)
 from changeanywhere.models.detectors import Detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.pairs.layout import atomic_write
@@ -108,8 +115,7 @@ def write_results(
     headings = (*HEADINGS, *(f"gain over {arm}" for arm in (SCRATCH, *options.rivals)), "collapsed", "paper's F1")
     lines = [_cells(row, options.rivals, paper) for row in rows]
     for name, scores in constants.items():
-        shown = ["-" if scores[s] is None else f"{100 * (scores[s] or 0):.1f}" for s in SCORES]
-        lines.append([f"({name})", "", "", "", *shown, *[""] * (len(headings) - len(HEADINGS))])
+        lines.append([f"({name})", "", "", "", *constant_cells(scores), *[""] * (len(headings) - len(HEADINGS))])
     shaped = shaped_tables(rows, constants, paper)
     markdown = [f"# {options.name}", "", NOTE]
     for title, table in (*shaped, ("Every arm beside training from scratch and its rivals", [list(headings), *lines])):

@@ -103,10 +103,14 @@ def _table(
             if any(share in printed for share in shares):
                 name = f"the paper's {detector}" + (f" + {pretraining}" if pretraining else "")
                 lines.append([name, *(text or "-" for share in shares for text in printed.get(share, ("",) * 4))])
-    for name, scores in constants.items():
-        shown = ["-" if scores[s] is None else f"{100 * (scores[s] or 0):.1f}" for s in SCORES]
-        lines.append([f"({name})", *shown * len(shares)])
+    lines += [[f"({name})", *constant_cells(scores) * len(shares)] for name, scores in constants.items()]
     return lines
+
+
+def constant_cells(scores: Mapping[str, float | None]) -> list[str]:
+    """The four scores of a constant prediction in %; a dash where a score is undefined."""
+    values = (scores[name] for name in SCORES)
+    return ["-" if value is None else f"{100 * value:.1f}" for value in values]
 
 
 def _own(row: Mapping[str, Any] | None) -> list[str]:
