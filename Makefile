@@ -65,7 +65,7 @@ quality: install
 	  --real-pairs $(DATA)/naip_bitemporal --num-pairs 64 --num-tiles 82 --out runs/ablation
 
 # The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (hours on two cores; resumes).
-TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 2000 --seed 1 --num-steps 10
+TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 2000 --seed 1
 benchmark: install
 	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TRAIN) --out runs/sets/all-classes
 	$(BIN)/changeanywhere generate --config recipes/buildings.yaml $(TRAIN) --out runs/sets/buildings

@@ -18,6 +18,7 @@ from changeanywhere.evaluation import benchmark
 from changeanywhere.evaluation.benchmark import Benchmark, constant_scores, flags, run_benchmark
 from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
 from changeanywhere.evaluation.benchmark_tables import outcome, summarise
+from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.training.detection import ChangeScores
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
@@ -90,6 +91,28 @@ def test_fewer_seeds_at_large_shares_and_arms_without_fine_tuning(options: Bench
     for wrong in ({"seeds_at": {50: 0}}, {"seeds_at": {101: 1}}, {"zero_shot_only": ["nobody"]}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             replace(options, **wrong).check()
+
+
+def test_arms_of_which_some_classes_count(options: BenchmarkOptions) -> None:
+    """As LEVIR-CD labels buildings alone; the recipe of the pre-training says so."""
+    folder = Path(options.pretraining["made"])
+    before, after = (np.full((64, 64), index, np.uint8) for index in (1, 5))  # bareland, all of it green
+    after[:8] = 4  # but for a row of buildings
+    for name in load_pairs(folder).names:
+        for place, mask in (("label1", before), ("label2", after)):
+            (folder / place).mkdir(exist_ok=True)
+            Image.fromarray(mask).save(folder / place / name)
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(folder / "label" / name)
+    load_legend("mini").save(folder / "legend.json")
+    asked = replace(options, change_classes={"made": ["building"]})
+    protocol = Benchmark(asked)
+    changed = protocol.sets["made"][0].change_mask
+    assert changed[:8].all() and not changed[8:].any()
+    protocol.pretrained("fc_ef", "made")
+    recipe = json.loads((options.out / "pretrain" / "fc_ef-made" / "training" / "detector" / "recipe.json").read_text())
+    assert recipe["detector"]["change_classes"] == ["building"]
+    with pytest.raises(ConfigError, match="change_classes"):
+        replace(options, change_classes={"nobody": ["building"]}).check()
 
 
 def test_a_failing_cell_leaves_the_others(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from changeanywhere.check import check_path
-from changeanywhere.errors import OutputError, PairsError
+from changeanywhere.errors import LegendError, OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.layout import atomic_write
@@ -71,6 +71,23 @@ def test_round_trip(tmp_path: Path) -> None:
     assert label.mode == "L" and set(np.unique(np.asarray(label))) == {0, 255}
     mask = Image.open(tmp_path / "label2" / "k3.png")
     assert mask.mode == "P" and mask.getpalette()[12:15] == list(LEGEND.classes[3].color)
+
+
+def test_changes_of_some_classes_alone_count(tmp_path: Path) -> None:
+    write_dataset(tmp_path, ["k0", "k1", "k2"])  # bareland becomes building in k1 and k2
+    pair, every = load_pairs(tmp_path).counting(["building"])[2], load_pairs(tmp_path)[2]
+    assert pair.change_mask.any() and np.array_equal(pair.change_mask, every.change_mask)
+    assert not load_pairs(tmp_path).counting(["water", "road"]).subset(["k2.png"])[0].change_mask.any()
+    both = load_pairs(tmp_path).counting(["building", "bareland"])[2]
+    assert not both.change_mask.any(), "within what counts nothing has changed"
+    with pytest.raises(LegendError, match="no class 'hut'; allowed: bareland"):
+        load_pairs(tmp_path).counting(["hut"])
+    (tmp_path / "label2" / "k1.png").unlink()
+    with pytest.raises(PairsError, match="k1.png has no semantic masks"):
+        load_pairs(tmp_path).counting(["building"])[1]
+    (tmp_path / "legend.json").unlink()
+    with pytest.raises(PairsError, match="legend.json: missing"):
+        load_pairs(tmp_path).counting(["building"])
 
 
 def test_labels_that_disagree_are_never_written(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ class Benchmark:
         self.train, self.val = self._training_splits()
         self.test = load_pairs(options.pairs, options.test_split)
         self.sets = {arm: load_pairs(folder) for arm, folder in options.pretraining.items()}
+        for arm, classes in options.change_classes.items():
+            self.sets[arm] = self.sets[arm].counting(classes)
 
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
         """Training and validation pairs; the latter are drawn from the former if the dataset defines none."""
@@ -113,7 +115,8 @@ class Benchmark:
         """The detector, pre-trained on the arm's set: last weights, no selection. Trained at first use."""
         out = self.options.out / "pretrain" / f"{detector}-{arm}"
         if not (out / "detector" / "detector.json").is_file():
-            recipe = self._recipe(self.options.pretrain, detector, self.options.pretraining[arm], seed=0)
+            settings = replace(self.options.pretrain, change_classes=self.options.change_classes.get(arm))
+            recipe = self._recipe(settings, detector, self.options.pretraining[arm], seed=0)
             train_detector(recipe, out, self.sets[arm], None)
         return out / "detector"
 

@@ -33,6 +33,9 @@ class BenchmarkOptions:
     """Detectors, by name."""
     pretraining: dict[str, str] = field(default_factory=dict)
     """Sets to pre-train on: name → folder of pairs. Training from scratch is always an arm."""
+    change_classes: dict[str, list[str]] = field(default_factory=dict)
+    """Arm of ``pretraining`` → the classes whose appearing and vanishing counts as changed there, for benchmarks that
+    label buildings alone; default: every change."""
     rivals: list[str] = field(default_factory=list)
     """Arms of ``pretraining`` that the others are to beat, beside training from scratch (copy-paste, say)."""
     zero_shot_only: list[str] = field(default_factory=list)
@@ -70,6 +73,12 @@ class BenchmarkOptions:
             ("val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"),
             ("seeds", self.seeds, bool(self.seeds), "one or more"),
             ("pretraining", list(self.pretraining), SCRATCH not in self.pretraining, f"names other than {SCRATCH}"),
+            (
+                "change_classes",
+                list(self.change_classes),
+                set(self.change_classes) <= set(self.pretraining),
+                "names of pretraining",
+            ),
             ("rivals", self.rivals, set(self.rivals) <= set(self.pretraining), "names of pretraining"),
             (
                 "zero_shot_only",

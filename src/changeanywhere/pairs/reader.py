@@ -13,6 +13,7 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from changeanywhere.errors import PairsError
+from changeanywhere.legend import Legend
 from changeanywhere.pairs.layout import SPLITS
 from changeanywhere.pairs.trees import TREES, Tree, expected, tree_of
 from changeanywhere.sample import ChangePair
@@ -49,11 +50,16 @@ class PairDataset:
     """Map-style dataset of :class:`ChangePair` (a torch ``DataLoader`` takes it); files are read at access."""
 
     def __init__(
-        self, folder: Path, names: Sequence[str], metadata: Metadata | None = None, tree: Tree = TREES[0]
+        self,
+        folder: Path,
+        names: Sequence[str],
+        metadata: Metadata | None = None,
+        tree: Tree = TREES[0],
+        counted: Sequence[int] = (),
     ) -> None:
         self.folder = folder
         self.names = tuple(names)
-        self._metadata, self._tree = metadata, tree
+        self._metadata, self._tree, self._counted = metadata, tree, tuple(counted)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,11 +79,28 @@ class PairDataset:
         key = Path(name).stem
         record = self._metadata.of(key) if self._metadata else {}
         mask_t1, mask_t2 = (masks.get(folder) for folder in tree.masks or ("", ""))
+        if self._counted:
+            if mask_t1 is None or mask_t2 is None:
+                raise PairsError(f"{self.folder}: {name} has no semantic masks; changes of some classes cannot be told")
+            change_mask = change_mask & (np.isin(mask_t1, self._counted) != np.isin(mask_t2, self._counted))
         return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record)
 
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
-        return PairDataset(self.folder, names, self._metadata, self._tree)
+        return PairDataset(self.folder, names, self._metadata, self._tree, self._counted)
+
+    def counting(self, classes: Sequence[str]) -> PairDataset:
+        """The same pairs, in which only what becomes, or ceases to be, one of ``classes`` counts as changed.
+
+        LEVIR-CD and WHU-CD label buildings alone, whatever else changes around them. :class:`LegendError` for a name
+        that is not in the set's ``legend.json``, :class:`PairsError` where there is none.
+        """
+        file = self.folder / "legend.json"
+        if not file.is_file():
+            raise PairsError(f"{file}: missing; without a legend, changes of {', '.join(classes)} cannot be told")
+        legend = Legend.load(file)
+        counted = [legend.index_of(name) for name in classes]
+        return PairDataset(self.folder, self.names, self._metadata, self._tree, counted)
 
     def _find(self, folder: str, name: str) -> Path | None:
         stem = Path(name).with_suffix("")

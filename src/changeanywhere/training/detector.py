@@ -44,6 +44,8 @@ def start_detector(recipe: DetectorRecipe, init: str | None) -> Detector:
 def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None = None) -> PairDataset:
     """A split of ``recipe.pairs``, or the part of it that the file ``listing`` names."""
     pairs = load_pairs(recipe.pairs, split)
+    if recipe.change_classes:
+        pairs = pairs.counting(recipe.change_classes)
     if listing is None:
         return pairs
     try:

@@ -162,6 +162,9 @@ class DetectorRecipe:
     """Split to learn from; null = all pairs."""
     train_list: str | None = None
     """File of names: only these pairs of the split (few-shot)."""
+    change_classes: list[str] | None = None
+    """What becomes, or ceases to be, one of these counts as changed, and nothing else (sets with semantic masks), as
+    in LEVIR-CD, which labels buildings alone; null = every change."""
     val_split: str | None = "val"
     """Split that selects the best weights; null = no selection. Never give the test set."""
     backbone_weights: str | None = None
