@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from changeanywhere.diffusion import pipeline as pipeline_module
+from changeanywhere.diffusion import samplers
 from changeanywhere.diffusion.blended import Sampling, changed_cells
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.differences import boundary_contrast, difference, far_from
@@ -45,21 +46,23 @@ REFERENCE = Sampling("ddim", 200, 0.0, GUIDED, "fresh", 1.0)
 """What published code does, guidance aside: 200 DDIM steps, η = 1."""
 IMAGES = [
     REFERENCE,
-    *(Sampling("dpmsolver++", steps, 0.0, GUIDED) for steps in (25, 20, 15, 12, 10, 8, 6)),
-    *(Sampling("unipc", steps, 0.0, GUIDED) for steps in (20, 10, 8)),
+    *(Sampling("dpmsolver++", steps, 0.0, GUIDED) for steps in (20, 15, 10, 8, 6)),
+    Sampling("unipc", 10, 0.0, GUIDED),
     Sampling("ddim", 20, 0.0, GUIDED, eta=0.0),
-    *(Sampling("dpmsolver++", 20, 0.0, scale) for scale in (1.0, 1.5, 3.0)),
+    *(Sampling("dpmsolver++", 8, 0.0, scale) for scale in (1.0, 1.5, 3.0)),
 ]
+SPACINGS = {"even spacing": 1.0, "quadratic spacing": 2.0}
+"""Beside the default's exponent, :data:`.samplers.SPACING`."""
+CHOSEN = Sampling("dpmsolver++", 8, 0.1, GUIDED, "fixed", dilate_cells=1, window_margin=8)
+"""What the embedded model recommends; pairs are painted with one setting changed at a time."""
 PAIRS = [
-    *(Sampling(free_fraction=free) for free in (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)),
-    *(Sampling(known_noise="fresh", free_fraction=free) for free in (0.0, 0.1)),
-    *(Sampling(dilate_cells=cells) for cells in (1, 2)),
-    *(Sampling(guidance_scale=scale) for scale in (1.5, 2.0, 3.0)),
-    Sampling(guidance_scale=2.0, dilate_cells=1),
-    Sampling(guidance_scale=2.0, dilate_cells=1, free_fraction=0.3),
-    *(Sampling(guidance_scale=2.0, dilate_cells=1, window_margin=margin) for margin in (4, 8, 12, 16)),
-    *(Sampling(num_steps=steps, guidance_scale=2.0, dilate_cells=1) for steps in (15, 12, 10, 8)),
-    *(Sampling(num_steps=steps, guidance_scale=2.0, dilate_cells=1, window_margin=8) for steps in (12, 10)),
+    CHOSEN,
+    *(replace(CHOSEN, num_steps=steps) for steps in (6, 10, 15)),
+    *(replace(CHOSEN, free_fraction=free) for free in (0.0, 0.25, 0.4)),
+    *(replace(CHOSEN, guidance_scale=scale) for scale in (1.0, 1.5, 3.0)),
+    *(replace(CHOSEN, dilate_cells=cells) for cells in (0, 2)),
+    *(replace(CHOSEN, window_margin=margin) for margin in (4, 16, 0)),
+    replace(CHOSEN, window_margin=0, known_noise="fresh"),
 ]
 BATCH = 8
 
@@ -125,7 +128,7 @@ class Ablation:
             for i, read in zip(chosen, self.judge(images), strict=True):
                 confusion.add(self.masks[i], read)
         distance = kid(self.features(painted), self.real_features)
-        self._row("images", sampling, painted[:: max(1, len(painted) // 8)][:8])
+        self._row(f"images-{samplers.SPACING:g}", sampling, painted[:: max(1, len(painted) // 8)][:8])
         return {
             "iou": ours.mean_iou(theirs.frequent()),
             "iou_real": theirs.mean_iou(),
@@ -179,7 +182,9 @@ class Ablation:
         for name, sampling in settings:
             if (part, name) in done:
                 continue
-            with patch.object(pipeline_module, "changed_cells", nearest_cells if "nearest" in name else changed_cells):
+            pooling = nearest_cells if "nearest" in name else changed_cells
+            spacing = next((SPACINGS[words] for words in SPACINGS if words in name), samplers.SPACING)
+            with patch.object(pipeline_module, "changed_cells", pooling), patch.object(samplers, "SPACING", spacing):
                 row = {"part": part, "name": name, **asdict(sampling), **measure(sampling)}
             rows.append(row)
             with file.open("a") as target:
@@ -214,7 +219,9 @@ def main() -> None:
     arguments = parser.parse_args()
     ablation = Ablation(arguments)
     images = [(name_of(s), s) for s in IMAGES]
-    pairs = [(name_of(s), s) for s in PAIRS] + [("nearest pooling", Sampling())]
+    images += [(f"{words} {n}", Sampling("dpmsolver++", n, 0.0, GUIDED)) for words in SPACINGS for n in (10, 8)]
+    pairs = [(name_of(s), s) for s in PAIRS] + [("nearest pooling", replace(CHOSEN, dilate_cells=0))]
+    pairs += [(words, CHOSEN) for words in SPACINGS]
     for part, settings, measure in (
         ("images", images, ablation.measure_images),
         ("pairs", pairs, ablation.measure_pairs),
@@ -234,6 +241,7 @@ def write_tables(out: Path) -> None:
     ]
     for r in (r for r in rows if r["part"] == "images"):
         sampler = f"{r['sampler']}, η = {r['eta']:g}" if r["sampler"] == "ddim" else r["sampler"]
+        sampler += "".join(f", {words}" for words in SPACINGS if words in r["name"])
         lines.append(
             f"| {sampler} | {r['num_steps']} | {r['guidance_scale']:g} | {r['iou']:.3f} | "
             f"{r['kid']:.4f} ({r['kid_low']:.4f} to {r['kid_high']:.4f}) | {r['seconds']:.2f} |"
@@ -247,8 +255,9 @@ def write_tables(out: Path) -> None:
     ]
     for r in (r for r in rows if r["part"] == "pairs"):
         extra = ", nearest pooling" if "nearest" in r["name"] else ""
+        spaced = "".join(f", {words}" for words in SPACINGS if words in r["name"])
         lines.append(
-            f"| {r['num_steps']} | {r['free_fraction']:g} | {r['known_noise']} | {r['dilate_cells']}{extra} | "
+            f"| {r['num_steps']}{spaced} | {r['free_fraction']:g} | {r['known_noise']} | {r['dilate_cells']}{extra} | "
             f"{r.get('window_margin') or 'tile'} | {r['guidance_scale']:g} | "
             f"{r['recall']:.3f} | {r['psnr']:.1f} | {r['edges']:.3f} | {r['colour']:.2f} (halves of real: "
             f"{r['colour_real']:.2f}) | {r['seam']:.2f} | {r['seconds']:.2f} |"

@@ -31,6 +31,7 @@ def settings(recipe: Path) -> dict[str, dict[str, Any]]:
     """Name → options of ``generate``; one option at a time, then together, then with the recipe's disturbances."""
     content = yaml.safe_load(recipe.read_text())
     disturbed = {"nuisances": NuisanceOptions(**content["nuisances"])}
+    tail = {key: content[key] for key in ("num_steps", "free_fraction")}
     first, order, paste = {"reconstruct_t1": True}, {"random_order": True}, {"paste_back": True}
     return {
         "default": {},
@@ -40,9 +41,7 @@ def settings(recipe: Path) -> dict[str, dict[str, Any]]:
         "t1 through the first stage, random order": first | order,
         f"nuisances of {recipe.name}": disturbed,
         f"nuisances of {recipe.name}, t1 through the first stage": disturbed | first,
-        f"{recipe.name} (free fraction {content['free_fraction']} as well)": disturbed
-        | first
-        | {"free_fraction": content["free_fraction"]},
+        f"{recipe.name}, with its free tail": disturbed | first | tail,
     }
 
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows
 from changeanywhere.errors import ConfigError, InputError
 from changeanywhere.models.folder import noise_schedule
@@ -226,3 +229,19 @@ def test_a_perfect_denoiser_paints_the_clean_latent(prediction_type: str, sample
     )  # fmt: skip
     # DDIM ends at ᾱ[0], one step before clean.
     assert (result - clean).abs().max() < (0.2 if sampler == "ddim" else 1e-3)
+
+
+@given(st.integers(1, 999))
+def test_timesteps_fall_and_are_dense_towards_low_noise(num_steps: int) -> None:
+    timesteps = falling_timesteps(num_steps, 1000)
+    assert len(timesteps) == num_steps and timesteps[0] == 999 and timesteps[-1] >= 0
+    gaps = -np.diff(timesteps)
+    assert (gaps >= 1).all(), "a scheduler tells its steps by their timesteps: no two may be the same"
+    if 3 <= num_steps <= 25:
+        assert (np.diff(gaps) <= 1).all() and gaps[0] > gaps[-1], "up to rounding each step is shorter than the last"
+
+
+def test_the_solver_takes_these_timesteps_and_ends_clean() -> None:
+    sampler = build_sampler("dpmsolver++", noise_schedule(), 8, torch.device("cpu"))
+    assert sampler.timesteps.tolist() == falling_timesteps(8, 1000)
+    assert float(sampler.sigmas[-1]) == 0
