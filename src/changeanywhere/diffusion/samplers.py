@@ -22,7 +22,8 @@ SHARED_SETTINGS = (
 
 SPACING = 1.5
 """Timesteps of DPM-Solver++ fall as (1 − i/N)^SPACING: 1 is even spacing, 2 the quadratic one of DDIM (Song et al.
-2021, App. D.2). Even spacing jumps over the low noise at which textures are made; what the exponents buy: docs/quality.md."""
+2021, App. D.2). Even spacing jumps over the low noise at which textures are made; what the exponents buy stands in
+docs/quality.md."""
 
 
 def falling_timesteps(num_steps: int, num_train_timesteps: int) -> list[int]:
