@@ -21,7 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from changeanywhere.diffusion import pipeline as pipeline_module
@@ -117,7 +117,7 @@ class Ablation:
             painted += list(self.pipe(pixels, masks, changes, seed=[p.seed for _, p in part], **settings))
         return painted, (time.perf_counter() - started) / len(items)
 
-    def measure_images(self, sampling: Sampling) -> dict[str, Any]:
+    def measure_images(self, name: str, sampling: Sampling) -> dict[str, Any]:
         """Everything is repainted: what the mask alone gives."""
         everywhere = np.ones_like(self.masks[0], bool)
         chosen = np.unique(np.linspace(0, len(self.masks) - 1, self.num_tiles).astype(int))
@@ -128,7 +128,7 @@ class Ablation:
             for i, read in zip(chosen, self.judge(images), strict=True):
                 confusion.add(self.masks[i], read)
         distance = kid(self.features(painted), self.real_features)
-        self._row(f"images-{samplers.SPACING:g}", sampling, painted[:: max(1, len(painted) // 8)][:8])
+        self._row("images", name, painted[:: max(1, len(painted) // 8)][:8])
         return {
             "iou": ours.mean_iou(theirs.frequent()),
             "iou_real": theirs.mean_iou(),
@@ -138,7 +138,7 @@ class Ablation:
             "seconds": seconds,
         }
 
-    def measure_pairs(self, sampling: Sampling) -> dict[str, Any]:
+    def measure_pairs(self, name: str, sampling: Sampling) -> dict[str, Any]:
         """Changed ground: what the judge reads. Unchanged ground: how far it moved, and how far real dates do."""
         painted, seconds = self.paint(self.plans, sampling)
         recalls = [
@@ -157,7 +157,7 @@ class Ablation:
             real = [difference(a, b, change, self.metric) for a, b, change in self.real_pairs]
             self._real_shifts = np.array([r.colour_shift for r in real if r is not None])
         comparison = against_halves(np.array([f.colour_shift for f in found if f is not None]), self._real_shifts)
-        self._row("pairs", sampling, painted[:: max(1, len(painted) // 8)][:8])
+        self._row("pairs", name, painted[:: max(1, len(painted) // 8)][:8])
         return {
             "recall": float(np.mean([r for r in recalls if r is not None])),
             "psnr": float(np.mean(errors)),
@@ -168,12 +168,12 @@ class Ablation:
             "seconds": seconds,
         }
 
-    def _row(self, part: str, sampling: Sampling, images: list[np.ndarray]) -> None:
+    def _row(self, part: str, name: str, images: list[np.ndarray]) -> None:
         """The same eight tiles under every setting."""
-        Image.fromarray(np.hstack(images)).save(self.out / f"{part}-{name_of(sampling)}.png")
+        Image.fromarray(np.hstack(images)).save(self.out / f"{part}-{name.replace(' ', '-')}.png")
 
     def run(
-        self, part: str, settings: list[tuple[str, Sampling]], measure: Callable[[Sampling], dict[str, Any]]
+        self, part: str, settings: list[tuple[str, Sampling]], measure: Callable[[str, Sampling], dict[str, Any]]
     ) -> None:
         """Measure what results.jsonl does not have yet."""
         file = self.out / "results.jsonl"
@@ -185,7 +185,7 @@ class Ablation:
             pooling = nearest_cells if "nearest" in name else changed_cells
             spacing = next((SPACINGS[words] for words in SPACINGS if words in name), samplers.SPACING)
             with patch.object(pipeline_module, "changed_cells", pooling), patch.object(samplers, "SPACING", spacing):
-                row = {"part": part, "name": name, **asdict(sampling), **measure(sampling)}
+                row = {"part": part, "name": name, **asdict(sampling), **measure(name, sampling)}
             rows.append(row)
             with file.open("a") as target:
                 target.write(json.dumps(row) + "\n")
@@ -230,6 +230,30 @@ def main() -> None:
             wanted = [(name, s) for name, s in settings if arguments.only is None or name in arguments.only]
             ablation.run(part, wanted, measure)
     write_tables(ablation.out)
+    write_picture(ablation.out)
+
+
+def write_picture(out: Path) -> None:
+    """``settings.jpg``: the same tiles under some of the settings, a row each, as far as these were measured."""
+    wanted = {
+        name_of(REFERENCE): "200 DDIM steps, eta = 1",
+        "even spacing 8": "8 steps, evenly spaced",
+        name_of(Sampling("dpmsolver++", 8, 0.0, GUIDED)): "8 steps, the default's spacing",
+        name_of(Sampling("dpmsolver++", 20, 0.0, GUIDED)): "20 steps",
+        name_of(Sampling("dpmsolver++", 8, 0.0, 1.0)): "8 steps, guidance 1",
+        name_of(Sampling("dpmsolver++", 8, 0.0, 3.0)): "8 steps, guidance 3",
+    }
+    files = {words: out / f"images-{name.replace(' ', '-')}.png" for name, words in wanted.items()}
+    rows = [(words, Image.open(file)) for words, file in files.items() if file.is_file()]
+    if not rows:
+        return
+    width, height = rows[0][1].width * 5 // 8, rows[0][1].height * 5 // 8
+    picture = Image.new("RGB", (width, (height + 20) * len(rows)), "white")
+    for number, (words, row) in enumerate(rows):
+        top = number * (height + 20)
+        ImageDraw.Draw(picture).text((4, top + 4), words, fill="black", font=ImageFont.load_default(12))
+        picture.paste(row.resize((width, height), Image.Resampling.LANCZOS), (0, top + 20))
+    picture.save(out / "settings.jpg", quality=88)
 
 
 def write_tables(out: Path) -> None:
