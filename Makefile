@@ -59,6 +59,7 @@ quality: install
 	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TILES) $(SET) --num-pairs 120 --out runs/quality/realistic
 	for set in plain filtered realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --out runs/quality/$$set-evaluation || exit; done
+	$(BIN)/python benchmarks/change_realism.py --pairs runs/quality/realistic --real-pairs $(DATA)/naip_bitemporal --without water
 	$(BIN)/changeanywhere evaluate --model mini $(TILES) $(JUDGED) --num-images 1000 --out runs/quality/mini-evaluation
 	$(BIN)/python benchmarks/shortcut.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 --num-pairs 96 --out runs/shortcut
 	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \
