@@ -28,7 +28,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.training.detection import ChangeScores
-from changeanywhere.training.detector import evaluate_detector, train_detector
+from changeanywhere.training.detector import evaluate_detector, select_pairs, train_detector
 from changeanywhere.training.pair_batches import label_of
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
 
@@ -62,9 +62,7 @@ class Benchmark:
         self.device = default_device()
         self.train, self.val = self._training_splits()
         self.test = load_pairs(options.pairs, options.test_split)
-        self.sets = {arm: load_pairs(folder) for arm, folder in options.pretraining.items()}
-        for arm, classes in options.change_classes.items():
-            self.sets[arm] = self.sets[arm].counting(classes)
+        self.sets = {arm: select_pairs(self._pretraining(arm), split=None) for arm in options.pretraining}
 
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
         """Training and validation pairs; the latter are drawn from the former if the dataset defines none."""
@@ -111,12 +109,16 @@ class Benchmark:
             raise ConfigError(f"{given}: {absent[0] if absent else 'nothing'} is not in the training split")
         return self.train.subset([stems[Path(name).stem] for name in names])
 
+    def _pretraining(self, arm: str) -> DetectorRecipe:
+        """How, and on what, this arm is pre-trained."""
+        options = self.options
+        return replace(options.pretrain, pairs=options.pretraining[arm], change_classes=options.change_classes.get(arm))
+
     def pretrained(self, detector: str, arm: str) -> Path:
         """The detector, pre-trained on the arm's set: last weights, no selection. Trained at first use."""
         out = self.options.out / "pretrain" / f"{detector}-{arm}"
         if not (out / "detector" / "detector.json").is_file():
-            settings = replace(self.options.pretrain, change_classes=self.options.change_classes.get(arm))
-            recipe = self._recipe(settings, detector, self.options.pretraining[arm], seed=0)
+            recipe = self._recipe(self._pretraining(arm), detector, self.options.pretraining[arm], seed=0)
             train_detector(recipe, out, self.sets[arm], None)
         return out / "detector"
 
