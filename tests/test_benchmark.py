@@ -184,9 +184,22 @@ def test_constants_flags_and_gains(options: BenchmarkOptions) -> None:
     cells += [{**base, "arm": "far", "seed": i, "f1": f} for i, f in enumerate((0.7, 0.71))]
     cells += [{**base, "arm": "near", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5))]
     rows = {row["arm"]: row["gains"] for row in summarise(cells, rivals=["near"])}
-    assert rows["far"]["scratch"] == {"f1": pytest.approx(0.355), "certain": True}
-    assert rows["far"]["near"] == {"f1": pytest.approx(0.305), "certain": True}
+    assert rows["far"]["scratch"] == {"f1": pytest.approx(0.355), "f1_error": pytest.approx(0.045), "certain": True}
+    assert rows["far"]["near"]["f1"] == pytest.approx(0.305)
     assert not rows["near"]["scratch"]["certain"] and set(rows["near"]) == {"scratch"} and not rows["scratch"]
+
+
+def test_gains_are_differences_seed_by_seed() -> None:
+    """What one draw of labels is worth cancels; a seed that one arm lacks counts in no gain."""
+    base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None}
+    cells = [{**base, "arm": "scratch", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5, 0.7, 0.1))]
+    cells += [{**base, "arm": "better", "seed": i, "f1": f} for i, f in enumerate((0.34, 0.53, 0.75))]
+    cells += [{**base, "arm": "elsewhere", "seed": 9, "f1": 0.9}]
+    rows = {row["arm"]: row for row in summarise(cells)}
+    gain = rows["better"]["gains"]["scratch"]
+    assert gain["f1"] == pytest.approx(0.04) and gain["certain"] and gain["f1_error"] < 0.01
+    assert rows["better"]["f1_error"] > 0.1, "the spread over seeds is far larger than the gain"
+    assert rows["elsewhere"]["gains"] == {}
 
 
 def test_outcomes_in_colour() -> None:

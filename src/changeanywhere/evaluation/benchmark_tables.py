@@ -33,7 +33,8 @@ HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
 """Colours that colour-blind readers tell apart; black = unchanged and not called changed."""
 NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
-    "confusion matrix over the whole test set. A gain within two standard errors is noise."
+    "confusion matrix over the whole test set. Gains are differences seed by seed (the same labels for every arm); one within\n"
+    "two standard errors, or of a single seed, is noise."
 )
 COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a", "#b59a00", "#20a5b0")
 
@@ -42,8 +43,9 @@ def summarise(records: Sequence[Mapping[str, Any]], rivals: Sequence[str] = ()) 
     """One row per detector, share and arm: mean and standard error over seeds; gains in F1 over training from scratch
     and over the arms named in ``rivals``.
 
-    A gain is *certain* where the mean difference exceeds two standard errors of that difference. An undefined score
-    (nothing predicted) counts as 0 in means and is flagged as collapsed.
+    Gains are taken seed by seed: with one seed every arm is tuned on the same labels, so that what one draw of labels
+    is worth cancels. A gain is *certain* where the mean difference exceeds two standard errors of the differences. An
+    undefined score (nothing predicted) counts as 0 in means and is flagged as collapsed.
     """
     groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
@@ -58,16 +60,19 @@ def summarise(records: Sequence[Mapping[str, Any]], rivals: Sequence[str] = ()) 
         row["collapsed"] = sum(cell["collapsed"] is not None for cell in cells)
         others = {other: groups.get((detector, share, other)) for other in (SCRATCH, *rivals) if other != arm}
         gains = {other: _gain(cells, before) for other, before in others.items() if before}
-        row["gains"] = gains if arm != SCRATCH else {}
+        row["gains"] = {other: gain for other, gain in gains.items() if gain} if arm != SCRATCH else {}
         rows.append(row)
     return rows
 
 
 def _gain(cells: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    own, other = (np.array([cell["f1"] or 0.0 for cell in group]) for group in (cells, before))
-    gain = float(own.mean() - other.mean())
-    error = float(np.hypot(standard_error(own), standard_error(other)))
-    return {"f1": gain, "certain": min(len(own), len(other)) > 1 and abs(gain) > 2 * error}
+    """Mean difference in F1, and its standard error, over the seeds that both arms have."""
+    own, other = ({cell["seed"]: cell["f1"] or 0.0 for cell in group} for group in (cells, before))
+    differences = np.array([own[seed] - other[seed] for seed in own if seed in other])
+    if not len(differences):
+        return {}
+    gain, error = float(differences.mean()), standard_error(differences)
+    return {"f1": gain, "f1_error": error, "certain": len(differences) > 1 and abs(gain) > 2 * error}
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -91,10 +96,15 @@ def _cells(row: Mapping[str, Any], rivals: Sequence[str], paper: Sequence[Publis
     gains = []
     for other in (SCRATCH, *rivals):
         gain = row["gains"].get(other)
-        gains.append("" if gain is None else f"{100 * gain['f1']:+.1f}{'' if gain['certain'] else ' (within noise)'}")
+        gains.append("" if gain is None else _gain_text(gain))
     collapsed = f"{row['collapsed']} of {row['seeds']}" if row["collapsed"] else ""
     head = [row["detector"], f"{row['share']} %", row["arm"], str(row["seeds"])]
     return [*head, *values, *gains, collapsed, _published_for(row, paper)]
+
+
+def _gain_text(gain: Mapping[str, Any]) -> str:
+    spread = f" ± {100 * gain['f1_error']:.1f}" if gain["f1_error"] else ""
+    return f"{100 * gain['f1']:+.1f}{spread}{'' if gain['certain'] else ' (within noise)'}"
 
 
 HEADINGS = ("detector", "labels", "pre-trained on", "seeds", "F1", "precision", "recall", "IoU")
