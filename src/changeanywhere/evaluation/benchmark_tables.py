@@ -33,8 +33,8 @@ HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
 """Colours that colour-blind readers tell apart; black = unchanged and not called changed."""
 NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
-    "confusion matrix over the whole test set. Gains are differences seed by seed (the same labels for every arm); one within\n"
-    "two standard errors, or of a single seed, is noise."
+    "confusion matrix over the whole test set. Gains are differences seed by seed (the same labels for\n"
+    "every arm); one within two standard errors, or of a single seed, is noise."
 )
 COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a", "#b59a00", "#20a5b0")
 
