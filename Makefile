@@ -68,7 +68,6 @@ quality: install
 # The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (hours on two cores; resumes).
 TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 2000 --seed 1
 benchmark: install
-	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TRAIN) --out runs/sets/all-classes
 	$(BIN)/changeanywhere generate --config recipes/buildings.yaml $(TRAIN) --out runs/sets/buildings
 	for method in copy_paste recolour patch_exchange; do $(BIN)/changeanywhere generate --config recipes/buildings.yaml \
 	  $(TRAIN) --method $$method --out runs/sets/$$method || exit; done

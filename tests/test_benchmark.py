@@ -93,6 +93,15 @@ def test_fewer_seeds_at_large_shares_and_arms_without_fine_tuning(options: Bench
             replace(options, **wrong).check()
 
 
+def test_the_scratch_rate_may_be_chosen_at_one_share(options: BenchmarkOptions) -> None:
+    shares = replace(options, shares=[50, 100], seeds=[0], pretraining={}, scratch_rate_at=50)
+    assert len({record["learning_rate"] for record in run_benchmark(shares)}) == 1
+    trained = {folder.name for folder in (options.out / "training").iterdir()}
+    assert {f"fc_ef-scratch-050-0-lr{rate}" for rate in ("0.001", "0.0001")} < trained and len(trained) == 3
+    with pytest.raises(ConfigError, match="scratch_rate_at is 0"):
+        replace(options, scratch_rate_at=0).check()
+
+
 def test_arms_of_which_some_classes_count(options: BenchmarkOptions) -> None:
     """As LEVIR-CD labels buildings alone; the recipe of the pre-training says so."""
     folder = Path(options.pretraining["made"])

@@ -147,11 +147,12 @@ class Benchmark:
         return self._tune(cell, replace(settings, num_steps=steps, learning_rate=rate), None, f"lr{rate:g}")
 
     def _scratch_rate(self, cell: Cell) -> float:
-        """The learning rate with the best validation F1 at the first seed of this detector and share."""
+        """The learning rate with the best validation F1 at the first seed of this detector and share (or of the share
+        at which the options want it chosen)."""
         rates = self.options.scratch_learning_rates
         if len(rates) == 1:
             return rates[0]
-        first = replace(cell, seed=self.options.seeds[0])
+        first = replace(cell, seed=self.options.seeds[0], share=self.options.scratch_rate_at or cell.share)
         scores = []
         for rate in rates:
             folder = self._scratch(first, rate)

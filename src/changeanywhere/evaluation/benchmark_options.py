@@ -49,7 +49,9 @@ class BenchmarkOptions:
     lists: Path | None = None
     """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt); default: drawn by the seed and written to OUT/lists."""
     scratch_learning_rates: list[float] = field(default_factory=lambda: [1.0e-3, 1.0e-4])
-    """From scratch the best of these on validation pairs (seed 0 of each share) is used."""
+    """From scratch the best of these on validation pairs (first seed of each share) is used."""
+    scratch_rate_at: int | None = None
+    """The share at whose labels that learning rate is chosen, once for every share; default: each share for itself."""
     pretrain: DetectorRecipe = field(default_factory=DetectorRecipe)
     """How to pre-train; ``name``, ``pairs`` and the splits are set by the protocol."""
     finetune: DetectorRecipe = field(default_factory=DetectorRecipe)
@@ -97,6 +99,12 @@ class BenchmarkOptions:
                 self.scratch_learning_rates,
                 bool(self.scratch_learning_rates) and min(self.scratch_learning_rates) > 0,
                 "one or more, above 0",
+            ),
+            (
+                "scratch_rate_at",
+                self.scratch_rate_at,
+                self.scratch_rate_at is None or 0 < self.scratch_rate_at <= 100,
+                "1 to 100",
             ),
             ("test_split", self.test_split, self.test_split not in (self.train_split, self.val_split), "a split apart"),
         ]
