@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from changeanywhere.events.instances import Shape, find_instances
 from changeanywhere.events.options import EventOptions
@@ -16,9 +18,14 @@ MAX_SHAPES_PER_CLASS = 2000  # drawn evenly from all; bounds the memory
 
 @dataclass(frozen=True)
 class ShapeBank:
-    """Shapes by class, bool ``[h, w]`` each, with their areas in px."""
+    """Shapes by class, bool ``[h, w]`` each."""
 
     shapes: dict[int, list[Shape]]
+
+    @cached_property
+    def areas(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Px of each shape, counted once: the bank is asked for every event."""
+        return {c: np.array([np.count_nonzero(shape) for shape in shapes]) for c, shapes in self.shapes.items()}
 
     def shapes_of(self, class_index: int) -> list[Shape]:
         """All shapes of a class."""
@@ -26,15 +33,12 @@ class ShapeBank:
 
     def draw(self, rng: np.random.Generator, count: int, min_area: int, max_area: int) -> list[tuple[int, Shape]]:
         """``count`` random (class, shape) within the area limits, every class with the same chance."""
-        fitting = {
-            c: [shape for shape in shapes if min_area <= np.count_nonzero(shape) <= max_area]
-            for c, shapes in self.shapes.items()
-        }
-        classes = [c for c, shapes in fitting.items() if shapes]
+        fitting = {c: np.flatnonzero((min_area <= areas) & (areas <= max_area)) for c, areas in self.areas.items()}
+        classes = [c for c, places in fitting.items() if len(places)]
         drawn = []
         for _ in range(count if classes else 0):
             c = classes[rng.integers(len(classes))]
-            drawn.append((c, fitting[c][rng.integers(len(fitting[c]))]))
+            drawn.append((c, self.shapes[c][fitting[c][rng.integers(len(fitting[c]))]]))
         return drawn
 
 

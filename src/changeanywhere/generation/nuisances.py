@@ -106,8 +106,10 @@ def disturb(image: Pixels, amounts: dict[str, float], other: Pixels | None, rng:
         result = result * (1 - amounts["haze"]) + amounts["haze"] * np.percentile(result, 95, axis=(0, 1))
     if amounts.get("misregistration"):
         angle = rng.uniform(0, 2 * np.pi)
-        by = (amounts["misregistration"] * np.sin(angle), amounts["misregistration"] * np.cos(angle), 0.0)
-        result = ndimage.shift(result, by, order=3, mode="reflect")
+        by = (amounts["misregistration"] * np.sin(angle), amounts["misregistration"] * np.cos(angle))
+        # Band by band: over three axes the spline has four times the terms.
+        bands = [ndimage.shift(result[..., band], by, order=3, mode="reflect") for band in range(image.shape[2])]
+        result = np.stack(bands, axis=2)
     if amounts.get("blur"):
         result = ndimage.gaussian_filter(result, (amounts["blur"], amounts["blur"], 0))
     if amounts.get("noise"):

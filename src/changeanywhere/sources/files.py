@@ -148,7 +148,10 @@ def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
         used = np.flatnonzero(np.bincount(whole.ravel(), minlength=1))
         known = {tuple(map(int, colour)) for colour in [*[c.color for c in legend.classes], (0, 0, 0)]}
         if all(i < len(palette) and tuple(map(int, palette[i])) in known for i in used):
-            return _by_colour(palette[whole], legend, path)
+            indices = np.zeros(len(palette), np.uint8)
+            indices[used] = _by_colour(palette[used][None], legend, path)[0]
+            found: Mask = indices[whole]
+            return found
     if np.issubdtype(whole.dtype, np.floating) and not np.array_equal(whole, np.rint(whole)):
         value = whole[whole != np.rint(whole)].flat[0]  # NaN is unequal to everything
         raise LegendError(f"{path}: mask value {value} is not a class; allowed: 0 (unknown) to {legend.num_classes}")
