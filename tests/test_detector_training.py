@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.training.batches import step_rng
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
 from changeanywhere.training.detector import evaluate_detector, train_detector
-from changeanywhere.training.pair_batches import augment, turn_hue
+from changeanywhere.training.pair_batches import KEPT_BYTES, TrainingPairs, augment, rotated, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 
@@ -185,3 +186,22 @@ def test_turned_hue_keeps_value_and_saturation_and_agrees_with_floating_point() 
     assert error.max() <= 12 and error.mean() < 1
     assert np.array_equal(turned.max(-1), image.max(-1)), "the value is the largest band"
     assert np.abs(turn_hue(image, 0).astype(int) - image).max() <= 6
+
+
+def test_only_the_crop_is_turned() -> None:
+    image = np.random.default_rng(5).integers(0, 256, (70, 90, 3), np.uint8)
+    for degrees, window in ((33.3, (slice(10, 58), slice(30, 78))), (-151.0, (slice(0, 70), slice(0, 90)))):
+        whole = np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
+        difference = np.abs(rotated(image, degrees, window).astype(int) - whole[window])
+        assert difference.max() <= 1 and difference.mean() < 0.01
+
+
+def test_a_pair_is_decoded_once_while_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = load_pairs(write_pairs(tmp_path), "train")
+    views = TrainingPairs(pairs, DetectorRecipe(crop_size=64), seed=0)
+    once = views[0, 7, 0]
+    shutil.rmtree(tmp_path / "train")
+    assert all(torch.equal(a, b) for a, b in zip(once, views[0, 7, 0], strict=True))
+    with pytest.raises(PairsError):
+        views[1, 7, 0]
+    assert KEPT_BYTES - views._bytes_left == 64 * 64 * 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ Array = npt.NDArray[np.uint8]
 CROP_ATTEMPTS = 10
 MAX_CLASS_SHARE = 0.75
 """A crop of which one class takes more is drawn again, at most :data:`CROP_ATTEMPTS` times."""
+KEPT_BYTES = 256 * 2**20
+"""Decoded pairs that a loader process keeps: a few-shot set is read hundreds of times, and is no larger."""
 
 
 def label_of(pair: ChangePair) -> Array:
@@ -44,16 +47,28 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(self, pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, seed: int) -> None:
         self.pairs, self.recipe, self.seed = pairs, recipe, seed
+        self._kept: dict[int, tuple[Array, Array, Array]] = {}
+        self._bytes_left = KEPT_BYTES
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
         number, step, row = place
+        first, second, label = augment(*self._decoded(number), self.recipe, step_rng(self.seed, 5, step, row))
+        return to_tensors(first, second, label)
+
+    def _decoded(self, number: int) -> tuple[Array, Array, Array]:
+        """Images and label of a pair."""
+        if number in self._kept:
+            return self._kept[number]
         pair = self.pairs[number]
         if min(pair.change_mask.shape) < self.recipe.crop_size:
             raise PairsError(f"{pair.key}: {pair.change_mask.shape} px; detector.crop_size is {self.recipe.crop_size}")
-        rng = step_rng(self.seed, 5, step, row)
-        images = [np.ascontiguousarray(image[..., :3]) for image in (pair.image_t1, pair.image_t2)]
-        first, second, label = augment(images[0], images[1], label_of(pair), self.recipe, rng)
-        return to_tensors(first, second, label)
+        first, second = (np.ascontiguousarray(image[..., :3]) for image in (pair.image_t1, pair.image_t2))
+        decoded = first, second, label_of(pair)
+        size = sum(array.nbytes for array in decoded)
+        if size <= self._bytes_left:
+            self._bytes_left -= size
+            self._kept[number] = decoded
+        return decoded
 
 
 def augment(
@@ -62,11 +77,13 @@ def augment(
     """One random view; images uint8 ``[crop, crop, 3]``, label uint8 ``[crop, crop]``."""
     if recipe.rotate_degrees and rng.random() < 0.5:
         angle = float(rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees))
-        smooth, sharp = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
-        first, second = (np.asarray(Image.fromarray(i).rotate(angle, smooth)) for i in (first, second))
-        label = np.asarray(Image.fromarray(label).rotate(angle, sharp, fillcolor=IGNORE))
-    window = _crop(label, recipe.crop_size, rng)
-    first, second, label = first[window], second[window], label[window]
+        label = np.asarray(Image.fromarray(label).rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE))
+        window = _crop(label, recipe.crop_size, rng)
+        first, second = (rotated(image, angle, window) for image in (first, second))
+    else:
+        window = _crop(label, recipe.crop_size, rng)
+        first, second = first[window], second[window]
+    label = label[window]
     for axis in (0, 1):
         if recipe.flip and rng.random() < 0.5:
             first, second, label = (np.flip(array, axis) for array in (first, second, label))
@@ -75,6 +92,19 @@ def augment(
     if recipe.exchange_dates and rng.random() < 0.5:
         first, second = second, first
     return first, second, label
+
+
+def rotated(image: Array, degrees: float, window: tuple[slice, slice]) -> Array:
+    """``window`` of uint8 ``[H, W, 3]`` turned about its centre, bilinearly, black outside: the crop of what
+    ``Image.rotate`` gives, without turning the rest."""
+    rows, columns = window
+    centre = np.array([image.shape[1] / 2, image.shape[0] / 2])
+    cosine, sine = math.cos(-math.radians(degrees)), math.sin(-math.radians(degrees))
+    turn = np.array([[cosine, sine], [-sine, cosine]])
+    x, y = turn @ (np.array([columns.start, rows.start]) - centre) + centre
+    size = columns.stop - columns.start, rows.stop - rows.start
+    affine = (cosine, sine, float(x), -sine, cosine, float(y))
+    return np.asarray(Image.fromarray(image).transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
 
 
 def _crop(label: Array, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
