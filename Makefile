@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults lint types readme bench-events quality benchmark clean
+.PHONY: install demo test test-slow test-faults lint types readme reference bench-events quality benchmark clean
 
 install: $(INSTALLED)
 
@@ -41,6 +41,10 @@ types: install
 # Runs every command of the README as it stands there.
 readme: install
 	$(BIN)/python -m pytest tests/test_readme.py -m slow
+
+# docs/cli.md, from the docstrings of the options; a test says when it is out of date.
+reference: install
+	$(BIN)/python docs/cli_reference.py
 
 bench-events: install
 	$(BIN)/python benchmarks/events.py --masks ../shared/data/landcover/train/masks

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from changeanywhere.cli import run as command
-from changeanywhere.errors import ConfigError, PairsError, ShortfallError
+from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError
 from changeanywhere.evaluation import benchmark
 from changeanywhere.evaluation.benchmark import Benchmark, constant_scores, flags, run_benchmark
 from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
-from changeanywhere.evaluation.benchmark_tables import outcome, summarise
+from changeanywhere.evaluation.benchmark_tables import _gain_text, outcome, summarise
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.training.detection import ChangeScores
@@ -193,7 +193,10 @@ def test_constants_flags_and_gains(options: BenchmarkOptions) -> None:
     cells += [{**base, "arm": "far", "seed": i, "f1": f} for i, f in enumerate((0.7, 0.71))]
     cells += [{**base, "arm": "near", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5))]
     rows = {row["arm"]: row["gains"] for row in summarise(cells, rivals=["near"])}
-    assert rows["far"]["scratch"] == {"f1": pytest.approx(0.355), "f1_error": pytest.approx(0.045), "certain": True}
+    assert rows["far"]["scratch"] == {
+        "f1": pytest.approx(0.355), "f1_error": pytest.approx(0.045), "certain": True, "collapsed": 0,
+        "sound_f1": pytest.approx(0.355),
+    }  # fmt: skip
     assert rows["far"]["near"]["f1"] == pytest.approx(0.305)
     assert not rows["near"]["scratch"]["certain"] and set(rows["near"]) == {"scratch"} and not rows["scratch"]
 
@@ -209,6 +212,44 @@ def test_gains_are_differences_seed_by_seed() -> None:
     assert gain["f1"] == pytest.approx(0.04) and gain["certain"] and gain["f1_error"] < 0.01
     assert rows["better"]["f1_error"] > 0.1, "the spread over seeds is far larger than the gain"
     assert rows["elsewhere"]["gains"] == {}
+
+
+def test_gains_over_collapsed_cells_say_so() -> None:
+    base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5}
+    cells = [
+        {**base, "arm": "scratch", "seed": seed, "f1": f1, "collapsed": None if f1 else "nothing changed"}
+        for seed, f1 in enumerate((None, None, 0.5))
+    ]
+    cells += [{**base, "arm": "made", "seed": seed, "f1": 0.6, "collapsed": None} for seed in range(3)]
+    (gain,) = (row["gains"]["scratch"] for row in summarise(cells) if row["arm"] == "made")
+    assert gain["collapsed"] == 2 and gain["f1"] == pytest.approx(1.3 / 3) and gain["sound_f1"] == pytest.approx(0.1)
+    assert "collapsed in 2 pairs of cells: +10.0 where neither has" in _gain_text(gain)
+
+
+def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions) -> None:
+    Benchmark(options).freeze()
+    more = replace(options, pretraining=options.pretraining | {"again": options.pretraining["made"]}, seeds=[0, 1, 2])
+    Benchmark(more).freeze()
+    for wrong, name in (
+        ({"finetune": replace(STEPS, num_steps=5)}, "finetune"),
+        ({"scratch_rate_at": 50}, "scratch_rate_at"),
+        ({"pretraining": {"made": options.pairs + "/train"}}, "pretraining of made"),
+    ):
+        with pytest.raises(OutputError, match=f"was begun with {name}"):
+            Benchmark(replace(options, **wrong)).freeze()  # type: ignore[arg-type]
+    assert json.loads((options.out / "benchmark.json").read_text())["arms"].keys() == {"made", "again"}
+
+
+def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
+    for wrong, message in (
+        ({"pretrain": replace(STEPS, train_list="x.txt")}, "pretrain.train_list is 'x.txt'"),
+        ({"finetune": replace(STEPS, change_classes=["building"])}, "finetune.change_classes is"),
+        ({"pretrain": replace(STEPS, backbone_weights="r18.pth")}, "finetune.backbone_weights is None"),
+        ({"finetune": replace(STEPS, learning_rate=0.0)}, "finetune.learning_rate is 0.0"),
+        ({"seeds": [0, 0]}, "seeds is"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            replace(options, **wrong).check()  # type: ignore[arg-type]
 
 
 def test_outcomes_in_colour() -> None:

@@ -258,7 +258,7 @@ def _shorten(message: str) -> str:
     return f"{name.group(1)} is {value.group(1).strip()!r}; allowed: {allowed}"
 
 
-def _attribute_docstrings(kind: type) -> dict[str, str]:
+def attribute_docstrings(kind: type) -> dict[str, str]:
     """Field name → the string literal below it, base classes first."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
@@ -272,7 +272,7 @@ def _attribute_docstrings(kind: type) -> dict[str, str]:
 
 def _add_options(parser: Any, kind: type, prefix: str) -> None:
     """One flag per field: ``num_steps`` → ``--num-steps``; a nested dataclass → ``--events.min-area``."""
-    texts = _attribute_docstrings(kind)
+    texts = attribute_docstrings(kind)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name = f"{prefix}{field.name}"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.diffusion.pipeline import default_device
-from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
 from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
 from changeanywhere.evaluation.benchmark_tables import write_results
 from changeanywhere.evaluation.paper_tables import read_published
@@ -63,6 +63,28 @@ class Benchmark:
         self.train, self.val = self._training_splits()
         self.test = load_pairs(options.pairs, options.test_split)
         self.sets = {arm: select_pairs(self._pretraining(arm), split=None) for arm in options.pretraining}
+        self._rates: dict[tuple[str, int], float] = {}
+        for share in (s for s in options.shares if s and options.lists):
+            self.few(share, options.seeds[0])  # what is wrong with a list is said before the training
+
+    def freeze(self) -> None:
+        """Refuse to mix results of different options in one folder; further arms, detectors, shares and seeds may come.
+
+        Raises :class:`OutputError` naming the difference.
+        """
+        file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
+        arms = asked.pop("arms")
+        before = json.loads(file.read_text()) if file.is_file() else asked | {"arms": {}}
+        old_arms = before.pop("arms")
+        old = before | {f"pretraining of {arm}": old_arms[arm] for arm in old_arms.keys() & arms.keys()}
+        new = asked | {f"pretraining of {arm}": arms[arm] for arm in old_arms.keys() & arms.keys()}
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                raise OutputError(
+                    f"{self.options.out}: was begun with {key} = {old.get(key)!r}, asked now: {new.get(key)!r}; "
+                    "give another --out, or the same settings to go on"
+                )
+        atomic_write(file, (json.dumps(asked | {"arms": old_arms | arms}, indent=1) + "\n").encode())
 
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
         """Training and validation pairs; the latter are drawn from the former if the dataset defines none."""
@@ -152,12 +174,12 @@ class Benchmark:
         rates = self.options.scratch_learning_rates
         if len(rates) == 1:
             return rates[0]
-        first = replace(cell, seed=self.options.seeds[0], share=self.options.scratch_rate_at or cell.share)
-        scores = []
-        for rate in rates:
-            folder = self._scratch(first, rate)
-            scores.append(self._scores(folder, self.val).f1 or 0.0)
-        return rates[int(np.argmax(scores))]
+        share = self.options.scratch_rate_at or cell.share
+        if (cell.detector, share) not in self._rates:
+            first = replace(cell, seed=self.options.seeds[0], share=share)
+            scores = [self._scores(self._scratch(first, rate), self.val).f1 or 0.0 for rate in rates]
+            self._rates[cell.detector, share] = rates[int(np.argmax(scores))]
+        return self._rates[cell.detector, share]
 
     def _tune(self, cell: Cell, settings: DetectorRecipe, init: Path | None, what: str) -> Path:
         """Train on the cell's labels; the weights of the best validation F1 (the last ones if nothing was found)."""
@@ -200,6 +222,7 @@ def constant_scores(pairs: PairDataset) -> dict[str, ChangeScores]:
 def run_benchmark(options: BenchmarkOptions) -> list[dict[str, Any]]:
     """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed."""
     benchmark = Benchmark(options)
+    benchmark.freeze()
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
     records, failed = [], []
     cells = list(benchmark.cells())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from changeanywhere.errors import ConfigError
-from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
+from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 SCRATCH = "scratch"
+IGNORED = ("train_list", "change_classes")
+"""Fields of ``pretrain`` and ``finetune`` that the protocol decides itself: refused, since they would do nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,16 @@ class BenchmarkOptions:
     """CSV of published figures (columns benchmark, labels_percent, detector, pretraining, f1, precision, recall, iou)
     to stand beside ours."""
     num_panels: int = 6
-    """Test pairs in the pictures, evenly spaced."""
+    """Test pairs in the pictures, evenly spaced; 0 = no pictures."""
+
+    def frozen(self) -> dict[str, Any]:
+        """What a finished cell depends on, beside its detector, arm, share and seed."""
+        names = ("pairs", "train_split", "val_split", "val_share", "test_split", "scratch_learning_rates")
+        common = {name: getattr(self, name) for name in (*names, "scratch_rate_at")}
+        stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
+        arms = {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}
+        precision = self.run.mixed_precision
+        return common | stages | {"lists": self.lists and str(self.lists), "precision": precision, "arms": arms}
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
@@ -72,6 +84,27 @@ class BenchmarkOptions:
             ("pairs", self.pairs, bool(self.pairs), "a folder"),
             ("detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(DETECTORS)),
             ("shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"),
+            *(
+                (name, values, len(set(values)) == len(values), "each one once")
+                for name, values in (("detectors", self.detectors), ("shares", self.shares), ("seeds", self.seeds))
+            ),
+            *(
+                (
+                    f"{stage}.{name}",
+                    getattr(recipe, name),
+                    getattr(recipe, name) is None,
+                    "nothing, the protocol sets it",
+                )
+                for stage, recipe in (("pretrain", self.pretrain), ("finetune", self.finetune))
+                for name in IGNORED
+            ),
+            (
+                "finetune.backbone_weights",
+                self.finetune.backbone_weights,
+                self.finetune.backbone_weights == self.pretrain.backbone_weights,
+                "those of pretrain: every arm starts from the same weights",
+            ),
+            ("num_panels", self.num_panels, self.num_panels >= 0, "0 and more"),
             ("val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"),
             ("seeds", self.seeds, bool(self.seeds), "one or more"),
             ("pretraining", list(self.pretraining), SCRATCH not in self.pretraining, f"names other than {SCRATCH}"),
@@ -111,3 +144,8 @@ class BenchmarkOptions:
         for name, value, allowed, what in checks:
             if not allowed:
                 raise ConfigError(f"{name} is {value!r}; allowed: {what}")
+        for stage, recipe in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            try:
+                Recipe(detector=replace(recipe, pairs=self.pairs), run=self.run).check("detector")
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("detector.", f"{stage}.")) from error

@@ -17,10 +17,10 @@ from PIL import Image as PillowImage
 from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
 from changeanywhere.evaluation.paper_tables import (
     SCORES,
-    Published,
     constant_cells,
     latex,
     read_published,
+    score_cells,
     shaped_tables,
 )
 from changeanywhere.models.detectors import Detector
@@ -34,7 +34,9 @@ HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
 NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
     "confusion matrix over the whole test set. Gains are differences seed by seed (the same labels for\n"
-    "every arm); one within two standard errors, or of a single seed, is noise."
+    "every arm); one within two standard errors, or of a single seed, is noise. (Of five seeds, chance alone\n"
+    "goes beyond two standard errors one time in nine.) Every arm was pre-trained once: how much another\n"
+    "pre-training on the same set would differ is not in the errors."
 )
 COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a", "#b59a00", "#20a5b0")
 
@@ -45,7 +47,8 @@ def summarise(records: Sequence[Mapping[str, Any]], rivals: Sequence[str] = ()) 
 
     Gains are taken seed by seed: with one seed every arm is tuned on the same labels, so that what one draw of labels
     is worth cancels. A gain is *certain* where the mean difference exceeds two standard errors of the differences. An
-    undefined score (nothing predicted) counts as 0 in means and is flagged as collapsed.
+    undefined score (nothing predicted) counts as 0 in means and is flagged as collapsed; a gain that rests on such
+    cells says so, and what it is without them.
     """
     groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
@@ -67,12 +70,20 @@ def summarise(records: Sequence[Mapping[str, Any]], rivals: Sequence[str] = ()) 
 
 def _gain(cells: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean difference in F1, and its standard error, over the seeds that both arms have."""
-    own, other = ({cell["seed"]: cell["f1"] or 0.0 for cell in group} for group in (cells, before))
-    differences = np.array([own[seed] - other[seed] for seed in own if seed in other])
-    if not len(differences):
+    own, other = ({cell["seed"]: cell for cell in group} for group in (cells, before))
+    both = [(own[seed], other[seed]) for seed in own if seed in other]
+    if not both:
         return {}
+    differences = np.array([(one["f1"] or 0.0) - (two["f1"] or 0.0) for one, two in both])
+    sound = [d for d, pair in zip(differences, both, strict=True) if not any(cell["collapsed"] for cell in pair)]
     gain, error = float(differences.mean()), standard_error(differences)
-    return {"f1": gain, "f1_error": error, "certain": len(differences) > 1 and abs(gain) > 2 * error}
+    return {
+        "f1": gain,
+        "f1_error": error,
+        "certain": len(differences) > 1 and abs(gain) > 2 * error,
+        "collapsed": len(both) - len(sound),
+        "sound_f1": float(np.mean(sound)) if sound else None,
+    }
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -80,31 +91,23 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _published_for(row: Mapping[str, Any], paper: Sequence[Published]) -> str:
-    for cell in paper:
-        if (
-            cell.is_of(row["detector"])
-            and cell.share == row["share"]
-            and bool(cell.pretraining) == (row["arm"] != SCRATCH)
-        ):
-            return cell.scores[0]
-    return ""
-
-
-def _cells(row: Mapping[str, Any], rivals: Sequence[str], paper: Sequence[Published]) -> list[str]:
-    values = [f"{100 * row[score]:.1f} ± {100 * row[f'{score}_error']:.1f}" for score in SCORES]
+def _cells(row: Mapping[str, Any], rivals: Sequence[str]) -> list[str]:
     gains = []
     for other in (SCRATCH, *rivals):
         gain = row["gains"].get(other)
         gains.append("" if gain is None else _gain_text(gain))
     collapsed = f"{row['collapsed']} of {row['seeds']}" if row["collapsed"] else ""
     head = [row["detector"], f"{row['share']} %", row["arm"], str(row["seeds"])]
-    return [*head, *values, *gains, collapsed, _published_for(row, paper)]
+    return [*head, *score_cells(row), *gains, collapsed]
 
 
 def _gain_text(gain: Mapping[str, Any]) -> str:
     spread = f" ± {100 * gain['f1_error']:.1f}" if gain["f1_error"] else ""
-    return f"{100 * gain['f1']:+.1f}{spread}{'' if gain['certain'] else ' (within noise)'}"
+    text = f"{100 * gain['f1']:+.1f}{spread}{'' if gain['certain'] else ' (within noise)'}"
+    if gain["collapsed"]:
+        sound = "none is sound" if gain["sound_f1"] is None else f"{100 * gain['sound_f1']:+.1f} where neither has"
+        text += f" (collapsed in {gain['collapsed']} pairs of cells: {sound})"
+    return text
 
 
 HEADINGS = ("detector", "labels", "pre-trained on", "seeds", "F1", "precision", "recall", "IoU")
@@ -122,8 +125,8 @@ def write_results(
     """
     rows = summarise(records, options.rivals)
     paper = read_published(options.paper_tables, options.name)
-    headings = (*HEADINGS, *(f"gain over {arm}" for arm in (SCRATCH, *options.rivals)), "collapsed", "paper's F1")
-    lines = [_cells(row, options.rivals, paper) for row in rows]
+    headings = (*HEADINGS, *(f"gain over {arm}" for arm in (SCRATCH, *options.rivals)), "collapsed")
+    lines = [_cells(row, options.rivals) for row in rows]
     for name, scores in constants.items():
         lines.append([f"({name})", "", "", "", *constant_cells(scores), *[""] * (len(headings) - len(HEADINGS))])
     shaped = shaped_tables(rows, constants, paper)
@@ -197,11 +200,11 @@ def outcome(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]], test: PairDataset) -> None:
-    """A row per test pair: date 1, date 2, label, then the outcome of every arm of the first detector, at the smallest
-    share that every arm has, first seed."""
+    """A row per test pair: date 1, date 2, label, then the outcome of every fine-tuned arm of the first detector, at
+    the smallest share above 0, first seed."""
     detector = options.detectors[0]
     shared = [r for r in records if r["detector"] == detector and r["share"] > 0 and r["seed"] == options.seeds[0]]
-    if not shared:
+    if not shared or not options.num_panels:
         return
     share = min(r["share"] for r in shared)
     nets = [_net_of(options.out / "training", record) for record in shared if record["share"] == share]

@@ -96,7 +96,7 @@ def _table(
             cells = [found.get((detector, arm, share)) for share in shares]
             if any(cells):
                 name = detector if arm == SCRATCH else f"{detector} + {arm}"
-                lines.append([name, *(text for cell in cells for text in _own(cell))])
+                lines.append([name, *(text for cell in cells for text in score_cells(cell))])
         known = [cell for cell in paper if cell.is_of(detector)]
         for pretraining in dict.fromkeys(cell.pretraining for cell in known):
             printed = {cell.share: cell.scores for cell in known if cell.pretraining == pretraining}
@@ -113,7 +113,8 @@ def constant_cells(scores: Mapping[str, float | None]) -> list[str]:
     return ["-" if value is None else f"{100 * value:.1f}" for value in values]
 
 
-def _own(row: Mapping[str, Any] | None) -> list[str]:
+def score_cells(row: Mapping[str, Any] | None) -> list[str]:
+    """The four scores of a row in %, with standard errors where there are several seeds."""
     if row is None:
         return ["-"] * len(SCORES)
     spread = row["seeds"] > 1

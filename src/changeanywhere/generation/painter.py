@@ -163,6 +163,8 @@ class Painter:
             rivals = [paint_rival(self.options.method, *both, self.source) for both in zip(samples, plans, strict=True)]
             plans = [plan for _, plan in rivals]
             painted = torch.from_numpy(np.stack([image for image, _ in rivals])).permute(0, 3, 1, 2)
+            if self.options.reconstruct_t1:  # else date 1 alone would have the first stage's look
+                painted = self.pipeline.decode(self.pipeline.encode(painted)).cpu()
         parts = zip(batch.pairs, samples, plans, pixels[batch.rows], painted, strict=True)
         paintings = [Painting(*part) for part in parts]
         if self.filter is not None:

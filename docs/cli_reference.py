@@ -1,0 +1,72 @@
+"""Writes docs/cli.md from the options' dataclasses: ``make reference``. A test compares (tests/test_reference.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+
+from changeanywhere.cli import COMMANDS, attribute_docstrings
+from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
+from changeanywhere.evaluation.options import EvaluateOptions
+from changeanywhere.generation.options import GenerateOptions, SimulateOptions
+from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
+from changeanywhere.training.command import STAGES, TrainOptions
+
+OPTIONS: dict[str, type] = {
+    "generate": GenerateOptions,
+    "simulate": SimulateOptions,
+    f"train {' | '.join(STAGES)}": TrainOptions,
+    "import ldm CHECKPOINT": ImportOptions,
+    "import opencd CHECKPOINT": ImportDetectorOptions,
+    "evaluate": EvaluateOptions,
+    "benchmark": BenchmarkOptions,
+}
+HEAD = """# Options of every command
+
+Generated from the source (`make reference`); `changeanywhere COMMAND --help` prints the same. Every option is a flag and a key of the
+YAML file that `--config` takes (`--events.min-area 64`, or `events: {min_area: 64}`); a flag wins, an unknown key is an error.
+Exit code: 0 done, 1 failed, 2 your input is wrong.
+"""
+
+
+def rows(kind: type, prefix: str = "") -> list[str]:
+    """A line per option; those of nested dataclasses under their dotted names."""
+    texts, hints = attribute_docstrings(kind), typing.get_type_hints(kind)
+    lines = []
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        name = f"{prefix}{field.name}".replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            lines += rows(typing.cast(type, hint), f"{prefix}{field.name}.")
+            continue
+        text = " ".join(texts[field.name].split()).replace("``", "`").replace("|", "\\|")
+        lines.append(f"| `--{name}` | {default_of(field)} | {text} |")
+    return lines
+
+
+def default_of(field: dataclasses.Field[typing.Any]) -> str:
+    """As a table shows it: what has none is required."""
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    elif field.default is dataclasses.MISSING:
+        return "**required**"
+    else:
+        value = field.default
+    if value is None or value in ([], {}, ""):
+        return ""
+    return f"`{list(value) if isinstance(value, tuple) else value}`".replace("'", "")
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for command, kind in OPTIONS.items():
+        parts += [f"## {command}", "", COMMANDS[command.split()[0]], ""]
+        parts += ["| option | default | meaning |", "|---|---|---|", *rows(kind), ""]
+    parts += ["## check PATH", "", COMMANDS["check"], ""]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "cli.md").write_text(reference(), encoding="utf-8")
