@@ -18,10 +18,11 @@ from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.pairs import load_pairs
-from changeanywhere.training.batches import step_rng
+from changeanywhere.sample import ChangePair, rgb8
+from changeanywhere.training.batches import loaded, step_rng
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
 from changeanywhere.training.detector import evaluate_detector, train_detector
-from changeanywhere.training.pair_batches import KEPT_BYTES, TrainingPairs, augment, rotated, turn_hue
+from changeanywhere.training.pair_batches import KEPT_BYTES, TrainingPairs, augment, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 
@@ -186,6 +187,40 @@ def test_turned_hue_keeps_value_and_saturation_and_agrees_with_floating_point() 
     assert error.max() <= 12 and error.mean() < 1
     assert np.array_equal(turned.max(-1), image.max(-1)), "the value is the largest band"
     assert np.abs(turn_hue(image, 0).astype(int) - image).max() <= 6
+
+
+def test_other_dtypes_go_through_their_stretch() -> None:
+    grey, deep = np.full((8, 8), 100, np.uint8), np.full((8, 8, 4), 1500, np.uint16)
+    pair = ChangePair(
+        "k", grey, deep, np.zeros((8, 8), bool), metadata={"normalisation": {"low": [1000] * 4, "high": [2000] * 4}}
+    )
+    first, second = rgb8(pair)
+    assert first.shape == second.shape == (8, 8, 3) and (first == 100).all() and (np.abs(second - 127.5) < 1).all()
+    with pytest.raises(PairsError, match="k: images are uint16"):
+        rgb8(replace(pair, metadata={}))
+
+
+def test_bad_input_in_a_worker_process_is_one_line(tmp_path: Path) -> None:
+    pairs = load_pairs(write_pairs(tmp_path), "train")
+    batches = training_batches(pairs, DetectorRecipe(crop_size=128, num_steps=1), RunRecipe(num_workers=1), 0, range(1))
+    with pytest.raises(PairsError) as caught:
+        list(loaded(batches))
+    assert str(caught.value).endswith("(64, 64) px; detector.crop_size is 128") and "\n" not in str(caught.value)
+
+
+def test_weights_that_find_nothing_are_not_the_best(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs")
+    for label in (pairs / "val" / "label").iterdir():
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(label)
+    detector = DetectorRecipe(name="fc_ef", pairs=str(pairs), crop_size=64, batch_size=2, num_steps=2, val_every=1)
+    train_detector(Recipe(detector=detector, run=RunRecipe(num_workers=0)), tmp_path / "out")
+    assert (tmp_path / "out" / "detector").is_dir() and not (tmp_path / "out" / "detector_best").exists()
+
+
+def test_lightcdnet_needs_two_pairs(tmp_path: Path) -> None:
+    detector = DetectorRecipe(name="lightcdnet_s", pairs=str(write_pairs(tmp_path)), crop_size=64, batch_size=1)
+    with pytest.raises(ConfigError, match=r"detector\.batch_size is 1"):
+        train_detector(Recipe(detector=detector), tmp_path / "out")
 
 
 def test_only_the_crop_is_turned() -> None:

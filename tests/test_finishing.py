@@ -18,6 +18,7 @@ from changeanywhere.generation import painter, run
 from changeanywhere.generation.fidelity import changed_recall
 from changeanywhere.generation.nuisances import NuisanceOptions, disturb
 from changeanywhere.generation.options import FilterOptions, GenerateOptions
+from changeanywhere.generation.targets import SetTargets
 from changeanywhere.models.segmenter import Segmenter
 from conftest import write_source
 
@@ -189,6 +190,15 @@ def test_a_filter_that_drops_everything_says_so(options: GenerateOptions, reader
         run.generate(replace(options, filter=FilterOptions(reader, min_score=1.0)))
     with pytest.raises(ConfigError, match=r"filter\.action is 'keep'; allowed: score, drop, resample"):
         run.generate(replace(options, filter=FilterOptions(reader, action="keep")))
+
+
+def test_a_rival_passes_the_first_stage_where_date_1_does(options: GenerateOptions) -> None:
+    """Else the look alone, soft or sharp, would tell its dates apart."""
+    quiet = SetTargets(no_change=1.0)
+    run.generate(replace(options, method="copy_paste", reconstruct_t1=True, targets=quiet))
+    pairs = ca.load_pairs(options.out)
+    for i in range(len(pairs)):
+        assert np.array_equal(pairs[i].image_t1, pairs[i].image_t2)
 
 
 @pytest.mark.parametrize("method", ["copy_paste", "recolour", "patch_exchange"])

@@ -14,11 +14,13 @@ import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.diffusion.blended import Sampling
 from changeanywhere.errors import ConfigError, OutputError, ShortfallError, SourceError
+from changeanywhere.events import EventOptions
 from changeanywhere.generation import painter
 from changeanywhere.generation import run as generation
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair
 from changeanywhere.generation.targets import SetTargets
+from changeanywhere.legend import load_legend
 from changeanywhere.sample import change_mask_of
 from conftest import tiny_model
 
@@ -149,11 +151,57 @@ def test_other_settings_on_the_same_folder_are_refused(options: GenerateOptions)
         generation.generate(change(options, seed=4))
 
 
-def test_foreign_folder_is_refused(options: GenerateOptions) -> None:
+def test_foreign_folder_is_refused_and_left_as_it_is(options: GenerateOptions) -> None:
     options.out.mkdir()
-    (options.out / "thesis.tex").write_text("precious")
-    with pytest.raises(OutputError, match=r"not empty \(thesis.tex\)"):
+    for name in ("thesis.tex", ".another.png.1.2.part"):
+        (options.out / name).write_text("precious")
+    with pytest.raises(OutputError, match="not empty"):
         generation.generate(options)
+    assert len(tree(options.out)) == 2
+
+
+def test_an_edited_table_or_legend_map_is_another_setting(options: GenerateOptions, tmp_path: Path) -> None:
+    table, mapping = tmp_path / "table.yaml", tmp_path / "map.yaml"
+    table.write_text("default: 1\n")
+    names = load_legend("mini").names
+    mapping.write_text("".join(f"{name}: {name}\n" for name in names))
+    edited = change(options, events=EventOptions(transitions=str(table)), legend_map=mapping)
+    generation.generate(edited)
+    table.write_text("default: 1\nforbid: [[bareland, road]]\n")
+    with pytest.raises(OutputError, match="was made with transition_weights"):
+        generation.generate(edited)
+    table.write_text("default: 1\n")
+    mapping.write_text(mapping.read_text().replace("road: road", "road: bareland"))
+    with pytest.raises(OutputError, match="was made with legend_map"):
+        generation.generate(edited)
+
+
+def test_what_does_not_fit_the_machine_or_the_model_is_said_first(options: GenerateOptions) -> None:
+    for wrong, message in (
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": "cuda:99"}, "device is 'cuda:99'"),
+        ({"bands": [1]}, r"bands is \[1\]; this model takes 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            generation.generate(change(options, **wrong))
+        assert not options.out.exists()
+
+
+def test_a_plan_without_pairs_says_the_same_again(options: GenerateOptions) -> None:
+    for file in (options.source / "masks").iterdir():
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(file)
+    for _ in range(2):
+        with pytest.raises(ShortfallError, match="no change is feasible"):
+            generation.generate(options)
+
+
+def test_credit_goes_into_records_and_card(options: GenerateOptions) -> None:
+    rows = ["patch,licence,attribution", *(f"tile_{i},CC-BY-4.0,Ada Lovelace" for i in range(6))]
+    (options.source / "provenance.csv").write_text("\n".join(rows))
+    generation.generate(change(options, method="copy_paste"))
+    card = (options.out / "README.md").read_text()
+    assert "- credit: Ada Lovelace (7 pairs)" in card and "pasted on changed ground" in card
+    assert '"attribution": "Ada Lovelace"' in (options.out / "metadata.jsonl").read_text()
 
 
 def test_default_makes_one_pair_of_each_kind_per_tile(options: GenerateOptions) -> None:
@@ -173,7 +221,7 @@ def test_own_second_masks(options: GenerateOptions, tmp_path: Path) -> None:
         mask[40:50, 20:30] = 4
         mask[-3:] = 5  # unknown at t1: must stay unknown
         Image.fromarray(mask).save(masks / f"tile_{number}.png")
-    report = generation.generate(change(options, masks_t2=masks))
+    report = generation.generate(change(options, masks_t2=masks, num_pairs=None))
     assert report.num_pairs == 2
     pairs = ca.load_pairs(options.out)
     for pair in (pairs[0], pairs[1]):
@@ -182,7 +230,9 @@ def test_own_second_masks(options: GenerateOptions, tmp_path: Path) -> None:
         assert (pair.mask_t2[-3:] == 0).all()
     Image.fromarray(mask).save(masks / "stranger.png")
     with pytest.raises(SourceError, match=r"stranger.png: has no image"):
-        generation.generate(change(options, masks_t2=masks, out=tmp_path / "other"))
+        generation.generate(change(options, masks_t2=masks, num_pairs=None, out=tmp_path / "other"))
+    with pytest.raises(ConfigError, match="without num_pairs and targets"):
+        generation.generate(change(options, masks_t2=masks, out=tmp_path / "third"))
 
 
 def test_shortfall_is_said_with_counts_after_writing_what_is_possible(options: GenerateOptions) -> None:
@@ -286,7 +336,7 @@ def test_config_file_and_flags(options: GenerateOptions, capsys: pytest.CaptureF
 def test_simulate_writes_masks_that_generate_would_use(options: GenerateOptions, tmp_path: Path) -> None:
     out = tmp_path / "masks"
     arguments = ["--source", str(options.source), "--tile-size", "64", "--num-pairs", "7", "--seed", "3"]
-    assert run(["simulate", *arguments, "--shard-size", "3", "--out", str(out)]) == 0
+    assert run(["simulate", *arguments, "--out", str(out)]) == 0
     generation.generate(options)
     for name in ("label", "label1", "label2"):
         assert tree(out / name) == tree(options.out / name)

@@ -154,6 +154,36 @@ def test_provenance_gives_scene_split_licence_and_sampling(source_folder: Path) 
         open_source(source_folder, SourceOptions(tile_size=64, licences=("MIT",)))
 
 
+def test_provenance_finds_files_by_path_or_by_stem(source_folder: Path) -> None:
+    """Names that are not safe as keys, and files in subfolders, keep their rows."""
+    for folder in ("images", "masks"):
+        (source_folder / folder / "north").mkdir()
+        (source_folder / folder / "tile_0.png").rename(source_folder / folder / "north" / "tile_0.png")
+        (source_folder / folder / "tile_1.png").rename(source_folder / folder / "tile (1).png")
+    rows = ["patch,scene,attribution", "north/tile_0,north,Ada", "tile (1),island,Grace", "tile_2,island"]
+    (source_folder / "provenance.csv").write_text("\n".join(rows))
+    items = {item.key: (item.scene, item.attribution) for item in open_source(source_folder, SMALL).items}
+    assert items["north__tile_0"] == ("north", "Ada") and items["tile_1_"] == ("island", "Grace")
+    assert items["tile_2"] == ("island", "") and items["tile_3"] == ("tile_3", "")
+    (source_folder / "provenance.csv").write_bytes(b"patch,scene\n\xff,x")
+    with pytest.raises(SourceError, match="not readable as UTF-8 CSV"):
+        open_source(source_folder, SMALL)
+
+
+def test_a_legend_in_the_folder_says_that_it_is_no_openearthmap(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_source(tmp_path / split)
+        (tmp_path / split / "masks").rename(tmp_path / split / "labels")
+    with pytest.raises(SourceError, match="two tiles would be called tile_0"):  # as OpenEarthMap it has equal names
+        open_source(tmp_path, SMALL)
+    for file in (tmp_path / "val").glob("*/*.png"):
+        file.rename(file.with_name(f"val_{file.name}"))
+    assert open_source(tmp_path, SMALL).legend.name == "openearthmap"
+    load_legend("mini").save(tmp_path / "legend.json")
+    source = open_source(tmp_path, SMALL)
+    assert source.legend.name == "mini" and {item.licence for item in source.items} == {"unknown"}
+
+
 def _wrong_size(folder: Path) -> None:
     Image.fromarray(np.ones((32, 64), np.uint8)).save(folder / "masks" / "tile_1.png")
 

@@ -261,7 +261,7 @@ def test_linear_start_is_a_plain_reduction_and_enlargement() -> None:
     means = F.avg_pool2d(images, 4)
     assert F.mse_loss(latents, means) < 0.1 * means.square().mean()
     assert F.mse_loss(decoded, images) < 0.15 * images.square().mean()
-    with pytest.raises(ValueError, match="norm_groups 1"):
+    with pytest.raises(ConfigError, match="norm_groups 1"):
         linear_start(build_vq_model([8, 8, 8], 1, 8, norm_groups=2), images)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError
 from changeanywhere.legend import Legend
@@ -28,6 +29,11 @@ def check_path(path: str | Path) -> str:
         raise InputError(f"{folder}: is a file; give the folder it lies in")
     if (folder / "model.json").is_file():
         return _model(folder)
+    for name, what in (("detector", "a change detector"), ("segmenter", "a network that reads land cover")):
+        if (folder / f"{name}.json").is_file():
+            return _network(folder, name, what)
+    if (folder / "cells").is_dir():
+        return _benchmark(folder)
     if (folder / "plan" / "settings.json").is_file() or (folder / "shards").is_dir():
         return _generated(folder)
     if (folder / "training").is_dir():
@@ -55,29 +61,68 @@ def _generated(folder: Path) -> str:
     settings = folder / "plan" / "settings.json"
     if not settings.is_file():
         raise PairsError(f"{folder}: shards without plan/settings.json; its plan was deleted, so it cannot be resumed")
-    planned = sum(1 for line in (folder / "plan" / "pairs.jsonl").read_text().splitlines() if line)
+    if (folder / "events.jsonl").is_file():
+        return (
+            f"{folder}: masks of change events (simulate), without images\nnext: changeanywhere generate --masks-t2 …"
+        )
+    shards = {int(pair["shard"]) for pair in _lines(folder / "plan" / "pairs.jsonl")}
     markers = sorted((folder / "shards").glob("*.json"))
-    done = 0
     for marker in markers:
-        content = json.loads(marker.read_text())
-        done += len(content["records"])
-        for name, digest in content["files"].items():
-            if not (folder / name).is_file():
-                raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
-            if file_hash(folder / name) != digest:
-                raise PairsError(f"{folder / name}: not the bytes that were written; delete it and generate again")
-    if done < planned or not (folder / "metadata.jsonl").is_file():
-        return f"{folder}: an unfinished dataset, {done} of {planned} pairs\nnext: the same generate command again"
+        for content in _lines(marker):
+            for name, digest in content.get("files", {}).items():
+                if not (folder / name).is_file():
+                    raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
+                if file_hash(folder / name) != digest:
+                    raise PairsError(f"{folder / name}: not the bytes that were written; delete it and generate again")
+    if len(markers) < len(shards) or not (folder / "metadata.jsonl").is_file():
+        return (
+            f"{folder}: an unfinished dataset, {len(markers)} of {len(shards)} shards\n"
+            "next: the same generate command again"
+        )
     return f"{folder}: a generated dataset; every file is as it was written\n" + _pairs(folder)
+
+
+def _lines(file: Path) -> list[Any]:
+    """A JSON document, or one per line. Raises :class:`PairsError` for a damaged file."""
+    try:
+        text = file.read_text()
+        return (
+            [json.loads(text)] if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+        )
+    except (OSError, ValueError) as error:
+        raise PairsError(f"{file}: damaged ({' '.join(str(error).split())})") from error
+
+
+def _network(folder: Path, name: str, what: str) -> str:
+    (content,) = _lines(folder / f"{name}.json")
+    described = ", ".join(f"{key} {value}" for key, value in content.items() if isinstance(value, str | int | float))
+    uses = {
+        "detector": f"changeanywhere train detector --init {folder} --detector.pairs DIR --out DIR (fine-tuning)",
+        "segmenter": f"changeanywhere evaluate --pairs DIR --judge {folder} --out DIR",
+    }
+    return f"{folder}: {what}; {described}\nnext: {uses[name]}"
+
+
+def _benchmark(folder: Path) -> str:
+    cells = len(list((folder / "cells").glob("*.json")))
+    table = folder / "table.md"
+    then = f"table: {table}" if table.is_file() else "next: the same benchmark command again"
+    return f"{folder}: a benchmark, {cells} cells finished\n{then}"
 
 
 def _training(folder: Path) -> str:
     lines = [f"{folder}: a training run"]
-    for stage in ("first_stage", "denoiser"):
+    for stage in ("first_stage", "denoiser", "segmenter", "detector"):
         metrics = folder / "training" / stage / "metrics.jsonl"
-        if metrics.is_file():
-            last = json.loads(metrics.read_text().splitlines()[-1])
-            lines.append(f"{stage}: step {last['step']:.0f}, loss {last['loss']:.4f}")
+        if metrics.is_file() and (logged := _lines(metrics)):
+            lines.append(f"{stage}: step {logged[-1]['step']:.0f}, loss {logged[-1]['loss']:.4f}")
+    for name in ("segmenter", "detector"):
+        if (folder / "training" / name).is_dir():
+            done = (folder / name).is_dir()
+            lines.append(
+                _network(folder / name, name, "ready") if done else f"next: the same train {name} command again"
+            )
+            return "\n".join(lines)
     if (folder / "model").is_dir():
         lines.append(f"next: changeanywhere generate --model {folder / 'model'} --source DIR --out DIR")
     elif (folder / "first_stage").is_dir():

@@ -27,6 +27,7 @@ Mask = npt.NDArray[np.uint8]
 """Semantic mask ``uint8 [H, W]``, 0 = unknown, 1…K = classes of a legend."""
 
 UNKNOWN = "unknown"
+LEGEND_FILES = ("legend.json", "classes.json")
 MAX_CLASSES = 254  # 255 stays free: it means "ignore" in detector labels
 
 
@@ -168,7 +169,7 @@ def find_legend(folder: Path) -> Legend | None:
     """``legend.json`` or ``classes.json`` in ``folder`` or the nearest parent; None if there is none."""
     folder = folder.resolve()
     for place in (folder, *folder.parents):
-        for name in ("legend.json", "classes.json"):
+        for name in LEGEND_FILES:
             if (place / name).is_file():
                 return Legend.load(place / name)
     return None

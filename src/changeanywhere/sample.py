@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from changeanywhere.errors import PairsError
 from changeanywhere.legend import Legend, Mask
 
 Image = npt.NDArray[Any]
@@ -60,7 +61,8 @@ class SourceItem:
     """What is known of a tile before its pixels are read.
 
     ``key`` is unique in its source and safe as a file name; ``scene`` must not be split between train and val;
-    ``split`` is the source's own ("train", "val", "test") or None; ``gsd_m`` is the ground sampling in metres.
+    ``split`` is the source's own ("train", "val", "test") or None; ``gsd_m`` is the ground sampling in metres;
+    ``attribution`` names whom the licence wants credited.
     """
 
     key: str
@@ -68,6 +70,7 @@ class SourceItem:
     split: str | None = None
     licence: str = "unknown"
     gsd_m: float | None = None
+    attribution: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,23 @@ class ChangePair:
     mask_t2: Mask | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     georef: GeoReference | None = None
+
+
+def rgb8(pair: ChangePair) -> tuple[Image, Image]:
+    """Both images uint8 ``[H, W, 3]``, as networks of this package read them: the first three bands, a grey one thrice.
+
+    Images of other dtypes go through the stretch that their set was made with; :class:`PairsError` if there is none.
+    """
+    images = []
+    for image in (pair.image_t1, pair.image_t2):
+        if image.dtype != np.uint8:
+            stretch = pair.metadata.get("normalisation")
+            if not stretch:
+                raise PairsError(f"{pair.key}: images are {image.dtype}; allowed: uint8, or a set with its stretch")
+            image = np.rint((Normalisation(**stretch).apply(image).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+        image = image[..., None] if image.ndim == 2 else image
+        images.append(np.ascontiguousarray(image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]))
+    return images[0], images[1]
 
 
 def change_mask_of(mask_t1: Mask, mask_t2: Mask) -> ChangeMask:

@@ -26,6 +26,20 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def find_device(name: str | None) -> torch.device:
+    """A device by name, default :func:`default_device`; :class:`ConfigError` for one that is not there."""
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device is {name!r}, which this PyTorch cannot use ({str(error).splitlines()[0]})"
+        ) from error
+    return device
+
+
 def default_dtype(device: torch.device) -> str:
     """``bfloat16`` where the device computes in it, else ``float32``."""
     if device.type == "cuda":
@@ -54,7 +68,7 @@ class ChangePairPipeline:
 
         Raises :class:`ModelError` for a missing or damaged folder, :class:`ConfigError` for an unknown dtype.
         """
-        place = torch.device(device) if device else default_device()
+        place = find_device(device)
         precision = dtype or default_dtype(place)
         if precision not in DTYPES:
             raise ConfigError(f"dtype is {precision!r}; allowed: {', '.join(DTYPES)}")

@@ -27,6 +27,7 @@ from changeanywhere.models.detectors import Detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.sample import rgb8
 from changeanywhere.training.pair_batches import to_tensors
 
 HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
@@ -211,7 +212,7 @@ def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]]
     rows = []
     for i in np.unique(np.linspace(0, len(test) - 1, options.num_panels).astype(int)):
         pair = test[int(i)]
-        images = [pair.image_t1[..., :3], pair.image_t2[..., :3]]
+        images = list(rgb8(pair))
         first, second, _ = to_tensors(images[0], images[1], pair.change_mask.astype(np.uint8))
         found = [net(first[None], second[None])[0].argmax(0).numpy() == 1 for net in nets]
         label = np.repeat(pair.change_mask[..., None] * np.uint8(255), 3, 2)

@@ -108,18 +108,19 @@ def _realism(features: Extractor, real: list[Image], painted: list[Image], seed:
     order = rng.permutation(len(theirs))
     half = len(theirs) // 2
     between = kid(theirs[order[:half]], theirs[order[half:]], seed)
+    size = min(half, len(ours))
     note = f"{len(painted)} painted, {len(real)} real images; beside it two halves of the real set"
     if len(painted) < MIN_REALISM_IMAGES:
         note += f"; fewer than {MIN_REALISM_IMAGES:,} painted: a rough figure"
-    some = rng.permutation(len(ours))[:half]
+    some = rng.permutation(len(ours))[:size]
     return [
         estimated(section, "KID", kid(ours, theirs, seed), between.value, note),
         Figure(
             section,
             "Fréchet distance",
-            frechet(ours[some], theirs[order[:half]]),
-            frechet(theirs[order[half:]], theirs[order[:half]]),
-            note=f"sets of {half}: biased upwards, compare within this line only",
+            frechet(ours[some], theirs[order[:size]]),
+            frechet(theirs[order[half : half + size]], theirs[order[:size]]),
+            note=f"sets of {size}: biased upwards, compare within this line only",
         ),
     ]
 

@@ -19,7 +19,7 @@ from changeanywhere.evaluation.scores import Confusion, matched_recall, read_ins
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.pairs.reader import IMAGE_SUFFIXES, PairDataset
 from changeanywhere.progress import progress_bar
-from changeanywhere.sample import ChangePair
+from changeanywhere.sample import ChangePair, rgb8
 
 ASKED_RECALL = 0.70
 MAX_RATIO = 1.5
@@ -43,7 +43,8 @@ def evaluate_pairs(
     seed: int,
 ) -> list[Figure]:
     """All figures of a set, from ``max_pairs`` evenly spaced pairs. The real date is the ceiling of the painted one."""
-    as_written = [dataset[int(i)] for i in np.unique(np.linspace(0, len(dataset) - 1, max_pairs).astype(int))]
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, max_pairs).astype(int))
+    as_written = [_readable(dataset[int(i)]) for i in chosen]
     pairs = [real_first(pair) for pair in as_written]
     figures = []
     if judge is not None:
@@ -53,6 +54,14 @@ def evaluate_pairs(
         figures += _unchanged_ground(pairs, real_pairs, seed)
     figures += _shortcut(as_written, features, seed)
     return figures
+
+
+def _readable(pair: ChangePair) -> ChangePair:
+    """With images uint8 ``[H, W, 3]``, and sure to have semantic masks."""
+    if pair.mask_t1 is None or pair.mask_t2 is None:
+        raise PairsError(f"{pair.key}: has no semantic masks (label1/, label2/); they are what is evaluated")
+    first, second = rgb8(pair)
+    return replace(pair, image_t1=first, image_t2=second)
 
 
 def real_first(pair: ChangePair) -> ChangePair:
@@ -148,6 +157,11 @@ def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int) -> l
                 if one is not None:
                     found.append(one)
                 bar.advance(task)
+    if not measured[0] or len(measured[1]) < 2:
+        raise PairsError(
+            f"{real_pairs}: {len(measured[1])} usable real pairs, {len(measured[0])} usable pairs of the set; two real "
+            "ones and one of the set are the least (too little unchanged ground counts as unusable)"
+        )
     figures = []
     for name, comparison in compare_differences(*measured, seed=seed).items():
         figures.append(

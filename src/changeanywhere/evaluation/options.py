@@ -45,6 +45,6 @@ class EvaluateOptions:
             raise ConfigError("nothing to evaluate; give --pairs DIR, --model NAME, or both")
         if self.model is not None and self.source is None:
             raise ConfigError("--model needs --source DIR: the tiles whose masks are painted")
-        for name in ("num_images", "max_pairs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 and more")
+        for name, least in (("num_images", 4), ("max_pairs", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: {least} and more")

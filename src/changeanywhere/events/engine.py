@@ -84,7 +84,7 @@ def simulate(
     low, high = request.ratio or (0.0, 1.0)
     mask_t2 = mask.copy()
     events: tuple[ChangeEvent, ...] = ()
-    for number in range(MAX_EVENTS):
+    for number in range(max(wanted, MAX_EVENTS)):
         changed = int(np.count_nonzero(mask != mask_t2))
         if changed >= low * mask.size and number >= (1 if request.ratio else wanted):
             break
@@ -124,9 +124,10 @@ def _one_event(
         floors = [smallest]
 
     def weight(before: int, after: int) -> float:
+        allowed = context.transitions.weight(before, after) if context.transitions is not None else 1.0
         if request.transition is not None:
-            return float((before, after) == request.transition)
-        return context.transitions.weight(before, after) if context.transitions is not None else 1.0
+            return float((before, after) == request.transition and allowed > 0)
+        return allowed
 
     registry = _registry()
     kinds = [asked] if asked is not None else [options.kinds[i] for i in rng.permutation(len(options.kinds))]

@@ -63,6 +63,10 @@ class EventOptions:
             ("events_per_pair", self.events_per_pair, 1 <= few <= many <= 64, "two counts, 1 to 64, rising"),
             ("min_area", self.min_area, self.min_area >= 1, "1 or more px"),
             ("max_share", self.max_share, 0 < self.max_share <= 1, "above 0 to 1"),
+            *(
+                (name, limit, limit is None or limit > 0, "above 0 m²")
+                for name, limit in (("min_area_m2", self.min_area_m2), ("max_area_m2", self.max_area_m2))
+            ),
             ("connectivity", self.connectivity, self.connectivity in (4, 8), "4, 8"),
             ("margin", self.margin, 0 <= self.margin <= 64, "0 to 64 px"),
             ("max_coverage", self.max_coverage, 0 < self.max_coverage <= 1, "above 0 to 1"),

@@ -120,5 +120,7 @@ class Rebuild:
         mask_t2 = cleared.copy()
         mask_t2[row : row + height, column : column + width][shape] = old.class_index
         changed = mask_t2 != scene.mask
-        weights_hold = scene.weight(old.class_index, surrounding) > 0 and scene.weight(surrounding, old.class_index) > 0
+        weights_hold = scene.weight(surrounding, old.class_index) > 0 and all(
+            scene.weight(old.class_index, int(c)) > 0 for c in np.unique(cleared[old.window][old.shape])
+        )
         return mask_t2 if weights_hold and scene.within(int(np.count_nonzero(changed))) else None

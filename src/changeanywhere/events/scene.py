@@ -100,6 +100,7 @@ def weighted_order(weights: npt.ArrayLike, rng: np.random.Generator) -> npt.NDAr
     """Random order without replacement, weighted (Efraimidis & Spirakis 2006); weight 0 is left out."""
     values = np.asarray(weights, float)
     possible = np.flatnonzero(values > 0)
-    keys = rng.random(len(possible)) ** (1 / values[possible])
+    # The logarithm of u^(1/w): the power itself is 0 for small weights.
+    keys = np.log(rng.random(len(possible))) / values[possible]
     order: npt.NDArray[np.intp] = possible[np.argsort(-keys)]
     return order

@@ -85,14 +85,17 @@ def parse_table(content: Any, legend: Legend, where: str, foreign_names: bool = 
         return [legend.index_of(name)]
 
     weights = np.full((legend.num_classes + 1,) * 2, _number(content.get("default", 1), where))
-    for before, row in (content.get("weights") or {}).items():
+    rows, forbidden = content.get("weights") or {}, content.get("forbid") or []
+    if not isinstance(rows, dict) or not isinstance(forbidden, list):
+        raise LegendError(f"{where}: weights must be 'class: {{class: number}}', forbid a list of [from, to]")
+    for before, row in rows.items():
         if not isinstance(row, dict):
             raise LegendError(f"{where}: weights of {before!r} must be 'class: number' pairs")
         for after, weight in row.items():
             for i in indices(before):
                 for j in indices(after):
                     weights[i, j] = _number(weight, where)
-    for pair in content.get("forbid") or []:
+    for pair in forbidden:
         if not isinstance(pair, list) or len(pair) != 2:
             raise LegendError(f"{where}: forbid entry {pair!r} must be [from, to]")
         for i in indices(pair[0]):

@@ -11,6 +11,7 @@ from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.sources.base import ON_ERROR
 
+DEFAULT_SHARD = 32
 METHODS = ("diffusion", "copy_paste", "recolour", "patch_exchange")
 
 
@@ -21,7 +22,7 @@ class SimulateOptions:
     source: Path
     """Folder of single-date tiles: images/ + masks/, an OpenEarthMap tree, or a LoveDA tree."""
     out: Path
-    """Folder of the result; the same command on the same folder resumes."""
+    """Folder of the result; the same command again finishes what was interrupted."""
     num_pairs: int | None = None
     """Pairs in all; default: pairs_per_image times the number of tiles."""
     pairs_per_image: int = 2
@@ -30,8 +31,6 @@ class SimulateOptions:
     """Every random number follows from it, the tile and the pair's number on that tile."""
     legend: str | None = None
     """Legend of the source, a name or file; default: legend.json or classes.json there or in a parent folder."""
-    legend_map: Path | None = None
-    """YAML file 'source class: target class or unknown'; default: equal names, or a mapping of the package."""
     tile_size: int = 256
     """Tile height and width in px; larger images are cut, read by window."""
     bands: list[int] | None = None
@@ -41,8 +40,6 @@ class SimulateOptions:
     on_error: str = "stop"
     """At a tile that cannot be read: ``stop`` (one line, exit code 2), or ``skip``: read every tile first, leave out
     the bad ones and list them in OUT/skipped.txt."""
-    shard_size: int = 32
-    """Pairs that are finished together: what an interruption can cost."""
     events: EventOptions = field(default_factory=EventOptions)
     learn_transitions: bool = False
     """Estimate weights of transitions and usual sizes of objects from the source (what borders what, how large)."""
@@ -54,7 +51,6 @@ class SimulateOptions:
         checks: list[tuple[str, object, bool, str]] = [
             ("num_pairs", self.num_pairs, self.num_pairs is None or self.num_pairs > 0, "1 or more"),
             ("pairs_per_image", self.pairs_per_image, self.pairs_per_image > 0, "1 or more"),
-            ("shard_size", self.shard_size, self.shard_size > 0, "1 or more"),
             ("on_error", self.on_error, self.on_error in ON_ERROR, ", ".join(ON_ERROR)),
             ("tile_size", self.tile_size, self.tile_size >= 16 and self.tile_size % 16 == 0, "a multiple of 16"),
             (
@@ -99,6 +95,10 @@ class GenerateOptions(SimulateOptions):
 
     model: str = "mini"
     """``mini`` (in the package) or a model folder."""
+    legend_map: Path | None = None
+    """YAML file 'source class: target class or unknown'; default: equal names, or a mapping of the package."""
+    shard_size: int = DEFAULT_SHARD
+    """Pairs that are finished together: what an interruption can cost."""
     masks_t2: Path | None = None
     """Folder of your own second masks, named like the source's masks and in its legend; no events are simulated."""
     method: str = "diffusion"
@@ -162,6 +162,13 @@ class GenerateOptions(SimulateOptions):
                 self.filter.action,
                 self.method == "diffusion" or self.filter.action != "resample",
                 "score, drop where method is not diffusion: there is no other noise",
+            ),
+            ("shard_size", self.shard_size, self.shard_size > 0, "1 or more"),
+            (
+                "masks_t2",
+                str(self.masks_t2),
+                self.masks_t2 is None or (self.num_pairs is None and self.targets == SetTargets()),
+                "without num_pairs and targets: your masks say what changes, one pair each",
             ),
             ("method", self.method, self.method in METHODS, ", ".join(METHODS)),
             ("batch_size", self.batch_size, self.batch_size is None or self.batch_size > 0, "1 or more"),

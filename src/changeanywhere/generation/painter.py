@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Sampling
-from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device, default_dtype
+from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_dtype, find_device
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import pair_seed
 from changeanywhere.generation.fidelity import FidelityFilter
@@ -31,6 +31,7 @@ from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import pair_record
 from changeanywhere.sample import ChangePair, ChangePlan, SourceSample
+from changeanywhere.sources.tiles import DEFAULT_BANDS
 
 CPU_BATCH = 4
 GPU_BATCHES = (64, 48, 32, 24, 16, 8, 4, 2)
@@ -76,7 +77,7 @@ class Painter:
         begun = settings_of(options.out)
         self.num_threads = int(options.num_threads or begun.get("num_threads") or os.cpu_count() or 1)
         torch.set_num_threads(self.num_threads)
-        device = torch.device(options.device) if options.device else default_device()
+        device = find_device(options.device)
         self.dtype = str(options.dtype or begun.get("dtype") or default_dtype(device))
         self.pipeline = ChangePairPipeline.from_pretrained(options.model, str(device), self.dtype)
         given = {name: getattr(options, name, None) for name in SAMPLING_FIELDS}
@@ -91,6 +92,9 @@ class Painter:
             or begun.get("batch_size")
             or fitting_batch_size(self.pipeline, self.sampling, options.tile_size)
         )
+        channels, bands = self.pipeline.first_stage.vq_model.config.in_channels, options.bands or DEFAULT_BANDS
+        if len(bands) != channels:
+            raise ConfigError(f"bands is {list(bands)}; this model takes {channels}")
         multiple = self.pipeline.denoiser.size_multiple
         if options.tile_size % multiple:
             raise ConfigError(f"tile_size is {options.tile_size}; this model allows multiples of {multiple}")
@@ -130,6 +134,7 @@ class Painter:
         second = [item.key for item in self.second.items] if self.second else None
         return (
             plan_settings(self.options, self.source)
+            | {"shard_size": self.options.shard_size}
             | self.settings
             | {
                 "model_hash": self.pipeline.model.weights_hash,

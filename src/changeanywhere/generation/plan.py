@@ -55,7 +55,7 @@ class DatasetPlan:
 
 def source_fingerprint(source: Source) -> str:
     """Hash of tile keys, scenes and legend: a plan fits only the source it was made for."""
-    content = [[item.key, item.scene, item.split, item.licence] for item in source.items]
+    content = [[item.key, item.scene, item.split, item.licence, item.gsd_m] for item in source.items]
     return hashlib.sha256(json.dumps([content, source.legend.to_dict()]).encode()).hexdigest()[:16]
 
 
@@ -189,7 +189,7 @@ def _given_change(mask_t1: Any, mask_t2: Any, seed: int) -> ChangePlan:
 def save_plan(plan: DatasetPlan, settings: Mapping[str, Any], out: Path) -> None:
     """Write the plan; ``settings.json`` comes last and makes it valid."""
     lines = [json.dumps(asdict(pair)) for pair in plan.pairs]
-    atomic_write(out / "plan" / "pairs.jsonl", ("\n".join(lines) + "\n").encode())
+    atomic_write(out / "plan" / "pairs.jsonl", "".join(f"{line}\n" for line in lines).encode())
     content = {"settings": dict(settings), "missing": dict(plan.missing)}
     atomic_write(out / "plan" / "settings.json", (json.dumps(content, indent=1) + "\n").encode())
 

@@ -13,7 +13,7 @@ from changeanywhere.errors import OutputError
 from changeanywhere.events import EventContext
 from changeanywhere.events.bank import build_bank
 from changeanywhere.events.transitions import learn_sizes, learn_table, load_table
-from changeanywhere.generation.options import SimulateOptions
+from changeanywhere.generation.options import DEFAULT_SHARD, SimulateOptions
 from changeanywhere.generation.plan import (
     DatasetPlan,
     EventSettings,
@@ -52,9 +52,12 @@ def note_skipped(out: Path, source: Source) -> None:
 
 def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
     """Everything that the plan depends on, for ``plan/settings.json``."""
+    table = load_table(options.events.transitions, source.legend) if options.events.transitions else None
     settings = asdict(options.events) | {
         "targets": asdict(options.targets),
         "learn_transitions": options.learn_transitions,
+        "transition_weights": table and table.to_dict(),  # what the file says now: it may be edited
+        "legend_map": source.mapping and source.mapping.to_dict(),
         "source_fingerprint": source_fingerprint(source),
         "legend": source.legend.to_dict(),
         "num_pairs": options.num_pairs,
@@ -62,7 +65,6 @@ def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
         "seed": options.seed,
         "tile_size": options.tile_size,
         "bands": options.bands,
-        "shard_size": options.shard_size,
     }
     return settings
 
@@ -88,19 +90,22 @@ def get_plan(
     second: Source | None,
     events: EventSettings,
     save: bool,
+    shard_size: int = DEFAULT_SHARD,
 ) -> DatasetPlan:
     """The plan of the output folder, or a new one (saved if ``save``)."""
     plan = load_plan(settings, options.out)
+    if save:  # only now is it certain that the folder is ours
+        remove_leftovers(options.out)
     if plan is not None:
         return plan
     if second is not None:
-        plan = plan_given(source, second, options.seed, options.shard_size)
+        plan = plan_given(source, second, options.seed, shard_size)
     else:
         wanted = options.num_pairs or options.pairs_per_image * len(source)
         with progress_bar() as bar:
             task = bar.add_task("planning changes", total=wanted)
             requests = options.targets.requests(wanted, len(source), options.events.kinds, source.legend, options.seed)
-            plan = make_plan(source, requests, options.seed, options.shard_size, events, lambda: bar.advance(task))
+            plan = make_plan(source, requests, options.seed, shard_size, events, lambda: bar.advance(task))
     if save:
         save_plan(plan, settings, options.out)
     return plan
@@ -119,5 +124,4 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(f"{out}: another process is writing to it; wait for it or give another --out") from error
-        remove_leftovers(out)
         yield

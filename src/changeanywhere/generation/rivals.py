@@ -112,7 +112,9 @@ def _recoloured(spot: Spot) -> Pixels:
 def _exchange_windows(
     image: Pixels, sample: SourceSample, plan: ChangePlan, source: Source, rng: np.random.Generator
 ) -> tuple[Pixels, ChangePlan]:
-    """One to three windows of another tile at the same place."""
+    """One to three windows of another tile at the same place; none in a pair that is to show no change."""
+    if not plan.change_mask.any():
+        return image, plan
     other = source.read(int(rng.integers(len(source))))
     height, width = sample.mask.shape
     size = round(height * WINDOW), round(width * WINDOW)
@@ -120,8 +122,7 @@ def _exchange_windows(
     for _ in range(int(rng.integers(1, 4))):
         top, left = rng.integers(height - size[0] + 1), rng.integers(width - size[1] + 1)
         window = slice(top, top + size[0]), slice(left, left + size[1])
-        result[window], mask[window] = _pixels(other)[window], other.mask[window]
-    mask[(sample.mask == 0) | (mask == 0)] = 0
-    mask = np.where(mask == 0, sample.mask, mask).astype(np.uint8)  # unknown ground never changes
+        seen = (other.mask[window] != 0) & (sample.mask[window] != 0)  # unknown ground never changes
+        result[window][seen], mask[window][seen] = _pixels(other)[window][seen], other.mask[window][seen]
     change = change_mask_of(sample.mask, mask)
     return result, replace(plan, mask_t2=mask, change_mask=change, events=describe("patch_exchange", sample.mask, mask))

@@ -87,7 +87,9 @@ def generate(options: GenerateOptions) -> GenerateReport:
     """
     painter = Painter(options)
     with locked(options.out):
-        plan = get_plan(options, painter.frozen_settings(), painter.source, painter.second, painter.events, save=True)
+        plan = get_plan(
+            options, painter.frozen_settings(), painter.source, painter.second, painter.events, True, options.shard_size
+        )
         note_skipped(options.out, painter.source)
         shards = plan.shards()
         open_shards = [n for n in range(len(shards)) if not _shard_is_done(options.out, n)]
@@ -178,7 +180,7 @@ def _finalise(painter: Painter, shards: Sequence[Sequence[PlannedPair]], again: 
     first = next(records, None)
     if first is None:
         return 0, []
-    if again or not (out / "report.html").is_file():
+    if again or not all((out / name).is_file() for name in ("metadata.jsonl", "report.html")):
         counts, reached = finalise(out, painter.pipeline.legend, chain([first], records), targets.reached)
         return counts.count, reached
     with (out / "metadata.jsonl").open("rb") as lines:
@@ -191,7 +193,9 @@ def _finalise(painter: Painter, shards: Sequence[Sequence[PlannedPair]], again: 
 def dry_run(options: GenerateOptions) -> DryRun:
     """Plan, paint two batches without writing them, and extrapolate from the second."""
     painter = Painter(options)
-    plan = get_plan(options, painter.frozen_settings(), painter.source, painter.second, painter.events, save=False)
+    plan = get_plan(
+        options, painter.frozen_settings(), painter.source, painter.second, painter.events, False, options.shard_size
+    )
     _raise_on_empty(plan, options.out)
     pairs = plan.shards()[0][: painter.batch_size]
     seconds, painted = 0.0, []

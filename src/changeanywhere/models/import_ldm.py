@@ -121,7 +121,7 @@ def _import_unet(weights: Weights, num_heads: int | None, checkpoint: Path) -> U
     width = weights["middle_block.1.qkv.weight"].shape[1]
     if num_heads is None:
         raise ModelError(f"{checkpoint}: shapes do not tell the number of attention heads; give --num-heads (often 8)")
-    if width % num_heads:
+    if num_heads < 1 or width % num_heads:
         raise ModelError(f"{checkpoint}: num_heads is {num_heads}; allowed: divisors of {width}")
     inputs, outputs = weights["input_blocks.0.0.weight"].shape[1], weights["out.2.weight"].shape[0]
     # diffusers fixes the dimension of a head where that code family fixes their number.
@@ -185,6 +185,8 @@ def _import_vq(weights: Weights, checkpoint: Path) -> VQModel:
         raise ModelError(f"{checkpoint}: first stage with f = {2 ** (len(widths) - 1)}; allowed: f = {DOWNSAMPLING}")
     if any(re.match(r"(encoder\.down|decoder\.up)\.\d+\.attn\.", name) for name in weights):
         raise ModelError(f"{checkpoint}: first stage with attention outside its middle is not supported")
+    if "quantize.embedding.weight" not in weights:
+        raise ModelError(f"{checkpoint}: first stage without a codebook (a KL autoencoder?) is not supported")
     codes, dimension = weights["quantize.embedding.weight"].shape
     latent_channels = weights["encoder.conv_out.weight"].shape[0]
     if latent_channels != dimension:

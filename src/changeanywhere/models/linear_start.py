@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import Tensor, nn
 
+from changeanywhere.errors import ConfigError
 from changeanywhere.models.first_stage import DOWNSAMPLING
 
 LEVEL = 2.0  # of the constant carriers; images are in [-1, 1]. Larger: more exactly linear, and slower to train
@@ -23,7 +24,7 @@ LEVEL = 2.0  # of the constant carriers; images are in [-1, 1]. Larger: more exa
 def linear_start(vq_model: VQModel, images: Tensor) -> None:
     """Set the weights of ``vq_model`` in place; ``images`` ``[B, C, H, W]`` in [-1, 1] calibrate the scale.
 
-    Raises :class:`ValueError` unless the model has one normalisation group, as many latent as image channels, and room
+    Raises :class:`ConfigError` unless the model has one normalisation group, as many latent as image channels, and room
     for the carriers (2·C + 2 channels at full resolution).
     """
     colours = vq_model.config.in_channels
@@ -32,7 +33,10 @@ def linear_start(vq_model: VQModel, images: Tensor) -> None:
         or vq_model.config.latent_channels != colours
         or vq_model.config.block_out_channels[0] < 2 * colours + 2
     ):
-        raise ValueError("a linear start needs norm_groups 1, latent_channels = image channels and room for carriers")
+        raise ConfigError(
+            "first_stage.linear_start is True; it needs norm_groups 1, as many latent_channels as the image has bands, "
+            "and first_stage.channels of 2 x bands + 2 or more"
+        )
     for net in (vq_model.encoder, vq_model.decoder):
         _carry_in(net.conv_in, colours)
         for name, module in net.named_modules():

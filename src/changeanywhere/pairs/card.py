@@ -11,6 +11,17 @@ from changeanywhere.pairs.summary import SetSummary
 
 SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
 
+HOW = {
+    "diffusion": "is painted by a latent diffusion model: changed ground follows the new mask, unchanged ground is "
+    "kept and may get another light.",
+    "copy_paste": "is the other one with pixels of another tile pasted on changed ground (no diffusion: a rival to "
+    "compare with).",
+    "recolour": "is the other one with changed ground in the colours of its new class (no diffusion: a rival to "
+    "compare with).",
+    "patch_exchange": "is the other one with windows of another tile (no diffusion: a rival to compare with).",
+}
+"""What the other date of a pair is, by ``method``."""
+
 
 def dataset_card(legend: Legend, counts: SetSummary) -> str:
     """Markdown with YAML front matter."""
@@ -30,8 +41,7 @@ def dataset_card(legend: Legend, counts: SetSummary) -> str:
         "# Bi-temporal change-detection pairs",
         "",
         f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of `{first['source']}`. "
-        f"{_dates(counts)} is painted by a latent diffusion model: changed ground follows the new mask, "
-        "unchanged ground is kept and may get another light.",
+        f"{_dates(counts)} {HOW.get(first['settings'].get('method', 'diffusion'), 'is made by another method')}",
         "",
         "The change masks agree with the semantic masks by construction (checked for every pair written). That the "
         "*pixels* show what the masks say is not guaranteed: they are generated.",
@@ -67,6 +77,7 @@ def dataset_card(legend: Legend, counts: SetSummary) -> str:
         "## Licences and credit",
         "",
         *[f"- {licence}: {n} pairs (licence of the real tile)" for licence, n in sorted(counts.licences.items())],
+        *[f"- credit: {name} ({n} pairs)" for name, n in sorted(counts.credits.items())],
         "",
         "Method: Tang & Chen, *ChangeAnywhere: Sample Generation for Remote Sensing Change Detection via Semantic "
         "Latent Diffusion Model*, arXiv 2404.08892.",

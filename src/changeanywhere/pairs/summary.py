@@ -20,6 +20,7 @@ class SetSummary:
         self.kinds: Counter[str] = Counter()
         self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
         self.licences: Counter[str] = Counter()
+        self.credits: Counter[str] = Counter()
         self.transitions: Counter[str] = Counter()
         """Changed pixels by class transition, "from->to"."""
         self.single: Counter[str] = Counter()
@@ -37,6 +38,8 @@ class SetSummary:
         self.kinds[record["kind"]] += 1
         self.splits[record["split"]] += 1
         self.licences[record["licence"]] += 1
+        if record.get("attribution"):
+            self.credits[record["attribution"]] += 1
         self.exchanged += record["real_date"] == 2
         self.add_change(record["transitions"], record["change_ratio"])
 

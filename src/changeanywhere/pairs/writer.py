@@ -136,6 +136,7 @@ def pair_record(
         "scene": item.scene,
         "split": split,
         "licence": item.licence,
+        "attribution": item.attribution,
         "gsd_m": item.gsd_m,
         "crs": pair.georef.crs if pair.georef else None,
         "transform": list(pair.georef.transform) if pair.georef else None,

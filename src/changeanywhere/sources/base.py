@@ -39,6 +39,8 @@ class SourceOptions:
             raise ConfigError(f"on_error is {self.on_error!r}; allowed: {', '.join(ON_ERROR)}")
         if self.tile_size < 16 or self.tile_size % 16:
             raise ConfigError(f"tile_size is {self.tile_size}; allowed: a multiple of 16 px")
+        if self.bands is not None:
+            object.__setattr__(self, "bands", tuple(self.bands))  # a list from YAML or Python
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
             raise ConfigError(f"bands is {list(self.bands)}; allowed: band numbers from 1")
         low, high = self.stretch
@@ -55,6 +57,8 @@ class Source(ABC):
     items: tuple[SourceItem, ...]
     skipped: tuple[str, ...]
     """Why tiles were left out, a line each (``on_error: skip``)."""
+    mapping: LegendMap | None = None
+    """How the masks were rewritten into ``legend``, if they were."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -93,7 +97,7 @@ class _MappedSource(Source):
     """A source whose masks are rewritten into another legend."""
 
     def __init__(self, source: Source, mapping: LegendMap) -> None:
-        self._source, self._mapping = source, mapping
+        self._source, self.mapping, self._mapping = source, mapping, mapping
         self.root, self.name, self.items = source.root, source.name, source.items
         self.legend, self.skipped = mapping.target, source.skipped
 

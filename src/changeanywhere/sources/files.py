@@ -73,7 +73,8 @@ def read_info(path: Path) -> FileInfo:
     try:
         with PillowImage.open(path) as image:
             wide = image.mode.startswith("I")  # 16-bit PNG
-            return FileInfo(image.height, image.width, len(image.getbands()), "uint16" if wide else "uint8")
+            bands = 3 if image.mode == "P" else len(image.getbands())
+            return FileInfo(image.height, image.width, bands, "uint16" if wide else "uint8")
     except (OSError, ValueError, PillowImage.DecompressionBombError) as error:
         raise SourceError(f"{path}: not a readable image ({error})") from error
 
@@ -142,6 +143,10 @@ def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
     else:
         whole, palette = _decode(path)
         whole = whole[window.row : window.row + window.height, window.column : window.column + window.width]
+    if whole.ndim == 3 and whole.shape[2] < 3:
+        raise SourceError(
+            f"{path}: mask has {whole.shape[2]} bands; allowed: one (indices), or three and more (colours)"
+        )
     if whole.ndim == 3:
         return _by_colour(whole[..., :3], legend, path)
     if palette is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from changeanywhere.errors import SourceError
+from changeanywhere.legend import LEGEND_FILES
 from changeanywhere.sources.files import SUFFIXES
 from changeanywhere.sources.problems import Problems
 
@@ -26,6 +27,7 @@ class Entry:
     split: str | None = None
     licence: str = "unknown"
     gsd_m: float | None = None
+    attribution: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> La
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
-    for recognise in (_loveda, _openearthmap, _plain):
+    for recognise in (_loveda, _plain, _openearthmap):  # images/ + masks/ before what may lie beside them
         layout = recognise(root, problems, masks)
         if layout is not None:
             if not layout.entries:
@@ -63,18 +65,7 @@ def _plain(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     provenance = _read_provenance(root)
     entries = []
     for stem, image, mask in _match(root / "images", mask_folder, problems, required=masks is None):
-        row = provenance.get(stem, {})
-        entries.append(
-            Entry(
-                stem,
-                image,
-                mask,
-                row.get("scene") or stem,
-                row.get("split") or None,
-                row.get("licence") or "unknown",
-                _first_number(row.get("gsd_m", "")),
-            )
-        )
+        entries.append(_with_provenance(Entry(stem, image, mask, stem), root / "images", provenance))
     name = f"{root.resolve().parent.name}/{root.resolve().name}"
     return Layout(name, tuple(entries))
 
@@ -87,6 +78,14 @@ def _openearthmap(root: Path, problems: Problems, masks: Path | None) -> Layout 
     regions = sorted(p.parent for p in root.glob("*/images") if (p.parent / "labels").is_dir())
     if not regions:
         return None
+    if any((root / name).is_file() for name in LEGEND_FILES):  # the same folders, but classes of the user's own
+        provenance = _read_provenance(root)
+        own = [
+            _with_provenance(Entry(stem, image, mask, stem), region / "images", provenance)
+            for region in regions
+            for stem, image, mask in _match(region / "images", masks or region / "labels", problems, required=False)
+        ]
+        return Layout(f"{root.resolve().parent.name}/{root.resolve().name}", tuple(own))
     splits: dict[str, str] = {}
     for split in ("train", "val", "test"):
         listing = root / f"{split}.txt"
@@ -155,12 +154,29 @@ def _read_provenance(root: Path) -> dict[str, dict[str, str]]:
         file = folder / "provenance.csv"
         if not file.is_file():
             continue
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
+        try:
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows = list(csv.DictReader(lines))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise SourceError(f"{file}: not readable as UTF-8 CSV ({error})") from error
         if rows and "patch" not in rows[0]:
             raise SourceError(f"{file}: no column 'patch'; found {', '.join(rows[0])}")
         return {row["patch"]: row for row in rows}
     return {}
+
+
+def _with_provenance(entry: Entry, images: Path, provenance: dict[str, dict[str, str]]) -> Entry:
+    """With what its row says: that of its path below ``images`` without suffix, else of its file's stem."""
+    path = entry.image.relative_to(images).with_suffix("").as_posix()
+    row = provenance.get(path) or provenance.get(entry.image.stem) or {}
+    return replace(
+        entry,
+        scene=row.get("scene") or entry.scene,
+        split=row.get("split") or None,
+        licence=row.get("licence") or "unknown",
+        gsd_m=_first_number(row.get("gsd_m") or ""),
+        attribution=row.get("attribution") or "",
+    )
 
 
 def _first_number(text: str) -> float | None:

@@ -55,7 +55,7 @@ class TileSource(Source):
                 continue
             gsd = entry.gsd_m if entry.gsd_m is not None else read_gsd(entry.image)
             for key, window in _windows(entry, info, options.tile_size):
-                item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd)
+                item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd, entry.attribution)
                 pairs.append((item, _Tile(entry, window)))
         if not pairs and problems.found:
             raise SourceError(f"{root}: no tile can be read; the first: {problems.found[0]}")

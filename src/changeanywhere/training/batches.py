@@ -6,9 +6,9 @@ number of reading processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from changeanywhere.errors import InputError
 from changeanywhere.sources import Source
 from changeanywhere.training.recipe import FirstStageRecipe, RunRecipe, SegmenterRecipe
+
+Batch = TypeVar("Batch")
 
 
 def step_rng(seed: int, *path: int) -> np.random.Generator:
@@ -80,6 +83,15 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         image = sample.normalisation.apply(dihedral(sample.image[window], view)).clip(-1, 1)
         mask = dihedral(sample.mask[window], view).astype(np.int64)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask)
+
+
+def loaded(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader. What a worker process raised as bad input comes without its traceback, in one line."""
+    try:
+        yield from batches
+    except InputError as error:
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
 
 
 def crop_batches(

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import NoiseStreams, Sampling, sample_latents
-from changeanywhere.errors import ModelError
+from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
@@ -172,6 +172,8 @@ def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder
         initialise_denoiser(trainer.denoiser, trainer.schedule, source.legend, recipe.init)
         trainer.average.load(trainer.denoiser.state_dict())
     first_step = trainer.load_state_dict(state) if state else 0
+    if state and state.get("latents", cache.fingerprint) != cache.fingerprint:
+        raise OutputError(f"{out}: another first stage, or other tiles or classes, than the run was begun with")
 
     def finished_model() -> Model:
         averaged = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())
@@ -199,7 +201,7 @@ def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder
                 rate = run.log(step, settings.batch_size, values)["images_per_second"]
                 bar.update(task, description=f"denoiser  loss {values['loss']:.4f}  {rate:.1f} tiles/s")
             if save:
-                run.save_checkpoint(trainer.state_dict(step + 1))
+                run.save_checkpoint(trainer.state_dict(step + 1) | {"latents": cache.fingerprint})
                 if processes.is_main:
                     with processes.accelerator.autocast():
                         run.save_grid(step + 1, _sample_rows(finished_model(), source.legend.palette(), cache))

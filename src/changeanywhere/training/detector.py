@@ -19,6 +19,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import progress_bar
 from changeanywhere.sample import ChangePair
+from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_detector
 from changeanywhere.training.pair_batches import PlainPairs, training_batches
 from changeanywhere.training.processes import Processes
@@ -72,6 +73,11 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
         val = select_pairs(settings, settings.val_split) if settings.val_split else None
     processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, 1)
+    if settings.name.startswith("lightcdnet") and len(rows) < 2:
+        raise ConfigError(
+            f"detector.batch_size is {settings.batch_size} for {processes.count} process(es); {settings.name} needs "
+            "two pairs in each: it normalises pooled features over the batch"
+        )
     run = TrainingRun(out / "training" / "detector", "detector", recipe, processes)
     torch.manual_seed(run_settings.seed)
     net = channels_last(start_detector(settings, recipe.init).to(processes.device)).train()
@@ -81,7 +87,7 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
         net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
     state = run.load_checkpoint()
-    first_step, best = 0, -1.0
+    first_step, best = 0, 0.0  # weights that find nothing are never the best ones
     if state:
         net.load_state_dict(state["detector"])
         optimizer.load_state_dict(state["optimizer"])
@@ -90,7 +96,7 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
     run.start_clock(first_step)
     with progress_bar(processes.is_main) as bar:
         task = bar.add_task("detector", total=settings.num_steps, completed=first_step)
-        for step, batch in enumerate(batches, first_step):
+        for step, batch in enumerate(loaded(batches), first_step):
             torch.manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)  # dropout
             optimizer.param_groups[0]["lr"] = settings.learning_rate * poly(step, settings)
             loss = _loss(net, batch, settings, processes)

@@ -18,7 +18,7 @@ from changeanywhere.models.perceptual import build_perceptual
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
-from changeanywhere.training.batches import crop_batches
+from changeanywhere.training.batches import crop_batches, loaded
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
 from changeanywhere.training.initialise import initialise_first_stage
 from changeanywhere.training.processes import Processes
@@ -219,7 +219,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
     run.start_clock(first_step)
     with progress_bar(processes.is_main) as bar:
         task = bar.add_task("first stage", total=settings.num_steps, completed=first_step)
-        for step, images in enumerate(batches(first_step, settings.num_steps, rows), first_step):
+        for step, images in enumerate(loaded(batches(first_step, settings.num_steps, rows)), first_step):
             if step >= settings.quantise_from_step and not trainer.codes_placed:
                 trainer.place_codebook(list(batches(step, step + CODE_PLACEMENT_BATCHES, whole)))
             factor = learning_rate_factor(step, settings.num_steps, settings.warmup_steps, settings.cosine_decay)

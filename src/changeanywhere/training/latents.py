@@ -26,6 +26,8 @@ class LatentCache:
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.views = views
+        self.fingerprint = str(json.loads((folder / "done.json").read_text())["fingerprint"])
+        """Of the first stage, the tiles' names and their classes."""
 
     def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Latents float32 ``[rows, 3, h, w]`` and masks int64 ``[rows, H, W]`` of these rows of a step's batch."""
@@ -43,7 +45,9 @@ def build_latent_cache(
     fingerprint = hashlib.sha256()
     for value in first_stage.state_dict().values():
         fingerprint.update(value.float().cpu().numpy().tobytes())
-    fingerprint.update(json.dumps([views, [item.key for item in source.items]]).encode())
+    mapping = source.mapping and source.mapping.to_dict()
+    content = [views, [item.key for item in source.items], source.legend.to_dict(), mapping]
+    fingerprint.update(json.dumps(content).encode())
     marker = folder / "done.json"
     finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint.hexdigest()
     processes.wait()  # nobody writes before all have looked

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from changeanywhere.errors import PairsError
 from changeanywhere.pairs.reader import PairDataset
-from changeanywhere.sample import ChangePair
+from changeanywhere.sample import ChangePair, rgb8
 from changeanywhere.training.batches import StepSampler, step_rng
 from changeanywhere.training.detection import IGNORE
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
@@ -62,8 +62,7 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         pair = self.pairs[number]
         if min(pair.change_mask.shape) < self.recipe.crop_size:
             raise PairsError(f"{pair.key}: {pair.change_mask.shape} px; detector.crop_size is {self.recipe.crop_size}")
-        first, second = (np.ascontiguousarray(image[..., :3]) for image in (pair.image_t1, pair.image_t2))
-        decoded = first, second, label_of(pair)
+        decoded = *rgb8(pair), label_of(pair)
         size = sum(array.nbytes for array in decoded)
         if size <= self._bytes_left:
             self._bytes_left -= size
@@ -155,7 +154,7 @@ class PlainPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         pair = self.pairs[index]
-        return to_tensors(pair.image_t1[..., :3], pair.image_t2[..., :3], label_of(pair))
+        return to_tensors(*rgb8(pair), label_of(pair))
 
 
 def training_batches(

@@ -272,6 +272,8 @@ class Recipe:
             ("detector.pairs", de.pairs, bool(de.pairs), "a folder"),
             ("detector.crop_size", de.crop_size, de.crop_size >= 32, "32 and more"),
             ("detector.rotate_degrees", de.rotate_degrees, 0 <= de.rotate_degrees <= 180, "0 to 180"),
+            ("detector.weight_decay", de.weight_decay, de.weight_decay >= 0, "0 and more"),
+            ("run.num_workers", run.num_workers, run.num_workers >= 0, "0 and more"),
             ("detector.val_every", de.val_every, de.val_every > 0, "above 0"),
             ("run.mixed_precision", run.mixed_precision, run.mixed_precision in PRECISIONS, ", ".join(PRECISIONS)),
         ]
@@ -282,7 +284,7 @@ class Recipe:
                 value = getattr(getattr(self, section), name)
                 checks.append((f"{section}.{name}", value, value > 0, "above 0"))
         for section, recipe in (("first_stage", fs), ("denoiser", dn)):
-            uneven = [c for c in recipe.channels if c <= 0 or c % recipe.norm_groups]
+            uneven = [c for c in recipe.channels if c <= 0 or c % max(recipe.norm_groups, 1)]
             checks.append((f"{section}.channels", recipe.channels, not uneven, f"multiples of {recipe.norm_groups}"))
         for name in ("accumulation_steps", "log_every", "save_every"):
             checks.append((f"run.{name}", getattr(run, name), getattr(run, name) > 0, "above 0"))

@@ -12,7 +12,7 @@ from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
-from changeanywhere.training.batches import crop_batches
+from changeanywhere.training.batches import crop_batches, loaded
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 from changeanywhere.training.run import TrainingRun, learning_rate_factor
@@ -23,7 +23,8 @@ WEIGHT_DECAY = 0.01
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy of logits ``[B, K, H, W]`` on known ground of masks int64 ``[B, H, W]`` → scalar."""
     # Unknown is 0 in masks and has no channel: shifted down by one it is -1, which is left out.
-    return F.cross_entropy(logits.float(), masks - 1, ignore_index=-1)
+    total = F.cross_entropy(logits.float(), masks - 1, ignore_index=-1, reduction="sum")
+    return total / (masks > 0).sum().clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
 
 
 def jitter_colours(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
@@ -54,7 +55,7 @@ def train_segmenter(source: Source, recipe: Recipe, out: Path) -> Path:
     run.start_clock(first_step)
     with progress_bar(processes.is_main) as bar:
         task = bar.add_task("segmenter", total=settings.num_steps, completed=first_step)
-        for step, (images, masks) in enumerate(batches, first_step):
+        for step, (images, masks) in enumerate(loaded(batches), first_step):
             generator = torch.Generator().manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)
             images = jitter_colours(images, settings.colour_jitter, generator)
             images = images.to(processes.device, memory_format=torch.channels_last, non_blocking=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -102,7 +103,9 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, UnpicklingError) as error:
         raise ModelError(f"{file}: not a readable file of weights ({' '.join(str(error).split())[:150]})") from error
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{file}: holds a {type(content).__name__}; allowed: weights by name")
     state: Mapping[str, Tensor] = content.get("state_dict", content)
     return state
