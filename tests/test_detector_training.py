@@ -208,6 +208,17 @@ def test_bad_input_in_a_worker_process_is_one_line(tmp_path: Path) -> None:
     assert str(caught.value).endswith("(64, 64) px; detector.crop_size is 128") and "\n" not in str(caught.value)
 
 
+def test_a_set_without_validation_pairs_trains_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_pairs(tmp_path / "pairs") / "train"
+    (folder / "list").mkdir()
+    (folder / "list" / "train.txt").write_text("".join(f"{f.name}\n" for f in (folder / "A").iterdir()))
+    (folder / "list" / "val.txt").write_text("")
+    detector = DetectorRecipe(name="fc_ef", pairs=str(folder), crop_size=64, batch_size=2, num_steps=1)
+    train_detector(Recipe(detector=detector, run=RunRecipe(num_workers=0)), tmp_path / "out")
+    assert "split 'val' is empty: no weights are selected" in capsys.readouterr().err
+    assert (tmp_path / "out" / "detector").is_dir()
+
+
 def test_weights_that_find_nothing_are_not_the_best(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs")
     for label in (pairs / "val" / "label").iterdir():

@@ -1,4 +1,5 @@
-"""Every command of the README runs as it stands there."""
+"""Every transcript of the README, and the Python of the pages, runs as it stands there (that all other commands of the
+pages are accepted: tests/test_reference.py)."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^\$ (changeanywhere .+)$", README, re.MULTILINE)
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = README + (ROOT / "docs" / "python.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 
 
 def test_there_are_commands_and_python() -> None:
-    assert len(COMMANDS) >= 3 and len(PYTHON) >= 1
+    assert len(COMMANDS) >= 3 and len(PYTHON) >= 2
 
 
 @pytest.mark.slow

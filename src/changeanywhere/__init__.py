@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from changeanywhere.api import generate, load_source
+    from changeanywhere.api import generate, load_detector, load_source
     from changeanywhere.diffusion.blended import Sampling
     from changeanywhere.diffusion.pipeline import ChangePairPipeline
     from changeanywhere.errors import ChangeAnywhereError, InputError
@@ -38,6 +38,7 @@ _HOMES = {
     "build_detector": "models.detectors",
     "detector_from_opencd": "models.import_opencd",
     "generate": "api",
+    "load_detector": "api",
     "load_legend": "legend",
     "load_pairs": "pairs",
     "load_source": "api",
@@ -60,6 +61,7 @@ __all__ = [
     "build_detector",
     "detector_from_opencd",
     "generate",
+    "load_detector",
     "load_legend",
     "load_pairs",
     "load_source",

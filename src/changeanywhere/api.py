@@ -9,6 +9,7 @@ from changeanywhere.sources import Source, SourceOptions, open_source
 
 if TYPE_CHECKING:
     from changeanywhere.generation.run import GenerateReport
+    from changeanywhere.models.detectors import Detector
 
 
 def load_source(folder: str | Path, **options: Any) -> Source:
@@ -25,3 +26,10 @@ def generate(source: str | Path, out: str | Path, **options: Any) -> GenerateRep
         if options.get(name) is not None:
             options[name] = Path(options[name])
     return run(GenerateOptions(source=Path(source), out=Path(out), **options))
+
+
+def load_detector(folder: str | Path) -> Detector:
+    """A trained or imported change detector, in evaluation mode; :class:`ModelError` for any other folder."""
+    from changeanywhere.models.detectors.folder import load_detector as load
+
+    return load(Path(folder))[1]

@@ -51,6 +51,10 @@ class PairsError(InputError):
     """A bi-temporal dataset is missing, malformed or inconsistent."""
 
 
+class EmptySplitError(PairsError):
+    """A split is there, but has no pairs (a set of few scenes may have no validation pairs)."""
+
+
 class ModelError(InputError):
     """A model folder or checkpoint is missing, malformed or does not fit."""
 

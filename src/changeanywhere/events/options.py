@@ -52,7 +52,7 @@ class EventOptions:
     spread: tuple[int, int] = (3, 12)
     """Px by which growth and shrinkage move an edge (drawn evenly)."""
     transitions: str | None = None
-    """Weights of class transitions: "default" (the package's table) or a YAML file; default: all equal."""
+    """Weights of class transitions: "default" or "buildings" (the package's) or a YAML file; default: all equal."""
 
     def __post_init__(self) -> None:
         for name in ("kinds", "events_per_pair", "scale", "spread"):  # YAML and flags give lists

@@ -28,6 +28,8 @@ from changeanywhere.events.options import EventOptions
 from changeanywhere.legend import Legend, Mask
 
 ANY = "*"
+SHIPPED = ("default", "buildings")
+"""Tables of the package: what commonly becomes of what, and what a cleared (or built) neighbourhood shows."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,10 @@ def uniform_table(legend: Legend) -> TransitionTable:
 
 
 def load_table(name_or_file: str, legend: Legend) -> TransitionTable:
-    """``default`` (shipped, by class names) or a YAML file; :class:`LegendError` naming what is wrong."""
-    if name_or_file == "default":
-        text = (resources.files("changeanywhere") / "assets" / "transitions.yaml").read_text()
-        return parse_table(yaml.safe_load(text), legend, "default", foreign_names=True)
+    """A shipped table (:data:`SHIPPED`, by class names) or a YAML file; :class:`LegendError` naming what is wrong."""
+    if name_or_file in SHIPPED:
+        text = (resources.files("changeanywhere") / "assets" / "transitions" / f"{name_or_file}.yaml").read_text()
+        return parse_table(yaml.safe_load(text), legend, name_or_file, foreign_names=True)
     try:
         content = yaml.safe_load(Path(name_or_file).read_text())
     except OSError as error:

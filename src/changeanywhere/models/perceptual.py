@@ -2,7 +2,7 @@
 
 The first is written from the paper; its weights are those of the package ``stlpips-pytorch`` (BSD; AlexNet,
 ``vST0.0``), which is not imported: it needs torchvision and more. Install it with
-``pip install --no-deps stlpips-pytorch``.
+``pip install stlpips-pytorch``.
 
 AlexNet with its strides taken out of the convolutions: each down-sampling is a 3×3 binomial blur with stride 2
 behind reflection padding of 2, the pooling before it has stride 1.
@@ -81,7 +81,7 @@ class ShiftTolerantLPIPS(nn.Module):
         path = weights or find_weights()
         if path is None:
             raise ConfigError(
-                "the ST-LPIPS weights are not installed; pip install --no-deps stlpips-pytorch "
+                "the ST-LPIPS weights are not installed; pip install stlpips-pytorch "
                 "(or, in training, set first_stage.perceptual_weight to 0)"
             )
         state = read_weights(path, "scaling_layer.shift")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
-from changeanywhere.errors import PairsError
+from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.layout import SPLITS
 from changeanywhere.pairs.trees import TREES, Tree, expected, tree_of
@@ -140,8 +140,10 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
         if absent:
             raise PairsError(f"{listing}: names {absent[0]}, which is not in {images}")
         present = names
+    if not present and split:
+        raise EmptySplitError(f"{root}: split {split!r} is empty")
     if not present:
-        raise PairsError(f"{root}: {'split ' + repr(split) if split else f'{tree.images[0]}/'} is empty")
+        raise PairsError(f"{root}: {tree.images[0]}/ is empty")
     file = root / "metadata.jsonl"
     return PairDataset(root, present, Metadata(file) if file.is_file() else None, tree)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, EmptySplitError
 from changeanywhere.models.detectors import Detector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.detectors.pretrained import load_backbone
@@ -61,6 +62,17 @@ def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None 
     return pairs.subset([stems[Path(name).stem] for name in names])
 
 
+def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
+    """None where the recipe wants none, and, said aloud, where a set of few scenes has none."""
+    if settings.val_split is None:
+        return None
+    try:
+        return select_pairs(settings, settings.val_split)
+    except EmptySplitError as error:
+        print(f"{error}: no weights are selected, the last ones are the result", file=sys.stderr)
+        return None
+
+
 def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: Pairs | None = None) -> Path:
     """Train, or resume, in ``out/training/detector``; returns ``out/detector`` (the last weights).
 
@@ -70,7 +82,7 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
     settings, run_settings = recipe.detector, recipe.run
     if train is None:
         train = select_pairs(settings, settings.train_split, settings.train_list)
-        val = select_pairs(settings, settings.val_split) if settings.val_split else None
+        val = _validation_pairs(settings)
     processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, 1)
     if settings.name.startswith("lightcdnet") and len(rows) < 2:
