@@ -66,6 +66,7 @@ def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest
     assert "## Zero-shot" in table and "## Many labels" in table and "## Few labels" not in table
     tex = (options.out / "table.tex").read_text()
     assert tex.count(r"\begin{tabular}") == 2 and tex.count(r"\\") == 4 + 6
+    assert len((options.out / "cells.csv").read_text().splitlines()) == 1 + len(records)
     assert "polyline" in (options.out / "curves.svg").read_text()
     with Image.open(options.out / "panels.png") as panels:
         assert panels.size == (5 * 68, 2 * 68)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def write_results(
     constants: Mapping[str, Mapping[str, float | None]],
     test: PairDataset,
 ) -> None:
-    """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``curves.svg``, ``panels.png``.
+    """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``cells.csv``, ``curves.svg``, ``panels.png``.
 
     Markdown and LaTeX in the shape of the paper's tables; CSV, and the end of the Markdown, a line per arm and share.
     """
@@ -135,16 +135,21 @@ def write_results(
     for title, table in (*shaped, ("Every arm beside training from scratch and its rivals", [list(headings), *lines])):
         markdown += ["", f"## {title}", "", _line(table[0]), "|---" * len(table[0]) + "|", *map(_line, table[1:])]
     atomic_write(options.out / "table.md", ("\n".join(markdown) + "\n").encode())
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([headings, *lines])
-    atomic_write(options.out / "table.csv", buffer.getvalue().encode())
+    _write_csv(options.out / "table.csv", [headings, *lines])
+    keys = ("detector", "arm", "share", "seed", "learning_rate", *SCORES, "predicted_share", "collapsed")
+    _write_csv(options.out / "cells.csv", [keys, *([record.get(key) for key in keys] for record in records)])
     atomic_write(options.out / "table.tex", latex(shaped).encode())
     named = {name: dict(scores) for name, scores in constants.items()}
     content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
     atomic_write(options.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
     atomic_write(options.out / "curves.svg", curves(rows, constants["all changed"]["f1"] or 0.0).encode())
     write_panels(options, records, test)
+
+
+def _write_csv(file: Path, rows: Iterable[Sequence[object]]) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    atomic_write(file, buffer.getvalue().encode())
 
 
 def _line(cells: Sequence[str]) -> str:
