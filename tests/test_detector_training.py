@@ -171,6 +171,12 @@ def test_scores_are_undefined_where_nothing_is_predicted() -> None:
     assert (some.precision, some.recall, some.f1) == (0.8, 0.8, 0.8) and some.iou == pytest.approx(4 / 6)
 
 
+def test_pairs_of_several_sizes_are_scored(tmp_path: Path) -> None:
+    small, large = (load_pairs(write_pairs(tmp_path / str(size), size=size), "test") for size in (64, 96))
+    pairs = [small[0], large[0], small[1]]
+    assert count(evaluate_detector(build_detector("fc_ef"), pairs, 2, torch.device("cpu"))) == 2 * 64**2 + 96**2
+
+
 def test_scores_of_a_detector_leave_ignored_pixels_out(tmp_path: Path) -> None:
     pairs = load_pairs(write_pairs(tmp_path / "pairs"), "test")
     chosen = [replace(pairs[0], mask_t1=np.zeros((64, 64), np.uint8)), pairs[1]]

@@ -143,6 +143,24 @@ def test_loveda_tree(tmp_path: Path) -> None:
     assert len(open_source(tmp_path / "Train", SMALL)) == 2
 
 
+def test_second_masks_of_several_areas_lie_in_one_folder(tmp_path: Path) -> None:
+    for area in ("Urban", "Rural"):
+        write_source(tmp_path / "Train" / area, num_tiles=1)
+        for kind in ("images", "masks"):
+            (tmp_path / "Train" / area / kind).rename(tmp_path / "Train" / area / f"{kind}_png")
+    (tmp_path / "mine").mkdir()
+    for folder in ("images_png", "masks_png"):
+        file = tmp_path / "Train" / "Rural" / folder / "tile_0.png"
+        file.rename(file.with_name("other.png"))
+    for name in ("tile_0", "other"):
+        Image.fromarray(np.ones((64, 64), np.uint8)).save(tmp_path / "mine" / f"{name}.png")
+    options = SourceOptions(tile_size=64, masks=tmp_path / "mine")
+    assert {item.key for item in open_source(tmp_path, options).items} == {"train_urban_tile_0", "train_rural_other"}
+    Image.fromarray(np.ones((64, 64), np.uint8)).save(tmp_path / "mine" / "stranger.png")
+    with pytest.raises(SourceError, match=r"stranger\.png: has no image"):
+        open_source(tmp_path, options)
+
+
 def test_provenance_gives_scene_split_licence_and_sampling(source_folder: Path) -> None:
     rows = ["patch,split,scene,gsd_m,licence"]
     rows += [f"tile_{i},val,scene_{i // 3},~0.7 (estimated),{'CC0-1.0' if i < 4 else 'secret'}" for i in range(6)]

@@ -116,10 +116,12 @@ def make_plan(
         on_progress()
         return True
 
-    for slot, request in enumerate(requests):
-        round_number, place = divmod(slot, len(tiles))
-        if not attempt(place, round_number, request):
-            missing[request] += 1
+    for start in range(0, len(requests), len(tiles)):
+        slots = requests[start : start + len(tiles)]
+        # In the source's order, though drawn in another: windows of one large file are then read one after the other.
+        places = sorted(range(len(slots)), key=lambda place: int(tiles[place]))
+        feasible = {place: attempt(place, start // len(tiles), slots[place]) for place in places}
+        missing.update(request for place, request in enumerate(slots) if not feasible[place])
     next_round = -(-len(requests) // len(tiles))
     for request in list(missing):
         last_round = next_round + MAX_EXTRA_ROUNDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,12 +79,15 @@ def _openearthmap(root: Path, problems: Problems, masks: Path | None) -> Layout 
     regions = sorted(p.parent for p in root.glob("*/images") if (p.parent / "labels").is_dir())
     if not regions:
         return None
+    sharing = [region / "images" for region in regions] if masks else []
     if any((root / name).is_file() for name in LEGEND_FILES):  # the same folders, but classes of the user's own
         provenance = _read_provenance(root)
         own = [
             _with_provenance(Entry(stem, image, mask, stem), region / "images", provenance)
             for region in regions
-            for stem, image, mask in _match(region / "images", masks or region / "labels", problems, required=False)
+            for stem, image, mask in _match(
+                region / "images", masks or region / "labels", problems, required=False, others=sharing
+            )
         ]
         return Layout(f"{root.resolve().parent.name}/{root.resolve().name}", tuple(own))
     splits: dict[str, str] = {}
@@ -94,7 +98,9 @@ def _openearthmap(root: Path, problems: Problems, masks: Path | None) -> Layout 
     entries = [
         Entry(stem, image, mask, stem, splits.get(stem), "CC-BY-NC-SA-4.0")
         for region in regions
-        for stem, image, mask in _match(region / "images", masks or region / "labels", problems, required=False)
+        for stem, image, mask in _match(
+            region / "images", masks or region / "labels", problems, required=False, others=sharing
+        )
     ]
     return Layout("openearthmap", tuple(entries), "openearthmap")
 
@@ -108,17 +114,24 @@ def _loveda(root: Path, problems: Problems, masks: Path | None) -> Layout | None
     entries = []
     for area in areas:
         for stem, image, mask in _match(
-            area / "images_png", masks or area / "masks_png", problems, required=masks is None
+            area / "images_png",
+            masks or area / "masks_png",
+            problems,
+            required=masks is None,
+            others=[other / "images_png" for other in areas] if masks else [],
         ):
             key = f"{area.parent.name}_{area.name}_{stem}".lower()
             entries.append(Entry(key, image, mask, key, area.parent.name.lower(), "CC-BY-NC-SA-4.0"))
     return Layout("loveda", tuple(entries), "loveda")
 
 
-def _match(images: Path, masks: Path, problems: Problems, required: bool) -> list[tuple[str, Path, Path]]:
+def _match(
+    images: Path, masks: Path, problems: Problems, required: bool, others: Sequence[Path] = ()
+) -> list[tuple[str, Path, Path]]:
     """(stem, image, mask) by equal stem, subfolders included.
 
-    ``required``: an image without mask is a problem. A mask without image always is.
+    ``required``: an image without mask is a problem. A mask without image always is, unless its image lies in one of
+    the folders ``others``, which share ``masks``.
     """
     if not masks.is_dir():
         raise SourceError(f"{masks}: no such folder of masks")
@@ -126,8 +139,9 @@ def _match(images: Path, masks: Path, problems: Problems, required: bool) -> lis
     for stem, file in image_files.items():
         if required and stem not in mask_files:
             problems.add(SourceError(f"{file}: has no mask; expected {masks / stem}.png, .jpg or .tif"))
+    known = set(image_files).union(*(_by_stem(folder, problems) for folder in others))
     for stem, file in mask_files.items():
-        if stem not in image_files:
+        if stem not in known:
             problems.add(SourceError(f"{file}: has no image; expected {images / stem}.png, .jpg or .tif"))
     return [
         (SAFE.sub("_", s.replace("/", "__")), image_files[s], mask_files[s])

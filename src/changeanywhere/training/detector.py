@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from changeanywhere.errors import ConfigError, EmptySplitError
 from changeanywhere.models.detectors import Detector, build_detector
@@ -22,7 +21,7 @@ from changeanywhere.progress import progress_bar
 from changeanywhere.sample import ChangePair
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_detector
-from changeanywhere.training.pair_batches import PlainPairs, training_batches
+from changeanywhere.training.pair_batches import training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
 from changeanywhere.training.run import TrainingRun
@@ -156,7 +155,7 @@ def evaluate_detector(
     net: Detector, pairs: Pairs, batch_size: int, device: torch.device, mixed_precision: str = "no"
 ) -> ChangeScores:
     """Scores over whole pairs."""
-    return score_detector(net, DataLoader(PlainPairs(pairs), batch_size=batch_size), device, mixed_precision)
+    return score_detector(net, whole_batches(pairs, batch_size), device, mixed_precision)
 
 
 def _validate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,18 +143,25 @@ def turn_hue(image: Array, degrees: float) -> Array:
     return np.asarray(Image.merge("HSV", (turned, saturation, value)).convert("RGB"))
 
 
-class PlainPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Whole pairs as they are, for validation and test."""
+def whole_batches(
+    pairs: Sequence[ChangePair] | PairDataset, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Whole pairs as they are, for validation and test; at most ``batch_size`` of one size together."""
+    held: list[tuple[Tensor, Tensor, Tensor]] = []
+    for i in range(len(pairs)):
+        pair = pairs[i]
+        tensors = to_tensors(*rgb8(pair), label_of(pair))
+        if held and (len(held) == batch_size or held[0][2].shape != tensors[2].shape):
+            yield _stacked(held)
+            held = []
+        held.append(tensors)
+    if held:
+        yield _stacked(held)
 
-    def __init__(self, pairs: Sequence[ChangePair] | PairDataset) -> None:
-        self.pairs = pairs
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        pair = self.pairs[index]
-        return to_tensors(*rgb8(pair), label_of(pair))
+def _stacked(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    first, second, labels = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+    return first, second, labels
 
 
 def training_batches(
