@@ -71,8 +71,7 @@ quality: install
 TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 2000 --seed 1
 benchmark: install
 	$(BIN)/changeanywhere generate --config recipes/buildings.yaml $(TRAIN) --out runs/sets/buildings
-	for method in copy_paste recolour patch_exchange; do $(BIN)/changeanywhere generate --config recipes/buildings.yaml \
-	  $(TRAIN) --method $$method --out runs/sets/$$method || exit; done
+	$(BIN)/changeanywhere generate --config recipes/buildings.yaml $(TRAIN) --method copy_paste --out runs/sets/copy_paste
 	$(BIN)/changeanywhere benchmark --config recipes/benchmark-levir-small.yaml --out runs/levir-small
 
 clean:
