@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from skimage.color import hsv2rgb, rgb2hsv
 
+from changeanywhere.check import check_path
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.models.detectors import build_detector
@@ -257,3 +258,13 @@ def test_a_pair_is_decoded_once_while_there_is_room(tmp_path: Path, monkeypatch:
     with pytest.raises(PairsError):
         views[1, 7, 0]
     assert KEPT_BYTES - views._bytes_left == 64 * 64 * 7
+
+
+def test_check_names_networks_and_their_runs(tmp_path: Path) -> None:
+    detector = DetectorRecipe(name="fc_ef", pairs=str(write_pairs(tmp_path / "pairs")), crop_size=64, num_steps=1)
+    train_detector(Recipe(detector=detector, run=RunRecipe(num_workers=0)), tmp_path / "out")
+    for folder in (tmp_path / "out", tmp_path / "out" / "detector"):
+        assert "--detector.name fc_ef --detector.pairs DIR" in check_path(folder)
+    (tmp_path / "out" / "detector" / "detector.json").write_text("{")
+    with pytest.raises(PairsError, match=r"detector\.json: damaged"):
+        check_path(tmp_path / "out" / "detector")

@@ -62,9 +62,7 @@ def _generated(folder: Path) -> str:
     if not settings.is_file():
         raise PairsError(f"{folder}: shards without plan/settings.json; its plan was deleted, so it cannot be resumed")
     if (folder / "events.jsonl").is_file():
-        return (
-            f"{folder}: masks of change events (simulate), without images\nnext: changeanywhere generate --masks-t2 …"
-        )
+        return f"{folder}: masks of change events (simulate), without images"
     shards = {int(pair["shard"]) for pair in _lines(folder / "plan" / "pairs.jsonl")}
     markers = sorted((folder / "shards").glob("*.json"))
     for marker in markers:
@@ -97,7 +95,8 @@ def _network(folder: Path, name: str, what: str) -> str:
     (content,) = _lines(folder / f"{name}.json")
     described = ", ".join(f"{key} {value}" for key, value in content.items() if isinstance(value, str | int | float))
     uses = {
-        "detector": f"changeanywhere train detector --init {folder} --detector.pairs DIR --out DIR (fine-tuning)",
+        "detector": f"changeanywhere train detector --init {folder} --detector.name {content.get('name')} "
+        "--detector.pairs DIR --out DIR (fine-tuning)",
         "segmenter": f"changeanywhere evaluate --pairs DIR --judge {folder} --out DIR",
     }
     return f"{folder}: {what}; {described}\nnext: {uses[name]}"

@@ -33,7 +33,7 @@ def find_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device is {name!r}, which this PyTorch cannot use ({str(error).splitlines()[0]})"
         ) from error

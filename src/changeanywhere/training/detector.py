@@ -92,7 +92,7 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
     run = TrainingRun(out / "training" / "detector", "detector", recipe, processes)
     torch.manual_seed(run_settings.seed)
     net = channels_last(start_detector(settings, recipe.init).to(processes.device)).train()
-    # Fused: half the time of the update on a CPU too, a tenth of a small step.
+    # Fused: on a CPU too the update takes about half the time.
     fused = processes.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(
         net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
