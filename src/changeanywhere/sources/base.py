@@ -96,17 +96,19 @@ class Source(ABC):
 class _MappedSource(Source):
     """A source whose masks are rewritten into another legend."""
 
+    mapping: LegendMap
+
     def __init__(self, source: Source, mapping: LegendMap) -> None:
-        self._source, self.mapping, self._mapping = source, mapping, mapping
+        self._source, self.mapping = source, mapping
         self.root, self.name, self.items = source.root, source.name, source.items
         self.legend, self.skipped = mapping.target, source.skipped
 
     def read_mask(self, index: int) -> Mask:
-        return self._mapping.apply(self._source.read_mask(index))
+        return self.mapping.apply(self._source.read_mask(index))
 
     def georef(self, index: int) -> GeoReference | None:
         return self._source.georef(index)
 
     def read(self, index: int) -> SourceSample:
         sample = self._source.read(index)
-        return replace(sample, mask=self._mapping.apply(sample.mask))
+        return replace(sample, mask=self.mapping.apply(sample.mask))
