@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,9 +27,15 @@ from changeanywhere.training.initialise import initialise_denoiser, initialise_f
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe, RunRecipe
 from conftest import write_source
+from test_detector_training import write_pairs
 from test_training import DENOISER, FIRST_STAGE, recipe, source_of, train_both, weights  # noqa: F401 (fixture)
 
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision"]
+TWO_PROCESSES = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+    *("--mixed_precision", "no", "--main_process_port", "0", "--module", "changeanywhere"),
+]
+"""``--multi_gpu`` means several processes; ``--cpu`` would start one, whatever ``--num_processes`` says."""
+ON_CPU = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -49,13 +56,12 @@ def test_two_processes_take_the_steps_of_one(recipe: Recipe, tmp_path: Path) -> 
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in asdict(recipe).items() if v is not None}))
-    launch = [*LAUNCHER, "no", "--num_processes", "2", "--main_process_port", "0", "--module", "changeanywhere"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for stage in ("first-stage", "denoiser"):
         arguments = ["train", stage, "--config", str(file), "--out", str(tmp_path / "two")]
-        done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([*TWO_PROCESSES, *arguments], env=ON_CPU, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("finished:") == 1
+        assert f"{stage}: 2 processes on cpu" in done.stderr
     one = train_both(recipe, tmp_path / "one")
     for stage, name in (("first_stage", "loss"), ("first_stage", "adaptive_weight"), ("denoiser", "loss")):
         rows = [metrics(tmp_path / run / "training" / stage) for run in ("one", "two")]
@@ -63,6 +69,53 @@ def test_two_processes_take_the_steps_of_one(recipe: Recipe, tmp_path: Path) -> 
         assert len(values[0]) == len(values[1]) > 0
         np.testing.assert_allclose(values[0], values[1], rtol=1e-3)
     assert largest_difference(one, weights(tmp_path / "two" / "model")) < 2e-3
+
+
+def test_sigterm_stops_all_processes_after_the_same_step(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
+    recipe = replace(
+        recipe,
+        first_stage=replace(FIRST_STAGE, num_steps=100_000),
+        run=replace(recipe.run, log_every=1, save_every=100_000),
+    )
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in asdict(recipe).items() if v is not None}))
+    arguments = ["train", "first-stage", "--config", str(file), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([*TWO_PROCESSES, *arguments], env=ON_CPU, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "run" / "training" / "first_stage"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()  # the launcher hands it on to its processes
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("interrupted; what is finished is kept") == 2
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert state["step"] == len(metrics(folder)) < 100_000
+    assert not (folder / "checkpoint.pt.part").exists()
+
+
+def test_processes_that_did_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun on a CPU: each would train the whole model, all of them into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were started, but did not join"):
+        Processes(RunRecipe())
+
+
+def test_two_processes_train_a_detector(tmp_path: Path) -> None:
+    """Batch statistics are each process's own, so that losses are close to one process's, not equal; it learns."""
+    pairs = write_pairs(tmp_path / "pairs")
+    arguments = ["train", "detector", "--detector.name", "fc_siam_diff", "--detector.pairs", str(pairs)]
+    arguments += ["--detector.crop-size", "64", "--detector.batch-size", "4", "--detector.num-steps", "40"]
+    arguments += ["--detector.warmup-steps", "2", "--detector.learning-rate", "3e-3", "--detector.val-every", "20"]
+    arguments += ["--run.log-every", "10", "--run.num-workers", "0", "--out", str(tmp_path / "two")]
+    done = subprocess.run([*TWO_PROCESSES, *arguments], env=ON_CPU, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "detector: 2 processes on cpu" in done.stderr
+    folder = tmp_path / "two" / "training" / "detector"
+    assert [row["step"] for row in metrics(folder)] == [10, 20, 30, 40]
+    scores = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in scores] == [20, 40] and scores[-1]["f1"] > 0.5
+    assert (tmp_path / "two" / "detector_best").is_dir()
 
 
 def test_accumulating_gradients_changes_memory_and_not_the_result(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +25,15 @@ from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
 from changeanywhere.training.batches import dihedral, tiles_of_step
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
-from changeanywhere.training.denoiser import build_denoiser, denoising_loss, draw_noise, train_denoiser
+from changeanywhere.training.denoiser import (
+    DenoiserTrainer,
+    build_denoiser,
+    denoising_loss,
+    draw_noise,
+    train_denoiser,
+)
 from changeanywhere.training.ema import WeightAverage
-from changeanywhere.training.first_stage import train_first_stage
+from changeanywhere.training.first_stage import FirstStageTrainer, train_first_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
 from changeanywhere.training.run import TrainingRun, learning_rate_factor
@@ -93,6 +101,36 @@ def test_interrupted_training_ends_with_the_same_weights(
     assert unbroken.keys() == broken.keys()
     for name, value in unbroken.items():
         assert torch.equal(value, broken[name]), name
+
+
+def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a scheduler sends when the time is up: the step is finished and kept, between two regular checkpoints."""
+    recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100))
+    unbroken = train_both(recipe, tmp_path / "unbroken")
+    stages = {"first_stage": (FirstStageTrainer, train_first_stage), "denoiser": (DenoiserTrainer, train_denoiser)}
+    before = signal.getsignal(signal.SIGTERM)
+    for name, (trainer, train) in stages.items():
+        take_step, steps = trainer.step, []
+
+        def step_and_sigterm(self: object, *arguments: object, take_step=take_step, steps=steps) -> object:
+            steps.append(0)
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take_step(self, *arguments)
+
+        monkeypatch.setattr(trainer, "step", step_and_sigterm)
+        with pytest.raises(KeyboardInterrupt):
+            train(source_of(recipe), recipe, tmp_path / "broken")
+        assert len(steps) == 3
+        state = torch.load(tmp_path / "broken" / "training" / name / "checkpoint.pt", weights_only=True)
+        assert state["step"] == 3
+        train(source_of(recipe), recipe, tmp_path / "broken")
+        assert len(steps) == 6, "the other three"
+    assert signal.getsignal(signal.SIGTERM) is before
+    broken = weights(tmp_path / "broken" / "model")
+    assert all(torch.equal(value, broken[name]) for name, value in unbroken.items())
 
 
 def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

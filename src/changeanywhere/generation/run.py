@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import heapq
 import json
-import signal
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -31,6 +28,7 @@ from changeanywhere.generation.prepare import get_plan, locked, note_skipped
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.writer import SHARED, finalise, write_pair
 from changeanywhere.progress import progress_bar
+from changeanywhere.stopping import polite_stop
 
 WRITER_THREADS = 2
 READ_AHEAD = 2  # batches
@@ -120,7 +118,7 @@ def _paint_shards(painter: Painter, shards: Mapping[int, Sequence[PlannedPair]],
         progress_bar() as bar,
         ThreadPoolExecutor(1) as reader,
         ThreadPoolExecutor(WRITER_THREADS) as writers,
-        _polite_stop() as stop,
+        polite_stop() as stop,
     ):
         task = bar.add_task("painting pairs", total=num_planned, completed=num_planned - num_open)
         try:
@@ -151,26 +149,6 @@ def _ahead(executor: Executor, work: Callable[[Item], Result], items: Iterable[I
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
-
-
-@contextmanager
-def _polite_stop() -> Iterator[threading.Event]:
-    """Set by the first SIGTERM; the second one interrupts at once. Only the main thread hears signals."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _finalise(painter: Painter, shards: Sequence[Sequence[PlannedPair]], again: bool) -> tuple[int, Any]:

@@ -187,8 +187,7 @@ def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder
             tile_size=recipe.data.tile_size,
         )
 
-    run.start_clock(first_step)
-    with progress_bar(processes.is_main) as bar:
+    with progress_bar(processes.is_main) as bar, run.running(first_step):
         task = bar.add_task("denoiser", total=settings.num_steps, completed=first_step)
         for step in range(first_step, settings.num_steps):
             latents, masks = cache.batch(settings.batch_size, run_settings.seed, step, rows)

@@ -107,7 +107,8 @@ def score_detector(
     """
     training = net.training
     net.eval()
-    matrix = BinaryConfusionMatrix(ignore_index=IGNORE).to(device)
+    # Of several training processes one alone validates: it must not wait for counts of the others.
+    matrix = BinaryConfusionMatrix(ignore_index=IGNORE, sync_on_compute=False).to(device)
     for first, second, labels in batches:
         images = (x.to(device, memory_format=torch.channels_last) for x in (first, second))
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):

@@ -104,8 +104,7 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
         optimizer.load_state_dict(state["optimizer"])
         first_step, best = int(state["step"]), float(state["best"])
     batches = training_batches(train, settings, run_settings, first_step, rows)
-    run.start_clock(first_step)
-    with progress_bar(processes.is_main) as bar:
+    with progress_bar(processes.is_main) as bar, run.running(first_step):
         task = bar.add_task("detector", total=settings.num_steps, completed=first_step)
         for step, batch in enumerate(loaded(batches), first_step):
             torch.manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)  # dropout

@@ -216,8 +216,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
     whole = range(settings.batch_size)
     if settings.linear_start and first_step == 0 and not recipe.init:
         linear_start(trainer.first_stage.vq_model, torch.cat(list(batches(0, CODE_PLACEMENT_BATCHES, whole))))
-    run.start_clock(first_step)
-    with progress_bar(processes.is_main) as bar:
+    with progress_bar(processes.is_main) as bar, run.running(first_step):
         task = bar.add_task("first stage", total=settings.num_steps, completed=first_step)
         for step, images in enumerate(loaded(batches(first_step, settings.num_steps, rows)), first_step):
             if step >= settings.quantise_from_step and not trainer.codes_placed:

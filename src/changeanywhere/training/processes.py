@@ -8,6 +8,7 @@ the mask encoder) and accumulate gradients; what it costs is that it does not ov
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import torch
@@ -35,8 +36,19 @@ class Processes:
         self.count: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and self.count == 1:  # each of them would train the whole model, into the same folder
+            raise ConfigError(
+                f"{started} processes were started, but did not join; without a GPU: "
+                f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {started} ..."
+            )
         if run.compile and self.device.type == "cpu":
             raise ConfigError("run.compile is true; allowed on a CPU: false (torch compiles gradients wrongly there)")
+
+    def __str__(self) -> str:
+        """``2 processes on cuda, bf16``."""
+        precision = "float32" if self.accelerator.mixed_precision == "no" else self.accelerator.mixed_precision
+        return f"{self.count} process{'es' if self.count > 1 else ''} on {self.device.type}, {precision}"
 
     def rows(self, batch_size: int, accumulation_steps: int) -> range:
         """The rows of a batch that this process takes; :class:`ConfigError` if it does not divide evenly."""

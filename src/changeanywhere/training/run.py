@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 from changeanywhere.errors import ModelError, OutputError, TrainingDivergedError
+from changeanywhere.stopping import polite_stop
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 
 ADJUSTABLE = ("accumulation_steps", "num_workers", "log_every", "save_every")
 """Settings of ``run`` that may change when a run resumes: they change nothing but the last bits."""
+
+STOP_AGREED_EVERY = 10
+"""Steps between two moments at which several processes agree to stop: a collective that the device is waited for."""
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, cosine_decay: bool) -> float:
@@ -40,7 +47,7 @@ class TrainingRun:
     """
 
     def __init__(self, folder: Path, stage: str, recipe: Recipe, processes: Processes) -> None:
-        self.folder, self.recipe, self.processes = folder, recipe, processes
+        self.folder, self.recipe, self.processes, self.stage = folder, recipe, processes, stage
         self._writer = None
         if processes.is_main:
             try:
@@ -53,6 +60,8 @@ class TrainingRun:
         self._started: float | None = None
         self._first_step = 0
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sigterm = threading.Event()
+        self._stopping = False
 
     def _freeze(self, stage: str) -> None:
         sections, defaults = asdict(self.recipe), asdict(Recipe())
@@ -97,9 +106,17 @@ class TrainingRun:
         return state
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint atomically: a crash leaves the old one."""
-        if not self.processes.is_main:
-            return
+        """Replace the checkpoint atomically: a crash leaves the old one.
+
+        After a SIGTERM (see :meth:`running`) it raises :class:`KeyboardInterrupt` in every process once that is done.
+        """
+        if self.processes.is_main:
+            self._write_checkpoint(state)
+        if self._stopping:
+            self.processes.wait()
+            raise KeyboardInterrupt
+
+    def _write_checkpoint(self, state: Mapping[str, Any]) -> None:
         temporary = self.folder / "checkpoint.pt.part"
         try:
             torch.save(dict(state), temporary)
@@ -107,15 +124,31 @@ class TrainingRun:
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise OutputError(f"{temporary}: cannot be written ({error}); the last checkpoint is intact") from error
 
-    def start_clock(self, step: int) -> None:
-        """Throughput counts from here."""
-        self._started, self._first_step = time.perf_counter(), step
+    @contextmanager
+    def running(self, first_step: int) -> Iterator[None]:
+        """Around the steps: throughput counts from here, and SIGTERM ends the run after a checkpoint of its own."""
+        if self.processes.is_main:
+            print(f"{self.stage.replace('_', '-')}: {self.processes} from step {first_step}", file=sys.stderr)
+        self._started, self._first_step = time.perf_counter(), first_step
+        with polite_stop() as self._sigterm:
+            yield
 
     def due(self, step: int, num_steps: int) -> tuple[bool, bool]:
         """Whether metrics and whether a checkpoint are due after ``step``; the last step always writes both."""
         done = step + 1
         settings = self.recipe.run
-        return done % settings.log_every == 0 or done == num_steps, done % settings.save_every == 0 or done == num_steps
+        last = done == num_steps
+        self._stopping = not last and self._asked_to_stop(done)
+        return done % settings.log_every == 0 or last, done % settings.save_every == 0 or last or self._stopping
+
+    def _asked_to_stop(self, done: int) -> bool:
+        """Whether SIGTERM came, to any of the processes: all of them must stop after the same step."""
+        if self.processes.count == 1:
+            return self._sigterm.is_set()
+        if done % STOP_AGREED_EVERY:
+            return False
+        heard = torch.tensor(float(self._sigterm.is_set()), device=self.processes.device)
+        return bool(self.processes.sum(heard))
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Note scalars of one step, where they are: the device is not waited for."""

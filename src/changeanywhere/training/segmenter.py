@@ -52,8 +52,7 @@ def train_segmenter(source: Source, recipe: Recipe, out: Path) -> Path:
         optimizer.load_state_dict(state["optimizer"])
         first_step = int(state["step"])
     batches = crop_batches(source, settings, run_settings, first_step, settings.num_steps, rows)
-    run.start_clock(first_step)
-    with progress_bar(processes.is_main) as bar:
+    with progress_bar(processes.is_main) as bar, run.running(first_step):
         task = bar.add_task("segmenter", total=settings.num_steps, completed=first_step)
         for step, (images, masks) in enumerate(loaded(batches), first_step):
             generator = torch.Generator().manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)
