@@ -15,12 +15,13 @@ from scipy import ndimage
 from changeanywhere.cli import run as command
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
 from changeanywhere.evaluation.distances import against_halves, bootstrap_mean, frechet, kid
-from changeanywhere.evaluation.of_pairs import compare_differences, read_real_pairs
+from changeanywhere.evaluation.of_pairs import _shortcut, compare_differences, read_real_pairs, real_first
 from changeanywhere.evaluation.probe import probe_accuracy
 from changeanywhere.evaluation.scores import Confusion, Instance, matched_recall, read_instances
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.sample import ChangePair
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training.recipe import DataRecipe, Recipe, RunRecipe, SegmenterRecipe
 from changeanywhere.training.segmenter import train_segmenter
@@ -121,6 +122,36 @@ def test_probe_finds_an_artefact_and_nothing_else() -> None:
     assert 0.35 < probe_accuracy(first, second, scenes) < 0.65
     second[:, 7] += 3
     assert probe_accuracy(first, second, scenes) > 0.9
+
+
+def test_probe_folds_by_scene() -> None:
+    """An artefact whose sign is the scene's own tells nothing about other scenes."""
+    rng = np.random.default_rng(0)
+    scenes = np.repeat([f"scene_{i}" for i in range(30)], 4)
+    marks = np.repeat(np.eye(30), 4, axis=0) * 6
+    sign = np.repeat(rng.choice([-1, 1], 30), 4)[:, None]
+    first, second = (marks * sign * date + 0.1 * rng.normal(size=marks.shape) for date in (-1, 1))
+    assert probe_accuracy(first, second, scenes) < 0.65
+    assert probe_accuracy(first, second, np.arange(120).astype(str)) > 0.9, "folds by pair would find it"
+
+
+def test_a_random_order_does_not_hide_a_painted_image() -> None:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for number in range(40):
+        real, painted = rng.integers(0, 200, (2, 8, 8, 3)).astype(np.uint8)
+        painted[0] = 255  # the artefact
+        images = (real, painted) if number % 2 else (painted, real)
+        nothing = np.zeros((8, 8), np.uint8)
+        record = {"scene": f"scene_{number}", "real_date": 1 if number % 2 else 2}
+        pairs.append(ChangePair(f"p{number}", *images, nothing > 0, nothing, nothing, record))
+
+    def features(images: list[np.ndarray]) -> np.ndarray:
+        return np.stack([image.astype(float).mean((1, 2)) for image in images])
+
+    painted, date = _shortcut([real_first(pair) for pair in pairs], pairs, features, 0)
+    assert "painted image" in painted.name and painted.value > 0.9 and painted.reached is False
+    assert "date 2" in date.name and date.value < 0.65 and date.reached is None
 
 
 @pytest.fixture

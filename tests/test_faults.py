@@ -43,29 +43,53 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def kill_when_it_works(command: list[str], out: Path, delay: float, markers: int) -> bool:
+    """SIGKILL ``delay`` seconds after it took the folder, with ``markers`` shards or more; False if it ended first."""
+    lock = out / ".lock"
+    before = lock.stat().st_mtime_ns if lock.exists() else 0
+    process = start(command)
+    while process.poll() is None and not (lock.exists() and lock.stat().st_mtime_ns > before):
+        time.sleep(0.002)
+    begun = time.monotonic()
+    while process.poll() is None:
+        if time.monotonic() - begun >= delay and len(list((out / "shards").glob("*.json"))) >= markers:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    return finish(process)[0] == -signal.SIGKILL
+
+
 def kill_at_random(tmp_path: Path, model: Path, num_pairs: int, num_kills: int) -> None:
+    """Kills alternate between any moment from taking the folder to the lists, and just after a shard was finished."""
     source = write_source(tmp_path / "source", num_tiles=10)
     whole = tmp_path / "whole"
+    process = start(arguments(source, model, whole, num_pairs))
+    while not (whole / ".lock").exists():
+        time.sleep(0.002)
     begun = time.monotonic()
-    assert finish(start(arguments(source, model, whole, num_pairs)), 600)[0] == 0
+    assert finish(process, 600)[0] == 0
     length = time.monotonic() - begun
+    num_shards = len(list((whole / "shards").glob("*.json")))
     rng = np.random.default_rng(0)
+    killed = between = 0
     for round_number in range(100):
         out = tmp_path / f"broken{round_number}"
-        # Kills are spread over start, plan, shards and the lists at the end; each run gets a few before it may finish.
-        for _ in range(min(5, num_kills)):
-            process = start(arguments(source, model, out, num_pairs))
-            try:
-                finish(process, float(rng.uniform(0, length)))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                finish(process)
-            num_kills -= 1
+        for attempt in range(5):
+            before = len(list((out / "shards").glob("*.json")))
+            moment = (0.0, before + 1) if attempt % 2 == 0 else (float(rng.uniform(0, length)), 0)
+            if not kill_when_it_works(arguments(source, model, out, num_pairs), out, *moment):
+                break  # it was faster: the set is complete
+            killed += 1
+            between += 0 < len(list((out / "shards").glob("*.json"))) < num_shards
+            if killed == num_kills:
+                break
         code, errors = finish(start(arguments(source, model, out, num_pairs)), 600)
         assert code == 0, errors
         assert tree(out) == tree(whole)
-        if num_kills <= 0:
+        if killed == num_kills:
+            assert between >= num_kills / 3, "kills that hit a set half done"
             return
+    raise AssertionError(f"{killed} kills in a hundred runs")
 
 
 def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path: Path, tiny_model_folder: Path) -> None:

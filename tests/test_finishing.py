@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
@@ -132,7 +133,11 @@ def test_paste_back_keeps_pixels_of_unchanged_ground(options: GenerateOptions) -
 def test_reconstructed_first_date_is_what_the_first_stage_gives_back(options: GenerateOptions) -> None:
     run.generate(replace(options, reconstruct_t1=True))
     pair = ca.load_pairs(options.out)[0]
-    assert not np.array_equal(pair.image_t1, original(options, pair))
+    pipe = ca.ChangePairPipeline.from_pretrained(options.model, device="cpu", dtype="float32")
+    pixels = torch.from_numpy(original(options, pair).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    decoded = pipe.decode(pipe.encode(pixels))[0].permute(1, 2, 0).numpy()
+    expected = np.rint((decoded.clip(-1, 1) + 1) * 127.5)
+    assert np.abs(pair.image_t1 - expected).max() <= 1 and not np.array_equal(pair.image_t1, original(options, pair))
 
 
 def test_share_that_is_read_as_the_new_class() -> None:
@@ -199,6 +204,26 @@ def test_a_rival_passes_the_first_stage_where_date_1_does(options: GenerateOptio
     pairs = ca.load_pairs(options.out)
     for i in range(len(pairs)):
         assert np.array_equal(pairs[i].image_t1, pairs[i].image_t2)
+
+
+@pytest.mark.parametrize("method", ["copy_paste", "patch_exchange"])
+def test_pixels_of_other_tiles_bring_their_licence_and_stay_in_their_split(
+    options: GenerateOptions, method: str
+) -> None:
+    rows = ["patch,scene,split,licence,attribution"]
+    rows += [f"tile_{i},s{i},{'train' if i < 3 else 'val'},licence-{i},author {i}" for i in range(6)]
+    (options.source / "provenance.csv").write_text("\n".join(rows))
+    run.generate(replace(options, method=method))
+    pairs = ca.load_pairs(options.out)
+    given = 0
+    for i in range(len(pairs)):
+        record = pairs[i].metadata
+        numbers = [int(record["source_key"][5:]), *(int(donor[5:]) for donor in record["donors"])]
+        assert len({number < 3 for number in numbers}) == 1, "a validation scene's pixels in a training pair"
+        assert record["licence"] == " AND ".join(dict.fromkeys(f"licence-{n}" for n in numbers))
+        assert record["attribution"] == "; ".join(dict.fromkeys(f"author {n}" for n in numbers))
+        given += len(numbers) > 1
+    assert given > 2
 
 
 @pytest.mark.parametrize("method", ["copy_paste", "recolour", "patch_exchange"])

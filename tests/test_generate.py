@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 import changeanywhere as ca
 from changeanywhere.cli import run
@@ -17,7 +19,7 @@ from changeanywhere.errors import ConfigError, OutputError, ShortfallError, Sour
 from changeanywhere.events import EventOptions
 from changeanywhere.generation import painter
 from changeanywhere.generation import run as generation
-from changeanywhere.generation.options import GenerateOptions
+from changeanywhere.generation.options import FilterOptions, GenerateOptions
 from changeanywhere.generation.plan import PlannedPair
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.legend import load_legend
@@ -246,6 +248,58 @@ def test_shortfall_is_said_with_counts_after_writing_what_is_possible(options: G
     assert len(ca.load_pairs(options.out)) == 2
 
 
+def test_corrected_labels_are_another_source(options: GenerateOptions, tmp_path: Path) -> None:
+    """Else the set would say that there is nothing to do, or mix old and new labels."""
+    generation.generate(options)
+    mask = options.source / "masks" / "tile_2.png"
+    Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
+    with pytest.raises(OutputError, match="was made with source_fingerprint"):
+        generation.generate(options)
+    second = tmp_path / "mine"
+    second.mkdir()
+    Image.fromarray(np.full((64, 64), 3, np.uint8)).save(second / "tile_0.png")
+    given = change(options, masks_t2=second, num_pairs=None, out=tmp_path / "given")
+    generation.generate(given)
+    Image.fromarray(np.full((64, 64), 4, np.uint8)).save(second / "tile_0.png")
+    with pytest.raises(OutputError, match="was made with masks_t2"):
+        generation.generate(given)
+
+
+def test_skipped_masks_of_either_date_are_listed(options: GenerateOptions, tmp_path: Path) -> None:
+    second = tmp_path / "mine"
+    shutil.copytree(options.source / "masks", second)
+    (second / "tile_1.png").write_bytes(b"no image")
+    (options.source / "masks" / "tile_4.png").write_bytes(b"no image")
+    report = generation.generate(change(options, masks_t2=second, num_pairs=None, on_error="skip"))
+    listed = (options.out / "skipped.txt").read_text()
+    assert report.num_pairs == 4 and "mine/tile_1.png" in listed and "masks/tile_4.png" in listed
+    assert len(report.skipped) == listed.count("\n")
+
+
+def test_what_was_learned_and_reached_is_said_by_both_commands(
+    options: GenerateOptions, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    common = ["--source", str(options.source), "--tile-size", "64", "--num-pairs", "4", "--events.min-area", "16"]
+    paint = ["--model", options.model, "--num-steps", "2", "--num-threads", "1", "--dtype", "float32"]
+    for command, more in (("simulate", []), ("generate", paint)):
+        out = tmp_path / command
+        shares = ["--targets.no-change", "0.5"]
+        assert run([command, *common, *more, *shares, "--learn-transitions", "--out", str(out)]) == 0
+        learned = json.loads((out / "transitions.json").read_text())
+        assert learned["weights"]["bareland"]["road"] > 0
+        (row,) = json.loads((out / "targets.json").read_text())
+        assert row["asked"] == row["reached"] == 0.5
+        assert "no change: asked 50.0%, reached 50.0%" in capsys.readouterr().out
+        impossible = [
+            "--targets.class-pairs",
+            '{"informal_settlement->water": 0.5}',
+            "--out",
+            str(tmp_path / f"{command}x"),
+        ]
+        assert run([command, *common, *more, *impossible]) == 1
+        assert "informal_settlement->water: asked 50.0%, reached 0.0%" in capsys.readouterr().out
+
+
 def test_dry_run_writes_nothing(options: GenerateOptions) -> None:
     plan = generation.dry_run(options)
     assert plan.num_pairs == 7 and plan.seconds > 0 and plan.num_bytes > 7 * 64 * 64
@@ -284,6 +338,18 @@ def test_geotiff_keeps_bands_dtype_and_place(options: GenerateOptions, tmp_path:
             assert np.array_equal(first.read(), all_.read([4, 3, 2], window=window))
     assert record["gsd_m"] == 0.5
     assert (options.out / "report.html").is_file()
+    with rasterio.open(options.out / record["label2_file_name"]) as label:
+        assert label.crs.to_epsg() == 32633 and label.transform.c == 400_000 + 64 * 0.5
+    # Pixels that are put back are the file's own, beyond the stretch too.
+    pasted = change(
+        options, source=source, image_format="geotiff", bands=[4, 3, 2], num_pairs=4, paste_back=True,
+        out=tmp_path / "pasted",
+    )  # fmt: skip
+    generation.generate(pasted)
+    pairs = ca.load_pairs(tmp_path / "pasted")
+    for i in range(len(pairs)):
+        far = ndimage.distance_transform_edt(~pairs[i].change_mask) >= 8
+        assert far.any() and np.array_equal(pairs[i].image_t1[far], pairs[i].image_t2[far])
 
 
 def test_cli_exit_codes_and_single_lines(
@@ -376,6 +442,8 @@ def test_two_processes_on_one_folder(options: GenerateOptions) -> None:
 
 
 def test_options_are_checked(options: GenerateOptions) -> None:
+    with pytest.raises(ConfigError, match=r"filter\.model is missing"):
+        change(options, filter=FilterOptions(action="resample")).check()
     for name, value in [("batch_size", 0), ("image_format", "bmp"), ("tile_size", 50), ("num_pairs", 0)]:
         with pytest.raises(ConfigError, match=name):
             change(options, **{name: value}).check()

@@ -188,6 +188,87 @@ def test_provenance_finds_files_by_path_or_by_stem(source_folder: Path) -> None:
         open_source(source_folder, SMALL)
 
 
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        (["patch,scene", "t0,a"], r"no row is about a tile of .*as tile_0, found t0"),
+        (["patch,split", "tile_0,validation"], r"split is 'validation'; allowed: train, val, test"),
+        (["patch,scene,split", "tile_0,a,train", "tile_1,a,val"], r"the scene a is stated to be in train and in val"),
+        (["patch,gsd_m", "tile_0,30 cm"], r"gsd_m is '30 cm'; allowed: metres"),
+        (["patch,gsd_m", 'tile_0,"0,5"'], r"gsd_m is '0,5'"),
+        (["patch,gsd_m", "tile_0,0.0"], r"gsd_m is '0.0'; allowed: metres above 0"),
+    ],
+)
+def test_provenance_that_would_be_misread_is_refused(source_folder: Path, rows: list[str], text: str) -> None:
+    (source_folder / "provenance.csv").write_text("\n".join(rows))
+    with pytest.raises(SourceError, match=text):
+        open_source(source_folder, SMALL)
+
+
+def test_provenance_is_read_with_suffix_and_in_all_its_ways_of_writing(source_folder: Path) -> None:
+    rows = ["patch,scene,split,gsd_m", "tile_0.png,a, Val ,.5", "tile_1,b,,0.3 m", "tile_2,c,train,~0.7 (estimated)"]
+    (source_folder / "provenance.csv").write_text("\n".join(rows))
+    items = open_source(source_folder, SMALL).items
+    assert [(i.scene, i.split, i.gsd_m) for i in items[:4]] == [
+        ("a", "val", 0.5), ("b", None, 0.3), ("c", "train", 0.7), ("tile_3", None, None),
+    ]  # fmt: skip
+
+
+def test_provenance_holds_in_every_layout(tmp_path: Path) -> None:
+    folder = tmp_path / "LoveDA" / "Train" / "Urban"
+    for name in ("images_png", "masks_png"):
+        (folder / name).mkdir(parents=True)
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "images_png" / "7.png")
+    Image.fromarray(np.ones((64, 64), np.uint8)).save(folder / "masks_png" / "7.png")
+    (tmp_path / "LoveDA" / "provenance.csv").write_text("patch,scene,attribution\n7,nanjing,Wang et al.\n")
+    (item,) = open_source(tmp_path / "LoveDA", SMALL).items
+    assert (item.scene, item.attribution, item.licence, item.split) == (
+        "nanjing", "Wang et al.", "CC-BY-NC-SA-4.0", "train",
+    )  # fmt: skip
+
+
+def test_a_palette_means_the_same_in_every_window(source_folder: Path) -> None:
+    """By colour or by index is decided for the whole file; where both readings are possible it is refused."""
+    legend = load_legend("mini")
+    order = np.array([0, 1, 3, 2, 4, 5, 6, 7], np.uint8)  # road and water exchanged
+    palette = legend.palette()[order].copy()
+    indices = np.full((64, 128), 2, np.uint8)
+    for file in (source_folder / "images").iterdir():
+        if file.stem != "tile_0":
+            file.unlink()
+            (source_folder / "masks" / file.name).unlink()
+    Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(source_folder / "images" / "tile_0.png")
+
+    def save() -> None:
+        mask = Image.fromarray(indices)
+        mask.putpalette(palette.tobytes())
+        mask.save(source_folder / "masks" / "tile_0.png")
+
+    save()
+    source = open_source(source_folder, SMALL)
+    assert [np.unique(source.read_mask(i)).tolist() for i in range(2)] == [[3], [3]]
+    palette[7], indices[0, 100] = (1, 2, 3), 7
+    save()
+    source = open_source(source_folder, SMALL)
+    for window in range(2):
+        with pytest.raises(LegendError, match="palette index 2 has the colour of water"):
+            source.read_mask(window)
+
+
+def test_content_hash_follows_the_files(source_folder: Path) -> None:
+    before, fingerprint = (
+        getattr(open_source(source_folder, SMALL), name)() for name in ("content_hash", "fingerprint")
+    )
+    assert before == open_source(source_folder, SMALL).content_hash()
+    mask = source_folder / "masks" / "tile_3.png"
+    values = np.asarray(Image.open(mask)).copy()
+    Image.fromarray(np.where(values == 4, 3, values)).save(mask)
+    after = open_source(source_folder, SMALL)
+    assert after.content_hash() != before and after.fingerprint() != fingerprint
+    other_bands = open_source(source_folder, SourceOptions(tile_size=64, bands=(3, 2, 1)))
+    assert other_bands.content_hash() != after.content_hash()
+
+
 def test_a_legend_in_the_folder_says_that_it_is_no_openearthmap(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_source(tmp_path / split)
@@ -204,6 +285,23 @@ def test_a_legend_in_the_folder_says_that_it_is_no_openearthmap(tmp_path: Path) 
 
 def _wrong_size(folder: Path) -> None:
     Image.fromarray(np.ones((32, 64), np.uint8)).save(folder / "masks" / "tile_1.png")
+
+
+def _jpeg_mask(folder: Path) -> None:
+    (folder / "masks" / "tile_1.png").rename(folder / "masks" / "tile_1.jpg")
+
+
+def _mask_elsewhere(folder: Path) -> None:
+    for name in ("images", "masks"):
+        (folder / name / "tile_1.png").unlink()
+    write_tif(folder / "images" / "tile_1.tif", np.zeros((3, 64, 64), np.uint8))
+    moved = from_origin(400_000, 5_000_000 + 0.5, 0.5, 0.5)
+    write_tif(folder / "masks" / "tile_1.tif", np.ones((1, 64, 64), np.uint8), transform=moved)
+
+
+def _infinite_mask(folder: Path) -> None:
+    (folder / "masks" / "tile_1.png").unlink()
+    write_tif(folder / "masks" / "tile_1.tif", np.full((1, 64, 64), np.inf, np.float32))
 
 
 def _foreign_value(folder: Path) -> None:
@@ -245,6 +343,9 @@ def _truncated_tif(folder: Path) -> None:
     ("damage", "text"),
     [
         (_wrong_size, r"tile_1.png: 64x64 px, but its mask tile_1.png has 64x32 px"),
+        (_jpeg_mask, r"tile_1.jpg: JPEG changes the classes of a mask; allowed: .png and .tif"),
+        (_mask_elsewhere, r"tile_1.tif: lies elsewhere than its image tile_1.tif"),
+        (_infinite_mask, r"tile_1.tif: mask value inf is not a class"),
         (_foreign_value, r"tile_1.png: mask value 200 is outside the legend 'mini'; allowed: 0"),
         (_foreign_colour, r"tile_1.png: mask colour \(77, 77, 77\) is not in the legend"),
         (_no_mask, "tile_1.png: has no mask"),

@@ -6,12 +6,14 @@ import json
 import os
 import signal
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 
 from changeanywhere.cli import run as command
@@ -34,6 +36,7 @@ from changeanywhere.training.denoiser import (
 )
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.first_stage import FirstStageTrainer, train_first_stage
+from changeanywhere.training.latents import LatentCache
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
 from changeanywhere.training.run import TrainingRun, learning_rate_factor
@@ -107,7 +110,7 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a scheduler sends when the time is up: the step is finished and kept, between two regular checkpoints."""
-    recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100))
+    recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100, num_workers=1))
     unbroken = train_both(recipe, tmp_path / "unbroken")
     stages = {"first_stage": (FirstStageTrainer, train_first_stage), "denoiser": (DenoiserTrainer, train_denoiser)}
     before = signal.getsignal(signal.SIGTERM)
@@ -117,7 +120,10 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
         def step_and_sigterm(self: object, *arguments: object, take_step=take_step, steps=steps) -> object:
             steps.append(0)
             if len(steps) == 3:
+                for worker in active_children():  # the whole job is signalled, reading processes too
+                    os.kill(worker.pid, signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)  # and a launcher hands it on
             return take_step(self, *arguments)
 
         monkeypatch.setattr(trainer, "step", step_and_sigterm)
@@ -131,6 +137,139 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     assert signal.getsignal(signal.SIGTERM) is before
     broken = weights(tmp_path / "broken" / "model")
     assert all(torch.equal(value, broken[name]) for name, value in unbroken.items())
+
+
+class Oracle:
+    """Stands for a denoiser that answers ``target``; notes which masks were dropped."""
+
+    def __init__(self, target: torch.Tensor) -> None:
+        self.target = target
+
+    def encode_masks(self, masks: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+        self.dropped = dropped
+        return masks
+
+    def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return self.target
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loss_is_that_of_the_prediction_type(prediction_type: str) -> None:
+    """Against diffusers' own velocity, and min-SNR weights (Hang et al. 2023) written out."""
+    schedule = noise_schedule(prediction_type)
+    latents, noise = torch.randn(2, 4, 3, 8, 8)
+    timesteps, dropped = torch.tensor([3, 250, 600, 990]), torch.tensor([True, False, False, True])
+    target = noise if prediction_type == "epsilon" else schedule.get_velocity(latents, noise, timesteps)
+    masks = torch.zeros(4, 32, 32, dtype=torch.long)
+
+    def loss(answer: torch.Tensor, **settings: object) -> float:
+        oracle = Oracle(answer)
+        settings = replace(DenoiserRecipe(prediction_type=prediction_type, loss="l2"), **settings)
+        value = denoising_loss(oracle, schedule, latents, masks, settings, timesteps, noise, dropped)
+        assert torch.equal(oracle.dropped, dropped)
+        return float(value)
+
+    assert loss(target) == pytest.approx(0, abs=1e-10)
+    assert loss(target + 2) == pytest.approx(4, rel=1e-5)
+    assert loss(target + 2, loss="l1") == pytest.approx(2, rel=1e-5)
+    snr = schedule.alphas_cumprod[timesteps] / (1 - schedule.alphas_cumprod[timesteps])
+    weights = snr.clamp(max=5) / (snr + (prediction_type == "v_prediction"))
+    assert loss(target + 2, min_snr_gamma=5.0) == pytest.approx(4 * float(weights.mean()), rel=1e-4)
+
+
+def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(recipe, denoiser=replace(DENOISER, warmup_steps=3, cosine_decay=True))
+    rates = []
+    take_step = DenoiserTrainer.step
+
+    def noting_step(self: DenoiserTrainer, *arguments: object) -> object:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(DenoiserTrainer, "step", noting_step)
+    train_both(recipe, tmp_path)
+    expected = [1e-3 * learning_rate_factor(step, 6, 3, True) for step in range(6)]
+    assert rates == pytest.approx(expected) and max(rates) < 1e-3 and rates[2] > max(rates[0], rates[5])
+    state = torch.load(tmp_path / "training/denoiser/checkpoint.pt", weights_only=True)
+    model = load_model(tmp_path / "model").denoiser.state_dict()
+    assert all(torch.equal(model[name].half(), value.half()) for name, value in state["average"].items())
+    assert not all(torch.equal(model[name].half(), value.half()) for name, value in state["denoiser"].items())
+
+
+def test_masks_turn_with_their_latents(recipe: Recipe, tmp_path: Path) -> None:
+    train_both(replace(recipe, denoiser=replace(DENOISER, views=8)), tmp_path)
+    cache = LatentCache(tmp_path / "training/latents", 8)
+    seen = set()
+    for step in range(12):
+        latents, masks = cache.batch(2, 0, step, range(2))
+        for latent, mask, tile in zip(latents.numpy(), masks.numpy(), tiles_of_step(6, 2, 0, step), strict=True):
+            (view,) = [v for v in range(8) if np.array_equal(cache.latents[tile, v].astype(np.float32), latent)]
+            seen.add(view)
+            np.testing.assert_array_equal(mask, dihedral(cache.masks[tile], view))
+    assert len(seen) > 4
+    first_stage = load_model(tmp_path / "model").first_stage
+    sample = source_of(recipe).read(0)
+    turned = dihedral(sample.normalisation.apply(sample.image).clip(-1, 1), 5).transpose(2, 0, 1)
+    with torch.no_grad():
+        expected = first_stage.encode(torch.from_numpy(np.ascontiguousarray(turned))[None])[0].numpy()
+    np.testing.assert_allclose(cache.latents[0, 5].astype(np.float32), expected, atol=0.02)
+
+
+def test_rows_of_steps_that_are_taken_again_are_dropped(recipe: Recipe, tmp_path: Path) -> None:
+    """A kill between a log and a checkpoint."""
+    train_both(recipe, tmp_path)
+    folder = tmp_path / "training" / "denoiser"
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"step": 4}, folder / "checkpoint.pt")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # cut off
+    train_denoiser(source_of(recipe), recipe, tmp_path)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_data_is_refused_and_a_recipe_may_change_before_the_first_checkpoint(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    wrong = replace(recipe, first_stage=replace(FIRST_STAGE, perceptual_features="vgg16", perceptual_weight=1.0,
+                                                perceptual_weights=str(tmp_path / "nothing.pth")))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"nothing\.pth"):
+        train_first_stage(source_of(wrong), wrong, tmp_path / "run")
+    train_both(recipe, tmp_path / "run")  # corrected, in the same folder
+    mask = min((Path(recipe.data.source) / "masks").iterdir())
+    Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
+    for train in (train_first_stage, train_denoiser):
+        with pytest.raises(OutputError, match=r"was started with data\.content"):
+            train(source_of(recipe), recipe, tmp_path / "run")
+    (tmp_path / "run/training/denoiser/recipe.json").write_text("")
+    with pytest.raises(OutputError, match=r"recipe.json: damaged"):
+        train_denoiser(source_of(recipe), recipe, tmp_path / "run")
+
+
+def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
+    for name, value in {
+        "gradient_clip": 0.0, "min_snr_gamma": 0.0, "attention_levels": [2], "head_dim": 32, "mask_dropout": 1.0,
+    }.items():  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"denoiser\.{name} is"):
+            replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
+    with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
+        replace(recipe, init="mini").check("segmenter")
+
+
+def test_a_damaged_tile_is_one_line_whoever_reads_it(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in (Path(recipe.data.source) / "images").iterdir():
+        image.write_bytes(image.read_bytes()[:400])
+    sections = ["--first-stage.channels", "[8, 8, 8]", "--first-stage.norm-groups", "1", "--first-stage.linear-start"]
+    sections += ["--first-stage.crop-size", "32", "--data.tile-size", "64", "--run.num-workers", "1"]
+    sections += ["--first-stage.perceptual-weight", "0"]
+    out = str(tmp_path / "run")
+    assert command(["train", "first-stage", "--data.source", recipe.data.source, *sections, "--out", out]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert "not a readable image" in errors[-1] and "Traceback" not in "".join(errors)
 
 
 def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +344,7 @@ def test_refusals(recipe: Recipe, tmp_path: Path) -> None:
         train_first_stage(source_of(recipe), recipe, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        TrainingRun(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()))
+        TrainingRun(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()), "content")
 
 
 def test_denoiser_learns_to_paint_what_the_mask_says(tmp_path: Path) -> None:

@@ -133,18 +133,20 @@ def _training(folder: Path) -> str:
 
 def _pairs(folder: Path) -> str:
     pairs = load_pairs(folder)
-    changed, rows = 0.0, range(0, len(pairs), -(-len(pairs) // MAX_SAMPLES))
+    changed, compared, rows = 0.0, 0, range(0, len(pairs), -(-len(pairs) // MAX_SAMPLES))
     for i in rows:
         pair = pairs[i]
         changed += float(pair.change_mask.mean())
         if pair.mask_t1 is not None and pair.mask_t2 is not None:
             wrong = int((pair.change_mask != change_mask_of(pair.mask_t1, pair.mask_t2)).sum())
+            compared += 1
             if wrong:
                 raise PairsError(f"{folder}: change mask of {pair.key} disagrees with its semantic masks in {wrong} px")
     lines = [f"{folder}: {len(pairs)} bi-temporal pairs, change ratio {changed / len(rows):.3f} (mean of {len(rows)})"]
     if (folder / "legend.json").is_file():
         lines.append(f"legend: {', '.join(Legend.load(folder / 'legend.json').names)}")
-        lines.append(f"change masks agree with the semantic masks in the {len(rows)} pairs read")
+    if compared:
+        lines.append(f"change masks agree with the semantic masks in the {compared} pairs read")
     return "\n".join(lines)
 
 

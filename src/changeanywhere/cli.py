@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from changeanywhere.errors import ChangeAnywhereError
+from changeanywhere.errors import ChangeAnywhereError, ShortfallError
 from changeanywhere.legend import load_legend
 
 COMMANDS = {
@@ -67,6 +67,8 @@ def run(arguments: list[str]) -> int:
         dispatch[command](arguments[1:])
     except ChangeAnywhereError as error:
         return _fail(" ".join(str(error).split()), error.exit_code)
+    except OSError as error:  # a full disk or a lost network folder, wherever it was noticed
+        return _fail(f"{error.filename or command}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; what is finished is kept, the same command again goes on from there", 1)
     return 0
@@ -84,7 +86,11 @@ def _generate(arguments: list[str]) -> None:
         print(f"would write {plan.num_pairs} pairs{missing}")
         print(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
         return
-    report = generate(options)
+    try:
+        report = generate(options)
+    except ShortfallError as error:
+        _print_shortfall(error, options.out)
+        raise
     _print_targets(report.reached)
     if report.num_new:
         print(
@@ -105,7 +111,11 @@ def _simulate(arguments: list[str]) -> None:
     options = _parse("simulate", SimulateOptions, arguments)
     from changeanywhere.generation.simulate import simulate_source
 
-    report = simulate_source(options)
+    try:
+        report = simulate_source(options)
+    except ShortfallError as error:
+        _print_shortfall(error, options.out)
+        raise
     _print_targets(report.reached)
     _print_skipped(report.skipped, options.out)
     print(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
@@ -114,6 +124,14 @@ def _simulate(arguments: list[str]) -> None:
 def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
     for name, asked, reached in rows:
         print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
+
+
+def _print_shortfall(error: ShortfallError, out: Path) -> None:
+    """What was made all the same."""
+    report: Any = error.report
+    if report is not None:
+        _print_targets(report.reached)
+        _print_skipped(report.skipped, out)
 
 
 def _print_skipped(lines: Sequence[str], out: Path) -> None:

@@ -22,7 +22,11 @@ class ChangeAnywhereError(Exception):
 
 
 class ShortfallError(ChangeAnywhereError):
-    """Fewer results could be made than were asked for; what could be made is there."""
+    """Fewer results could be made than were asked for; what could be made is there, and in ``report``."""
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class TrainingDivergedError(ChangeAnywhereError):

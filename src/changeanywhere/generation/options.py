@@ -87,6 +87,8 @@ class FilterOptions:
             raise ConfigError(f"filter.min_score is {self.min_score}; allowed: 0 to 1")
         if self.attempts < 1:
             raise ConfigError(f"filter.attempts is {self.attempts}; allowed: 1 and more")
+        if self.model is None and self != FilterOptions():
+            raise ConfigError("filter.model is missing; the other filter options do nothing without it")
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from changeanywhere.generation.nuisances import Pixels
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair, change_of, settings_of
 from changeanywhere.generation.prepare import event_settings, open_tiles, plan_settings
-from changeanywhere.generation.rivals import paint_rival
+from changeanywhere.generation.rivals import Donors, paint_rival
 from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import pair_record
-from changeanywhere.sample import ChangePair, ChangePlan, SourceSample
+from changeanywhere.sample import ChangePair, ChangePlan, SourceItem, SourceSample
 from changeanywhere.sources.tiles import DEFAULT_BANDS
 
 CPU_BATCH = 4
@@ -65,6 +65,8 @@ class Painting:
     """Share of changed ground that the filter reads as its new class."""
     attempt: int = 0
     """Which painting was kept, counted from 0."""
+    donors: Sequence[SourceItem] = ()
+    """Other tiles whose pixels are in it (``copy_paste``, ``patch_exchange``)."""
 
 
 class Painter:
@@ -95,6 +97,8 @@ class Painter:
         channels, bands = self.pipeline.first_stage.vq_model.config.in_channels, options.bands or DEFAULT_BANDS
         if len(bands) != channels:
             raise ConfigError(f"bands is {list(bands)}; this model takes {channels}")
+        if options.image_format == "png" and channels != 3:
+            raise ConfigError(f"image_format is 'png'; allowed for a model of {channels} band(s): geotiff")
         multiple = self.pipeline.denoiser.size_multiple
         if options.tile_size % multiple:
             raise ConfigError(f"tile_size is {options.tile_size}; this model allows multiples of {multiple}")
@@ -104,6 +108,7 @@ class Painter:
             if options.masks_t2
             else None
         )
+        self.skipped = tuple(dict.fromkeys((*self.source.skipped, *(self.second.skipped if self.second else ()))))
         self.filter = (
             FidelityFilter(options.filter.model, self.pipeline.legend, options.tile_size, device)
             if options.filter.model
@@ -113,8 +118,12 @@ class Painter:
             raise ConfigError(f"nuisances.jpeg is {options.nuisances.jpeg}; allowed for images of three bands only")
         self.events = event_settings(options, self.source)
         self.splits = assign_splits({item.scene: item.split for item in self.source.items})
+        self._of_split: dict[str, list[int]] = {}
+        for index, item in enumerate(self.source.items):
+            self._of_split.setdefault(self.splits[item.scene], []).append(index)
         self.settings = asdict(self.sampling) | {
             "image_format": options.image_format,
+            "device": device.type,
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             "num_threads": self.num_threads,
@@ -131,14 +140,13 @@ class Painter:
 
     def frozen_settings(self) -> dict[str, Any]:
         """Everything that the dataset's bytes depend on."""
-        second = [item.key for item in self.second.items] if self.second else None
         return (
             plan_settings(self.options, self.source)
             | {"shard_size": self.options.shard_size}
             | self.settings
             | {
                 "model_hash": self.pipeline.model.weights_hash,
-                "masks_t2": second,
+                "masks_t2": self.second and self.second.fingerprint(),
             }
         )
 
@@ -157,6 +165,7 @@ class Painter:
     def paint(self, batch: Batch) -> list[Painting]:
         """Paint and filter one batch; pairs that the filter drops are left out."""
         samples, plans, pixels = batch.samples, batch.plans, batch.pixels
+        donors: list[list[SourceItem]] = [[] for _ in samples]
         needed = self.options.method == "diffusion" or self.options.reconstruct_t1
         latents = self.pipeline.encode(pixels) if needed else None  # once per tile, however many pairs it has
         if self.options.reconstruct_t1 and latents is not None:
@@ -165,13 +174,15 @@ class Painter:
             latents = latents[batch.rows]
             painted = self._draw(latents, plans, [pair.seed for pair in batch.pairs])
         else:
-            rivals = [paint_rival(self.options.method, *both, self.source) for both in zip(samples, plans, strict=True)]
+            givers = [Donors(self.source, self._of_split[self.splits[sample.item.scene]]) for sample in samples]
+            rivals = [paint_rival(self.options.method, *job) for job in zip(samples, plans, givers, strict=True)]
+            donors = [giver.used for giver in givers]
             plans = [plan for _, plan in rivals]
             painted = torch.from_numpy(np.stack([image for image, _ in rivals])).permute(0, 3, 1, 2)
             if self.options.reconstruct_t1:  # else date 1 alone would have the first stage's look
                 painted = self.pipeline.decode(self.pipeline.encode(painted)).cpu()
         parts = zip(batch.pairs, samples, plans, pixels[batch.rows], painted, strict=True)
-        paintings = [Painting(*part) for part in parts]
+        paintings = [Painting(*part, donors=own) for part, own in zip(parts, donors, strict=True)]
         if self.filter is not None:
             paintings = self._filtered(paintings, latents, self.filter)
         return paintings
@@ -237,7 +248,7 @@ class Painter:
         record = pair_record(
             pair,
             legend=self.pipeline.legend,
-            item=sample.item,
+            item=_credited(sample.item, painting.donors),
             plan=plan,
             source=self.source.name,
             split=self.splits[sample.item.scene],
@@ -253,6 +264,7 @@ class Painter:
                 "nuisances": finished.nuisances,
                 "fidelity": painting.score,
                 "attempt": painting.attempt,
+                "donors": [item.key for item in painting.donors],
             },
         )
         return replace(pair, metadata=record)
@@ -264,10 +276,12 @@ class Painter:
             touched = self.options.reconstruct_t1 or f"t{date}" in finished.nuisances
             if self.options.image_format == "png":
                 images.append(np.rint(image * 255).astype(np.uint8))
-            elif date == finished.real_date and not touched:
-                images.append(sample.image)  # with what lies beyond the stretch
-            else:
-                images.append(sample.normalisation.invert(image * 2 - 1, sample.image.dtype))
+                continue
+            written = sample.normalisation.invert(image * 2 - 1, sample.image.dtype)
+            if not touched:  # real pixels are written as they were read, with what lies beyond the stretch
+                real = _shares(sample.normalisation.apply(sample.image).clip(-1, 1)) == image
+                written[real] = sample.image[real]
+            images.append(written)
         return images
 
 
@@ -286,6 +300,13 @@ def fitting_batch_size(pipeline: ChangePairPipeline, sampling: Sampling, tile_si
             continue
         return size
     return 1
+
+
+def _credited(item: SourceItem, donors: Sequence[SourceItem]) -> SourceItem:
+    """With the licences and credits of all whose pixels a pair has; licences as an SPDX expression."""
+    licences = dict.fromkeys([item.licence, *(donor.licence for donor in donors)])
+    credits = dict.fromkeys(filter(None, [item.attribution, *(donor.attribution for donor in donors)]))
+    return replace(item, licence=" AND ".join(licences), attribution="; ".join(credits))
 
 
 def _shares(image: Pixels) -> Pixels:

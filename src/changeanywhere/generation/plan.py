@@ -9,7 +9,6 @@ folder, so that a run killed at any moment is finished by the same command to th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -51,12 +50,6 @@ class DatasetPlan:
     def shards(self) -> list[list[PlannedPair]]:
         """The pairs, shard by shard; shard N is entry N."""
         return [list(group) for _, group in groupby(self.pairs, key=lambda pair: pair.shard)]
-
-
-def source_fingerprint(source: Source) -> str:
-    """Hash of tile keys, scenes and legend: a plan fits only the source it was made for."""
-    content = [[item.key, item.scene, item.split, item.licence, item.gsd_m] for item in source.items]
-    return hashlib.sha256(json.dumps([content, source.legend.to_dict()]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -167,11 +160,12 @@ def plan_given(source: Source, second: Source, seed: int, shard_size: int) -> Da
     """A pair for every tile whose second mask the user brought; a mask that changes nothing is a no-change pair."""
     places = {item.key: i for i, item in enumerate(source.items)}
     foreign = [item.key for item in second.items if item.key not in places]
-    if foreign:
+    if foreign and not source.skipped:  # else its first mask is among what was left out, and listed
         raise SourceError(f"{second.root}: {foreign[0]} has no tile of that name in {source.root}")
     pairs = [
         PlannedPair(f"{item.key}_0", item.key, places[item.key], None, pair_seed(seed, item.key, 0), 0)
         for item in second.items
+        if item.key in places
     ]
     return DatasetPlan(_into_shards(pairs, shard_size), {})
 

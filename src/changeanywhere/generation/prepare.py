@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +22,6 @@ from changeanywhere.generation.plan import (
     make_plan,
     plan_given,
     save_plan,
-    source_fingerprint,
 )
 from changeanywhere.pairs.layout import atomic_write, remove_leftovers
 from changeanywhere.progress import progress_bar
@@ -44,10 +44,10 @@ def open_tiles(options: SimulateOptions, masks: Path | None = None, stretch: Seq
     )
 
 
-def note_skipped(out: Path, source: Source) -> None:
+def note_skipped(out: Path, skipped: Sequence[str]) -> None:
     """Write ``skipped.txt``, a line per tile that was left out, if any was."""
-    if source.skipped:
-        atomic_write(out / "skipped.txt", "".join(f"{line}\n" for line in source.skipped).encode())
+    if skipped:
+        atomic_write(out / "skipped.txt", "".join(f"{line}\n" for line in skipped).encode())
 
 
 def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
         "learn_transitions": options.learn_transitions,
         "transition_weights": table and table.to_dict(),  # what the file says now: it may be edited
         "legend_map": source.mapping and source.mapping.to_dict(),
-        "source_fingerprint": source_fingerprint(source),
+        "source_fingerprint": source.fingerprint(),
         "legend": source.legend.to_dict(),
         "num_pairs": options.num_pairs,
         "pairs_per_image": options.pairs_per_image,
@@ -81,6 +81,14 @@ def event_settings(options: SimulateOptions, source: Source) -> EventSettings:
     if events.shape_bank:
         bank = build_bank((source.read_mask(i) for i in range(len(source))), events, options.seed)
     return EventSettings(events, EventContext(bank, table, sizes))
+
+
+def note_transitions(out: Path, events: EventSettings, source: Source) -> None:
+    """Write ``transitions.json``, weights and usual sizes, where a table was used or learned."""
+    if events.context.transitions is not None:
+        sizes = {source.legend.name_of(c): list(limits) for c, limits in events.context.sizes.items()}
+        used = {"weights": events.context.transitions.to_dict(), "sizes_px": sizes}
+        atomic_write(out / "transitions.json", (json.dumps(used, indent=1) + "\n").encode())
 
 
 def get_plan(

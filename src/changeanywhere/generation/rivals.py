@@ -8,7 +8,8 @@ I3PE, Chen et al. 2023, which clusters instead of reading masks). None of them n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from scipy import ndimage
 
 from changeanywhere.events.scene import describe
 from changeanywhere.generation.nuisances import Pixels
-from changeanywhere.sample import ChangePlan, SourceSample, change_mask_of
+from changeanywhere.sample import ChangePlan, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import Source
 
 DONOR_TILES = 24
@@ -39,25 +40,47 @@ class Spot:
     """In its box."""
     class_index: int
     sample: SourceSample
-    source: Source
+    donors: Donors
     rng: np.random.Generator
 
 
+@dataclass
+class Donors:
+    """Tiles that pixels may come from, and those that some came from."""
+
+    source: Source
+    allowed: Sequence[int]
+    """Of the receiver's split: else pixels of a validation scene would be trained on."""
+    used: list[SourceItem] = field(default_factory=list)
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """The number of a random tile."""
+        return self.allowed[int(rng.integers(len(self.allowed)))]
+
+    def note(self, item: SourceItem) -> None:
+        """Pixels of this tile were taken."""
+        if item not in self.used:
+            self.used.append(item)
+
+
 def paint_rival(
-    method: str, sample: SourceSample, plan: ChangePlan, source: Source
+    method: str, sample: SourceSample, plan: ChangePlan, donors: Donors
 ) -> tuple[npt.NDArray[np.float32], ChangePlan]:
-    """Image t2 float32 ``[H, W, C]`` in [-1, 1], and its plan (another one only for ``patch_exchange``)."""
+    """Image t2 float32 ``[H, W, C]`` in [-1, 1], and its plan (another one only for ``patch_exchange``).
+
+    ``donors`` notes the tiles whose pixels went into it: their licences hold for the pair too.
+    """
     rng = np.random.default_rng([plan.seed, 53])
     image = _pixels(sample)
     if method == "patch_exchange":
-        return _exchange_windows(image, sample, plan, source, rng)
+        return _exchange_windows(image, sample, plan, donors, rng)
     fill = _copied if method == "copy_paste" else _recoloured
     result = image.copy()
     for class_index in np.unique(plan.mask_t2[plan.change_mask]):
         components, count = ndimage.label(plan.change_mask & (plan.mask_t2 == class_index), np.ones((3, 3)))
         for number, box in zip(range(1, count + 1), ndimage.find_objects(components), strict=True):
             shape = components[box] == number
-            result[box][shape] = fill(Spot(image[box][shape], shape, int(class_index), sample, source, rng))
+            result[box][shape] = fill(Spot(image[box][shape], shape, int(class_index), sample, donors, rng))
     return result, plan
 
 
@@ -68,11 +91,12 @@ def _pixels(sample: SourceSample) -> Pixels:
 
 def _copied(spot: Spot) -> Pixels:
     """Pixels ``[N, C]`` of another tile; ground of another class there takes the nearest pixel of the class."""
-    shape, class_index, source, rng = spot.shape, spot.class_index, spot.source, spot.rng
+    shape, class_index, rng = spot.shape, spot.class_index, spot.rng
+    source = spot.donors.source
     height, width = shape.shape
     best_share, best = 0.0, (spot.sample, 0, 0)
     for _ in range(DONOR_TILES):
-        donor = int(rng.integers(len(source)))
+        donor = spot.donors.draw(rng)
         own = source.read_mask(donor) == class_index
         if not own.any() or source.items[donor].key == spot.sample.item.key:
             continue
@@ -86,6 +110,7 @@ def _copied(spot: Spot) -> Pixels:
     if not best_share:  # no other tile has the class: colours of this one
         return _recoloured(spot)
     donor_sample, top, left = best
+    spot.donors.note(donor_sample.item)
     window = slice(top, top + height), slice(left, left + width)
     foreign = donor_sample.mask[window] != class_index
     nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
@@ -99,7 +124,7 @@ def _recoloured(spot: Spot) -> Pixels:
     for _ in range(DONOR_TILES):
         if len(there) >= MIN_PIXELS:
             break
-        donor = spot.source.read(int(spot.rng.integers(len(spot.source))))
+        donor = spot.donors.source.read(spot.donors.draw(spot.rng))
         there = _pixels(donor)[donor.mask == spot.class_index]
     own = spot.own
     if not len(there):
@@ -110,12 +135,13 @@ def _recoloured(spot: Spot) -> Pixels:
 
 
 def _exchange_windows(
-    image: Pixels, sample: SourceSample, plan: ChangePlan, source: Source, rng: np.random.Generator
+    image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors, rng: np.random.Generator
 ) -> tuple[Pixels, ChangePlan]:
     """One to three windows of another tile at the same place; none in a pair that is to show no change."""
     if not plan.change_mask.any():
         return image, plan
-    other = source.read(int(rng.integers(len(source))))
+    other = donors.source.read(donors.draw(rng))
+    donors.note(other.item)
     height, width = sample.mask.shape
     size = round(height * WINDOW), round(width * WINDOW)
     result, mask = image.copy(), sample.mask.copy()

@@ -24,7 +24,7 @@ from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.painter import Painter, Painting
 from changeanywhere.generation.plan import DatasetPlan, PlannedPair
-from changeanywhere.generation.prepare import get_plan, locked, note_skipped
+from changeanywhere.generation.prepare import get_plan, locked, note_skipped, note_transitions
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.writer import SHARED, finalise, write_pair
 from changeanywhere.progress import progress_bar
@@ -88,7 +88,8 @@ def generate(options: GenerateOptions) -> GenerateReport:
         plan = get_plan(
             options, painter.frozen_settings(), painter.source, painter.second, painter.events, True, options.shard_size
         )
-        note_skipped(options.out, painter.source)
+        note_skipped(options.out, painter.skipped)
+        note_transitions(options.out, painter.events, painter.source)
         shards = plan.shards()
         open_shards = [n for n in range(len(shards)) if not _shard_is_done(options.out, n)]
         num_new = sum(len(shards[n]) for n in open_shards)
@@ -96,12 +97,17 @@ def generate(options: GenerateOptions) -> GenerateReport:
         _paint_shards(painter, {n: shards[n] for n in open_shards}, len(plan.pairs))
         seconds = time.perf_counter() - started
         num_pairs, reached = _finalise(painter, shards, again=bool(open_shards))
-    _raise_on_shortfall(plan, options.out)
+    _raise_on_empty(plan, options.out)
     if plan.pairs and not num_pairs:
         raise ShortfallError(f"{options.out}: the filter dropped all {len(plan.pairs)} pairs; see filter.min_score")
     rate = num_new / seconds if num_new else 0.0
     dropped = len(plan.pairs) - num_pairs
-    return GenerateReport(options.out, num_pairs, num_new, rate, dropped, reached, painter.source.skipped)
+    report = GenerateReport(options.out, num_pairs, num_new, rate, dropped, reached, painter.skipped)
+    if plan.missing:
+        parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
+        asked = len(plan.pairs) + sum(plan.missing.values())
+        raise ShortfallError(f"{options.out}: {len(plan.pairs)} of {asked} pairs; missing: {parts}", report)
+    return report
 
 
 def _paint_shards(painter: Painter, shards: Mapping[int, Sequence[PlannedPair]], num_planned: int) -> None:
@@ -186,7 +192,7 @@ def dry_run(options: GenerateOptions) -> DryRun:
             _write(painter, painting, Path(folder))
         num_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     total = len(plan.pairs)
-    return DryRun(total, plan.missing, num_bytes * total // max(len(painted), 1), seconds * total)
+    return DryRun(total, plan.missing, num_bytes * total // len(pairs), seconds * total)
 
 
 def _write(painter: Painter, painting: Painting, folder: Path | None = None) -> Written:
@@ -238,11 +244,3 @@ def _records(out: Path, shards: Sequence[Sequence[PlannedPair]]) -> Iterator[dic
 def _raise_on_empty(plan: DatasetPlan, out: Path) -> None:
     if not plan.pairs:
         raise ShortfallError(f"{out}: no change is feasible in any tile of the source; see 'kinds' and 'min_area'")
-
-
-def _raise_on_shortfall(plan: DatasetPlan, out: Path) -> None:
-    _raise_on_empty(plan, out)
-    if plan.missing:
-        parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
-        asked = len(plan.pairs) + sum(plan.missing.values())
-        raise ShortfallError(f"{out}: {len(plan.pairs)} of {asked} pairs; missing: {parts}")

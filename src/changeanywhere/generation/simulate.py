@@ -5,6 +5,7 @@ OUT/label/KEY.png                   change mask, 0 or 255
 OUT/events.jsonl                    a line per pair, sorted by key: events with bbox, area in px and m², centroid
 OUT/annotations.json                COCO change instances: connected components of each class transition
 OUT/transitions.json                weights of transitions and usual sizes, where a table was used or learned
+OUT/targets.json                    shares asked and reached, where there are targets
 OUT/legend.json
 """
 
@@ -19,11 +20,19 @@ from typing import Any
 from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.options import SimulateOptions
 from changeanywhere.generation.plan import DatasetPlan, EventSettings, change_of
-from changeanywhere.generation.prepare import event_settings, get_plan, locked, note_skipped, open_tiles, plan_settings
+from changeanywhere.generation.prepare import (
+    event_settings,
+    get_plan,
+    locked,
+    note_skipped,
+    note_transitions,
+    open_tiles,
+    plan_settings,
+)
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_file, event_record
 from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.summary import SetSummary
-from changeanywhere.pairs.writer import write_labels
+from changeanywhere.pairs.writer import write_labels, write_targets
 from changeanywhere.progress import progress_bar
 from changeanywhere.sample import change_transitions
 from changeanywhere.sources import Source
@@ -52,25 +61,22 @@ def simulate_source(options: SimulateOptions) -> SimulateReport:
     settings = event_settings(options, source)
     with locked(options.out):
         plan = get_plan(options, plan_settings(options, source), source, None, settings, save=True)
-        note_skipped(options.out, source)
+        note_skipped(options.out, source.skipped)
         records = _write_labels(plan, source, settings, options.out)
         lines = [json.dumps(record) for record in sorted(records, key=lambda r: str(r["key"]))]
         atomic_write(options.out / "events.jsonl", ("\n".join(lines) + "\n").encode())
         source.legend.save(options.out / "legend.json")
-        if settings.context.transitions is not None:
-            used = {"weights": settings.context.transitions.to_dict(), "sizes_px": _by_name(settings, source)}
-            atomic_write(options.out / "transitions.json", (json.dumps(used, indent=1) + "\n").encode())
+        note_transitions(options.out, settings, source)
+        counts = SetSummary()
+        for record in records:
+            counts.add_change(record["transitions"], record["change_ratio"])
+        reached = options.targets.reached(counts)
+        write_targets(options.out, reached)
+    report = SimulateReport(options.out, len(plan.pairs), reached, source.skipped)
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
-        raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; missing: {parts}")
-    counts = SetSummary()
-    for record in records:
-        counts.add_change(record["transitions"], record["change_ratio"])
-    return SimulateReport(options.out, len(plan.pairs), options.targets.reached(counts), source.skipped)
-
-
-def _by_name(settings: EventSettings, source: Source) -> dict[str, list[int]]:
-    return {source.legend.name_of(c): list(limits) for c, limits in settings.context.sizes.items()}
+        raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; missing: {parts}", report)
+    return report
 
 
 def _write_labels(plan: DatasetPlan, source: Source, settings: EventSettings, out: Path) -> list[dict[str, Any]]:

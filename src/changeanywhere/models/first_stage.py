@@ -52,13 +52,12 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
     bf16 has 8 bits of mantissa: in it thousands of codes collapse onto each other.
     """
-    codebook = codebook.float()
-    norms = codebook.square().sum(1)
-    # |v - c|² without |v|², which is the same for every code; argmin over chunks bounds the memory.
-    chunks = [
-        torch.addmm(norms, v, codebook.T, alpha=-2.0).argmin(1) for v in torch.split(vectors.float(), CODE_SEARCH_CHUNK)
-    ]
-    return torch.cat(chunks)
+    with torch.autocast(vectors.device.type, enabled=False):
+        codebook = codebook.float()
+        norms = codebook.square().sum(1)
+        # |v - c|² without |v|², which is the same for every code; argmin over chunks bounds the memory.
+        chunks = torch.split(vectors.float(), CODE_SEARCH_CHUNK)
+        return torch.cat([torch.addmm(norms, v, codebook.T, alpha=-2.0).argmin(1) for v in chunks])
 
 
 def channels_last(module: ModuleT) -> ModuleT:

@@ -193,12 +193,17 @@ def finalise(
             lines.write(f"{encode(own)[:-1]}, {tail}\n".encode())
     atomic_write(root / "legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
     targets = reached(counts)
-    if targets:
-        rows = [{"target": name, "asked": asked, "reached": share} for name, asked, share in targets]
-        atomic_write(root / "targets.json", (json.dumps(rows, indent=1) + "\n").encode())
+    write_targets(root, targets)
     atomic_write(root / "README.md", dataset_card(legend, counts).encode())
     write_report(root, counts)
     return counts, targets
+
+
+def write_targets(root: Path, targets: Targets) -> None:
+    """``targets.json``, where there are any."""
+    if targets:
+        rows = [{"target": name, "asked": asked, "reached": share} for name, asked, share in targets]
+        atomic_write(root / "targets.json", (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def _put(path: Path, content: bytes) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -75,6 +77,15 @@ class Source(ABC):
         """Image and mask of tile ``index``."""
 
     @abstractmethod
+    def content_hash(self) -> str:
+        """Of what the files hold: masks by their bytes, images by their size. Changes when labels are corrected."""
+
+    def fingerprint(self) -> str:
+        """Hash of tiles, what is known of them, their files and legend."""
+        content = [[asdict(item) for item in self.items], self.legend.to_dict(), self.content_hash()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    @abstractmethod
     def georef(self, index: int) -> GeoReference | None:
         """Where tile ``index`` lies, without reading its pixels; None without a CRS."""
 
@@ -102,6 +113,9 @@ class _MappedSource(Source):
         self._source, self.mapping = source, mapping
         self.root, self.name, self.items = source.root, source.name, source.items
         self.legend, self.skipped = mapping.target, source.skipped
+
+    def content_hash(self) -> str:
+        return self._source.content_hash()
 
     def read_mask(self, index: int) -> Mask:
         return self.mapping.apply(self._source.read_mask(index))

@@ -6,6 +6,7 @@ rasterio, which reads the window alone.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ from changeanywhere.legend import Legend, Mask
 from changeanywhere.sample import GeoReference, Image, Normalisation
 
 GEOTIFF_SUFFIXES = (".tif", ".tiff")
-SUFFIXES = (".png", ".jpg", ".jpeg", *GEOTIFF_SUFFIXES)
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+SUFFIXES = (".png", *LOSSY_SUFFIXES, *GEOTIFF_SUFFIXES)
+DIGEST_PARTS, DIGEST_PART = 16, 1 << 18  # 4 MiB of a large file say whether it was changed
 STRETCH_SIDE = 1024  # px: the percentiles of larger images are taken from a reduced read
 
 
@@ -39,12 +42,39 @@ class Window:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What the header says: size in px, bands, dtype."""
+    """What the header says: size in px, bands, dtype, and where it lies (None without a CRS)."""
 
     height: int
     width: int
     count: int
     dtype: str
+    crs: Any = None
+    transform: Any = None
+
+    def lies_elsewhere(self, other: FileInfo) -> bool:
+        """Whether both have a CRS and it, or a corner by half a pixel or more, differs."""
+        if self.crs is None or other.crs is None:
+            return False
+        if self.crs != other.crs:
+            return True
+        to_pixels = ~self.transform
+        corners = ((0, 0), (self.width, 0), (0, self.height), (self.width, self.height))
+        moved = [np.subtract(to_pixels @ (other.transform @ corner), corner) for corner in corners]
+        return bool(np.abs(moved).max() >= 0.5)
+
+
+def digest(path: Path) -> str:
+    """Hash of a file's size and bytes; of a large one, of its size and evenly spaced parts."""
+    size = path.stat().st_size
+    seen = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        if size <= DIGEST_PARTS * DIGEST_PART:
+            seen.update(file.read())
+        else:
+            for part in range(DIGEST_PARTS):
+                file.seek(part * (size - DIGEST_PART) // (DIGEST_PARTS - 1))
+                seen.update(file.read(DIGEST_PART))
+    return seen.hexdigest()
 
 
 def _is_geotiff(path: Path) -> bool:
@@ -69,7 +99,8 @@ def read_info(path: Path) -> FileInfo:
     """Header of an image or mask file; :class:`SourceError` if it is none."""
     if _is_geotiff(path):
         with _open_raster(path) as raster:
-            return FileInfo(raster.height, raster.width, raster.count, raster.dtypes[0])
+            place = (raster.crs, raster.transform) if raster.crs is not None else (None, None)
+            return FileInfo(raster.height, raster.width, raster.count, raster.dtypes[0], *place)
     try:
         with PillowImage.open(path) as image:
             wide = image.mode.startswith("I")  # 16-bit PNG
@@ -79,9 +110,18 @@ def read_info(path: Path) -> FileInfo:
         raise SourceError(f"{path}: not a readable image ({error})") from error
 
 
-@lru_cache(maxsize=2)  # an image and its mask: the windows of a tile follow each other
+def _stamp(path: Path) -> int:
+    """When a file was last written (0 if there is none): what is kept of it is of no use afterwards."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 def _decode(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
     """Whole PNG or JPEG and, for palette files, the colours by index ``[N, 3]``."""
+    return _decoded(path, _stamp(path))
+
+
+@lru_cache(maxsize=2)  # an image and its mask: the windows of a tile follow each other
+def _decoded(path: Path, stamp: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
     try:
         with PillowImage.open(path) as image:
             palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3) if image.mode == "P" else None
@@ -125,9 +165,9 @@ def read_valid(path: Path, window: Window, bands: tuple[int, ...]) -> npt.NDArra
 def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
     """Mask uint8 ``[h, w]`` in ``legend``.
 
-    One band: the values are the indices. Palette: if every colour in use is a colour of the legend, the colour says
-    the class (files are often saved with an order of their own); else the index. Three or four bands: the colour says
-    the class. Raises :class:`LegendError` naming file and value.
+    One band: the values are the indices. Palette: if every colour in use anywhere in the file is a colour of the
+    legend, the colour says the class (files are often saved with an order of their own); else the index. Three or four
+    bands: the colour says the class. Raises :class:`LegendError` naming file and value.
     """
     if _is_geotiff(path):
         import rasterio
@@ -150,15 +190,12 @@ def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
     if whole.ndim == 3:
         return _by_colour(whole[..., :3], legend, path)
     if palette is not None:
-        used = np.flatnonzero(np.bincount(whole.ravel(), minlength=1))
-        known = {tuple(map(int, colour)) for colour in [*[c.color for c in legend.classes], (0, 0, 0)]}
-        if all(i < len(palette) and tuple(map(int, palette[i])) in known for i in used):
-            indices = np.zeros(len(palette), np.uint8)
-            indices[used] = _by_colour(palette[used][None], legend, path)[0]
+        indices = _palette_indices(path, _stamp(path), legend)
+        if indices is not None:
             found: Mask = indices[whole]
             return found
-    if np.issubdtype(whole.dtype, np.floating) and not np.array_equal(whole, np.rint(whole)):
-        value = whole[whole != np.rint(whole)].flat[0]  # NaN is unequal to everything
+    if np.issubdtype(whole.dtype, np.floating) and not (np.isfinite(whole) & (whole == np.rint(whole))).all():
+        value = whole[~(np.isfinite(whole) & (whole == np.rint(whole)))].flat[0]
         raise LegendError(f"{path}: mask value {value} is not a class; allowed: 0 (unknown) to {legend.num_classes}")
     low, high = int(whole.min(initial=0)), int(whole.max(initial=0))
     if low < 0 or high > legend.num_classes:
@@ -167,6 +204,33 @@ def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
             f"allowed: 0 (unknown) to {legend.num_classes} ({legend.names[-1]})"
         )
     return np.ascontiguousarray(whole).astype(np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _palette_indices(path: Path, stamp: int, legend: Legend) -> npt.NDArray[np.uint8] | None:
+    """Class by palette index, or None where the index itself is the class; decided once for the whole file.
+
+    :class:`LegendError` where both readings are possible: some colours are the legend's, in another order, and some are
+    not.
+    """
+    whole, palette = _decode(path)
+    assert palette is not None
+    used = np.flatnonzero(np.bincount(whole.ravel(), minlength=1))
+    index_of: dict[tuple[int, ...], int] = {(0, 0, 0): 0}
+    index_of |= {c.color: c.index for c in legend.classes}
+    colours = {int(i): tuple(map(int, palette[i])) if i < len(palette) else None for i in used}
+    if all(colour in index_of for colour in colours.values()):
+        indices = np.zeros(len(palette), np.uint8)
+        indices[used] = _by_colour(palette[used][None], legend, path)[0]
+        return indices
+    for index, colour in colours.items():
+        by_colour = index_of.get(colour) if colour is not None else None
+        if by_colour and by_colour != index:
+            raise LegendError(
+                f"{path}: palette index {index} has the colour of {legend.name_of(by_colour)}, and other colours are "
+                f"not in the legend {legend.name!r}; save the mask without palette, or with the legend's colours alone"
+            )
+    return None
 
 
 def _by_colour(pixels: npt.NDArray[Any], legend: Legend, path: Path) -> Mask:

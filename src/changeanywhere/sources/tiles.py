@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from changeanywhere.sources.base import Source, SourceOptions
 from changeanywhere.sources.files import (
     FileInfo,
     Window,
+    digest,
     read_georef,
     read_gsd,
     read_image,
@@ -85,6 +88,13 @@ class TileSource(Source):
             raise SourceError(f"{self.root}: no tile can be read; the first: {problems.found[0]}")
         self.items, self._tiles = tuple(self.items[i] for i in good), [self._tiles[i] for i in good]
 
+    def content_hash(self) -> str:
+        seen = hashlib.sha256()
+        for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
+            seen.update(f"{entry.stem} {entry.image.stat().st_size} {digest(entry.mask)}\n".encode())
+        seen.update(json.dumps([self._bands, self._options.stretch]).encode())
+        return seen.hexdigest()[:16]
+
     def read_mask(self, index: int) -> Mask:
         tile = self._tiles[index]
         mask = read_mask(tile.entry.mask, tile.window, self.legend)
@@ -120,6 +130,10 @@ class TileSource(Source):
             raise SourceError(
                 f"{entry.image}: {image.width}x{image.height} px, but its mask {entry.mask.name} has "
                 f"{mask.width}x{mask.height} px; they must be equal"
+            )
+        if image.lies_elsewhere(mask):
+            raise SourceError(
+                f"{entry.mask}: lies elsewhere than its image {entry.image.name} (CRS or transform differ)"
             )
         if max(self._bands) > image.count:
             raise SourceError(

@@ -6,6 +6,7 @@ number of reading processes.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -94,6 +95,11 @@ def loaded(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
 
 
+def ignore_sigterm(_: int) -> None:
+    """In a reading process: the training process is asked to stop as well, and still needs its batch."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def crop_batches(
     source: Source,
     settings: FirstStageRecipe | SegmenterRecipe,
@@ -108,5 +114,6 @@ def crop_batches(
         CropDataset(source, settings.crop_size, seed),
         batch_sampler=StepSampler(len(source), settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,
+        worker_init_fn=ignore_sigterm,
         pin_memory=torch.cuda.is_available(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +164,19 @@ def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder
     folder = find_first_stage(out, first_stage_folder, recipe.init)
     processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, run_settings.accumulation_steps)
-    run = TrainingRun(out / "training" / "denoiser", "denoiser", recipe, processes)
+    run = TrainingRun(out / "training" / "denoiser", "denoiser", recipe, processes, source.fingerprint())
     first_stage = load_first_stage(folder).to(processes.device)
     cache = build_latent_cache(out / "training" / "latents", source, first_stage, settings.views, processes)
     trainer = DenoiserTrainer(recipe, source.legend.num_classes, first_stage.latent_mean.numel(), processes)
     state = run.load_checkpoint()
+    if state and state.get("latents", cache.fingerprint) != cache.fingerprint:
+        raise OutputError(f"{out}: another first stage than the run was begun with")
     if recipe.init and state is None:
-        initialise_denoiser(trainer.denoiser, trainer.schedule, source.legend, recipe.init)
+        taken = initialise_denoiser(trainer.denoiser, trainer.schedule, source.legend, recipe.init)
+        if processes.is_main:
+            print(f"classes known to {recipe.init}: {', '.join(taken) or 'none, all start fresh'}", file=sys.stderr)
         trainer.average.load(trainer.denoiser.state_dict())
     first_step = trainer.load_state_dict(state) if state else 0
-    if state and state.get("latents", cache.fingerprint) != cache.fingerprint:
-        raise OutputError(f"{out}: another first stage, or other tiles or classes, than the run was begun with")
 
     def finished_model() -> Model:
         averaged = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())

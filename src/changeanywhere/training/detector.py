@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss
 from changeanywhere.training.pair_batches import training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
-from changeanywhere.training.run import TrainingRun
+from changeanywhere.training.run import TrainingRun, append_line
 
 Pairs = Sequence[ChangePair] | PairDataset
 
@@ -61,6 +61,12 @@ def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None 
     return pairs.subset([stems[Path(name).stem] for name in names])
 
 
+def _hash_of(pairs: Pairs) -> str:
+    """Of the names of the pairs, in their order: another one would change every step."""
+    names = pairs.names if isinstance(pairs, PairDataset) else [pair.key for pair in pairs]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
 def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
     """None where the recipe wants none, and, said aloud, where a set of few scenes has none."""
     if settings.val_split is None:
@@ -89,7 +95,7 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
             f"detector.batch_size is {settings.batch_size} for {processes.count} process(es); {settings.name} needs "
             "two pairs in each: it normalises pooled features over the batch"
         )
-    run = TrainingRun(out / "training" / "detector", "detector", recipe, processes)
+    run = TrainingRun(out / "training" / "detector", "detector", recipe, processes, _hash_of(train))
     torch.manual_seed(run_settings.seed)
     net = channels_last(start_detector(settings, recipe.init).to(processes.device)).train()
     # Fused: on a CPU too the update takes about half the time.
@@ -165,8 +171,7 @@ def _validate(
         return best
     precision = processes.accelerator.mixed_precision
     scores = evaluate_detector(net, val, settings.batch_size, processes.device, precision)
-    with (out / "training" / "detector" / "validation.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step + 1, **scores.to_dict()}) + "\n")
+    append_line(out / "training" / "detector" / "validation.jsonl", {"step": step + 1, **scores.to_dict()})
     if (scores.f1 or 0.0) <= best:
         return best
     save_detector(net, settings.name, out / "detector_best")

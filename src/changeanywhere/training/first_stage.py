@@ -202,7 +202,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
         raise ConfigError("first_stage.quantise_from_step must be below first_stage.num_steps")
     processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, run_settings.accumulation_steps)
-    run = TrainingRun(out / "training" / "first_stage", "first_stage", recipe, processes)
+    run = TrainingRun(out / "training" / "first_stage", "first_stage", recipe, processes, source.fingerprint())
     trainer = FirstStageTrainer(recipe, source.read(0).image.shape[2], processes)
     if recipe.init:
         trainer.codes_placed = initialise_first_stage(trainer.first_stage, recipe.init)
@@ -210,7 +210,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
     first_step = trainer.load_state_dict(state) if state else 0
 
     def batches(start: int, stop: int, rows: range) -> Iterator[Tensor]:
-        for images, _ in crop_batches(source, settings, run_settings, start, stop, rows):
+        for images, _ in loaded(crop_batches(source, settings, run_settings, start, stop, rows)):
             yield images.to(processes.device, memory_format=torch.channels_last, non_blocking=True)
 
     whole = range(settings.batch_size)
@@ -218,7 +218,7 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
         linear_start(trainer.first_stage.vq_model, torch.cat(list(batches(0, CODE_PLACEMENT_BATCHES, whole))))
     with progress_bar(processes.is_main) as bar, run.running(first_step):
         task = bar.add_task("first stage", total=settings.num_steps, completed=first_step)
-        for step, images in enumerate(loaded(batches(first_step, settings.num_steps, rows)), first_step):
+        for step, images in enumerate(batches(first_step, settings.num_steps, rows), first_step):
             if step >= settings.quantise_from_step and not trainer.codes_placed:
                 trainer.place_codebook(list(batches(step, step + CODE_PLACEMENT_BATCHES, whole)))
             factor = learning_rate_factor(step, settings.num_steps, settings.warmup_steps, settings.cosine_decay)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from changeanywhere.errors import OutputError
 from changeanywhere.models.first_stage import FirstStage
+from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import dihedral, step_rng, tiles_of_step
@@ -27,7 +30,7 @@ class LatentCache:
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.views = views
         self.fingerprint = str(json.loads((folder / "done.json").read_text())["fingerprint"])
-        """Of the first stage, the tiles' names and their classes."""
+        """Of the first stage, the tiles' names and files, and their classes."""
 
     def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Latents float32 ``[rows, 3, h, w]`` and masks int64 ``[rows, H, W]`` of these rows of a step's batch."""
@@ -38,6 +41,17 @@ class LatentCache:
         return torch.from_numpy(latents), torch.from_numpy(masks.astype(np.int64))
 
 
+def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """A file for an array, with its space on the disk: a full one would end the process while the map is filled."""
+    try:
+        np.lib.format.open_memmap(file, "w+", dtype, shape)
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
+
+
 def build_latent_cache(
     folder: Path, source: Source, first_stage: FirstStage, views: int, processes: Processes
 ) -> LatentCache:
@@ -46,7 +60,7 @@ def build_latent_cache(
     for value in first_stage.state_dict().values():
         fingerprint.update(value.float().cpu().numpy().tobytes())
     mapping = source.mapping and source.mapping.to_dict()
-    content = [views, [item.key for item in source.items], source.legend.to_dict(), mapping]
+    content = [views, [item.key for item in source.items], source.content_hash(), source.legend.to_dict(), mapping]
     fingerprint.update(json.dumps(content).encode())
     marker = folder / "done.json"
     finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint.hexdigest()
@@ -59,13 +73,13 @@ def build_latent_cache(
         folder.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
         shape = (len(source), views, channels, height // 4, width // 4)
-        np.lib.format.open_memmap(folder / "latents.npy", "w+", np.float16, shape)
-        np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (len(source), height, width))
+        _reserve(folder / "latents.npy", np.float16, shape)
+        _reserve(folder / "masks.npy", np.uint8, (len(source), height, width))
     processes.wait()
     latents, masks = (np.load(folder / name, mmap_mode="r+") for name in ("latents.npy", "masks.npy"))
     starts = range(processes.rank * ENCODE_BATCH, len(source), processes.count * ENCODE_BATCH)
     with progress_bar(processes.is_main) as bar, torch.no_grad():
-        task = bar.add_task("encoding tiles", total=len(starts) * ENCODE_BATCH)
+        task = bar.add_task("encoding tiles", total=sum(min(ENCODE_BATCH, len(source) - start) for start in starts))
         for start in starts:
             rows = range(start, min(start + ENCODE_BATCH, len(source)))
             samples = [source.read(i) for i in rows]
@@ -77,10 +91,11 @@ def build_latent_cache(
                 with processes.accelerator.autocast():
                     encoded = first_stage.encode(pixels.to(processes.device, memory_format=torch.channels_last))
                 latents[start : start + len(rows), view] = encoded.cpu().numpy()
-            bar.advance(task, ENCODE_BATCH)
+            bar.advance(task, len(rows))
     latents.flush()
     masks.flush()
     processes.wait()
     if processes.is_main:
-        marker.write_text(json.dumps({"fingerprint": fingerprint.hexdigest()}) + "\n")
+        atomic_write(marker, (json.dumps({"fingerprint": fingerprint.hexdigest()}) + "\n").encode())
+    processes.wait()  # nobody reads it before it is there
     return LatentCache(folder, views)

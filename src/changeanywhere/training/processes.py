@@ -94,6 +94,11 @@ class Processes:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
+    def agree(self, value: int) -> bool:
+        """Whether every process has the same ``value``."""
+        values = self.gather(torch.tensor([value], device=self.device))
+        return bool((values == value).all())
+
     def copy_from_main(self, tensor: Tensor) -> None:
         """Overwrite ``tensor`` with the main process's (sums on a GPU differ between processes in the last bits)."""
         if self.count > 1:

@@ -202,11 +202,12 @@ class RunRecipe:
     seed: int = 0
     """Every random number of the run follows from it."""
     mixed_precision: str = "no"
-    """``no`` or ``bf16`` (codebook and losses stay in float32)."""
+    """``no`` or ``bf16`` (the codebook and its search stay in float32)."""
     compile: bool = False
     """Compile first stage and denoiser with torch.compile; GPUs only (on CPUs torch 2.13 compiles wrong gradients)."""
     accumulation_steps: int = 1
-    """Parts in which first stage and denoiser take a process's share of a batch; more = less memory, same result."""
+    """Parts in which first stage and denoiser take a process's share of a batch; more = less memory; the same
+    result but for the adversarial loss, whose adaptive weight is found part by part."""
     num_workers: int = 1
     """Processes that read tiles, per training process."""
     log_every: int = 50
@@ -236,6 +237,7 @@ class Recipe:
         if sections - {"run", "detector"}:
             sections.add("data")
         fs, dn, sg, de, run = self.first_stage, self.denoiser, self.segmenter, self.detector, self.run
+        last = len(dn.channels) - 1
         checks: list[tuple[str, object, bool, str]] = [
             ("data.source", self.data.source, bool(self.data.source), "a folder"),
             ("first_stage.channels", fs.channels, len(fs.channels) == 3, "three numbers (f = 4)"),
@@ -261,6 +263,21 @@ class Recipe:
                 dn.prediction_type,
                 dn.prediction_type in ("epsilon", "v_prediction"),
                 "epsilon, v_prediction",
+            ),
+            ("denoiser.min_snr_gamma", dn.min_snr_gamma, dn.min_snr_gamma is None or dn.min_snr_gamma > 0, "above 0"),
+            ("denoiser.gradient_clip", dn.gradient_clip, dn.gradient_clip > 0, "above 0"),
+            (
+                "denoiser.attention_levels",
+                dn.attention_levels,
+                all(0 <= level < len(dn.channels) for level in dn.attention_levels),
+                f"0 to {last}",
+            ),
+            (
+                "denoiser.head_dim",
+                dn.head_dim,
+                dn.head_dim > 0
+                and not any(c % dn.head_dim for i, c in enumerate(dn.channels) if i in (*dn.attention_levels, last)),
+                "a divisor of the channels at attention_levels and at the last level",
             ),
             ("denoiser.views", dn.views, 1 <= dn.views <= 8, "1 to 8"),
             ("denoiser.mask_dropout", dn.mask_dropout, 0 <= dn.mask_dropout < 1, "0 to below 1"),
@@ -288,6 +305,8 @@ class Recipe:
             checks.append((f"{section}.channels", recipe.channels, not uneven, f"multiples of {recipe.norm_groups}"))
         for name in ("accumulation_steps", "log_every", "save_every"):
             checks.append((f"run.{name}", getattr(run, name), getattr(run, name) > 0, "above 0"))
+        if stages == ("segmenter",) and self.init:
+            raise ConfigError("init is for first stage, denoiser and detector; a segmenter starts from its backbone")
         for name, value, allowed, what in checks:
             if not allowed and name.split(".")[0] in sections:
                 raise ConfigError(f"{name} is {value!r}; allowed: {what}")

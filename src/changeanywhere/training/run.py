@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from changeanywhere.errors import ModelError, OutputError, TrainingDivergedError
+from changeanywhere.pairs.layout import atomic_file, atomic_write
 from changeanywhere.stopping import polite_stop
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
@@ -42,17 +43,17 @@ class TrainingRun:
     """One stage's folder: ``recipe.json``, ``metrics.jsonl``, ``samples/``, ``checkpoint.pt``, TensorBoard files.
 
     The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference.
-    Only ``num_steps`` and the :data:`ADJUSTABLE` settings of ``run`` may change. Of several processes the main one
-    writes, the others only read.
+    Only ``num_steps`` and the :data:`ADJUSTABLE` settings of ``run`` may change, and ``content``, a hash of the
+    training data, must not. Of several processes the main one writes, the others only read.
     """
 
-    def __init__(self, folder: Path, stage: str, recipe: Recipe, processes: Processes) -> None:
+    def __init__(self, folder: Path, stage: str, recipe: Recipe, processes: Processes, content: str) -> None:
         self.folder, self.recipe, self.processes, self.stage = folder, recipe, processes, stage
         self._writer = None
         if processes.is_main:
             try:
                 (folder / "samples").mkdir(parents=True, exist_ok=True)
-                self._freeze(stage)
+                self._freeze(stage, content)
             except OSError as error:
                 raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
             self._writer = self._tensorboard()
@@ -63,18 +64,22 @@ class TrainingRun:
         self._sigterm = threading.Event()
         self._stopping = False
 
-    def _freeze(self, stage: str) -> None:
+    def _freeze(self, stage: str, content: str) -> None:
         sections, defaults = asdict(self.recipe), asdict(Recipe())
         frozen: dict[str, Any] = {name: sections[name] for name in ("data", stage, "run")}
+        frozen["data"]["content"], defaults["data"]["content"] = content, content
         frozen["run"]["init"], defaults["run"]["init"] = sections["init"], None
         for key in ADJUSTABLE:
             del frozen["run"][key]
         del frozen[stage]["num_steps"]
         file = self.folder / "recipe.json"
-        if not file.exists():
-            file.write_text(json.dumps(frozen, indent=1) + "\n")
+        if not file.exists() or not (self.folder / "checkpoint.pt").exists():  # nothing depends on it yet
+            atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())
             return
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise OutputError(f"{file}: damaged; give another --out") from error
         for section, values in frozen.items():
             for key, value in values.items():
                 # A setting that is younger than the run was at its default.
@@ -103,6 +108,9 @@ class TrainingRun:
             raise ModelError(
                 f"{file}: not a readable checkpoint ({type(error).__name__}); delete it to start over"
             ) from error
+        if self.processes.is_main:
+            for name in ("metrics.jsonl", "validation.jsonl"):
+                _keep_rows(self.folder / name, int(state["step"]))
         return state
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
@@ -122,11 +130,16 @@ class TrainingRun:
             torch.save(dict(state), temporary)
             temporary.replace(self.folder / "checkpoint.pt")
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            temporary.unlink(missing_ok=True)
             raise OutputError(f"{temporary}: cannot be written ({error}); the last checkpoint is intact") from error
 
     @contextmanager
     def running(self, first_step: int) -> Iterator[None]:
         """Around the steps: throughput counts from here, and SIGTERM ends the run after a checkpoint of its own."""
+        if not self.processes.agree(first_step):
+            raise ModelError(
+                f"{self.folder}: the processes begin at different steps; every machine must see the same --out"
+            )
         if self.processes.is_main:
             print(f"{self.stage.replace('_', '-')}: {self.processes} from step {first_step}", file=sys.stderr)
         self._started, self._first_step = time.perf_counter(), first_step
@@ -183,18 +196,43 @@ class TrainingRun:
         record = {"step": step + 1, **values, "images_per_second": rate}
         if not self.processes.is_main:
             return record
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({k: float(f"{v:.6g}") for k, v in record.items()}) + "\n")
+        append_line(self.folder / "metrics.jsonl", {k: float(f"{v:.6g}") for k, v in record.items()})
         if self._writer is not None:
             for name, value in record.items():
                 if name != "step":
                     self._writer.add_scalar(name, value, step + 1)
         return record
 
-    def save_grid(self, step: int, rows: list[list[Tensor]]) -> Path:
+    def save_grid(self, step: int, rows: list[list[Tensor]]) -> None:
         """Images ``[C, H, W]`` in [-1, 1], row by row, into ``samples/STEP.png`` (first three channels)."""
+        if not self.processes.is_main:
+            return
         lines = [torch.cat([image[:3].float().cpu() for image in row], dim=2) for row in rows]
         grid = torch.cat(lines, dim=1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-        path = self.folder / "samples" / f"{step:07d}.png"
-        Image.fromarray(np.ascontiguousarray(grid)).save(path)
-        return path
+        with atomic_file(self.folder / "samples" / f"{step:07d}.png") as target:
+            Image.fromarray(np.ascontiguousarray(grid)).save(target, "PNG")
+
+
+def append_line(file: Path, content: Mapping[str, Any]) -> None:
+    """A line of JSON more; :class:`OutputError` if it cannot be written."""
+    try:
+        with file.open("a") as lines:
+            lines.write(json.dumps(content) + "\n")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror}); the last checkpoint is intact") from error
+
+
+def _keep_rows(file: Path, step: int) -> None:
+    """Drop the lines after ``step``: a run that was killed between a log and a checkpoint takes those steps again."""
+    if file.is_file():
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            atomic_write(file, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # cut off by the kill
+        return math.inf

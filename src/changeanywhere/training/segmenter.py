@@ -41,7 +41,7 @@ def train_segmenter(source: Source, recipe: Recipe, out: Path) -> Path:
     settings, run_settings = recipe.segmenter, recipe.run
     processes = Processes(run_settings)
     rows = processes.rows(settings.batch_size, 1)
-    run = TrainingRun(out / "training" / "segmenter", "segmenter", recipe, processes)
+    run = TrainingRun(out / "training" / "segmenter", "segmenter", recipe, processes, source.fingerprint())
     torch.manual_seed(run_settings.seed)
     net = channels_last(Segmenter(settings.backbone, source.legend, pretrained=True).to(processes.device)).train()
     optimizer = torch.optim.AdamW(net.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY)
