@@ -114,6 +114,19 @@ def test_bootstrap_interval_covers_the_mean() -> None:
     assert 50 <= hits <= 60
 
 
+def test_intervals_widen_where_entries_come_in_groups() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 6)
+    values = rng.normal(size=40)[groups] + 0.1 * rng.normal(size=240)
+    alone, together = bootstrap_mean(values), bootstrap_mean(values, groups=groups)
+    assert alone.value == together.value
+    assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(6**0.5, rel=0.25)
+    images = rng.normal(size=(40, 16))[groups] + 0.1 * rng.normal(size=(240, 16))
+    other = rng.normal(size=(100, 16))
+    alone, together = kid(images, other), kid(images, other, groups=groups)
+    assert alone.value == together.value and together.high - together.low > 1.3 * (alone.high - alone.low)
+
+
 def test_probe_finds_an_artefact_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     scenes = np.repeat([f"scene_{i}" for i in range(30)], 4)

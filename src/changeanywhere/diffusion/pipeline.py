@@ -170,7 +170,7 @@ class ChangePairPipeline:
         if single:
             image, mask, change = image[None], mask[None], change[None]
         self._check_arrays(image, mask, change)
-        seeds = [seed + i for i in range(len(image))] if isinstance(seed, int) else list(seed)
+        seeds = [seed + i for i in range(len(image))] if isinstance(seed, (int, np.integer)) else list(seed)
         pixels = torch.from_numpy(image.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
         masks, changes = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(change)
         painted = self.decode(self.paint(self.encode(pixels), masks, changes, seeds, sampling))

@@ -20,11 +20,14 @@ class Estimate:
     high: float
 
 
-def kid(first: Array, second: Array, seed: int = 0, resamples: int = 200) -> Estimate:
+def kid(
+    first: Array, second: Array, seed: int = 0, resamples: int = 200, groups: npt.NDArray[np.integer] | None = None
+) -> Estimate:
     """Kernel distance (Bińkowski et al. 2018): unbiased MMD² of features ``[N, D]``, ``[M, D]``, kernel (x·y/D + 1)³.
 
-    Bootstrap over images of both sets; pairs of an image with itself never count, so that images drawn twice add no
-    bias.
+    Bootstrap over images of both sets, of the first one by ``groups`` ``[N]`` of images that are drawn together
+    (several of one mask are not independent); pairs of an image with itself never count, so that images drawn twice
+    add no bias.
     """
     dimensions = first.shape[1]
     kernels = [(a @ b.T / dimensions + 1) ** 3 for a, b in ((first, first), (second, second), (first, second))]
@@ -38,7 +41,9 @@ def kid(first: Array, second: Array, seed: int = 0, resamples: int = 200) -> Est
 
     rng = np.random.default_rng([seed, 0])
     sizes = len(first), len(second)
-    drawn = [estimate(*(_counts(rng, size) for size in sizes)) for _ in range(resamples)]
+    group_of = np.arange(sizes[0]) if groups is None else np.unique(groups, return_inverse=True)[1]
+    num_groups = int(group_of.max()) + 1
+    drawn = [estimate(_counts(rng, num_groups)[group_of], _counts(rng, sizes[1])) for _ in range(resamples)]
     return Estimate(estimate(np.ones(sizes[0]), np.ones(sizes[1])), *_interval(drawn))
 
 
@@ -84,10 +89,15 @@ def against_halves(values: Array, real: Array, seed: int = 0, splits: int = 200)
     return HalvesComparison(float(np.mean(distances)), float(np.mean(between)))
 
 
-def bootstrap_mean(values: Array, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """Mean of ``[N]``, resampled over its entries."""
+def bootstrap_mean(
+    values: Array, seed: int = 0, resamples: int = 1000, groups: npt.NDArray[np.integer] | None = None
+) -> Estimate:
+    """Mean of ``[N]``, resampled over its entries, or over ``groups`` ``[N]`` of entries that are drawn together."""
     rng = np.random.default_rng([seed, 2])
-    drawn = [float(rng.choice(values, len(values)).mean()) for _ in range(resamples)]
+    group_of = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums, sizes = np.bincount(group_of, values), np.bincount(group_of)
+    chosen = rng.integers(len(sums), size=(resamples, len(sums)))
+    drawn = (sums[chosen].sum(1) / sizes[chosen].sum(1)).tolist()
     return Estimate(float(values.mean()), *_interval(drawn))
 
 

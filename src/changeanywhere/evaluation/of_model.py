@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +69,7 @@ def evaluate_model(
     figures = []
     if judge is not None:
         figures += _mask_fidelity(judge, pipe.legend.names, real, masks, painted, [masks[i] for i in chosen])
-    figures += _realism(features, real, painted, options.seed)
+    figures += _realism(features, real, painted, chosen, options.seed)
     figures += _diversity(pipe, masks, real, painted, options)
     figures += _borders(real, masks, painted, [masks[i] for i in chosen])
     return figures, [(masks[i], real[i], image) for i, image in zip(chosen, painted[: len(masks)], strict=False)]
@@ -101,7 +101,9 @@ def _mask_fidelity(
     return figures
 
 
-def _realism(features: Extractor, real: list[Image], painted: list[Image], seed: int) -> list[Figure]:
+def _realism(
+    features: Extractor, real: list[Image], painted: list[Image], mask_of: Sequence[int], seed: int
+) -> list[Figure]:
     section = f"realism ({FEATURES})"
     ours, theirs = features(painted), features(real)
     rng = np.random.default_rng([seed, 3])
@@ -114,7 +116,7 @@ def _realism(features: Extractor, real: list[Image], painted: list[Image], seed:
         note += f"; fewer than {MIN_REALISM_IMAGES:,} painted: a rough figure"
     some = rng.permutation(len(ours))[:size]
     return [
-        estimated(section, "KID", kid(ours, theirs, seed), between.value, note),
+        estimated(section, "KID", kid(ours, theirs, seed, groups=np.asarray(mask_of)), between.value, note),
         Figure(
             section,
             "Fréchet distance",

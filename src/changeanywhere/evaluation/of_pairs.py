@@ -77,9 +77,9 @@ def _mask_fidelity(pairs: list[ChangePair], names: tuple[str, ...], judge: Reade
     after = judge([pair.image_t2 for pair in pairs])
     painted, real = [], []
     unchanged = Confusion(len(names)), Confusion(len(names))
-    for pair, read_t1, read_t2 in zip(pairs, before, after, strict=True):
+    for number, (pair, read_t1, read_t2) in enumerate(zip(pairs, before, after, strict=True)):
         assert pair.mask_t1 is not None and pair.mask_t2 is not None
-        painted += read_instances(pair.mask_t2, read_t2, pair.change_mask)
+        painted += read_instances(pair.mask_t2, read_t2, pair.change_mask, number)
         real += read_instances(pair.mask_t1, read_t1)
         for confusion, read in zip(unchanged, (read_t1, read_t2), strict=True):
             confusion.add(pair.mask_t1, read, ~pair.change_mask)
@@ -87,7 +87,9 @@ def _mask_fidelity(pairs: list[ChangePair], names: tuple[str, ...], judge: Reade
     ours, ceiling = matched_recall(painted, real)
     if ours:
         note = f"{len(ours)} painted instances; beside it real ones of the same class and size at date 1"
-        estimate = bootstrap_mean(np.array(ours), seed)
+        known = {instance.class_index for instance in real}
+        groups = np.array([instance.group for instance in painted if instance.class_index in known])
+        estimate = bootstrap_mean(np.array(ours), seed, groups=groups)
         figure = share_of_ceiling(
             section,
             "recall of the new class, changed ground",

@@ -55,10 +55,12 @@ class Instance:
     class_index: int
     area: int
     recall: float
+    group: int = 0
+    """Number of its image: instances of one image are not independent."""
 
 
 def read_instances(
-    mask: Mask, read: npt.NDArray[np.integer], where: npt.NDArray[np.bool_] | None = None
+    mask: Mask, read: npt.NDArray[np.integer], where: npt.NDArray[np.bool_] | None = None, group: int = 0
 ) -> list[Instance]:
     """Components of each class of ``mask`` within ``where``, eroded by :data:`EROSION`; vanished ones are left out."""
     found = []
@@ -71,7 +73,7 @@ def read_instances(
         hits = np.bincount(components[inside & (read == class_index)], minlength=len(areas))
         for number in np.flatnonzero(sizes[1:]) + 1:
             recall = hits[number] / sizes[number]
-            found.append(Instance(int(class_index), int(areas[number]), float(recall)))
+            found.append(Instance(int(class_index), int(areas[number]), float(recall), group))
     return found
 
 
