@@ -302,8 +302,14 @@ def test_what_was_learned_and_reached_is_said_by_both_commands(
 
 def test_dry_run_writes_nothing(options: GenerateOptions) -> None:
     plan = generation.dry_run(options)
-    assert plan.num_pairs == 7 and plan.seconds > 0 and plan.num_bytes > 7 * 64 * 64
+    assert plan.num_pairs == 7 and plan.seconds > 0
     assert not options.out.exists()
+    generation.generate(options)
+    folders = ("A", "B", "label", "label1", "label2")
+    written = sum(file.stat().st_size for folder in folders for file in (options.out / folder).iterdir())
+    assert plan.num_bytes == pytest.approx(written, rel=0.2)
+    again = generation.dry_run(options)
+    assert (again.num_bytes, again.seconds) == (0, 0), "nothing is left to do"
 
 
 def test_geotiff_keeps_bands_dtype_and_place(options: GenerateOptions, tmp_path: Path) -> None:
@@ -376,7 +382,12 @@ def test_cli_exit_codes_and_single_lines(
         error = capsys.readouterr().err.strip()
         assert text in error.splitlines()[-1] and "Traceback" not in error
     assert run(["check", str(options.out)]) == 0
-    assert "every file is as it was written" in capsys.readouterr().out
+    assert "every image and mask is as it was written" in capsys.readouterr().out
+    (options.out / "list" / "train.txt").unlink()
+    assert run(["check", str(options.out)]) == 2
+    assert "train.txt: missing; the same generate command makes it again" in capsys.readouterr().err
+    assert run(["generate", *common, "--out", str(options.out), "--num-pairs", "2"]) == 0
+    assert run(["check", str(options.out)]) == 0
     (options.out / "B" / sorted(p.name for p in (options.out / "B").iterdir())[0]).write_bytes(b"cut")
     assert run(["check", str(options.out)]) == 2
     for folder in (options.source, Path(options.model)):

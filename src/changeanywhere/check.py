@@ -11,6 +11,7 @@ from changeanywhere.legend import Legend
 from changeanywhere.pairs.layout import SPLITS, file_hash
 from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.pairs.trees import tree_of
+from changeanywhere.pairs.writer import FINAL_FILES
 from changeanywhere.sample import change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.sources.files import read_info
@@ -77,7 +78,10 @@ def _generated(folder: Path) -> str:
             f"{folder}: an unfinished dataset, {len(markers)} of {len(shards)} shards\n"
             "next: the same generate command again"
         )
-    return f"{folder}: a generated dataset; every file is as it was written\n" + _pairs(folder)
+    for name in FINAL_FILES:
+        if not (folder / name).is_file():
+            raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
+    return f"{folder}: a generated dataset; every image and mask is as it was written\n" + _pairs(folder)
 
 
 def _lines(file: Path) -> list[Any]:

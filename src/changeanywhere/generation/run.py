@@ -26,7 +26,7 @@ from changeanywhere.generation.painter import Painter, Painting
 from changeanywhere.generation.plan import DatasetPlan, PlannedPair
 from changeanywhere.generation.prepare import get_plan, locked, note_skipped, note_transitions
 from changeanywhere.pairs.layout import atomic_write
-from changeanywhere.pairs.writer import SHARED, finalise, write_pair
+from changeanywhere.pairs.writer import FINAL_FILES, SHARED, finalise, write_pair
 from changeanywhere.progress import progress_bar
 from changeanywhere.stopping import polite_stop
 
@@ -73,6 +73,7 @@ class DryRun:
     num_pairs: int
     missing: Mapping[str, int]
     num_bytes: int
+    """Of the pairs that are not there yet, those that the filter drops counted as nothing."""
     seconds: float
 
 
@@ -164,7 +165,7 @@ def _finalise(painter: Painter, shards: Sequence[Sequence[PlannedPair]], again: 
     first = next(records, None)
     if first is None:
         return 0, []
-    if again or not all((out / name).is_file() for name in ("metadata.jsonl", "report.html")):
+    if again or not all((out / name).is_file() for name in FINAL_FILES):
         counts, reached = finalise(out, painter.pipeline.legend, chain([first], records), targets.reached)
         return counts.count, reached
     with (out / "metadata.jsonl").open("rb") as lines:
@@ -191,8 +192,9 @@ def dry_run(options: GenerateOptions) -> DryRun:
         for painting in painted:
             _write(painter, painting, Path(folder))
         num_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    total = len(plan.pairs)
-    return DryRun(total, plan.missing, num_bytes * total // len(pairs), seconds * total)
+    shards = plan.shards()
+    left = sum(len(shard) for number, shard in enumerate(shards) if not _shard_is_done(options.out, number))
+    return DryRun(len(plan.pairs), plan.missing, num_bytes * left // len(pairs), seconds * left)
 
 
 def _write(painter: Painter, painting: Painting, folder: Path | None = None) -> Written:

@@ -44,6 +44,8 @@ PNG_LEVEL = 3  # zlib: half the time of the default level 6 for files 3 % larger
 ImageFormat = Literal["png", "geotiff"]
 SHARED = ("model", "model_hash", "settings", "versions")
 """The end of every record: the same in all pairs of a run, and half of its bytes."""
+FINAL_FILES = ("metadata.jsonl", "legend.json", "README.md", "report.html", *(f"list/{split}.txt" for split in SPLITS))
+"""What is written last, from the records of all pairs."""
 Targets = list[tuple[str, float, float]]
 
 

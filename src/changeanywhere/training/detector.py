@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,8 +120,10 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
             optimizer.zero_grad(set_to_none=True)
             processes.accelerator.backward(loss)
             processes.average_gradients(net.parameters())
+            # Not clipped, but watched: a step that breaks the weights must not reach a checkpoint.
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), math.inf)
             optimizer.step()
-            run.add({"loss": loss})
+            run.add({"loss": loss, "gradient_norm": norm})
             log, save = run.due(step, settings.num_steps)
             if log or save:
                 values = run.means(step)

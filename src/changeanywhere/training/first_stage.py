@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ class FirstStageTrainer:
         self.optimizer.step()
         if adversarial:
             self.processes.average_gradients(self.discriminator.parameters())
+            norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), math.inf)  # watched, not clipped
+            values["discriminator_gradient_norm"] = norm
             self.discriminator_optimizer.step()
         if self.codes_placed and (step + 1) % self.settings.restart_codes_every == 0:
             values |= self._restart_codes(torch.cat([part[0] for part in parts]), step)
