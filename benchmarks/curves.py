@@ -1,4 +1,4 @@
-"""Training curves of a run as one SVG, from the metrics.jsonl of both stages.
+"""Training curves of a run as one SVG, from the metrics.jsonl of its stages.
 
 python benchmarks/curves.py --run runs/mini --out docs/mini-curves.svg
 """
@@ -53,18 +53,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="SVG file")
     arguments = parser.parse_args()
     parts = []
-    for number, (stage, name, title, logarithmic) in enumerate(PANELS):
-        lines = (arguments.run / "training" / stage / "metrics.jsonl").read_text().splitlines()
+    logs = {stage: arguments.run / "training" / stage / "metrics.jsonl" for stage, *_ in PANELS}
+    panels = [entry for entry in PANELS if logs[entry[0]].is_file()]
+    for number, (stage, name, title, logarithmic) in enumerate(panels):
+        lines = logs[stage].read_text().splitlines()
         rows = [(r["step"], r[name]) for r in map(json.loads, lines) if name in r]
         steps, values = np.array(rows).T
         row, column = divmod(number, 2)
         body = panel(steps, values, title, logarithmic)
         parts.append(f'<g transform="translate({column * WIDTH},{row * HEIGHT})">{body}</g>')
+    width, height = min(len(panels), 2) * WIDTH, -(-len(panels) // 2) * HEIGHT
     arguments.out.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {2 * HEIGHT}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
     )
-    print(f"{arguments.out}: {len(PANELS)} curves")
+    print(f"{arguments.out}: {len(panels)} curves")
 
 
 if __name__ == "__main__":

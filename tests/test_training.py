@@ -129,7 +129,7 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
         monkeypatch.setattr(trainer, "step", step_and_sigterm)
         with pytest.raises(KeyboardInterrupt):
             train(source_of(recipe), recipe, tmp_path / "broken")
-        assert len(steps) == 3
+        assert len(steps) == 3 and not active_children(), "reading processes ended with the loop"
         state = torch.load(tmp_path / "broken" / "training" / name / "checkpoint.pt", weights_only=True)
         assert state["step"] == 3
         train(source_of(recipe), recipe, tmp_path / "broken")

@@ -7,7 +7,7 @@ number of reading processes.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from changeanywhere.sources import Source
 from changeanywhere.training.recipe import FirstStageRecipe, RunRecipe, SegmenterRecipe
 
 Batch = TypeVar("Batch")
+SECONDS_AFTER_SIGTERM = 30
 
 
 def step_rng(seed: int, *path: int) -> np.random.Generator:
@@ -86,8 +87,11 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask)
 
 
-def loaded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader. What a worker process raised as bad input comes without its traceback, in one line."""
+def loaded(batches: Iterable[Batch]) -> Generator[Batch, None, None]:
+    """The batches of a loader. What a worker process raised as bad input comes without its traceback, in one line.
+
+    Close it (``contextlib.closing``) to end the worker processes, whatever else still refers to it.
+    """
     try:
         yield from batches
     except InputError as error:
@@ -95,9 +99,13 @@ def loaded(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
 
 
-def ignore_sigterm(_: int) -> None:
-    """In a reading process: the training process is asked to stop as well, and still needs its batch."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def outlive_sigterm(_: int) -> None:
+    """In a reading process: end :data:`SECONDS_AFTER_SIGTERM` after SIGTERM, not at once.
+
+    The training process is asked to stop as well, and still needs its batch; who waits for the end must not wait
+    for ever.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM) and None)
 
 
 def crop_batches(
@@ -114,6 +122,6 @@ def crop_batches(
         CropDataset(source, settings.crop_size, seed),
         batch_sampler=StepSampler(len(source), settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=outlive_sigterm,
         pin_memory=torch.cuda.is_available(),
     )

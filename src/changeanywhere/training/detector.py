@@ -6,6 +6,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -111,9 +112,9 @@ def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: P
         optimizer.load_state_dict(state["optimizer"])
         first_step, best = int(state["step"]), float(state["best"])
     batches = training_batches(train, settings, run_settings, first_step, rows)
-    with progress_bar(processes.is_main) as bar, run.running(first_step):
+    with progress_bar(processes.is_main) as bar, run.running(first_step), closing(loaded(batches)) as steps:
         task = bar.add_task("detector", total=settings.num_steps, completed=first_step)
-        for step, batch in enumerate(loaded(batches), first_step):
+        for step, batch in enumerate(steps, first_step):
             torch.manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)  # dropout
             optimizer.param_groups[0]["lr"] = settings.learning_rate * poly(step, settings)
             loss = _loss(net, batch, settings, processes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -212,16 +213,17 @@ def train_first_stage(source: Source, recipe: Recipe, out: Path) -> Path:
     state = run.load_checkpoint()
     first_step = trainer.load_state_dict(state) if state else 0
 
-    def batches(start: int, stop: int, rows: range) -> Iterator[Tensor]:
+    def batches(start: int, stop: int, rows: range) -> Generator[Tensor, None, None]:
         for images, _ in loaded(crop_batches(source, settings, run_settings, start, stop, rows)):
             yield images.to(processes.device, memory_format=torch.channels_last, non_blocking=True)
 
     whole = range(settings.batch_size)
     if settings.linear_start and first_step == 0 and not recipe.init:
         linear_start(trainer.first_stage.vq_model, torch.cat(list(batches(0, CODE_PLACEMENT_BATCHES, whole))))
-    with progress_bar(processes.is_main) as bar, run.running(first_step):
+    steps = batches(first_step, settings.num_steps, rows)
+    with progress_bar(processes.is_main) as bar, run.running(first_step), closing(steps):
         task = bar.add_task("first stage", total=settings.num_steps, completed=first_step)
-        for step, images in enumerate(batches(first_step, settings.num_steps, rows), first_step):
+        for step, images in enumerate(steps, first_step):
             if step >= settings.quantise_from_step and not trainer.codes_placed:
                 trainer.place_codebook(list(batches(step, step + CODE_PLACEMENT_BATCHES, whole)))
             factor = learning_rate_factor(step, settings.num_steps, settings.warmup_steps, settings.cosine_decay)

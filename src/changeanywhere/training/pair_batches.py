@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from changeanywhere.errors import PairsError
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.sample import ChangePair, rgb8
-from changeanywhere.training.batches import StepSampler, ignore_sigterm, step_rng
+from changeanywhere.training.batches import StepSampler, outlive_sigterm, step_rng
 from changeanywhere.training.detection import IGNORE
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 
@@ -172,6 +172,6 @@ def training_batches(
         TrainingPairs(pairs, recipe, run.seed),
         batch_sampler=StepSampler(len(pairs), recipe.batch_size, run.seed, first_step, recipe.num_steps, rows),
         num_workers=run.num_workers,
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=outlive_sigterm,
         pin_memory=torch.cuda.is_available(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -52,9 +53,9 @@ def train_segmenter(source: Source, recipe: Recipe, out: Path) -> Path:
         optimizer.load_state_dict(state["optimizer"])
         first_step = int(state["step"])
     batches = crop_batches(source, settings, run_settings, first_step, settings.num_steps, rows)
-    with progress_bar(processes.is_main) as bar, run.running(first_step):
+    with progress_bar(processes.is_main) as bar, run.running(first_step), closing(loaded(batches)) as steps:
         task = bar.add_task("segmenter", total=settings.num_steps, completed=first_step)
-        for step, (images, masks) in enumerate(loaded(batches), first_step):
+        for step, (images, masks) in enumerate(steps, first_step):
             generator = torch.Generator().manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)
             images = jitter_colours(images, settings.colour_jitter, generator)
             images = images.to(processes.device, memory_format=torch.channels_last, non_blocking=True)
