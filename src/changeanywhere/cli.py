@@ -66,6 +66,8 @@ def run(arguments: list[str]) -> int:
     try:
         dispatch[command](arguments[1:])
     except ChangeAnywhereError as error:
+        if isinstance(error, ShortfallError):
+            _print_shortfall(error)
         return _fail(" ".join(str(error).split()), error.exit_code)
     except OSError as error:  # a full disk or a lost network folder, wherever it was noticed
         return _fail(f"{error.filename or command}: {error.strerror or error}", 2)
@@ -86,11 +88,7 @@ def _generate(arguments: list[str]) -> None:
         print(f"would write {plan.num_pairs} pairs{missing}")
         print(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
         return
-    try:
-        report = generate(options)
-    except ShortfallError as error:
-        _print_shortfall(error, options.out)
-        raise
+    report = generate(options)
     _print_targets(report.reached)
     if report.num_new:
         print(
@@ -111,11 +109,7 @@ def _simulate(arguments: list[str]) -> None:
     options = _parse("simulate", SimulateOptions, arguments)
     from changeanywhere.generation.simulate import simulate_source
 
-    try:
-        report = simulate_source(options)
-    except ShortfallError as error:
-        _print_shortfall(error, options.out)
-        raise
+    report = simulate_source(options)
     _print_targets(report.reached)
     _print_skipped(report.skipped, options.out)
     print(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
@@ -126,12 +120,12 @@ def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
         print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
 
 
-def _print_shortfall(error: ShortfallError, out: Path) -> None:
+def _print_shortfall(error: ShortfallError) -> None:
     """What was made all the same."""
     report: Any = error.report
     if report is not None:
         _print_targets(report.reached)
-        _print_skipped(report.skipped, out)
+        _print_skipped(report.skipped, report.out)
 
 
 def _print_skipped(lines: Sequence[str], out: Path) -> None:

@@ -81,8 +81,9 @@ class Source(ABC):
         """Of what the files hold: masks by their bytes, images by their size. Changes when labels are corrected."""
 
     def fingerprint(self) -> str:
-        """Hash of tiles, what is known of them, their files and legend."""
-        content = [[asdict(item) for item in self.items], self.legend.to_dict(), self.content_hash()]
+        """Hash of tiles, what is known of them, their files, their legend and how they were mapped into it."""
+        mapping = self.mapping and self.mapping.to_dict()
+        content = [[asdict(item) for item in self.items], self.legend.to_dict(), mapping, self.content_hash()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @abstractmethod

@@ -59,9 +59,7 @@ def build_latent_cache(
     fingerprint = hashlib.sha256()
     for value in first_stage.state_dict().values():
         fingerprint.update(value.float().cpu().numpy().tobytes())
-    mapping = source.mapping and source.mapping.to_dict()
-    content = [views, [item.key for item in source.items], source.content_hash(), source.legend.to_dict(), mapping]
-    fingerprint.update(json.dumps(content).encode())
+    fingerprint.update(json.dumps([views, source.fingerprint()]).encode())
     marker = folder / "done.json"
     finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint.hexdigest()
     processes.wait()  # nobody writes before all have looked
