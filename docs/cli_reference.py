@@ -6,9 +6,10 @@ import dataclasses
 import typing
 from pathlib import Path
 
-from changeanywhere.cli import COMMANDS, attribute_docstrings
+from changeanywhere.cli import COMMANDS
 from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
 from changeanywhere.evaluation.options import EvaluateOptions
+from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import GenerateOptions, SimulateOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
 from changeanywhere.training.command import STAGES, TrainOptions

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_source
 from PIL import Image
 
 from changeanywhere.cli import run
+from conftest import write_source
 
 EXAMPLES = Path(__file__).parents[1] / "src" / "changeanywhere" / "assets" / "examples"
 OF_THIS_RUN = ("settings", "versions", "model", "model_hash", "source")

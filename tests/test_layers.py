@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors"],
-    ["legend", "progress", "stopping"],
+    ["flags", "legend", "progress", "stopping", "storage"],
     ["sample"],
     ["events"],
     ["sources"],

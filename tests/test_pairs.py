@@ -14,11 +14,11 @@ from changeanywhere.check import check_path
 from changeanywhere.errors import LegendError, OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.sheet import contact_sheet
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import finalise, pair_record, write_pair
 from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceItem, change_mask_of
+from changeanywhere.storage import atomic_write
 from conftest import shared
 
 LEGEND = load_legend("mini")

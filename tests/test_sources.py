@@ -154,11 +154,14 @@ def test_second_masks_of_several_areas_lie_in_one_folder(tmp_path: Path) -> None
         file.rename(file.with_name("other.png"))
     for name in ("tile_0", "other"):
         Image.fromarray(np.ones((64, 64), np.uint8)).save(tmp_path / "mine" / f"{name}.png")
-    options = SourceOptions(tile_size=64, masks=tmp_path / "mine")
-    assert {item.key for item in open_source(tmp_path, options).items} == {"train_urban_tile_0", "train_rural_other"}
+    mine = tmp_path / "mine"
+    assert {item.key for item in open_source(tmp_path, SMALL, mine).items} == {
+        "train_urban_tile_0",
+        "train_rural_other",
+    }
     Image.fromarray(np.ones((64, 64), np.uint8)).save(tmp_path / "mine" / "stranger.png")
     with pytest.raises(SourceError, match=r"stranger\.png: has no image"):
-        open_source(tmp_path, options)
+        open_source(tmp_path, SMALL, mine)
 
 
 def test_provenance_gives_scene_split_licence_and_sampling(source_folder: Path) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.layout import SPLITS, file_hash
+from changeanywhere.pairs.layouts import layout_of
+from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.reader import load_pairs
-from changeanywhere.pairs.trees import tree_of
 from changeanywhere.pairs.writer import FINAL_FILES
 from changeanywhere.sample import change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.sources.files import read_info
 from changeanywhere.sources.layouts import find_layout
 from changeanywhere.sources.problems import Problems
+from changeanywhere.storage import file_hash
 
 MAX_SAMPLES = 64  # tiles or pairs whose pixels are read; spread evenly
 
@@ -39,7 +40,7 @@ def check_path(path: str | Path) -> str:
         return _generated(folder)
     if (folder / "training").is_dir():
         return _training(folder)
-    if trees := [tree for tree in (folder, *(folder / split for split in SPLITS)) if tree_of(tree)]:
+    if trees := [tree for tree in (folder, *(folder / split for split in SPLITS)) if layout_of(tree)]:
         return "\n".join(_pairs(tree) for tree in trees)
     return _source(folder)
 

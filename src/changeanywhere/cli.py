@@ -6,21 +6,16 @@ command that is called is imported.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import os
-import re
 import signal
 import sys
-import textwrap
 import typing
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from changeanywhere.errors import ChangeAnywhereError, ShortfallError
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
+from changeanywhere.flags import parse
 from changeanywhere.legend import load_legend
 
 COMMANDS = {
@@ -140,7 +135,7 @@ def _train(arguments: list[str]) -> None:
         if arguments and arguments[0] in ("-h", "--help"):
             print(f"usage: changeanywhere train {{{','.join(STAGES)}}} --config RECIPE --out DIR\n\n{EPILOG}")
             return
-        raise _usage(f"train needs a stage; allowed: {', '.join(STAGES)}")
+        raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
     result = train(arguments[0], options)
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
@@ -157,7 +152,7 @@ def _import(arguments: list[str]) -> None:
                 f"{EPILOG}"
             )
             return
-        raise _usage(f"import needs a family of checkpoints; allowed: {', '.join(FAMILIES)}")
+        raise ConfigError(f"import needs a family of checkpoints; allowed: {', '.join(FAMILIES)}")
     positional = arguments[1:2] if arguments[1:] and not arguments[1].startswith("-") else []
     flags = ["--checkpoint", *positional] if positional else []
     rest = [*flags, *arguments[1 + len(positional) :]]
@@ -213,7 +208,7 @@ def _check(arguments: list[str]) -> None:
         if arguments and arguments[0] in ("-h", "--help"):
             print(f"usage: changeanywhere check PATH\n\n{COMMANDS['check']}\n\n{EPILOG}")
             return
-        raise _usage("check takes one path")
+        raise ConfigError("check takes one path")
     print(check_path(arguments[0]))
 
 
@@ -228,12 +223,6 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _usage(message: str) -> ChangeAnywhereError:
-    from changeanywhere.errors import ConfigError
-
-    return ConfigError(message)
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -244,77 +233,4 @@ Options = typing.TypeVar("Options")
 
 
 def _parse(command: str, kind: type[Options], arguments: list[str]) -> Options:
-    """Flags and ``--config`` YAML → the dataclass ``kind``; anything unknown or of the wrong type is one line."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=f"changeanywhere {command}", description=COMMANDS[command.split()[0]], epilog=EPILOG, exit_on_error=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
-    _add_options(parser, kind, "")
-    try:
-        values = parser.parse_args(_config_first(arguments))
-    except jsonargparse.ArgumentError as error:
-        raise _usage(_shorten(str(error))) from error
-    return _build(kind, values)
-
-
-def _shorten(message: str) -> str:
-    """jsonargparse's report on a value of the wrong type, as ``name is value; allowed: type``."""
-    name = re.search(r'Parser key "([^"]+)"', message)
-    value = re.search(r"Given value: (.+)", message)
-    kinds = re.findall(r"Expected an? <class '([^']+)'>", message)
-    if not (name and value and kinds):
-        return message
-    allowed = " or ".join("nothing" if kind == "NoneType" else kind for kind in kinds)
-    return f"{name.group(1)} is {value.group(1).strip()!r}; allowed: {allowed}"
-
-
-def attribute_docstrings(kind: type) -> dict[str, str]:
-    """Field name → the string literal below it, base classes first."""
-    texts: dict[str, str] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        body = typing.cast(ast.ClassDef, definition).body
-        for field, text in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
-                texts[field.target.id] = str(typing.cast(ast.Constant, text.value).value)
-    return texts
-
-
-def _add_options(parser: Any, kind: type, prefix: str) -> None:
-    """One flag per field: ``num_steps`` → ``--num-steps``; a nested dataclass → ``--events.min-area``."""
-    texts = attribute_docstrings(kind)
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        name = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hints[field.name]):
-            _add_options(parser, typing.cast(type, hints[field.name]), f"{name}.")
-            continue
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        settings: dict[str, Any] = {"required": True} if required else {"default": default}
-        if hints[field.name] is bool and default is False:
-            settings["action"] = "store_true"
-        else:
-            settings["type"] = hints[field.name]
-        parser.add_argument(f"--{name.replace('_', '-')}", help=texts.get(field.name), **settings)
-
-
-def _build(kind: type[Options], values: Any) -> Options:
-    hints = typing.get_type_hints(kind)
-    content = {}
-    for field in dataclasses.fields(typing.cast(Any, kind)):
-        value = values[field.name]
-        content[field.name] = _build(hints[field.name], value) if dataclasses.is_dataclass(hints[field.name]) else value
-    return kind(**content)
-
-
-def _config_first(arguments: list[str]) -> list[str]:
-    """Move ``--config FILE`` to the front, so that a flag wins wherever it stands."""
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            return [*arguments[i : i + 2], *arguments[:i], *arguments[i + 2 :]]
-        if argument.startswith("--config="):
-            return [argument, *arguments[:i], *arguments[i + 1 :]]
-    return arguments
+    return parse(command, kind, arguments, COMMANDS[command.split()[0]], EPILOG)

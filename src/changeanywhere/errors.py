@@ -65,3 +65,9 @@ class ModelError(InputError):
 
 class OutputError(InputError):
     """The output folder cannot be used: not writable, in use, or made with other settings."""
+
+
+def require(allowed: bool, name: str, value: object, what: str) -> None:
+    """Raise :class:`ConfigError` for an option whose value is not ``allowed``; ``what`` says which values are."""
+    if not allowed:
+        raise ConfigError(f"{name} is {value!r}; allowed: {what}")

@@ -1,20 +1,53 @@
-"""The one progress bar of the package, on standard error."""
+"""How far long work has come: passed in by whoever shows it, never made deep inside."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many are done, how many there are), from any thread."""
 
 
-def progress_bar(visible: bool = True) -> Progress:
+def silent(what: str, done: int, total: int) -> None:
+    """A :data:`Progress` that nobody looks at."""
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """The bars of the command line, on standard error: description, rate, counts, elapsed and remaining time."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Bars(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    begun: dict[str, tuple[object, float, int]] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if not begun:
+            bars.start()
+        if what not in begun:
+            begun[what] = (bars.add_task(what, total=total, completed=done), time.perf_counter(), done)
+        task, started, first = begun[what]
+        rate = (done - first) / max(time.perf_counter() - started, 1e-9)
+        described = f"{what}  {rate:.2f}/s" if done > first else what
+        bars.update(task, completed=done, total=total, description=described)  # type: ignore[arg-type]
+
+    try:
+        yield show
+    finally:
+        if begun:  # a bar that never began leaves no line
+            bars.stop()
+
+
+def progress_bar(visible: bool = True) -> Any:
     """Description, bar, counts, elapsed and remaining time."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not visible,
-    )
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Bars(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), disable=not visible)

@@ -84,6 +84,10 @@ class SourceSample:
     normalisation: Normalisation
     georef: GeoReference | None = None
 
+    def pixels(self) -> npt.NDArray[np.float32]:
+        """The image as networks see it: float32 ``[H, W, C]`` in [-1, 1]."""
+        return self.normalisation.apply(self.image).clip(-1, 1)
+
 
 @dataclass(frozen=True)
 class ChangeEvent:

@@ -13,7 +13,7 @@ SIDE_STEP = 8
 
 
 @dataclass(frozen=True)
-class Window:
+class LatentWindow:
     """A rectangle of latent cells of pair ``index`` of a batch."""
 
     index: int
@@ -28,7 +28,7 @@ class Window:
         return tensor[self.index, :, rows, columns]
 
 
-def change_windows(changed: Tensor, margin: int, multiple: int) -> list[Window]:
+def change_windows(changed: Tensor, margin: int, multiple: int) -> list[LatentWindow]:
     """A window for every pair that changes: the changed cells and ``margin`` cells around them, within the tile.
 
     ``changed``: bool ``[B, 1, h, w]``, on any device (one transfer). Windows are square but where the tile is narrower;
@@ -48,10 +48,10 @@ def change_windows(changed: Tensor, margin: int, multiple: int) -> list[Window]:
         # Centred on the change, then shifted inside.
         row = min(max(0, top + tall // 2 - size[0] // 2), height - size[0])
         column = min(max(0, left + wide // 2 - size[1] // 2), width - size[1])
-        windows.append(Window(index, row, column, *size))
+        windows.append(LatentWindow(index, row, column, *size))
     return windows
 
 
-def cut(tensor: Tensor, windows: Sequence[Window]) -> Tensor:
+def cut(tensor: Tensor, windows: Sequence[LatentWindow]) -> Tensor:
     """Windows of one size out of ``[B, C, h, w]`` → ``[N, C, height, width]``."""
     return torch.stack([window.of(tensor) for window in windows])

@@ -25,8 +25,8 @@ from changeanywhere.evaluation.paper_tables import read_published
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.storage import atomic_write
 from changeanywhere.training.detection import ChangeScores
 from changeanywhere.training.detector import evaluate_detector, select_pairs, train_detector
 from changeanywhere.training.pair_batches import label_of

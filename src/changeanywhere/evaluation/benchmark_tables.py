@@ -25,9 +25,9 @@ from changeanywhere.evaluation.paper_tables import (
 )
 from changeanywhere.models.detectors import Detector
 from changeanywhere.models.detectors.folder import load_detector
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.sample import rgb8
+from changeanywhere.storage import atomic_write
 from changeanywhere.training.pair_batches import to_tensors
 
 HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)

@@ -16,8 +16,8 @@ from changeanywhere.evaluation.figures import Figure
 from changeanywhere.evaluation.reading import Image
 from changeanywhere.evaluation.scores import Mask
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.report import data_uri
+from changeanywhere.storage import atomic_write
 
 MAX_PICTURES = 24
 

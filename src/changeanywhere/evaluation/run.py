@@ -18,8 +18,8 @@ from changeanywhere.evaluation.page import Pictures, write_page
 from changeanywhere.evaluation.reading import Extractor, load_features, load_judge
 from changeanywhere.legend import Legend
 from changeanywhere.pairs import load_pairs
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.storage import atomic_write
 
 MIN_TILES = 4
 

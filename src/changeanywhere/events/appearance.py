@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, signal
 
+from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
-from changeanywhere.events.scene import EIGHT, Proposal, Scene, class_by_class, describe, weighted_order
 
 MAX_REGIONS = 12  # receiving regions tried per donor before the next donor has its turn
 MAX_DONORS = 24  # donors tried before the tile counts as infeasible
@@ -34,50 +34,52 @@ class Appearance:
 
     name = "appearance"
 
-    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+    def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for donor in _donors(scene, rng)[:MAX_DONORS]:
-            shape = transform(donor.shape, scene, rng)
+        for donor in _donors(ground, rng)[:MAX_DONORS]:
+            shape = transform(donor.shape, ground, rng)
             area = int(np.count_nonzero(shape))
-            if not scene.within(area) or not scene.usual(donor.class_index, area):
+            if not ground.within(area) or not ground.usual(donor.class_index, area):
                 continue
             weights = [
-                region.area * scene.weight(region.class_index, donor.class_index)
-                if region.class_index != donor.class_index and area <= scene.options.max_coverage * region.area
+                region.area * ground.weight(region.class_index, donor.class_index)
+                if region.class_index != donor.class_index and area <= ground.options.max_coverage * region.area
                 else 0.0
-                for region in scene.instances
+                for region in ground.instances
             ]
             for number in weighted_order(weights, rng)[:MAX_REGIONS]:
-                region = scene.instances[number]
-                places = feasible_places(region.shape, shape, scene.options.margin)
+                region = ground.instances[number]
+                places = feasible_places(region.shape, shape, ground.options.margin)
                 if not len(places):
                     continue
                 row, column = places[rng.integers(len(places))] + (region.row, region.column)
-                mask_t2 = scene.mask.copy()
+                mask_t2 = ground.mask.copy()
                 mask_t2[row : row + shape.shape[0], column : column + shape.shape[1]][shape] = donor.class_index
                 offset = (int(row) - donor.origin[0], int(column) - donor.origin[1]) if donor.origin else (0, 0)
-                return mask_t2, describe(self.name, scene.mask, mask_t2, offset)
+                return mask_t2, describe(self.name, ground.mask, mask_t2, offset)
         return None
 
 
-def _donors(scene: Scene, rng: np.random.Generator) -> list[Donor]:
+def _donors(ground: Ground, rng: np.random.Generator) -> list[Donor]:
     """Donors in random order: of this tile, or of the whole source where there is a bank."""
-    if scene.bank is not None:
-        return [Donor(c, shape, None) for c, shape in scene.bank.draw(rng, MAX_DONORS, scene.min_area, scene.max_area)]
-    whole = [i for i in scene.instances if not i.cut and i.area <= scene.max_area]
-    smallest = 1 if scene.options.group_size > 1 else scene.min_area
-    return [_group(i, whole, scene, rng) for i in class_by_class([i for i in whole if i.area >= smallest], rng)]
+    if ground.bank is not None:
+        return [
+            Donor(c, shape, None) for c, shape in ground.bank.draw(rng, MAX_DONORS, ground.min_area, ground.max_area)
+        ]
+    whole = [i for i in ground.instances if not i.cut and i.area <= ground.max_area]
+    smallest = 1 if ground.options.group_size > 1 else ground.min_area
+    return [_group(i, whole, ground, rng) for i in class_by_class([i for i in whole if i.area >= smallest], rng)]
 
 
-def _group(instance: Instance, whole: list[Instance], scene: Scene, rng: np.random.Generator) -> Donor:
+def _group(instance: Instance, whole: list[Instance], ground: Ground, rng: np.random.Generator) -> Donor:
     """The instance with up to ``group_size - 1`` of its nearest fellows, in their layout."""
     members = [instance]
-    if scene.options.group_size > 1:
+    if ground.options.group_size > 1:
         fellows = [i for i in whole if i.class_index == instance.class_index and i is not instance]
         fellows.sort(key=lambda i: (i.row - instance.row) ** 2 + (i.column - instance.column) ** 2)
-        wanted = int(rng.integers(1, scene.options.group_size + 1)) - 1
+        wanted = int(rng.integers(1, ground.options.group_size + 1)) - 1
         for fellow in fellows[:wanted]:
-            if sum(m.area for m in members) + fellow.area <= scene.max_area:
+            if sum(m.area for m in members) + fellow.area <= ground.max_area:
                 members.append(fellow)
     top, left = min(m.row for m in members), min(m.column for m in members)
     height = max(m.row + m.shape.shape[0] for m in members) - top
@@ -90,9 +92,9 @@ def _group(instance: Instance, whole: list[Instance], scene: Scene, rng: np.rand
     return Donor(instance.class_index, shape, (top, left))
 
 
-def transform(shape: Shape, scene: Scene, rng: np.random.Generator) -> Shape:
+def transform(shape: Shape, ground: Ground, rng: np.random.Generator) -> Shape:
     """Rotate, mirror and scale ``shape`` as the options say; trimmed to its bounding box."""
-    options = scene.options
+    options = ground.options
     if options.rotate == "right_angles":
         shape = np.rot90(shape, int(rng.integers(4)))
     if options.flip and rng.integers(2):

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe
 from changeanywhere.events.instances import Instance
-from changeanywhere.events.scene import EIGHT, Proposal, Scene, class_by_class, describe
 from changeanywhere.legend import Mask
 
 
@@ -21,30 +21,30 @@ class Disappearance:
 
     name = "disappearance"
 
-    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+    def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
         for instance in class_by_class(
-            [i for i in scene.instances if scene.within(i.area) and scene.usual(i.class_index, i.area)], rng
+            [i for i in ground.instances if ground.within(i.area) and ground.usual(i.class_index, i.area)], rng
         ):
-            mask_t2 = dissolve(scene, instance)
+            mask_t2 = dissolve(ground, instance)
             if mask_t2 is None:
                 continue
             taken = np.unique(mask_t2[instance.window][instance.shape])
-            if all(scene.weight(instance.class_index, int(c)) > 0 for c in taken):
-                return mask_t2, describe(self.name, scene.mask, mask_t2)
+            if all(ground.weight(instance.class_index, int(c)) > 0 for c in taken):
+                return mask_t2, describe(self.name, ground.mask, mask_t2)
         return None
 
 
-def dissolve(scene: Scene, instance: Instance) -> Mask | None:
-    """The scene's mask with ``instance`` filled from its surroundings; None if there are none."""
-    surrounding = surrounding_class(scene.mask, instance)
+def dissolve(ground: Ground, instance: Instance) -> Mask | None:
+    """The ground's mask with ``instance`` filled from its surroundings; None if there are none."""
+    surrounding = surrounding_class(ground.mask, instance)
     if surrounding is None:
         return None
-    mask_t2 = scene.mask.copy()
-    if scene.options.fill == "majority":
+    mask_t2 = ground.mask.copy()
+    if ground.options.fill == "majority":
         mask_t2[instance.window][instance.shape] = surrounding
         return mask_t2
-    window, inside = _with_ring(scene.mask, instance)
+    window, inside = _with_ring(ground.mask, instance)
     ring = ndimage.binary_dilation(inside, EIGHT) & ~inside & (window != 0) & (window != instance.class_index)
     nearest = ndimage.distance_transform_edt(~ring, return_distances=False, return_indices=True)
     filled: npt.NDArray[np.uint8] = window[tuple(nearest)]

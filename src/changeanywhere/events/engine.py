@@ -16,7 +16,7 @@ from changeanywhere.sample import ChangeEvent, ChangePlan, change_mask_of
 
 if TYPE_CHECKING:
     from changeanywhere.events.bank import ShapeBank
-    from changeanywhere.events.scene import EventKind
+    from changeanywhere.events.ground import EventKind
     from changeanywhere.events.transitions import TransitionTable
 
 MAX_EVENTS = 24  # events tried to reach an asked-for change ratio
@@ -110,7 +110,7 @@ def _one_event(
     request: EventRequest,
 ) -> tuple[Mask, tuple[ChangeEvent, ...]] | None:
     """One more event on the ground that is still free."""
-    from changeanywhere.events.scene import Scene
+    from changeanywhere.events.ground import Ground
 
     free = np.where(mask == mask_t2, mask, 0).astype(np.uint8)
     changed = int(np.count_nonzero(mask != mask_t2))
@@ -132,9 +132,9 @@ def _one_event(
     registry = _registry()
     kinds = [asked] if asked is not None else [options.kinds[i] for i in rng.permutation(len(options.kinds))]
     for floor in floors:
-        scene = Scene(free, floor, largest, weight, legend.num_classes, options, context.bank, context.sizes)
+        ground = Ground(free, floor, largest, weight, legend.num_classes, options, context.bank, context.sizes)
         for name in kinds:
-            proposal = registry[name].propose(scene, rng)
+            proposal = registry[name].propose(ground, rng)
             if proposal is not None:
                 after, events = proposal
                 return np.where(after != free, after, mask_t2).astype(np.uint8), events

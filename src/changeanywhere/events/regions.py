@@ -7,8 +7,8 @@ from scipy import ndimage
 
 from changeanywhere.events.appearance import feasible_places, transform
 from changeanywhere.events.disappearance import dissolve, surrounding_class
+from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
-from changeanywhere.events.scene import EIGHT, Proposal, Scene, class_by_class, describe, weighted_order
 from changeanywhere.legend import Mask
 
 ATTEMPTS = 24  # instances or shapes tried before the tile counts as infeasible
@@ -19,18 +19,18 @@ class Conversion:
 
     name = "conversion"
 
-    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+    def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class([i for i in scene.instances if scene.within(i.area)], rng)[:ATTEMPTS]:
+        for instance in class_by_class([i for i in ground.instances if ground.within(i.area)], rng)[:ATTEMPTS]:
             weights = [
-                scene.weight(instance.class_index, c) if c != instance.class_index else 0.0
-                for c in range(1, scene.num_classes + 1)
+                ground.weight(instance.class_index, c) if c != instance.class_index else 0.0
+                for c in range(1, ground.num_classes + 1)
             ]
             order = weighted_order(weights, rng)
             if len(order):
-                mask_t2 = scene.mask.copy()
+                mask_t2 = ground.mask.copy()
                 mask_t2[instance.window][instance.shape] = order[0] + 1
-                return mask_t2, describe(self.name, scene.mask, mask_t2)
+                return mask_t2, describe(self.name, ground.mask, mask_t2)
         return None
 
 
@@ -39,20 +39,20 @@ class Growth:
 
     name = "growth"
 
-    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+    def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class([i for i in scene.instances if i.area >= scene.min_area], rng)[:ATTEMPTS]:
-            neighbour = surrounding_class(scene.mask, instance)
-            if neighbour is None or not scene.weight(neighbour, instance.class_index):
+        for instance in class_by_class([i for i in ground.instances if i.area >= ground.min_area], rng)[:ATTEMPTS]:
+            neighbour = surrounding_class(ground.mask, instance)
+            if neighbour is None or not ground.weight(neighbour, instance.class_index):
                 continue
-            whole = np.zeros(scene.mask.shape, bool)
+            whole = np.zeros(ground.mask.shape, bool)
             whole[instance.window] = instance.shape
-            reach = int(rng.integers(scene.options.spread[0], scene.options.spread[1] + 1))
+            reach = int(rng.integers(ground.options.spread[0], ground.options.spread[1] + 1))
             # Grown through the neighbour's ground alone: it does not jump over a road.
-            band = ndimage.binary_dilation(whole, EIGHT, reach, mask=whole | (scene.mask == neighbour)) & ~whole
-            if scene.within(int(np.count_nonzero(band))):
-                mask_t2 = np.where(band, np.uint8(instance.class_index), scene.mask)
-                return mask_t2, describe(self.name, scene.mask, mask_t2)
+            band = ndimage.binary_dilation(whole, EIGHT, reach, mask=whole | (ground.mask == neighbour)) & ~whole
+            if ground.within(int(np.count_nonzero(band))):
+                mask_t2 = np.where(band, np.uint8(instance.class_index), ground.mask)
+                return mask_t2, describe(self.name, ground.mask, mask_t2)
         return None
 
 
@@ -61,21 +61,21 @@ class Shrinkage:
 
     name = "shrinkage"
 
-    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+    def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class([i for i in scene.instances if i.area >= scene.min_area], rng)[:ATTEMPTS]:
-            neighbour = surrounding_class(scene.mask, instance)
-            if neighbour is None or not scene.weight(instance.class_index, neighbour):
+        for instance in class_by_class([i for i in ground.instances if i.area >= ground.min_area], rng)[:ATTEMPTS]:
+            neighbour = surrounding_class(ground.mask, instance)
+            if neighbour is None or not ground.weight(instance.class_index, neighbour):
                 continue
-            whole = np.zeros(scene.mask.shape, bool)
+            whole = np.zeros(ground.mask.shape, bool)
             whole[instance.window] = instance.shape
-            reach = int(rng.integers(scene.options.spread[0], scene.options.spread[1] + 1))
-            near = scene.mask == neighbour
+            reach = int(rng.integers(ground.options.spread[0], ground.options.spread[1] + 1))
+            near = ground.mask == neighbour
             band = ndimage.binary_dilation(near, EIGHT, reach, mask=near | whole) & whole
             area = int(np.count_nonzero(band))
-            if scene.within(area) and area < instance.area:  # all of it would be a disappearance
-                mask_t2 = np.where(band, np.uint8(neighbour), scene.mask)
-                return mask_t2, describe(self.name, scene.mask, mask_t2)
+            if ground.within(area) and area < instance.area:  # all of it would be a disappearance
+                mask_t2 = np.where(band, np.uint8(neighbour), ground.mask)
+                return mask_t2, describe(self.name, ground.mask, mask_t2)
         return None
 
 
@@ -88,29 +88,29 @@ class Rebuild:
 
     name = "rebuild"
 
-    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
+    def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        candidates = [i for i in scene.instances if not i.cut and scene.min_area <= i.area <= scene.max_area]
+        candidates = [i for i in ground.instances if not i.cut and ground.min_area <= i.area <= ground.max_area]
         for old in class_by_class(candidates, rng)[:ATTEMPTS]:
-            cleared = dissolve(scene, old)
-            surrounding = surrounding_class(scene.mask, old)
+            cleared = dissolve(ground, old)
+            surrounding = surrounding_class(ground.mask, old)
             if cleared is None or surrounding is None:
                 continue
             shapes = [i.shape for i in candidates if i.class_index == old.class_index and i is not old]
-            if scene.bank is not None:
-                shapes += scene.bank.shapes_of(old.class_index)
+            if ground.bank is not None:
+                shapes += ground.bank.shapes_of(old.class_index)
             for number in rng.permutation(len(shapes))[:4]:
-                shape = transform(shapes[number], scene, rng)
-                mask_t2 = self._place(scene, old, cleared, surrounding, shape, rng)
+                shape = transform(shapes[number], ground, rng)
+                mask_t2 = self._place(ground, old, cleared, surrounding, shape, rng)
                 if mask_t2 is not None:
-                    return mask_t2, describe(self.name, scene.mask, mask_t2)
+                    return mask_t2, describe(self.name, ground.mask, mask_t2)
         return None
 
     def _place(
-        self, scene: Scene, old: Instance, cleared: Mask, surrounding: int, shape: Shape, rng: np.random.Generator
+        self, ground: Ground, old: Instance, cleared: Mask, surrounding: int, shape: Shape, rng: np.random.Generator
     ) -> Mask | None:
         """``cleared`` with ``shape`` over the old centre, or None."""
-        places = feasible_places(cleared == surrounding, shape, scene.options.margin)
+        places = feasible_places(cleared == surrounding, shape, ground.options.margin)
         height, width = shape.shape
         centre = np.array([old.row + old.shape.shape[0] // 2, old.column + old.shape.shape[1] // 2])
         covering = places[((places <= centre) & (places > centre - (height, width))).all(1)]
@@ -119,8 +119,8 @@ class Rebuild:
         row, column = covering[rng.integers(len(covering))]
         mask_t2 = cleared.copy()
         mask_t2[row : row + height, column : column + width][shape] = old.class_index
-        changed = mask_t2 != scene.mask
-        weights_hold = scene.weight(surrounding, old.class_index) > 0 and all(
-            scene.weight(old.class_index, int(c)) > 0 for c in np.unique(cleared[old.window][old.shape])
+        changed = mask_t2 != ground.mask
+        weights_hold = ground.weight(surrounding, old.class_index) > 0 and all(
+            ground.weight(old.class_index, int(c)) > 0 for c in np.unique(cleared[old.window][old.shape])
         )
-        return mask_t2 if weights_hold and scene.within(int(np.count_nonzero(changed))) else None
+        return mask_t2 if weights_hold and ground.within(int(np.count_nonzero(changed))) else None

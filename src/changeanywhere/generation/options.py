@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
-from changeanywhere.sources.base import ON_ERROR
+from changeanywhere.sources.options import SourceOptions
 
 DEFAULT_SHARD = 32
 METHODS = ("diffusion", "copy_paste", "recolour", "patch_exchange")
 
 
-@dataclass(frozen=True)
-class SimulateOptions:
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions(SourceOptions):
     """Options of ``changeanywhere simulate`` (events only, no model)."""
 
     source: Path
@@ -29,17 +29,6 @@ class SimulateOptions:
     """Pairs per tile where num_pairs is not given (2 = one appearance, one disappearance: the paper's set)."""
     seed: int = 0
     """Every random number follows from it, the tile and the pair's number on that tile."""
-    legend: str | None = None
-    """Legend of the source, a name or file; default: legend.json or classes.json there or in a parent folder."""
-    tile_size: int = 256
-    """Tile height and width in px; larger images are cut, read by window."""
-    bands: list[int] | None = None
-    """1-based band numbers to read as red, green, blue; default: the first three."""
-    licences: list[str] | None = None
-    """Only tiles under these licences (as provenance.csv names them); default: all."""
-    on_error: str = "stop"
-    """At a tile that cannot be read: ``stop`` (one line, exit code 2), or ``skip``: read every tile first, leave out
-    the bad ones and list them in OUT/skipped.txt."""
     events: EventOptions = field(default_factory=EventOptions)
     learn_transitions: bool = False
     """Estimate weights of transitions and usual sizes of objects from the source (what borders what, how large)."""
@@ -51,8 +40,6 @@ class SimulateOptions:
         checks: list[tuple[str, object, bool, str]] = [
             ("num_pairs", self.num_pairs, self.num_pairs is None or self.num_pairs > 0, "1 or more"),
             ("pairs_per_image", self.pairs_per_image, self.pairs_per_image > 0, "1 or more"),
-            ("on_error", self.on_error, self.on_error in ON_ERROR, ", ".join(ON_ERROR)),
-            ("tile_size", self.tile_size, self.tile_size >= 16 and self.tile_size % 16 == 0, "a multiple of 16"),
             (
                 "learn_transitions",
                 self.learn_transitions,
@@ -62,8 +49,7 @@ class SimulateOptions:
             ("seed", self.seed, self.seed >= 0, "0 or more"),
         ]
         for name, value, allowed, what in checks:
-            if not allowed:
-                raise ConfigError(f"{name} is {value!r}; allowed: {what}")
+            require(allowed, name, value, what)
 
 
 @dataclass(frozen=True)
@@ -91,7 +77,7 @@ class FilterOptions:
             raise ConfigError("filter.model is missing; the other filter options do nothing without it")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerateOptions(SimulateOptions):
     """Options of ``changeanywhere generate``. Settings left out are those that the model recommends."""
 
@@ -142,8 +128,6 @@ class GenerateOptions(SimulateOptions):
     compile: bool = False
     """Compile the denoiser with torch.compile: minutes first, then about 15 % faster; pays from thousands of pairs
     (needs a C++ compiler on the CPU)."""
-    stretch: list[float] = field(default_factory=lambda: [2.0, 98.0])
-    """Percentiles that become black and white in images of other than 8 bits."""
     dry_run: bool = False
     """Plan, time one batch, say pairs, bytes and time; write nothing."""
 
@@ -175,9 +159,7 @@ class GenerateOptions(SimulateOptions):
             ("method", self.method, self.method in METHODS, ", ".join(METHODS)),
             ("batch_size", self.batch_size, self.batch_size is None or self.batch_size > 0, "1 or more"),
             ("num_threads", self.num_threads, self.num_threads is None or self.num_threads > 0, "1 or more"),
-            ("stretch", self.stretch, len(self.stretch) == 2, "two percentiles"),
             ("image_format", self.image_format, self.image_format in ("png", "geotiff"), "png, geotiff"),
         ]
         for name, value, allowed, what in checks:
-            if not allowed:
-                raise ConfigError(f"{name} is {value!r}; allowed: {what}")
+            require(allowed, name, value, what)

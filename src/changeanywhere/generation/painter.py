@@ -31,7 +31,7 @@ from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import pair_record
 from changeanywhere.sample import ChangePair, ChangePlan, SourceItem, SourceSample
-from changeanywhere.sources.tiles import DEFAULT_BANDS
+from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE
 
 CPU_BATCH = 4
 GPU_BATCHES = (64, 48, 32, 24, 16, 8, 4, 2)
@@ -75,7 +75,8 @@ class Painter:
     def __init__(self, options: GenerateOptions) -> None:
         options.check()
         self.options = options
-        tiles = open_tiles(options, stretch=options.stretch)  # before the model: cheap, and most mistakes are here
+        tile_size = options.tile_size or DEFAULT_TILE_SIZE
+        tiles = open_tiles(options)  # before the model: cheap, and most mistakes are here
         begun = settings_of(options.out)
         self.num_threads = int(options.num_threads or begun.get("num_threads") or os.cpu_count() or 1)
         torch.set_num_threads(self.num_threads)
@@ -90,9 +91,7 @@ class Painter:
         if options.compile:
             self.pipeline.denoiser.unet.compile()
         self.batch_size = int(
-            options.batch_size
-            or begun.get("batch_size")
-            or fitting_batch_size(self.pipeline, self.sampling, options.tile_size)
+            options.batch_size or begun.get("batch_size") or fitting_batch_size(self.pipeline, self.sampling, tile_size)
         )
         channels, bands = self.pipeline.first_stage.vq_model.config.in_channels, options.bands or DEFAULT_BANDS
         if len(bands) != channels:
@@ -100,8 +99,8 @@ class Painter:
         if options.image_format == "png" and channels != 3:
             raise ConfigError(f"image_format is 'png'; allowed for a model of {channels} band(s): geotiff")
         multiple = self.pipeline.denoiser.size_multiple
-        if options.tile_size % multiple:
-            raise ConfigError(f"tile_size is {options.tile_size}; this model allows multiples of {multiple}")
+        if tile_size % multiple:
+            raise ConfigError(f"tile_size is {tile_size}; this model allows multiples of {multiple}")
         self.source = tiles.with_legend(self.pipeline.legend, options.legend_map)
         self.second = (
             open_tiles(options, options.masks_t2).with_legend(self.pipeline.legend, options.legend_map)
@@ -110,7 +109,7 @@ class Painter:
         )
         self.skipped = tuple(dict.fromkeys((*self.source.skipped, *(self.second.skipped if self.second else ()))))
         self.filter = (
-            FidelityFilter(options.filter.model, self.pipeline.legend, options.tile_size, device)
+            FidelityFilter(options.filter.model, self.pipeline.legend, tile_size, device)
             if options.filter.model
             else None
         )
@@ -128,7 +127,7 @@ class Painter:
             "batch_size": self.batch_size,
             "num_threads": self.num_threads,
             "compile": options.compile,
-            "stretch": options.stretch,
+            "stretch": list(options.stretch or DEFAULT_STRETCH),
             "method": options.method,
             "reconstruct_t1": options.reconstruct_t1,
             "paste_back": options.paste_back,
@@ -154,7 +153,7 @@ class Painter:
         """Tiles and changes of one batch. Runs on a thread ahead of the device."""
         tiles = {pair.source_index: self.source.read(pair.source_index) for pair in pairs}
         plans = [change_of(pair, self.source, self.second, self.events) for pair in pairs]
-        images = np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in tiles.values()])
+        images = np.stack([s.pixels() for s in tiles.values()])
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         if self.pipeline.device.type == "cuda":
             pixels = pixels.pin_memory()
@@ -217,7 +216,7 @@ class Painter:
 
     def _other_tile(self, rng: np.random.Generator) -> Pixels:
         sample = self.source.read(int(rng.integers(len(self.source))))
-        return _shares(sample.normalisation.apply(sample.image).clip(-1, 1))
+        return _shares(sample.pixels())
 
     def finish(self, painting: Painting) -> ChangePair:
         """Paste-back, nuisances, order of the dates, record. Runs on a thread behind the device."""
@@ -279,7 +278,7 @@ class Painter:
                 continue
             written = sample.normalisation.invert(image * 2 - 1, sample.image.dtype)
             if not touched:  # real pixels are written as they were read, with what lies beyond the stretch
-                real = _shares(sample.normalisation.apply(sample.image).clip(-1, 1)) == image
+                real = _shares(sample.pixels()) == image
                 written[real] = sample.image[real]
             images.append(written)
         return images

@@ -21,9 +21,9 @@ import numpy as np
 
 from changeanywhere.errors import OutputError, SourceError
 from changeanywhere.events import EventContext, EventOptions, EventRequest, pair_seed, simulate
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.sample import ChangePlan, change_mask_of
 from changeanywhere.sources import Source
+from changeanywhere.storage import atomic_write
 
 MAX_EXTRA_ROUNDS = 8  # visits to every tile in search of a place for changes that others could not take
 

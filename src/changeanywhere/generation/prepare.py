@@ -23,25 +23,16 @@ from changeanywhere.generation.plan import (
     plan_given,
     save_plan,
 )
-from changeanywhere.pairs.layout import atomic_write, remove_leftovers
-from changeanywhere.progress import progress_bar
-from changeanywhere.sources import Source, SourceOptions, open_source
+from changeanywhere.progress import progress_bar, progress_bars
+from changeanywhere.sources import Source, open_source
+from changeanywhere.sources.options import DEFAULT_TILE_SIZE
+from changeanywhere.storage import atomic_write, remove_leftovers
 
 
-def open_tiles(options: SimulateOptions, masks: Path | None = None, stretch: Sequence[float] = (2.0, 98.0)) -> Source:
-    """The source as the options say; ``masks``: another folder of masks for it; ``stretch``: percentiles."""
-    return open_source(
-        options.source,
-        SourceOptions(
-            legend=options.legend,
-            tile_size=options.tile_size,
-            bands=tuple(options.bands) if options.bands else None,
-            licences=tuple(options.licences) if options.licences else None,
-            masks=masks,
-            stretch=(stretch[0], stretch[1]),
-            on_error=options.on_error,
-        ),
-    )
+def open_tiles(options: SimulateOptions, masks: Path | None = None) -> Source:
+    """The source as the options say; ``masks``: another folder of masks for it."""
+    with progress_bars() as progress:
+        return open_source(options.source, options.of_source(), masks, progress)
 
 
 def note_skipped(out: Path, skipped: Sequence[str]) -> None:
@@ -63,7 +54,7 @@ def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
         "num_pairs": options.num_pairs,
         "pairs_per_image": options.pairs_per_image,
         "seed": options.seed,
-        "tile_size": options.tile_size,
+        "tile_size": options.tile_size or DEFAULT_TILE_SIZE,
         "bands": options.bands,
     }
     return settings

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from changeanywhere.events.scene import describe
+from changeanywhere.events.ground import describe
 from changeanywhere.generation.nuisances import Pixels
 from changeanywhere.sample import ChangePlan, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import Source
@@ -85,7 +85,7 @@ def paint_rival(
 
 
 def _pixels(sample: SourceSample) -> Pixels:
-    pixels: Pixels = sample.normalisation.apply(sample.image).clip(-1, 1)
+    pixels: Pixels = sample.pixels()
     return pixels
 
 

@@ -25,10 +25,10 @@ from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.painter import Painter, Painting
 from changeanywhere.generation.plan import DatasetPlan, PlannedPair
 from changeanywhere.generation.prepare import get_plan, locked, note_skipped, note_transitions
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.writer import FINAL_FILES, SHARED, finalise, write_pair
 from changeanywhere.progress import progress_bar
 from changeanywhere.stopping import polite_stop
+from changeanywhere.storage import atomic_write
 
 WRITER_THREADS = 2
 READ_AHEAD = 2  # batches

@@ -30,12 +30,12 @@ from changeanywhere.generation.prepare import (
     plan_settings,
 )
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_file, event_record
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.pairs.writer import write_labels, write_targets
 from changeanywhere.progress import progress_bar
 from changeanywhere.sample import change_transitions
 from changeanywhere.sources import Source
+from changeanywhere.storage import atomic_write
 
 
 @dataclass(frozen=True)

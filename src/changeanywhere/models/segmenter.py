@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
 from changeanywhere.models.efficientnet import PYRAMID_STAGES, EfficientNetLite0, find_weights
-from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.storage import atomic_write
 
 FORMAT, FORMAT_VERSION = "changeanywhere-segmenter", 1
 UNET_CHANNELS = (24, 32, 64, 96, 160)

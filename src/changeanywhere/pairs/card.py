@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.layout import SPLITS
+from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.summary import SetSummary
 
 SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}

@@ -1,4 +1,4 @@
-"""Reads bi-temporal datasets: generated ones, and those of the field in their own folders (:mod:`.trees`)."""
+"""Reads bi-temporal datasets: generated ones, and those of the field in their own folders (:mod:`.layouts`)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import UnidentifiedImageError
 
 from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.layout import SPLITS
-from changeanywhere.pairs.trees import TREES, Tree, expected, tree_of
+from changeanywhere.pairs.layouts import LAYOUTS, Layout, expected, layout_of
+from changeanywhere.pairs.names import SPLITS
 from changeanywhere.sample import ChangePair
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -54,31 +54,31 @@ class PairDataset:
         folder: Path,
         names: Sequence[str],
         metadata: Metadata | None = None,
-        tree: Tree = TREES[0],
+        layout: Layout = LAYOUTS[0],
         counted: Sequence[int] = (),
     ) -> None:
         self.folder = folder
         self.names = tuple(names)
-        self._metadata, self._tree, self._counted = metadata, tree, tuple(counted)
+        self._metadata, self._layout, self._counted = metadata, layout, tuple(counted)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> ChangePair:
         name = self.names[index]
-        tree = self._tree
-        first, second = (_read(self._file(folder, name)) for folder in tree.images)
-        change_mask = tree.changed(_read(self._file(tree.change, name)))
-        files = {folder: self._find(folder, name) for folder in tree.masks}
+        layout = self._layout
+        first, second = (_read(self._file(folder, name)) for folder in layout.images)
+        change_mask = layout.changed(_read(self._file(layout.change, name)))
+        files = {folder: self._find(folder, name) for folder in layout.masks}
         masks = {folder: _read(file) for folder, file in files.items() if file is not None}
-        for what, array in {tree.images[1]: second, tree.change: change_mask, **masks}.items():
+        for what, array in {layout.images[1]: second, layout.change: change_mask, **masks}.items():
             if array.shape[:2] != first.shape[:2]:
                 raise PairsError(
-                    f"{self.folder / what / name}: {array.shape[:2]} px, image {tree.images[0]} has {first.shape[:2]}"
+                    f"{self.folder / what / name}: {array.shape[:2]} px, image {layout.images[0]} has {first.shape[:2]}"
                 )
         key = Path(name).stem
         record = self._metadata.of(key) if self._metadata else {}
-        mask_t1, mask_t2 = (masks.get(folder) for folder in tree.masks or ("", ""))
+        mask_t1, mask_t2 = (masks.get(folder) for folder in layout.masks or ("", ""))
         if self._counted:
             if mask_t1 is None or mask_t2 is None:
                 raise PairsError(f"{self.folder}: {name} has no semantic masks; changes of some classes cannot be told")
@@ -87,7 +87,7 @@ class PairDataset:
 
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
-        return PairDataset(self.folder, names, self._metadata, self._tree, self._counted)
+        return PairDataset(self.folder, names, self._metadata, self._layout, self._counted)
 
     def counting(self, classes: Sequence[str]) -> PairDataset:
         """The same pairs, in which only what becomes, or ceases to be, one of ``classes`` counts as changed.
@@ -100,7 +100,7 @@ class PairDataset:
             raise PairsError(f"{file}: missing; without a legend, changes of {', '.join(classes)} cannot be told")
         legend = Legend.load(file)
         counted = [legend.index_of(name) for name in classes]
-        return PairDataset(self.folder, self.names, self._metadata, self._tree, counted)
+        return PairDataset(self.folder, self.names, self._metadata, self._layout, counted)
 
     def _find(self, folder: str, name: str) -> Path | None:
         stem = Path(name).with_suffix("")
@@ -117,7 +117,7 @@ class PairDataset:
 
 
 def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
-    """Open ``folder``: one of :data:`.trees.TREES` with optional ``list/SPLIT.txt``, or such trees in ``SPLIT/``.
+    """Open ``folder``: one of :data:`.layouts.LAYOUTS` with optional ``list/SPLIT.txt``, or such layouts in ``SPLIT/``.
 
     ``split``: "train", "val", "test", or None for everything. A split that is asked for and not defined raises
     :class:`PairsError`; it is never silently the whole set.
@@ -125,10 +125,10 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
     root = Path(folder)
     if not root.is_dir():
         raise PairsError(f"{root}: no such folder")
-    tree = tree_of(root)
-    if tree is None:
+    layout = layout_of(root)
+    if layout is None:
         return _of_split(root, split)
-    images = root / tree.images[0]
+    images = root / layout.images[0]
     present = sorted(f.name for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
     if split is not None:
         listing = root / "list" / f"{split}.txt"
@@ -143,20 +143,20 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
     if not present and split:
         raise EmptySplitError(f"{root}: split {split!r} is empty")
     if not present:
-        raise PairsError(f"{root}: {tree.images[0]}/ is empty")
+        raise PairsError(f"{root}: {layout.images[0]}/ is empty")
     file = root / "metadata.jsonl"
-    return PairDataset(root, present, Metadata(file) if file.is_file() else None, tree)
+    return PairDataset(root, present, Metadata(file) if file.is_file() else None, layout)
 
 
 def _of_split(root: Path, split: str | None) -> PairDataset:
-    """Of ``root`` without images of its own: the tree of one split."""
-    trees = [name for name in SPLITS if tree_of(root / name)]
-    if not trees:
+    """Of ``root`` without images of its own: the layout of one split."""
+    layouts = [name for name in SPLITS if layout_of(root / name)]
+    if not layouts:
         raise PairsError(f"{root}: no bi-temporal dataset; expected {expected()}; or these in train/, val/ or test/")
     if split is None:
-        raise PairsError(f"{root}: has the splits {', '.join(trees)} as folders; say which")
-    if split not in trees:
-        raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(trees)}")
+        raise PairsError(f"{root}: has the splits {', '.join(layouts)} as folders; say which")
+    if split not in layouts:
+        raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(layouts)}")
     return load_pairs(root / split)
 
 

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.layout import SPLITS, atomic_write
+from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.sample import ChangePair
+from changeanywhere.storage import atomic_write
 
 MAX_PAIRS = 48  # shown, spread evenly over the set: keeps the page below a few megabytes
 SIDE = 256  # px; larger images are shown reduced

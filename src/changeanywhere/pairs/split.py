@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from changeanywhere.pairs.layout import SPLITS
+from changeanywhere.pairs.names import SPLITS
 
 SHARES = (0.8, 0.1, 0.1)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from changeanywhere.pairs.layout import SPLITS
+from changeanywhere.pairs.names import SPLITS
 
 
 class SetSummary:

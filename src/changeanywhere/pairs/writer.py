@@ -17,16 +17,7 @@ from changeanywhere.errors import PairsError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.annotations import event_record
 from changeanywhere.pairs.card import dataset_card
-from changeanywhere.pairs.layout import (
-    CHANGE_FOLDER,
-    IMAGE_FOLDERS,
-    MASK_FOLDERS,
-    SPLITS,
-    SUFFIXES,
-    atomic_file,
-    atomic_write,
-    content_hash,
-)
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS, SUFFIXES
 from changeanywhere.pairs.report import write_report
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.sample import (
@@ -39,6 +30,7 @@ from changeanywhere.sample import (
     change_mask_of,
     change_transitions,
 )
+from changeanywhere.storage import atomic_file, atomic_write, content_hash
 
 PNG_LEVEL = 3  # zlib: half the time of the default level 6 for files 3 % larger
 ImageFormat = Literal["png", "geotiff"]

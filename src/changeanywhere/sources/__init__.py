@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from changeanywhere.sources.base import Source, SourceOptions
+from changeanywhere.sources.base import Source
+from changeanywhere.sources.options import SourceOptions
 from changeanywhere.sources.tiles import open_source
 
 __all__ = ["Source", "SourceOptions", "open_source"]

@@ -5,49 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
-from changeanywhere.errors import ConfigError, SourceError
+from changeanywhere.errors import SourceError
 from changeanywhere.legend import Legend, LegendMap, Mask, load_legend_map
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
-
-ON_ERROR = ("stop", "skip")
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """How a source is opened."""
-
-    legend: str | None = None
-    """Legend of the masks, a name or file; default: legend.json or classes.json in the source or a parent folder."""
-    tile_size: int = 256
-    """Tile height and width, px; larger images are cut into windows."""
-    bands: tuple[int, ...] | None = None
-    """1-based band numbers to read; default: the first three."""
-    stretch: tuple[float, float] = (2.0, 98.0)
-    """Percentiles that become -1 and +1 in images of other than 8 bits, per band over the whole image."""
-    licences: tuple[str, ...] | None = None
-    """Only tiles under these licences (as provenance.csv names them)."""
-    masks: Path | None = None
-    """Folder of other masks for the same images (``generate --masks-t2``); images without one are left out."""
-
-    on_error: str = "stop"
-    """At a tile that cannot be read: ``stop``, or ``skip`` (every tile is read once when the source is opened)."""
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ON_ERROR:
-            raise ConfigError(f"on_error is {self.on_error!r}; allowed: {', '.join(ON_ERROR)}")
-        if self.tile_size < 16 or self.tile_size % 16:
-            raise ConfigError(f"tile_size is {self.tile_size}; allowed: a multiple of 16 px")
-        if self.bands is not None:
-            object.__setattr__(self, "bands", tuple(self.bands))  # a list from YAML or Python
-        if self.bands is not None and (not self.bands or min(self.bands) < 1):
-            raise ConfigError(f"bands is {list(self.bands)}; allowed: band numbers from 1")
-        low, high = self.stretch
-        if not 0 <= low < high <= 100:
-            raise ConfigError(f"stretch is {self.stretch}; allowed: two percentiles, 0 to 100, rising")
 
 
 class Source(ABC):

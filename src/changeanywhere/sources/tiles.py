@@ -11,9 +11,9 @@ import numpy as np
 
 from changeanywhere.errors import InputError, SourceError
 from changeanywhere.legend import Legend, Mask, find_legend, load_legend
-from changeanywhere.progress import progress_bar
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
-from changeanywhere.sources.base import Source, SourceOptions
+from changeanywhere.sources.base import Source
 from changeanywhere.sources.files import (
     FileInfo,
     Window,
@@ -27,9 +27,8 @@ from changeanywhere.sources.files import (
     read_valid,
 )
 from changeanywhere.sources.layouts import Entry, find_layout
+from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE, SourceOptions
 from changeanywhere.sources.problems import Problems
-
-DEFAULT_BANDS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,16 @@ class _Tile:
 class TileSource(Source):
     """Images with masks, cut into tiles of ``options.tile_size``; opening reads headers only."""
 
-    def __init__(self, root: Path, options: SourceOptions) -> None:
+    def __init__(
+        self, root: Path, options: SourceOptions, masks: Path | None = None, progress: Progress = silent
+    ) -> None:
         problems = Problems(options.on_error == "skip")
-        layout = find_layout(root, problems, options.masks)
-        self.root, self.name, self._options = root, layout.name, options
+        layout = find_layout(root, problems, masks)
+        self.root, self.name = root, layout.name
         self.legend = _legend_of(root, options, layout.legend)
         self._bands = options.bands or DEFAULT_BANDS
+        self._stretch = options.stretch or DEFAULT_STRETCH
+        self._tile_size = options.tile_size or DEFAULT_TILE_SIZE
         pairs = []
         for entry in layout.entries:
             if options.licences is not None and entry.licence not in options.licences:
@@ -57,7 +60,7 @@ class TileSource(Source):
                 problems.add(error)
                 continue
             gsd = entry.gsd_m if entry.gsd_m is not None else read_gsd(entry.image)
-            for key, window in _windows(entry, info, options.tile_size):
+            for key, window in _windows(entry, info, self._tile_size):
                 item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd, entry.attribution)
                 pairs.append((item, _Tile(entry, window)))
         if not pairs and problems.found:
@@ -71,19 +74,19 @@ class TileSource(Source):
             if before.key == after.key:
                 raise SourceError(f"{root}: two tiles would be called {after.key}; rename one of the files")
         if problems.skip:
-            self._leave_out_unreadable(problems)
+            self._leave_out_unreadable(problems, progress)
         self.skipped = tuple(problems.found)
 
-    def _leave_out_unreadable(self, problems: Problems) -> None:
+    def _leave_out_unreadable(self, problems: Problems, progress: Progress) -> None:
         """Read every tile once."""
         good = []
-        with progress_bar() as bar:
-            for index in bar.track(range(len(self.items)), description="checking tiles"):
-                try:
-                    self.read(index)
-                    good.append(index)
-                except InputError as error:
-                    problems.add(error)
+        for index in range(len(self.items)):
+            try:
+                self.read(index)
+                good.append(index)
+            except InputError as error:
+                problems.add(error)
+            progress("checking tiles", index + 1, len(self.items))
         if not good:
             raise SourceError(f"{self.root}: no tile can be read; the first: {problems.found[0]}")
         self.items, self._tiles = tuple(self.items[i] for i in good), [self._tiles[i] for i in good]
@@ -92,7 +95,7 @@ class TileSource(Source):
         seen = hashlib.sha256()
         for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
             seen.update(f"{entry.stem} {entry.image.stat().st_size} {digest(entry.mask)}\n".encode())
-        seen.update(json.dumps([self._bands, self._options.stretch]).encode())
+        seen.update(json.dumps([self._bands, self._stretch]).encode())
         return seen.hexdigest()[:16]
 
     def read_mask(self, index: int) -> Mask:
@@ -109,7 +112,7 @@ class TileSource(Source):
     def read(self, index: int) -> SourceSample:
         tile = self._tiles[index]
         image = read_image(tile.entry.image, tile.window, self._bands)
-        normalisation = read_stretch(tile.entry.image, self._bands, self._options.stretch)
+        normalisation = read_stretch(tile.entry.image, self._bands, self._stretch)
         valid = read_valid(tile.entry.image, tile.window, self._bands)
         if valid is not None and not valid.all():
             # It shows as the dark end of the stretch.
@@ -139,7 +142,7 @@ class TileSource(Source):
             raise SourceError(
                 f"{entry.image}: has {image.count} band(s), asked for {list(self._bands)}; choose with bands"
             )
-        size = self._options.tile_size
+        size = self._tile_size
         if min(image.height, image.width) < size:
             raise SourceError(
                 f"{entry.image}: {image.width}x{image.height} px is smaller than a tile of {size}x{size}; "
@@ -173,6 +176,11 @@ def _legend_of(root: Path, options: SourceOptions, native: str | None) -> Legend
     return legend
 
 
-def open_source(root: Path | str, options: SourceOptions | None = None) -> Source:
-    """Open a folder of single-date tiles in any known layout. Raises :class:`SourceError` and :class:`LegendError`."""
-    return TileSource(Path(root), options or SourceOptions())
+def open_source(
+    root: Path | str, options: SourceOptions | None = None, masks: Path | None = None, progress: Progress = silent
+) -> Source:
+    """Open a folder of single-date tiles in any known layout. Raises :class:`SourceError` and :class:`LegendError`.
+
+    ``masks``: a folder of other masks for the same images (``generate --masks-t2``); images without one are left out.
+    """
+    return TileSource(Path(root), options or SourceOptions(), masks, progress)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from changeanywhere.errors import OutputError
 from changeanywhere.models.first_stage import FirstStage
-from changeanywhere.pairs.layout import atomic_write
 from changeanywhere.progress import progress_bar
 from changeanywhere.sources import Source
+from changeanywhere.storage import atomic_write
 from changeanywhere.training.batches import dihedral, step_rng, tiles_of_step
 from changeanywhere.training.processes import Processes
 

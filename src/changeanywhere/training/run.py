@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from changeanywhere.errors import ModelError, OutputError, TrainingDivergedError
-from changeanywhere.pairs.layout import atomic_file, atomic_write
 from changeanywhere.stopping import polite_stop
+from changeanywhere.storage import atomic_file, atomic_write
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from changeanywhere.errors import ChangeAnywhereError, ModelError
 from changeanywhere.models.detectors import Detector, build_detector
-from changeanywhere.pairs.layout import atomic_write
+from changeanywhere.storage import atomic_write
 
 FORMAT, FORMAT_VERSION = "changeanywhere-detector", 1
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.pairs.layout import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 
 UNCHANGED_COLOUR = 255
 """SECOND paints unchanged ground white; changed ground has its class's colour."""
 
 
 @dataclass(frozen=True)
-class Tree:
+class Layout:
     """Folders of one kind of dataset."""
 
     images: tuple[str, str]
@@ -34,21 +34,21 @@ class Tree:
         return changed
 
 
-TREES = (
-    Tree(IMAGE_FOLDERS, masks=MASK_FOLDERS),  # ours, LEVIR-CD, WHU-CD tiles, anything prepared for Open-CD
-    Tree(("time1", "time2")),  # SYSU-CD, CLCD
-    Tree(("im1", "im2")),  # WHU-GCD, and SECOND with labels made binary
-    Tree(("im1", "im2"), change="label1"),  # SECOND; classes of changed ground only, so they are not read as masks
-    Tree(("Image1", "Image2")),  # S2Looking
+LAYOUTS = (
+    Layout(IMAGE_FOLDERS, masks=MASK_FOLDERS),  # ours, LEVIR-CD, WHU-CD tiles, anything prepared for Open-CD
+    Layout(("time1", "time2")),  # SYSU-CD, CLCD
+    Layout(("im1", "im2")),  # WHU-GCD, and SECOND with labels made binary
+    Layout(("im1", "im2"), change="label1"),  # SECOND; classes of changed ground only, so they are not read as masks
+    Layout(("Image1", "Image2")),  # S2Looking
 )
 
 
-def tree_of(folder: Path) -> Tree | None:
-    """What ``folder`` holds: the first of :data:`TREES` of which every needed folder exists."""
-    whole = (tree for tree in TREES if all((folder / name).is_dir() for name in (*tree.images, tree.change)))
+def layout_of(folder: Path) -> Layout | None:
+    """What ``folder`` holds: the first of :data:`LAYOUTS` of which every needed folder exists."""
+    whole = (layout for layout in LAYOUTS if all((folder / name).is_dir() for name in (*layout.images, layout.change)))
     return next(whole, None)
 
 
 def expected() -> str:
     """For error messages."""
-    return ", or ".join(", ".join(f"{name}/" for name in (*tree.images, tree.change)) for tree in TREES)
+    return ", or ".join(", ".join(f"{name}/" for name in (*layout.images, layout.change)) for layout in LAYOUTS)

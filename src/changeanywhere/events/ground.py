@@ -22,7 +22,7 @@ EIGHT = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True)
-class Scene:
+class Ground:
     """``mask`` uint8 ``[H, W]``: 0 = unknown *or already changed*, so that several events of a pair never overlap.
 
     ``weight(from, to)`` is the transition's weight, 0 = forbidden. Areas in px.
@@ -53,7 +53,7 @@ class Scene:
 
 
 Proposal = tuple[Mask, tuple[ChangeEvent, ...]]
-"""The second mask (equal to the scene's where nothing changed) and the events that made it."""
+"""The second mask (equal to the ground's where nothing changed) and the events that made it."""
 
 
 class EventKind(Protocol):
@@ -61,8 +61,8 @@ class EventKind(Protocol):
 
     name: str
 
-    def propose(self, scene: Scene, rng: np.random.Generator) -> Proposal | None:
-        """A change of ``scene``, or None if no such event is feasible in it."""
+    def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
+        """A change of ``ground``, or None if no such event is feasible in it."""
         ...
 
 

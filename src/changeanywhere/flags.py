@@ -1,0 +1,97 @@
+"""Typed options → flags and YAML: one dataclass is a command's flags, its recipe's keys and its help.
+
+``num_steps`` is ``--num-steps``; a field that is a dataclass itself is a section, ``--events.min-area``. The string
+below a field is its help. Anything unknown or of the wrong type is one line.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import typing
+from itertools import pairwise
+from typing import Any
+
+from changeanywhere.errors import ConfigError
+
+Options = typing.TypeVar("Options")
+
+
+def parse(command: str, kind: type[Options], arguments: list[str], description: str, epilog: str = "") -> Options:
+    """Flags and ``--config`` YAML → the dataclass ``kind``; :class:`ConfigError` for anything that does not fit."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog=f"changeanywhere {command}", description=description, epilog=epilog, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
+    _add_options(parser, kind, "")
+    try:
+        values = parser.parse_args(_config_first(arguments))
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(_shorten(str(error))) from error
+    return _build(kind, values)
+
+
+def _shorten(message: str) -> str:
+    """jsonargparse's report on a value of the wrong type, as ``name is value; allowed: type``."""
+    name = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"Given value: (.+)", message)
+    kinds = re.findall(r"Expected an? <class '([^']+)'>", message)
+    if not (name and value and kinds):
+        return message
+    allowed = " or ".join("nothing" if kind == "NoneType" else kind for kind in kinds)
+    return f"{name.group(1)} is {value.group(1).strip()!r}; allowed: {allowed}"
+
+
+def attribute_docstrings(kind: type) -> dict[str, str]:
+    """Field name → the string literal below it, base classes first."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        body = typing.cast(ast.ClassDef, definition).body
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
+                texts[field.target.id] = str(typing.cast(ast.Constant, text.value).value)
+    return texts
+
+
+def _add_options(parser: Any, kind: type, prefix: str) -> None:
+    """One flag per field: ``num_steps`` → ``--num-steps``; a nested dataclass → ``--events.min-area``."""
+    texts = attribute_docstrings(kind)
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            _add_options(parser, typing.cast(type, hints[field.name]), f"{name}.")
+            continue
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        settings: dict[str, Any] = {"required": True} if required else {"default": default}
+        if hints[field.name] is bool and default is False:
+            settings["action"] = "store_true"
+        else:
+            settings["type"] = hints[field.name]
+        parser.add_argument(f"--{name.replace('_', '-')}", help=texts.get(field.name), **settings)
+
+
+def _build(kind: type[Options], values: Any) -> Options:
+    hints = typing.get_type_hints(kind)
+    content = {}
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        value = values[field.name]
+        content[field.name] = _build(hints[field.name], value) if dataclasses.is_dataclass(hints[field.name]) else value
+    return kind(**content)
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Move ``--config FILE`` to the front, so that a flag wins wherever it stands."""
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            return [*arguments[i : i + 2], *arguments[:i], *arguments[i + 2 :]]
+        if argument.startswith("--config="):
+            return [argument, *arguments[:i], *arguments[i + 1 :]]
+    return arguments

@@ -1,0 +1,58 @@
+"""How a single-date source is opened: the same options for every command that reads one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from changeanywhere.errors import require
+
+DEFAULT_TILE_SIZE = 256
+DEFAULT_BANDS = (1, 2, 3)
+DEFAULT_STRETCH = (2.0, 98.0)
+ON_ERROR = ("stop", "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Options of a source. What is left out follows from the model where there is one."""
+
+    legend: str | None = None
+    """Legend of the source, a name or file; default: legend.json or classes.json there or in a parent folder."""
+    tile_size: int | None = None
+    """Tile height and width in px; larger images are cut, read by window. Default: 256 (evaluate: the model's)."""
+    bands: tuple[int, ...] | None = None
+    """1-based band numbers to read as red, green, blue; default: the model's, else the first three."""
+    stretch: tuple[float, float] | None = None
+    """Percentiles that become black and white in images of other than 8 bits; default: the model's, else 2 and 98."""
+    licences: tuple[str, ...] | None = None
+    """Only tiles under these licences (as provenance.csv names them); default: all."""
+    on_error: str = "stop"
+    """At a tile that cannot be read: ``stop`` (one line, exit code 2), or ``skip``: read every tile first, leave out
+    the bad ones and list them in OUT/skipped.txt."""
+
+    def __post_init__(self) -> None:
+        for name in ("bands", "stretch", "licences"):  # YAML, flags and callers give lists
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        require(self.on_error in ON_ERROR, "on_error", self.on_error, ", ".join(ON_ERROR))
+        size, bands, stretch = self.tile_size, self.bands, self.stretch
+        require(size is None or (size >= 16 and size % 16 == 0), "tile_size", size, "a multiple of 16 px")
+        require(bands is None or (bool(bands) and min(bands) >= 1), "bands", bands, "band numbers from 1")
+        require(
+            stretch is None or (len(stretch) == 2 and 0 <= stretch[0] < stretch[1] <= 100),
+            "stretch",
+            stretch,
+            "two percentiles, 0 to 100, rising",
+        )
+
+    def of_source(
+        self,
+        tile_size: int | None = None,
+        bands: tuple[int, ...] | None = None,
+        stretch: tuple[float, float] | None = None,
+    ) -> SourceOptions:
+        """These options alone (without what a command adds), with a model's values where none were given."""
+        own = {field.name: getattr(self, field.name) for field in fields(SourceOptions)}
+        for name, default in (("tile_size", tile_size), ("bands", bands), ("stretch", stretch)):
+            own[name] = default if own[name] is None else own[name]
+        return SourceOptions(**own)
