@@ -26,7 +26,8 @@ from torch import Tensor
 
 from changeanywhere.diffusion import pipeline as pipeline_module
 from changeanywhere.diffusion import samplers
-from changeanywhere.diffusion.blended import Sampling, changed_cells
+from changeanywhere.diffusion.blended import changed_cells
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.differences import boundary_contrast, difference, far_from
 from changeanywhere.evaluation.distances import against_halves, kid

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.blended import NoiseStreams, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from changeanywhere.events import (
     simulate,
 )
 from changeanywhere.events.appearance import feasible_places
-from changeanywhere.events.bank import ShapeBank, build_bank
+from changeanywhere.events.bank import ShapeBank, find_shapes, references_of
 from changeanywhere.events.disappearance import surrounding_class
 from changeanywhere.events.instances import find_instances
 from changeanywhere.events.transitions import learn_table, load_table
@@ -212,7 +213,10 @@ EVERYTHING = EventOptions(
 def test_every_kind_and_any_number_of_events_tells_the_truth(
     mask: Mask, seed: int, kind: str | None, banked: bool
 ) -> None:
-    bank = ShapeBank({3: [np.ones((2, 3), bool)], 5: [np.eye(3, dtype=bool)]}) if banked else None
+    donor = np.full((12, 12), 1, np.uint8)
+    donor[1:3, 1:4] = 3
+    donor[6:9, 6:9][np.eye(3, dtype=bool)] = 5
+    bank = bank_of(donor, EventOptions(min_area=1)) if banked else None
     plan = simulate(mask, LEGEND, seed, kind=kind, options=EVERYTHING, context=EventContext(bank=bank))
     if plan is None:
         return
@@ -302,8 +306,27 @@ def test_a_group_keeps_its_layout() -> None:
     assert counts == {1, 2, 3}
 
 
+@given(hnp.arrays(np.uint8, (14, 14), elements=st.integers(0, 3)), st.sampled_from([4, 8]))
+def test_a_reference_gives_back_the_very_shape(mask: Mask, connectivity: int) -> None:
+    """Even where shapes of one class share a box, and after a job was written and read."""
+    options = EventOptions(min_area=1, max_share=1.0, connectivity=connectivity)
+    bank = bank_of(mask, options)
+    again = ShapeBank(references_of(json.loads(json.dumps(bank.to_dict()))), lambda tile: mask, connectivity)
+    whole = [i for i in find_instances(mask, connectivity) if not i.cut]
+    for class_index in (1, 2, 3):
+        shapes = [i.shape for i in whole if i.class_index == class_index]
+        assert again.count_of(class_index) == len(shapes)
+        for number, shape in enumerate(shapes):
+            assert np.array_equal(again.shape(class_index, number), shape)
+            assert again.areas[class_index][number] == shape.sum()
+
+
+def bank_of(mask: Mask, options: EventOptions) -> ShapeBank:
+    return ShapeBank(find_shapes([mask], options, 0), lambda tile: mask, options.connectivity)
+
+
 def test_shape_bank_brings_a_building_to_bare_ground() -> None:
-    bank = build_bank([scenery()], EventOptions(), seed=0)
+    bank = bank_of(scenery(), EventOptions())
     bare = np.full((64, 64), 1, np.uint8)
     plans = [simulate(bare, LEGEND, s, kind="appearance", context=EventContext(bank=bank)) for s in range(20)]
     appeared = {p.events[0].to_class for p in plans if p is not None}

@@ -10,12 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from changeanywhere.cli import run
+from changeanywhere.storage import LocalStore
 from conftest import write_source
 
 PROGRAM = str(Path(sys.executable).parent / "changeanywhere")
@@ -38,17 +43,17 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file but the report, which names the folder."""
-    files = (f for f in folder.rglob("*") if f.is_file() and f.name not in ("report.html", ".lock"))
+    """Every file but the report, which names the folder, and what notes how files looked on this disk."""
+    files = (f for f in folder.rglob("*") if f.is_file() and f.name not in ("report.html", "asked.json"))
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def kill_when_it_works(command: list[str], out: Path, delay: float, markers: int) -> bool:
-    """SIGKILL ``delay`` seconds after it took the folder, with ``markers`` shards or more; False if it ended first."""
-    lock = out / ".lock"
-    before = lock.stat().st_mtime_ns if lock.exists() else 0
+    """SIGKILL ``delay`` seconds after its first lease, with ``markers`` shards or more; False if it ended first."""
+    leases = out / "leases"
+    before = leases.stat().st_mtime_ns if leases.exists() else 0
     process = start(command)
-    while process.poll() is None and not (lock.exists() and lock.stat().st_mtime_ns > before):
+    while process.poll() is None and not (leases.exists() and leases.stat().st_mtime_ns > before):
         time.sleep(0.002)
     begun = time.monotonic()
     while process.poll() is None:
@@ -60,11 +65,11 @@ def kill_when_it_works(command: list[str], out: Path, delay: float, markers: int
 
 
 def kill_at_random(tmp_path: Path, model: Path, num_pairs: int, num_kills: int) -> None:
-    """Kills alternate between any moment from taking the folder to the lists, and just after a shard was finished."""
+    """Kills alternate between any moment from the first lease to the lists, and just after a shard was finished."""
     source = write_source(tmp_path / "source", num_tiles=10)
     whole = tmp_path / "whole"
     process = start(arguments(source, model, whole, num_pairs))
-    while not (whole / ".lock").exists():
+    while not (whole / "leases").exists():
         time.sleep(0.002)
     begun = time.monotonic()
     assert finish(process, 600)[0] == 0
@@ -118,16 +123,102 @@ def test_a_polite_kill_finishes_the_shard(tmp_path: Path, tiny_model_folder: Pat
     assert written == named, "no file without its marker: the shard that was being painted is whole"
 
 
-def test_two_processes_on_one_folder(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_two_processes_share_a_set_and_one_is_killed(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """The survivor paints what the other had not begun, and takes over at once what it had."""
     source, out = write_source(tmp_path / "source", num_tiles=10), tmp_path / "out"
-    first = start(arguments(source, tiny_model_folder, out, 40))
-    while first.poll() is None and not (out / "plan" / "settings.json").exists():
+    command = arguments(source, tiny_model_folder, out, 40)
+    first = start(command)
+    while first.poll() is None and not any(file.stem.isdigit() for file in (out / "leases").glob("*.json")):
+        time.sleep(0.002)
+    os.kill(first.pid, signal.SIGSTOP)  # with a shard in its hands
+    held = [file.stem for file in (out / "leases").glob("*.json") if file.stem.isdigit()]
+    assert held
+    second = start(command)
+    while second.poll() is None and len(list((out / "shards").glob("*.json"))) < 10 - len(held):
         time.sleep(0.02)
-    os.kill(first.pid, signal.SIGSTOP)  # holds the folder for as long as the second one looks
-    code, errors = finish(start(arguments(source, tiny_model_folder, out, 40)))
-    os.kill(first.pid, signal.SIGCONT)
-    assert code == 2 and errors.count("\n") == 1 and "another process" in errors
-    assert finish(first)[0] == 0
+    assert second.poll() is None, "it waits for the shards of the other one"
+    first.kill()
+    code, errors = finish(second)
+    assert code == 0, errors
+    assert finish(first)[0] == -signal.SIGKILL
+    assert finish(start(arguments(source, tiny_model_folder, tmp_path / "whole", 40)))[0] == 0
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def in_a_fork(work: Callable[[], object]) -> int:
+    """Run ``work`` in a copy of this process: it has torch at hand already. Its exit code, -9 when it was killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_at_call(command: list[str], number: int, after: bool) -> bool:
+    """Run ``command``, killed before or after its storage call ``number``; False if it makes fewer."""
+
+    def work() -> None:
+        calls = count()
+
+        def dying(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(store: LocalStore, *rest: object) -> object:
+                due = next(calls) == number
+                if due and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                result = method(store, *rest)
+                if due:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+
+            return call
+
+        for name in ("put", "put_new", "delete", "get", "exists", "list"):
+            setattr(LocalStore, name, dying(getattr(LocalStore, name)))
+        whole = LocalStore.create
+
+        @contextmanager
+        def create(store: LocalStore, name: str) -> Iterator[Any]:
+            due = next(calls) == number
+            with whole(store, name) as target:
+                yield target
+                if due and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if due:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(LocalStore, "create", create)  # noqa: B010
+        run(command)
+
+    return in_a_fork(work) == -signal.SIGKILL
+
+
+def kill_at_storage_calls(tmp_path: Path, model: Path, every: int) -> int:
+    """Killed at every ``every``-th call, before it and after it; each set is then finished, and is the same."""
+    source, whole = write_source(tmp_path / "source", num_tiles=4), tmp_path / "whole"
+    assert run(arguments(source, model, whole, 6)[1:]) == 0
+    kills = 0
+    for number in range(0, 1000, every):
+        for after in (False, True):
+            out = tmp_path / f"killed_{number}_{after}"
+            command = arguments(source, model, out, 6)[1:]
+            if not killed_at_call(command, number, after):
+                assert tree(out) == tree(whole)
+                return kills
+            kills += 1
+            assert run(command) == 0
+            assert tree(out) == tree(whole), f"killed {'after' if after else 'before'} storage call {number}"
+    raise AssertionError("no end")
+
+
+def test_killed_at_some_storage_calls(tmp_path: Path, tiny_model_folder: Path) -> None:
+    assert kill_at_storage_calls(tmp_path, tiny_model_folder, every=13) >= 6
+
+
+@pytest.mark.faults
+def test_killed_before_and_after_every_storage_call(tmp_path: Path, tiny_model_folder: Path) -> None:
+    assert kill_at_storage_calls(tmp_path, tiny_model_folder, every=1) >= 100
 
 
 def test_a_source_file_that_vanishes_loses_nothing(tmp_path: Path, tiny_model_folder: Path) -> None:

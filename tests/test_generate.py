@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +16,18 @@ from PIL import Image
 from scipy import ndimage
 
 import changeanywhere as ca
+from changeanywhere.check import check_path
 from changeanywhere.cli import run
-from changeanywhere.diffusion.blended import Sampling
-from changeanywhere.errors import ConfigError, OutputError, ShortfallError, SourceError
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError, SourceError
 from changeanywhere.events import EventOptions
-from changeanywhere.generation import painter
-from changeanywhere.generation import run as generation
+from changeanywhere.generation import dataset, painting
+from changeanywhere.generation import generate as generation
 from changeanywhere.generation.options import FilterOptions, GenerateOptions
-from changeanywhere.generation.plan import PlannedPair
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.legend import load_legend
+from changeanywhere.painters.base import Batch, Painting
+from changeanywhere.painters.diffusion import DiffusionPainter
 from changeanywhere.sample import change_mask_of
 from conftest import tiny_model
 
@@ -36,7 +41,7 @@ def options(source_folder: Path, tiny_model_folder: Path, tmp_path: Path) -> Gen
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    skip = {".lock"}
+    skip = {"asked.json"}  # how files looked on this disk
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in sorted(folder.rglob("*"))
@@ -85,21 +90,23 @@ def test_same_command_again_does_nothing(options: GenerateOptions) -> None:
 def test_interrupted_run_ends_with_the_same_bytes(options: GenerateOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     generation.generate(options)
     unbroken = tree(options.out)
-    paint = generation.Painter.paint
+    paint = DiffusionPainter.paint
     for survivors in (1, 3):
         out = options.out.with_name(f"broken_{survivors}")
         calls = []
 
-        def dying(self: generation.Painter, pairs: object, calls: list[int] = calls, limit: int = survivors) -> object:
+        def dying(
+            self: DiffusionPainter, batch: Batch, calls: list[int] = calls, limit: int = survivors
+        ) -> list[Painting]:
             calls.append(1)
             if len(calls) > limit:
                 raise KeyboardInterrupt
-            return paint(self, pairs)
+            return paint(self, batch)
 
-        monkeypatch.setattr(generation.Painter, "paint", dying)
+        monkeypatch.setattr(DiffusionPainter, "paint", dying)
         with pytest.raises(KeyboardInterrupt):
             generation.generate(change(options, out=out))
-        monkeypatch.setattr(generation.Painter, "paint", paint)
+        monkeypatch.setattr(DiffusionPainter, "paint", paint)
         report = generation.generate(change(options, out=out))
         assert 0 < report.num_new <= 7
         assert {k: v for k, v in tree(out).items() if k != "report.html"} == {
@@ -116,33 +123,58 @@ def test_a_tile_is_encoded_once_for_all_its_pairs(options: GenerateOptions, monk
     assert sizes == [2, 2, 2]
 
 
-def test_records_come_in_the_order_of_their_keys_from_shards_that_overlap(tmp_path: Path) -> None:
+def test_records_come_in_the_order_of_their_keys_from_shards_that_overlap() -> None:
     keys = [["a_0", "a_2", "a_10"], ["a_1_0", "a_1_1"], ["b_0"], ["a_0_0"]]
-    shards = []
-    for number, names in enumerate(keys):
-        shards.append([PlannedPair(name, "tile", 0, None, 0, number) for name in names])
-        (tmp_path / "shards").mkdir(exist_ok=True)
-        (tmp_path / "shards" / f"{number:05d}.json").write_text(
-            json.dumps({"records": [{"key": n} for n in names], "shared": {}})
-        )
-    assert [r["key"] for r in generation._records(tmp_path, shards)] == sorted(n for names in keys for n in names)
+    read = []
+
+    def of_shard(number: int) -> list[tuple[str, str]]:
+        read.append(number)
+        return [(key, f"record of {key}") for key in keys[number]]
+
+    merged = dataset.in_key_order([min(names) for names in keys], of_shard)
+    assert next(merged) == "record of a_0" and read == [0], "no more is read than may come first"
+    assert list(merged) == [f"record of {key}" for key in sorted(n for names in keys for n in names)[1:]]
 
 
 def test_what_a_killed_process_was_writing_is_swept_away(options: GenerateOptions) -> None:
     generation.generate(options)
     before = tree(options.out)
-    (options.out / "label" / ".tile_1_0.png.123.456.part").write_bytes(b"half")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (options.out / "shards" / "00001.json").unlink()
+    ended, alive = (options.out / "label" / f".tile_1_0.png.{pid}.456.part" for pid in (dead.pid, os.getpid()))
+    for part in (ended, alive):
+        part.write_bytes(b"half")
     generation.generate(options)
+    assert alive.exists(), "what a living process writes is left to it"
+    alive.unlink()
     assert tree(options.out) == before
 
 
-def test_a_shard_with_a_missing_file_is_made_again(options: GenerateOptions) -> None:
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"files": {}}', None])
+def test_a_shard_whose_marker_is_missing_or_damaged_is_made_again(
+    options: GenerateOptions, damage: bytes | None
+) -> None:
     generation.generate(options)
     before = tree(options.out)
+    marker = options.out / "shards" / "00001.json"
+    marker.unlink() if damage is None else marker.write_bytes(damage)
+    (options.out / "report.html").unlink()
+    (options.out / "B" / f"{json.loads(before['shards/00001.json'])['records'][0]['key']}.png").unlink()
+    assert generation.generate(options).num_new == 3
+    assert tree(options.out) == before
+
+
+def test_a_marker_is_trusted_and_check_looks_at_the_images(options: GenerateOptions) -> None:
+    generation.generate(options)
     victim = sorted((options.out / "B").iterdir())[0]
     victim.unlink()
-    assert 0 < generation.generate(options).num_new <= 3
-    assert tree(options.out) == before
+    assert generation.generate(options).num_new == 0
+    with pytest.raises(PairsError, match=rf"{victim.name}: missing; delete .*shards/0000.\.json"):
+        check_path(options.out)
+    (options.out / "shards" / "00000.json").unlink()
+    assert generation.generate(options).num_new == 3
+    assert "every image and mask is as it was written" in check_path(options.out)
 
 
 def test_other_settings_on_the_same_folder_are_refused(options: GenerateOptions) -> None:
@@ -170,11 +202,11 @@ def test_an_edited_table_or_legend_map_is_another_setting(options: GenerateOptio
     edited = change(options, events=EventOptions(transitions=str(table)), legend_map=mapping)
     generation.generate(edited)
     table.write_text("default: 1\nforbid: [[bareland, road]]\n")
-    with pytest.raises(OutputError, match="was made with transition_weights"):
+    with pytest.raises(OutputError, match=r"was made with learned\.transition_weights"):
         generation.generate(edited)
     table.write_text("default: 1\n")
     mapping.write_text(mapping.read_text().replace("road: road", "road: bareland"))
-    with pytest.raises(OutputError, match="was made with legend_map"):
+    with pytest.raises(OutputError, match=r"was made with source\.legend_map\.road"):
         generation.generate(edited)
 
 
@@ -200,7 +232,7 @@ def test_a_plan_without_pairs_says_the_same_again(options: GenerateOptions) -> N
 def test_credit_goes_into_records_and_card(options: GenerateOptions) -> None:
     rows = ["patch,licence,attribution", *(f"tile_{i},CC-BY-4.0,Ada Lovelace" for i in range(6))]
     (options.source / "provenance.csv").write_text("\n".join(rows))
-    generation.generate(change(options, method="copy_paste"))
+    generation.generate(change(options, method="copy_paste", num_steps=None, dtype=None, num_threads=None))
     card = (options.out / "README.md").read_text()
     assert "- credit: Ada Lovelace (7 pairs)" in card and "pasted on changed ground" in card
     assert '"attribution": "Ada Lovelace"' in (options.out / "metadata.jsonl").read_text()
@@ -253,7 +285,7 @@ def test_corrected_labels_are_another_source(options: GenerateOptions, tmp_path:
     generation.generate(options)
     mask = options.source / "masks" / "tile_2.png"
     Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
-    with pytest.raises(OutputError, match="was made with source_fingerprint"):
+    with pytest.raises(OutputError, match=r"was made with source\.fingerprint"):
         generation.generate(options)
     second = tmp_path / "mine"
     second.mkdir()
@@ -261,7 +293,7 @@ def test_corrected_labels_are_another_source(options: GenerateOptions, tmp_path:
     given = change(options, masks_t2=second, num_pairs=None, out=tmp_path / "given")
     generation.generate(given)
     Image.fromarray(np.full((64, 64), 4, np.uint8)).save(second / "tile_0.png")
-    with pytest.raises(OutputError, match="was made with masks_t2"):
+    with pytest.raises(OutputError, match=r"was made with source\.fingerprint_t2"):
         generation.generate(given)
 
 
@@ -403,8 +435,7 @@ def test_config_file_and_flags(options: GenerateOptions, capsys: pytest.CaptureF
     out = tmp_path / "configured"
     assert run(["generate", "--num-pairs", "2", "--config", str(config), "--out", str(out)]) == 0
     assert len(ca.load_pairs(out)) == 2
-    settings = json.loads((out / "plan" / "settings.json").read_text())["settings"]
-    assert settings["min_area"] == 80
+    assert json.loads((out / "plan" / "job.json").read_text())["events"]["min_area"] == 80
     config.write_text("sauce: here\n")
     assert run(["generate", "--config", str(config), "--out", str(out)]) == 2
     assert "sauce" in capsys.readouterr().err
@@ -446,10 +477,15 @@ def test_learned_priors_are_written(options: GenerateOptions, tmp_path: Path) ->
 
 
 def test_two_processes_on_one_folder(options: GenerateOptions) -> None:
-    from changeanywhere.generation.prepare import locked
-
-    with locked(options.out), pytest.raises(OutputError, match="another process"):
-        generation.generate(options)
+    """Both take shards of one set, and each comes back when it is whole."""
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(generation.generate, [change(options, num_pairs=12, shard_size=1)] * 2))
+    assert sum(report.num_new for report in reports) == 12 and [report.num_pairs for report in reports] == [12, 12]
+    assert all(report.num_new for report in reports), "one of them did nothing"
+    alone = change(options, num_pairs=12, shard_size=1, out=options.out.with_name("alone"))
+    generation.generate(alone)
+    without_page = [{k: v for k, v in tree(out).items() if k != "report.html"} for out in (options.out, alone.out)]
+    assert without_page[0] == without_page[1]
 
 
 def test_options_are_checked(options: GenerateOptions) -> None:
@@ -472,7 +508,7 @@ def test_compiled_networks_paint_the_same(options: GenerateOptions) -> None:
 
 
 def test_the_largest_batch_that_fits_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device whose memory takes nine pairs gets the next smaller batch of the list; the CPU gets four."""
+    """A device whose memory takes nine pairs gets the next smaller batch of the list."""
     pipe = ca.ChangePairPipeline(tiny_model())
     sampling, tried = Sampling(num_steps=3), []
 
@@ -482,10 +518,9 @@ def test_the_largest_batch_that_fits_is_found_by_trying(monkeypatch: pytest.Monk
             raise torch.OutOfMemoryError("CUDA out of memory")
         return latents
 
-    assert painter.fitting_batch_size(pipe, sampling, 32) == 4
     monkeypatch.setattr(pipe, "paint", paint)
     monkeypatch.setattr(pipe, "device", torch.device("meta"))
     monkeypatch.setattr(pipe, "decode", lambda latents: latents)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert painter.fitting_batch_size(pipe, sampling, 32) == 8
+    assert painting.fitting_batch_size(pipe, sampling, 32) == 8
     assert tried == [64, 48, 32, 24, 16, 8]

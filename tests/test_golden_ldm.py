@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from changeanywhere.cli import run
-from changeanywhere.diffusion.blended import Sampling, sample_latents
+from changeanywhere.diffusion.blended import sample_latents
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.errors import ModelError

@@ -14,11 +14,12 @@ from changeanywhere.check import check_path
 from changeanywhere.errors import LegendError, OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
 from changeanywhere.pairs.sheet import contact_sheet
 from changeanywhere.pairs.split import assign_splits
-from changeanywhere.pairs.writer import finalise, pair_record, write_pair
-from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceItem, change_mask_of
-from changeanywhere.storage import atomic_write
+from changeanywhere.pairs.writer import finalise, write_pair
+from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Normalisation, SourceItem, change_mask_of
+from changeanywhere.storage import LocalStore, atomic_write
 from conftest import shared
 
 LEGEND = load_legend("mini")
@@ -34,25 +35,23 @@ def make_pair(key: str, seed: int = 0) -> ChangePair:
     return ChangePair(key, images[0], images[1], change_mask_of(mask_t1, mask_t2), mask_t1, mask_t2)
 
 
-def record_of(pair: ChangePair, scene: str, split: str) -> dict[str, object]:
+def make_record(pair: ChangePair, scene: str, split: str) -> PairRecord:
     event = ChangeEvent("appearance", 1, 4, (10, 8, 10, 1), (0, 0), int(pair.change_mask.sum()))
     assert pair.mask_t2 is not None
     plan = ChangePlan(pair.mask_t2, pair.change_mask, (event,), 5)
-    return pair_record(
-        pair, legend=LEGEND, item=SourceItem(pair.key, scene, None, "CC0-1.0", 0.5), plan=plan,
-        source="unit/test", split=split, image_format="png", bands=["1", "2", "3"],
-        normalisation={"low": [0.0] * 3, "high": [255.0] * 3}, model="mini", model_hash="abc",
-        settings={"num_steps": 2}, versions={"changeanywhere": "0"}, finishing={"real_date": 1},
-    )  # fmt: skip
+    item = SourceItem(pair.key, scene, None, "CC0-1.0", 0.5)
+    origin = Origin(item, "unit/test", split, ["1", "2", "3"], Normalisation.eight_bit())
+    made = Provenance("mini", "abc", {"sampling": {"num_steps": 2}}, {"changeanywhere": "0"})
+    return record_of(pair, plan, LEGEND, origin, Finish(), "png", made)
 
 
 def write_dataset(root: Path, keys: list[str]) -> None:
-    records = []
+    records, store = [], LocalStore(root)
     for number, key in enumerate(keys):
         pair = make_pair(key, number % 8)
-        write_pair(root, pair, LEGEND)
-        records.append(record_of(pair, f"scene{number}", ("train", "val", "test")[number % 3]))
-    finalise(root, LEGEND, sorted(records, key=lambda record: str(record["key"])))
+        write_pair(store, pair, LEGEND)
+        records.append(make_record(pair, f"scene{number}", ("train", "val", "test")[number % 3]))
+    finalise(store, LEGEND, sorted(records, key=lambda record: record.key))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -95,7 +94,11 @@ def test_labels_that_disagree_are_never_written(tmp_path: Path) -> None:
     wrong = pair.change_mask.copy()
     wrong[0, 0] = True
     with pytest.raises(PairsError, match="disagrees with the semantic masks in 1 px"):
-        write_pair(tmp_path, ChangePair("k", pair.image_t1, pair.image_t2, wrong, pair.mask_t1, pair.mask_t2), LEGEND)
+        write_pair(
+            LocalStore(tmp_path),
+            ChangePair("k", pair.image_t1, pair.image_t2, wrong, pair.mask_t1, pair.mask_t2),
+            LEGEND,
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from changeanywhere.api import generate, load_detector, load_source
-    from changeanywhere.diffusion.blended import Sampling
+    from changeanywhere.diffusion.options import Sampling
     from changeanywhere.diffusion.pipeline import ChangePairPipeline
     from changeanywhere.errors import ChangeAnywhereError, InputError
     from changeanywhere.events import EventOptions, simulate
@@ -33,7 +33,7 @@ _HOMES = {
     "EventOptions": "events",
     "InputError": "errors",
     "Legend": "legend",
-    "Sampling": "diffusion.blended",
+    "Sampling": "diffusion.options",
     "SourceSample": "sample",
     "build_detector": "models.detectors",
     "detector_from_opencd": "models.import_opencd",

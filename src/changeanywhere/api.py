@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from changeanywhere.sources import Source, SourceOptions, open_source
 
 if TYPE_CHECKING:
-    from changeanywhere.generation.run import GenerateReport
+    from changeanywhere.generation.generate import GenerateReport
     from changeanywhere.models.detectors import Detector
 
 
@@ -19,13 +19,15 @@ def load_source(folder: str | Path, **options: Any) -> Source:
 
 def generate(source: str | Path, out: str | Path, **options: Any) -> GenerateReport:
     """What ``changeanywhere generate`` does; ``options``: fields of ``GenerateOptions`` (num_pairs, seed, …)."""
+    from changeanywhere.generation.generate import generate as run
     from changeanywhere.generation.options import GenerateOptions
-    from changeanywhere.generation.run import generate as run
+    from changeanywhere.progress import progress_bars
 
     for name in ("legend_map", "masks_t2"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
-    return run(GenerateOptions(source=Path(source), out=Path(out), **options))
+    with progress_bars() as progress:
+        return run(GenerateOptions(source=Path(source), out=Path(out), **options), progress)
 
 
 def load_detector(folder: str | Path) -> Detector:

@@ -3,32 +3,57 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError
+from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError, require
+from changeanywhere.generation.plan import load_summary
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.layouts import layout_of
-from changeanywhere.pairs.names import SPLITS
+from changeanywhere.pairs.names import FINAL_FILES, SPLITS
 from changeanywhere.pairs.reader import load_pairs
-from changeanywhere.pairs.writer import FINAL_FILES
 from changeanywhere.sample import change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.sources.files import read_info
 from changeanywhere.sources.layouts import find_layout
+from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.sources.problems import Problems
-from changeanywhere.storage import file_hash
+from changeanywhere.storage import LocalStore, file_hash
 
 MAX_SAMPLES = 64  # tiles or pairs whose pixels are read; spread evenly
 
 
-def check_path(path: str | Path) -> str:
-    """A few lines about ``path``. Raises :class:`InputError` with the first thing that is wrong."""
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(SourceOptions):
+    """Options of ``changeanywhere check``; those of a source are of use where the folder is one."""
+
+    path: Path
+    """Folder to look at."""
+
+
+def check_path(path: str | Path, options: SourceOptions | None = None) -> str:
+    """A few lines about ``path``. Raises :class:`InputError` with the first thing that is wrong.
+
+    ``options``: how to open it where it is a source; :class:`ConfigError` for options of a source where it is none.
+    """
     folder = Path(path)
     if not folder.exists():
         raise InputError(f"{folder}: does not exist")
     if folder.is_file():
         raise InputError(f"{folder}: is a file; give the folder it lies in")
+    described = _described(folder)
+    if described is None:
+        return _source(folder, options or SourceOptions())
+    given = options.of_source() if options else SourceOptions()
+    for each in fields(SourceOptions):
+        value = getattr(given, each.name)
+        require(value == each.default, each.name, value, f"for single-date tiles, which {folder} does not hold")
+    return described
+
+
+def _described(folder: Path) -> str | None:
+    """What a folder is that is no source."""
     if (folder / "model.json").is_file():
         return _model(folder)
     for name, what in (("detector", "a change detector"), ("segmenter", "a network that reads land cover")):
@@ -36,13 +61,13 @@ def check_path(path: str | Path) -> str:
             return _network(folder, name, what)
     if (folder / "cells").is_dir():
         return _benchmark(folder)
-    if (folder / "plan" / "settings.json").is_file() or (folder / "shards").is_dir():
+    if (folder / "plan").is_dir() or (folder / "shards").is_dir():
         return _generated(folder)
     if (folder / "training").is_dir():
         return _training(folder)
     if trees := [tree for tree in (folder, *(folder / split for split in SPLITS)) if layout_of(tree)]:
         return "\n".join(_pairs(tree) for tree in trees)
-    return _source(folder)
+    return None
 
 
 def _model(folder: Path) -> str:
@@ -60,29 +85,43 @@ def _model(folder: Path) -> str:
 
 
 def _generated(folder: Path) -> str:
-    settings = folder / "plan" / "settings.json"
-    if not settings.is_file():
-        raise PairsError(f"{folder}: shards without plan/settings.json; its plan was deleted, so it cannot be resumed")
+    num_shards = _planned_shards(folder)
     if (folder / "events.jsonl").is_file():
         return f"{folder}: masks of change events (simulate), without images"
-    shards = {int(pair["shard"]) for pair in _lines(folder / "plan" / "pairs.jsonl")}
     markers = sorted((folder / "shards").glob("*.json"))
     for marker in markers:
-        for content in _lines(marker):
-            for name, digest in content.get("files", {}).items():
-                if not (folder / name).is_file():
-                    raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
-                if file_hash(folder / name) != digest:
-                    raise PairsError(f"{folder / name}: not the bytes that were written; delete it and generate again")
-    if len(markers) < len(shards) or not (folder / "metadata.jsonl").is_file():
+        (content,) = _lines(marker)
+        if not isinstance(content, dict) or not isinstance(content.get("files", {}), dict):
+            raise PairsError(f"{marker}: damaged; delete it, and the same generate command makes its shard again")
+        for name, digest in content.get("files", {}).items():
+            if not (folder / name).is_file():
+                raise PairsError(
+                    f"{folder / name}: missing; delete {marker}, and the same generate command makes it again"
+                )
+            if file_hash(folder / name) != digest:
+                raise PairsError(
+                    f"{folder / name}: not the bytes that were written; delete {marker}, and the same generate command "
+                    "makes it again"
+                )
+    if len(markers) < num_shards or not (folder / "metadata.jsonl").is_file():
         return (
-            f"{folder}: an unfinished dataset, {len(markers)} of {len(shards)} shards\n"
+            f"{folder}: an unfinished dataset, {len(markers)} of {num_shards} shards\n"
             "next: the same generate command again"
         )
     for name in FINAL_FILES:
         if not (folder / name).is_file():
             raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
     return f"{folder}: a generated dataset; every image and mask is as it was written\n" + _pairs(folder)
+
+
+def _planned_shards(folder: Path) -> int:
+    """Of the plan; that of the first edition was one file."""
+    if (folder / "plan" / "settings.json").is_file():
+        return len({int(pair["shard"]) for pair in _lines(folder / "plan" / "pairs.jsonl")})
+    summary = load_summary(LocalStore(folder))
+    if summary is None:
+        raise PairsError(f"{folder}: no plan/plan.json; its plan was not finished or was deleted: generate again")
+    return summary.num_shards
 
 
 def _lines(file: Path) -> list[Any]:
@@ -155,11 +194,12 @@ def _pairs(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _source(folder: Path) -> str:
+def _source(folder: Path, options: SourceOptions) -> str:
     try:
-        first = read_info(find_layout(folder, Problems(skip=False)).entries[0].image)
-        tile_size = max(16, min(256, first.height // 16 * 16, first.width // 16 * 16))
-        source = open_source(folder, SourceOptions(tile_size=tile_size))
+        first = read_info(find_layout(folder, Problems(options.on_error == "skip")).entries[0].image)
+        fitting = max(16, min(DEFAULT_TILE_SIZE, first.height // 16 * 16, first.width // 16 * 16))
+        chosen = options.of_source(tile_size=fitting)
+        source = open_source(folder, chosen)
     except ChangeAnywhereError as error:
         raise InputError(f"not a model, dataset or training run, and as a source: {error}") from error
     rows = range(0, len(source), -(-len(source) // MAX_SAMPLES))
@@ -168,7 +208,9 @@ def _source(folder: Path) -> str:
     scenes = len({item.scene for item in source.items})
     licences = sorted({item.licence for item in source.items})
     return (
-        f"{folder}: {len(source)} single-date tiles of {tile_size} px, {scenes} scenes, legend {source.legend.name}, "
-        f"licences {', '.join(licences)}; {len(rows)} read without a fault\n"
+        f"{folder}: {len(source)} single-date tiles of {chosen.tile_size} px, {scenes} scenes, "
+        f"legend {source.legend.name}, "
+        f"licences {', '.join(licences)}; {len(rows)} read without a fault"
+        f"{f', {len(source.skipped)} left out' if source.skipped else ''}\n"
         f"next: changeanywhere generate --source {folder} --out DIR"
     )

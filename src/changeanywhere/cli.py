@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.flags import parse
 from changeanywhere.legend import load_legend
+from changeanywhere.progress import progress_bars
 
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
@@ -75,15 +76,17 @@ def _generate(arguments: list[str]) -> None:
     from changeanywhere.generation.options import GenerateOptions
 
     options = _parse("generate", GenerateOptions, arguments)
-    from changeanywhere.generation.run import dry_run, generate
+    from changeanywhere.generation.generate import dry_run, generate
 
     if options.dry_run:
-        plan = dry_run(options)
+        with progress_bars() as progress:
+            plan = dry_run(options, progress)
         missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
         print(f"would write {plan.num_pairs} pairs{missing}")
         print(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
         return
-    report = generate(options)
+    with progress_bars() as progress:
+        report = generate(options, progress)
     _print_targets(report.reached)
     if report.num_new:
         print(
@@ -104,7 +107,8 @@ def _simulate(arguments: list[str]) -> None:
     options = _parse("simulate", SimulateOptions, arguments)
     from changeanywhere.generation.simulate import simulate_source
 
-    report = simulate_source(options)
+    with progress_bars() as progress:
+        report = simulate_source(options, progress)
     _print_targets(report.reached)
     _print_skipped(report.skipped, options.out)
     print(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
@@ -202,14 +206,12 @@ def _benchmark(arguments: list[str]) -> None:
 
 
 def _check(arguments: list[str]) -> None:
-    from changeanywhere.check import check_path
+    from changeanywhere.check import CheckOptions, check_path
 
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            print(f"usage: changeanywhere check PATH\n\n{COMMANDS['check']}\n\n{EPILOG}")
-            return
-        raise ConfigError("check takes one path")
-    print(check_path(arguments[0]))
+    positional = arguments[:1] if arguments[:1] and not arguments[0].startswith("-") else []
+    flags = ["--path", *positional] if positional else []
+    options = _parse("check", CheckOptions, [*flags, *arguments[len(positional) :]])
+    print(check_path(options.path, options))
 
 
 def _overview() -> str:

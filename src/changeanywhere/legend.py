@@ -22,6 +22,7 @@ import numpy.typing as npt
 import yaml
 
 from changeanywhere.errors import LegendError
+from changeanywhere.storage import atomic_write
 
 Mask = npt.NDArray[np.uint8]
 """Semantic mask ``uint8 [H, W]``, 0 = unknown, 1…K = classes of a legend."""
@@ -112,7 +113,7 @@ class Legend:
 
     def save(self, path: Path) -> None:
         """Write ``legend.json``."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        atomic_write(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @staticmethod
     def from_dict(data: Any, where: str) -> Legend:

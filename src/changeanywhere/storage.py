@@ -77,14 +77,14 @@ class LocalStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(content)
-            try:
-                os.link(part, path)
-            except FileExistsError:
-                return False
-            finally:
-                part.unlink(missing_ok=True)
+            os.link(part, path)
+        except FileExistsError:
+            return False
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from error
+        finally:
+            with suppress(OSError):  # what stopped the write may stop this too
+                part.unlink(missing_ok=True)
         return True
 
     @contextmanager

@@ -5,9 +5,7 @@ Shapes: B pairs, latents ``[B, 3, h, w]``, cell masks bool ``[B, 1, h, w]``, sem
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,62 +13,12 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from changeanywhere.diffusion.samplers import SAMPLERS, build_sampler
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import change_windows, cut
-from changeanywhere.errors import ConfigError
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
-
-KNOWN_NOISE = ("fresh", "fixed")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the second date is painted. The reference setting is 200 DDIM steps, η = 1, fresh noise."""
-
-    sampler: str = "dpmsolver++"
-    """``ddim``, ``dpmsolver++`` (2M) or ``unipc``."""
-    num_steps: int = 20
-    """Denoiser calls."""
-    free_fraction: float = 0.1
-    """Share of the last steps in which unchanged ground is painted freely under mask t2 (N_min of the paper)."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 = off."""
-    known_noise: str = "fixed"
-    """Noise on the known latent: ``fresh`` at every step or ``fixed``, one per pair (what ODE solvers assume)."""
-    eta: float = 1.0
-    """Stochasticity of DDIM: 1 = DDPM-like (reference), 0 = deterministic. Ignored by the other samplers."""
-    dilate_cells: int = 0
-    """Latent cells (4 px) by which the repainted part reaches over the change mask."""
-    window_margin: int = 0
-    """Latent cells around the change that the network sees until the free tail; 0 = the whole tile."""
-
-    @property
-    def is_deterministic(self) -> bool:
-        """Whether the sampler draws no noise of its own."""
-        return self.sampler != "ddim" or self.eta == 0
-
-    def check(self) -> None:
-        """Raise :class:`ConfigError` naming the first value that is not allowed."""
-        checks = [
-            ("sampler", self.sampler, self.sampler in SAMPLERS, ", ".join(SAMPLERS)),
-            ("num_steps", self.num_steps, 1 <= self.num_steps < 1000, "1 to 999"),
-            ("free_fraction", self.free_fraction, 0 <= self.free_fraction <= 1, "0 to 1"),
-            ("guidance_scale", self.guidance_scale, 0 <= self.guidance_scale <= 30, "0 to 30"),
-            ("known_noise", self.known_noise, self.known_noise in KNOWN_NOISE, ", ".join(KNOWN_NOISE)),
-            ("eta", self.eta, 0 <= self.eta <= 1, "0 to 1"),
-            ("dilate_cells", self.dilate_cells, 0 <= self.dilate_cells <= 16, "0 to 16"),
-            ("window_margin", self.window_margin, self.window_margin >= 0, "0 and more"),
-            (
-                "window_margin",
-                self.window_margin,
-                not self.window_margin or (self.known_noise == "fixed" and self.is_deterministic),
-                "0 with known_noise fresh, and with ddim where eta is above 0",
-            ),
-        ]
-        for name, value, allowed, what in checks:
-            if not allowed:
-                raise ConfigError(f"{name} is {value!r}; allowed: {what}")
+from changeanywhere.seeds import named_seed
 
 
 class NoiseSource(Protocol):
@@ -99,8 +47,7 @@ class NoiseStreams:
 
 
 def _stream(seed: int, purpose: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(named_seed(seed, purpose))
 
 
 def changed_cells(change_masks: Tensor, dilate_cells: int = 0) -> Tensor:

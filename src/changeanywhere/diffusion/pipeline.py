@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import NoiseStreams, Sampling, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.blended import NoiseStreams, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ConfigError, InputError
 from changeanywhere.legend import Legend
 from changeanywhere.models.first_stage import channels_last

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from changeanywhere.diffusion.options import SAMPLERS
 from changeanywhere.errors import ConfigError
 
-SAMPLERS = ("ddim", "dpmsolver++", "unipc")
 SHARED_SETTINGS = (
     "num_train_timesteps",
     "beta_start",

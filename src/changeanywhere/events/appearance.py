@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +38,7 @@ class Appearance:
 
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for donor in _donors(ground, rng)[:MAX_DONORS]:
+        for donor in islice(_donors(ground, rng), MAX_DONORS):
             shape = transform(donor.shape, ground, rng)
             area = int(np.count_nonzero(shape))
             if not ground.within(area) or not ground.usual(donor.class_index, area):
@@ -60,12 +62,12 @@ class Appearance:
         return None
 
 
-def _donors(ground: Ground, rng: np.random.Generator) -> list[Donor]:
+def _donors(ground: Ground, rng: np.random.Generator) -> Iterable[Donor]:
     """Donors in random order: of this tile, or of the whole source where there is a bank."""
     if ground.bank is not None:
-        return [
-            Donor(c, shape, None) for c, shape in ground.bank.draw(rng, MAX_DONORS, ground.min_area, ground.max_area)
-        ]
+        bank = ground.bank
+        drawn = bank.draw(rng, MAX_DONORS, ground.min_area, ground.max_area)
+        return (Donor(c, bank.shape(c, number), None) for c, number in drawn)  # read when its turn comes
     whole = [i for i in ground.instances if not i.cut and i.area <= ground.max_area]
     smallest = 1 if ground.options.group_size > 1 else ground.min_area
     return [_group(i, whole, ground, rng) for i in class_by_class([i for i in whole if i.area >= smallest], rng)]

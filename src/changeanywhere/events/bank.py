@@ -1,58 +1,112 @@
-"""A shape bank: whole instances of a whole source, so that a tile of bare ground can receive a building."""
+"""A shape bank: whole instances of a whole source, so that a tile of bare ground can receive a building.
+
+The bank holds where the shapes are, not their pixels: it travels in a job, and names the tile that a shape is of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from skimage.measure import label
 
 from changeanywhere.events.instances import Shape, find_instances
 from changeanywhere.events.options import EventOptions
 from changeanywhere.legend import Mask
+from changeanywhere.seeds import stream
 
 MAX_SHAPES_PER_CLASS = 2000  # drawn evenly from all; bounds the memory
+SHAPES_AT_HAND = 512  # shapes kept after they were read
 
 
 @dataclass(frozen=True)
-class ShapeBank:
-    """Shapes by class, bool ``[h, w]`` each."""
+class ShapeReference:
+    """Where a shape is: number of its tile, box (row, column, height, width) in px, the column in the box's first row
+    at which it begins (two shapes may share a box), and its area in px."""
 
-    shapes: dict[int, list[Shape]]
+    tile: int
+    box: tuple[int, int, int, int]
+    start: int
+    area: int
+
+
+class ShapeBank:
+    """Shapes by class. ``read_mask``: number of a tile → its mask uint8 ``[H, W]``, as when the bank was made."""
+
+    def __init__(
+        self,
+        references: Mapping[int, Sequence[ShapeReference]],
+        read_mask: Callable[[int], Mask],
+        connectivity: int,
+    ) -> None:
+        self.references = {c: tuple(references[c]) for c in sorted(references)}
+        self.connectivity = connectivity
+        self._read_mask = read_mask
+        self._shape = lru_cache(SHAPES_AT_HAND)(self._cut_out)
 
     @cached_property
     def areas(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Px of each shape, counted once: the bank is asked for every event."""
-        return {c: np.array([np.count_nonzero(shape) for shape in shapes]) for c, shapes in self.shapes.items()}
+        """Px of each shape, by class."""
+        return {c: np.array([one.area for one in found]) for c, found in self.references.items()}
 
-    def shapes_of(self, class_index: int) -> list[Shape]:
-        """All shapes of a class."""
-        return self.shapes.get(class_index, [])
+    def count_of(self, class_index: int) -> int:
+        """How many shapes of a class there are."""
+        return len(self.references.get(class_index, ()))
 
-    def draw(self, rng: np.random.Generator, count: int, min_area: int, max_area: int) -> list[tuple[int, Shape]]:
-        """``count`` random (class, shape) within the area limits, every class with the same chance."""
+    def shape(self, class_index: int, number: int) -> Shape:
+        """Shape ``number`` of a class, bool ``[h, w]``, read from its mask."""
+        return self._shape(class_index, self.references[class_index][number])
+
+    def draw(self, rng: np.random.Generator, count: int, min_area: int, max_area: int) -> list[tuple[int, int]]:
+        """``count`` random (class, number of the shape) within the area limits, every class with the same chance."""
         fitting = {c: np.flatnonzero((min_area <= areas) & (areas <= max_area)) for c, areas in self.areas.items()}
         classes = [c for c, places in fitting.items() if len(places)]
         drawn = []
         for _ in range(count if classes else 0):
             c = classes[rng.integers(len(classes))]
-            drawn.append((c, self.shapes[c][fitting[c][rng.integers(len(fitting[c]))]]))
+            drawn.append((c, int(fitting[c][rng.integers(len(fitting[c]))])))
         return drawn
 
+    def _cut_out(self, class_index: int, reference: ShapeReference) -> Shape:
+        row, column, height, width = reference.box
+        part = self._read_mask(reference.tile)[row : row + height, column : column + width] == class_index
+        numbers = label(part, connectivity=2 if self.connectivity == 8 else 1)
+        shape: Shape = numbers == numbers[0, reference.start]
+        return shape
 
-def build_bank(masks: Iterable[Mask], options: EventOptions, seed: int) -> ShapeBank:
+    def to_dict(self) -> dict[str, list[list[int]]]:
+        """For a job: class → tile, row, column, height, width, start, area of each shape."""
+        return {str(c): [[r.tile, *r.box, r.start, r.area] for r in found] for c, found in self.references.items()}
+
+
+def references_of(content: Mapping[str, Sequence[Sequence[int]]]) -> dict[int, list[ShapeReference]]:
+    """What :meth:`ShapeBank.to_dict` gave."""
+    return {
+        int(c): [
+            ShapeReference(tile, (row, column, h, w), start, area) for tile, row, column, h, w, start, area in found
+        ]
+        for c, found in content.items()
+    }
+
+
+def find_shapes(masks: Iterable[Mask], options: EventOptions, seed: int) -> dict[int, list[ShapeReference]]:
     """All whole instances of at least ``min_area`` px in ``masks``; large classes are thinned at random."""
-    shapes: dict[int, list[Shape]] = {}
-    for mask in masks:
+    found: dict[int, list[ShapeReference]] = {}
+    for tile, mask in enumerate(masks):
         for instance in find_instances(mask, options.connectivity):
             if not instance.cut and options.min_area <= instance.area <= options.max_share * mask.size:
-                shapes.setdefault(instance.class_index, []).append(instance.shape)
-    rng = np.random.default_rng([seed, 17])
-    for class_index in sorted(shapes):
-        found = shapes[class_index]
-        if len(found) > MAX_SHAPES_PER_CLASS:
-            kept = np.sort(rng.choice(len(found), MAX_SHAPES_PER_CLASS, replace=False))
-            shapes[class_index] = [found[i] for i in kept]
-    return ShapeBank(dict(sorted(shapes.items())))
+                rows, columns = instance.window
+                box = (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+                start = int(np.argmax(instance.shape[0]))
+                reference = ShapeReference(tile, box, start, instance.area)
+                found.setdefault(instance.class_index, []).append(reference)
+    rng = stream("plan.bank", seed)
+    for class_index in sorted(found):
+        shapes = found[class_index]
+        if len(shapes) > MAX_SHAPES_PER_CLASS:
+            kept = np.sort(rng.choice(len(shapes), MAX_SHAPES_PER_CLASS, replace=False))
+            found[class_index] = [shapes[i] for i in kept]
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,12 +45,6 @@ class EventRequest:
     transition: tuple[int, int] | None = None
     ratio: tuple[float, float] | None = None
     no_change: bool = False
-
-
-def pair_seed(seed: int, key: str, index: int) -> int:
-    """Seed of pair ``index`` of tile ``key``, 63 bits: the same on every machine, in any order of pairs."""
-    digest = hashlib.sha256(f"{seed}\0{key}\0{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def simulate(

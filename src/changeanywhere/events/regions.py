@@ -97,10 +97,14 @@ class Rebuild:
             if cleared is None or surrounding is None:
                 continue
             shapes = [i.shape for i in candidates if i.class_index == old.class_index and i is not old]
-            if ground.bank is not None:
-                shapes += ground.bank.shapes_of(old.class_index)
-            for number in rng.permutation(len(shapes))[:4]:
-                shape = transform(shapes[number], ground, rng)
+            banked = ground.bank.count_of(old.class_index) if ground.bank is not None else 0
+            for number in rng.permutation(len(shapes) + banked)[:4]:
+                if number < len(shapes):
+                    shape = shapes[number]
+                else:
+                    assert ground.bank is not None
+                    shape = ground.bank.shape(old.class_index, int(number) - len(shapes))
+                shape = transform(shape, ground, rng)
                 mask_t2 = self._place(ground, old, cleared, surrounding, shape, rng)
                 if mask_t2 is not None:
                     return mask_t2, describe(self.name, ground.mask, mask_t2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,25 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from changeanywhere.errors import ConfigError, LegendError
+from changeanywhere.errors import ConfigError, LegendError, ModelError
+from changeanywhere.generation.options import FilterOptions
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.segmenter import SIZE_MULTIPLE, Segmenter
+from changeanywhere.painters.base import Batch, Painter, Painting
 from changeanywhere.sample import ChangeMask, ChangePlan
+from changeanywhere.seeds import pair_seed
 
 EROSION = 2
 """Pixels at the border of changed ground that are nobody's; small changes are read whole."""
+
+
+def filter_hash(folder: Path) -> str:
+    """Of a segmenter's weights, 16 hexadecimal digits; :class:`ModelError` if there are none."""
+    try:
+        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ModelError(f"{folder}: no segmenter ({error.strerror}: model.safetensors)") from error
 
 
 class FidelityFilter:
@@ -33,7 +45,6 @@ class FidelityFilter:
             raise LegendError(f"{folder}: the filter knows {known}; the model has {asked}")
         if tile_size % SIZE_MULTIPLE:
             raise ConfigError(f"tile_size is {tile_size}; the filter allows multiples of {SIZE_MULTIPLE}")
-        self.hash = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
 
     def scores(self, images: Tensor, plans: Sequence[ChangePlan]) -> list[float | None]:
         """Images ``[B, C, H, W]`` in [-1, 1], red, green, blue first → share of each pair's changed ground that is
@@ -43,6 +54,39 @@ class FidelityFilter:
         return [
             changed_recall(plan.mask_t2, plan.change_mask, classes) for plan, classes in zip(plans, read, strict=True)
         ]
+
+
+class Filtered:
+    """A painter whose poor pairs are marked, left out, or painted again with other noise, as the options say."""
+
+    def __init__(self, painter: Painter, reader: FidelityFilter, options: FilterOptions) -> None:
+        self._painter, self._reader, self._options = painter, reader, options
+
+    def paint(self, batch: Batch) -> list[Painting]:
+        """See :class:`Painter`."""
+        paintings = self._scored(self._painter.paint(batch))
+        for attempt in range(1, self._options.attempts if self._options.action == "resample" else 1):
+            poor = [i for i, painting in enumerate(paintings) if self._is_poor(painting)]
+            if not poor:
+                break
+            places = [paintings[i].place for i in poor]
+            seeds = [pair_seed(batch.seeds[place], "attempt", attempt) for place in places]
+            for i, other in zip(poor, self._scored(self._painter.paint(batch.again(places, seeds))), strict=True):
+                if (other.score or 0) > (paintings[i].score or 0):
+                    paintings[i] = replace(paintings[i], image_t2=other.image_t2, score=other.score, attempt=attempt)
+        if self._options.action == "score":
+            return paintings
+        return [painting for painting in paintings if not self._is_poor(painting)]
+
+    def _scored(self, paintings: list[Painting]) -> list[Painting]:
+        images = np.stack([painting.image_t2 for painting in paintings])
+        scores = self._reader.scores(
+            torch.from_numpy(images).permute(0, 3, 1, 2), [painting.plan for painting in paintings]
+        )
+        return [replace(painting, score=score) for painting, score in zip(paintings, scores, strict=True)]
+
+    def _is_poor(self, painting: Painting) -> bool:
+        return painting.score is not None and painting.score < self._options.min_score
 
 
 def changed_recall(mask_t2: Mask, change_mask: ChangeMask, read: np.ndarray) -> float | None:

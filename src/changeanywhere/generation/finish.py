@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from changeanywhere.generation.nuisances import NuisanceOptions, Pixels, disturb
-from changeanywhere.sample import ChangeEvent, ChangePlan
+from changeanywhere.generation.job import Job
+from changeanywhere.generation.nuisances import Pixels, disturb
+from changeanywhere.generation.options import FinishingOptions
+from changeanywhere.painters.base import Painting
+from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
+from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Image, SourceItem, SourceSample
+from changeanywhere.seeds import stream
 
 PASTE_FEATHER = 8
 """Pixels from the change over which painted ground passes into pasted ground."""
@@ -30,26 +35,49 @@ class Finished:
     """1, or 2 where the dates were exchanged."""
 
 
+def finished_pair(
+    job: Job, key: str, painting: Painting, sample: SourceSample, provenance: Provenance
+) -> tuple[ChangePair, PairRecord]:
+    """A painted pair as it is written, and its record."""
+    plan, options, tiles = painting.plan, job.finishing, job.tiles
+
+    def other_tile(rng: np.random.Generator) -> Pixels:
+        return _shares(tiles.source.read(int(rng.integers(len(tiles.source)))).pixels())
+
+    finished = finish(
+        _shares(painting.image_t1), _shares(painting.image_t2), plan.change_mask, plan.seed, options, other_tile
+    )
+    masks = sample.mask, plan.mask_t2
+    if finished.real_date == 2:
+        masks, plan = masks[::-1], exchange(sample.mask, plan)
+    first, second = _in_file_units(finished, sample, options)
+    pair = ChangePair(key, first, second, plan.change_mask, *masks, georef=sample.georef)
+    item, legend = _credited(sample.item, painting.donors), tiles.source.legend
+    origin = Origin(item, job.source.name, tiles.splits[item.scene], sample.bands, sample.normalisation)
+    done = Finish(finished.real_date, finished.nuisances, painting.score, painting.attempt, painting.donors)
+    return pair, record_of(pair, plan, legend, origin, done, options.image_format, provenance)
+
+
 def finish(
     first: Pixels,
     second: Pixels,
     change_mask: npt.NDArray[np.bool_],
     seed: int,
-    paste_back: bool,
-    random_order: bool,
-    options: NuisanceOptions,
+    options: FinishingOptions,
     other_tile: Callable[[np.random.Generator], Pixels],
 ) -> Finished:
-    """Finish a pair; everything random follows from ``seed``. ``other_tile`` draws the tile that ``season`` goes to."""
-    if paste_back:
+    """Finish the images of a pair; everything random follows from ``seed``. ``other_tile`` draws the tile that
+    ``season`` goes to."""
+    if options.paste_back:
         second = pasted(first, second, change_mask)
-    rng = np.random.default_rng([seed, 41])
-    exchanged = random_order and rng.random() < 0.5
+    rng = stream("pair.finish", seed)
+    exchanged = options.random_order and rng.random() < 0.5
+    nuisances = options.nuisances
     amounts: dict[str, dict[str, float]] = {}
-    if options.any:
+    if nuisances.any:
         images = {"first": first, "second": second}
-        for name in ("first", "second") if options.dates == "both" else ("second",):
-            drawn = options.draw(rng)
+        for name in ("first", "second") if nuisances.dates == "both" else ("second",):
+            drawn = nuisances.draw(rng)
             other = other_tile(rng) if drawn.get("season") else None
             images[name] = disturb(images[name], drawn, other, rng)
             amounts["t1" if (name == "first") != exchanged else "t2"] = drawn
@@ -81,3 +109,32 @@ def _reverse(event: ChangeEvent) -> ChangeEvent:
         from_class=event.to_class,
         to_class=event.from_class,
     )
+
+
+def _in_file_units(finished: Finished, sample: SourceSample, options: FinishingOptions) -> list[Image]:
+    """Images of both dates as they are written: uint8 for PNG, else the source's units and dtype."""
+    images: list[Image] = []
+    for date, image in ((1, finished.image_t1), (2, finished.image_t2)):
+        if options.image_format == "png":
+            images.append(np.rint(image * 255).astype(np.uint8))
+            continue
+        written = sample.normalisation.invert(image * 2 - 1, sample.image.dtype)
+        if not (options.reconstruct_t1 or f"t{date}" in finished.nuisances):
+            # Real pixels are written as they were read, with what lies beyond the stretch.
+            real = _shares(sample.pixels()) == image
+            written[real] = sample.image[real]
+        images.append(written)
+    return images
+
+
+def _credited(item: SourceItem, donors: Sequence[SourceItem]) -> SourceItem:
+    """With the licences and credits of all whose pixels a pair has; licences as an SPDX expression."""
+    licences = dict.fromkeys([item.licence, *(donor.licence for donor in donors)])
+    credits = dict.fromkeys(filter(None, [item.attribution, *(donor.attribution for donor in donors)]))
+    return replace(item, licence=" AND ".join(licences), attribution="; ".join(credits))
+
+
+def _shares(image: Pixels) -> Pixels:
+    """[-1, 1] → [0, 1]."""
+    shares: Pixels = (image + 1) / np.float32(2)
+    return shares

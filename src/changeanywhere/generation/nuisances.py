@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 from scipy import ndimage
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, require
 
 Pixels = npt.NDArray[np.float32]
 """Image ``[H, W, C]``, float32; 0 and 1 are the ends of the tile's stretch (black and white of 8-bit images)."""
@@ -61,6 +61,8 @@ class NuisanceOptions:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
         if self.dates not in DATES:
             raise ConfigError(f"nuisances.dates is {self.dates!r}; allowed: {', '.join(DATES)}")
+        idle = self.dates != NuisanceOptions.dates and not self.any
+        require(not idle, "nuisances.dates", self.dates, "beside a nuisance that is on")
         for name, (least, most) in _LIMITS.items():
             values = getattr(self, name)
             if len(values) != 2 or not least <= values[0] <= values[1] <= most:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, cast
 
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventOptions
@@ -12,7 +13,21 @@ from changeanywhere.generation.targets import SetTargets
 from changeanywhere.sources.options import SourceOptions
 
 DEFAULT_SHARD = 32
-METHODS = ("diffusion", "copy_paste", "recolour", "patch_exchange")
+FILTER_ACTIONS = ("score", "drop", "resample")
+IMAGE_FORMATS = ("png", "geotiff")
+PAINTER_FLAGS = (
+    *("sampler", "num_steps", "free_fraction", "guidance_scale"),
+    *("known_noise", "eta", "dilate_cells", "window_margin", "compile"),
+)
+"""Options that some painters read and others do not."""
+EVENTS_READ_BY = {
+    "appearance": "margin max_coverage rotate flip scale group_size shape_bank",
+    "disappearance": "fill",
+    "growth": "spread",
+    "shrinkage": "spread",
+    "rebuild": "margin rotate flip scale shape_bank fill",
+}
+"""Options of events that only some kinds read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +50,24 @@ class SimulateOptions(SourceOptions):
     targets: SetTargets = field(default_factory=SetTargets)
 
     def check(self) -> None:
-        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""
         self.targets.check()
-        checks: list[tuple[str, object, bool, str]] = [
-            ("num_pairs", self.num_pairs, self.num_pairs is None or self.num_pairs > 0, "1 or more"),
-            ("pairs_per_image", self.pairs_per_image, self.pairs_per_image > 0, "1 or more"),
-            (
-                "learn_transitions",
-                self.learn_transitions,
-                not (self.learn_transitions and self.events.transitions),
-                "false where events.transitions is given",
-            ),
-            ("seed", self.seed, self.seed >= 0, "0 or more"),
-        ]
-        for name, value, allowed, what in checks:
-            require(allowed, name, value, what)
+        require(self.num_pairs is None or self.num_pairs > 0, "num_pairs", self.num_pairs, "1 or more")
+        require(self.pairs_per_image > 0, "pairs_per_image", self.pairs_per_image, "1 or more")
+        alone = self.num_pairs is None or self.pairs_per_image == SimulateOptions.pairs_per_image
+        require(alone, "pairs_per_image", self.pairs_per_image, "nothing beside num_pairs, which says it all")
+        twice = self.learn_transitions and self.events.transitions
+        require(not twice, "learn_transitions", True, "false where events.transitions is given")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        self._refuse_idle_events()
+
+    def _refuse_idle_events(self) -> None:
+        """An option that none of the asked kinds reads would do nothing."""
+        for name in sorted({name for names in EVENTS_READ_BY.values() for name in names.split()}):
+            readers = [kind for kind, names in EVENTS_READ_BY.items() if name in names.split()]
+            value = getattr(self.events, name)
+            read = value == getattr(EventOptions(), name) or set(readers) & set(self.events.kinds)
+            require(bool(read), f"events.{name}", value, f"with one of the kinds {', '.join(readers)}, which read it")
 
 
 @dataclass(frozen=True)
@@ -67,14 +85,29 @@ class FilterOptions:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
-        if self.action not in ("score", "drop", "resample"):
-            raise ConfigError(f"filter.action is {self.action!r}; allowed: score, drop, resample")
-        if not 0 <= self.min_score <= 1:
-            raise ConfigError(f"filter.min_score is {self.min_score}; allowed: 0 to 1")
-        if self.attempts < 1:
-            raise ConfigError(f"filter.attempts is {self.attempts}; allowed: 1 and more")
+        require(self.action in FILTER_ACTIONS, "filter.action", self.action, ", ".join(FILTER_ACTIONS))
+        require(0 <= self.min_score <= 1, "filter.min_score", self.min_score, "0 to 1")
+        require(self.attempts >= 1, "filter.attempts", self.attempts, "1 and more")
         if self.model is None and self != FilterOptions():
             raise ConfigError("filter.model is missing; the other filter options do nothing without it")
+        read = self.action == "resample" or self.attempts == FilterOptions.attempts
+        require(read, "filter.attempts", self.attempts, "with filter.action resample, which alone reads it")
+        read = self.action != "score" or self.min_score == FilterOptions.min_score
+        require(read, "filter.min_score", self.min_score, "with filter.action drop or resample, which read it")
+
+
+@dataclass(frozen=True)
+class FinishingOptions:
+    """What happens to a painted pair before it is written; on the command line these have no section."""
+
+    image_format: Literal["png", "geotiff"] = "png"
+    reconstruct_t1: bool = False
+    paste_back: bool = False
+    random_order: bool = False
+    nuisances: NuisanceOptions = field(default_factory=NuisanceOptions)
+    filter: FilterOptions = field(default_factory=FilterOptions)
+    filter_hash: str = ""
+    """Of the filter's weights: where they lie may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +123,8 @@ class GenerateOptions(SimulateOptions):
     masks_t2: Path | None = None
     """Folder of your own second masks, named like the source's masks and in its legend; no events are simulated."""
     method: str = "diffusion"
-    """How date 2 is made: ``diffusion``; for comparison ``copy_paste``, ``recolour``, ``patch_exchange``."""
+    """How date 2 is made: ``diffusion``; for comparison ``copy_paste``, ``recolour``, ``patch_exchange``; or a painter
+    that another package registers."""
     sampler: str | None = None
     """ddim, dpmsolver++ or unipc."""
     num_steps: int | None = None
@@ -102,7 +136,7 @@ class GenerateOptions(SimulateOptions):
     known_noise: str | None = None
     """Noise on unchanged ground: fresh at every step, or fixed per pair."""
     eta: float | None = None
-    """Stochasticity of ddim, 0 to 1."""
+    """Stochasticity of ddim, 0 to 1; the other samplers have none."""
     dilate_cells: int | None = None
     """Latent cells (4 px) by which the painted part reaches over the change mask."""
     window_margin: int | None = None
@@ -131,35 +165,36 @@ class GenerateOptions(SimulateOptions):
     dry_run: bool = False
     """Plan, time one batch, say pairs, bytes and time; write nothing."""
 
+    painter_options: dict[str, Any] = field(default_factory=dict)
+    """Options of a painter from another package, by name; the package's own painters have flags."""
+
     def check(self) -> None:
-        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""
         super().check()
         self.nuisances.check()
         self.filter.check()
-        checks: list[tuple[str, object, bool, str]] = [
-            (
-                "random_order",
-                self.random_order,
-                not (self.random_order and self.targets.class_pairs),
-                "false with targets.class_pairs, which have a direction",
-            ),
-            (
-                "filter.action",
-                self.filter.action,
-                self.method == "diffusion" or self.filter.action != "resample",
-                "score, drop where method is not diffusion: there is no other noise",
-            ),
-            ("shard_size", self.shard_size, self.shard_size > 0, "1 or more"),
-            (
-                "masks_t2",
-                str(self.masks_t2),
-                self.masks_t2 is None or (self.num_pairs is None and self.targets == SetTargets()),
-                "without num_pairs and targets: your masks say what changes, one pair each",
-            ),
-            ("method", self.method, self.method in METHODS, ", ".join(METHODS)),
-            ("batch_size", self.batch_size, self.batch_size is None or self.batch_size > 0, "1 or more"),
-            ("num_threads", self.num_threads, self.num_threads is None or self.num_threads > 0, "1 or more"),
-            ("image_format", self.image_format, self.image_format in ("png", "geotiff"), "png, geotiff"),
-        ]
-        for name, value, allowed, what in checks:
-            require(allowed, name, value, what)
+        ordered = not (self.random_order and self.targets.class_pairs)
+        require(ordered, "random_order", True, "false with targets.class_pairs, which have a direction")
+        require(self.shard_size > 0, "shard_size", self.shard_size, "1 or more")
+        for name in ("batch_size", "num_threads"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "1 or more")
+        require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))
+        if self.masks_t2 is not None:
+            self._check_given_masks()
+
+    def _check_given_masks(self) -> None:
+        """With second masks of the user's own, what says how changes are drawn would do nothing."""
+        for name in ("num_pairs", "pairs_per_image", "targets", "events", "learn_transitions"):
+            value = getattr(self, name)
+            blank = GenerateOptions(source=self.source, out=self.out)
+            what = "without num_pairs and targets: your masks say what changes, one pair each"
+            require(value == getattr(blank, name), "masks_t2", f"{self.masks_t2} beside {name}", what)
+
+    @property
+    def finishing(self) -> FinishingOptions:
+        """What happens to a painted pair."""
+        image_format = cast(Literal["png", "geotiff"], self.image_format)  # says check
+        return FinishingOptions(
+            image_format, self.reconstruct_t1, self.paste_back, self.random_order, self.nuisances, self.filter
+        )

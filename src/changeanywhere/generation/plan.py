@@ -3,74 +3,86 @@
 The plan is a function of (seed, tile keys, options). It is written once and read back by every later run on the same
 folder, so that a run killed at any moment is finished by the same command to the same bytes.
 
-    OUT/plan/settings.json     everything that the bytes of the dataset depend on
-    OUT/plan/pairs.jsonl       a line per pair, in shard order
+    OUT/plan/shards/00000.json   the pairs of a shard: a worker reads its own
+    OUT/plan/plan.json           how many there are, and what found no place; written last, it makes the plan valid
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from changeanywhere.errors import OutputError, SourceError
-from changeanywhere.events import EventContext, EventOptions, EventRequest, pair_seed, simulate
+from changeanywhere.events import EventRequest, simulate
+from changeanywhere.generation.targets import Requests
+from changeanywhere.generation.tiles import EventSettings, Tiles
+from changeanywhere.plain import from_plain, to_plain
+from changeanywhere.progress import Progress
 from changeanywhere.sample import ChangePlan, change_mask_of
+from changeanywhere.seeds import pair_seed, stream
 from changeanywhere.sources import Source
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import Store
 
 MAX_EXTRA_ROUNDS = 8  # visits to every tile in search of a place for changes that others could not take
+PAIRS_IN_MEMORY = 20_000  # of a plan while it is sorted; the rest waits in a temporary folder
+FILE = "plan/plan.json"
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
 class PlannedPair:
-    """One pair to be: its key, the tile it changes, what is asked of the change (None: given), its seed and shard."""
+    """One pair to be: its key, the tile it changes, what is asked of the change (None: given), and its seed."""
 
     key: str
     source_key: str
     source_index: int
     request: EventRequest | None
     seed: int
-    shard: int
 
 
 @dataclass(frozen=True)
-class DatasetPlan:
-    """All pairs in shard order, and how many of each request were asked for but found no place."""
+class ShardPlan:
+    """What is painted and finished together."""
 
+    number: int
     pairs: tuple[PlannedPair, ...]
-    missing: Mapping[str, int]
 
-    def shards(self) -> list[list[PlannedPair]]:
-        """The pairs, shard by shard; shard N is entry N."""
-        return [list(group) for _, group in groupby(self.pairs, key=lambda pair: pair.shard)]
+    def batches(self, size: int) -> list[tuple[PlannedPair, ...]]:
+        """Pairs that are painted at once: part of the plan, since sums depend on it in the last bits."""
+        return [self.pairs[i : i + size] for i in range(0, len(self.pairs), size)]
 
 
 @dataclass(frozen=True)
-class EventSettings:
-    """What events depend on beside mask and seed: the options, and what was learned from the whole source."""
+class PlanSummary:
+    """How large a plan is, and how many of each request were asked for but found no place."""
 
-    options: EventOptions
-    context: EventContext
+    num_pairs: int
+    first_keys: tuple[str, ...]
+    """Smallest key of each shard: what merges their records without holding them all."""
+    missing: dict[str, int]
 
-    def at(self, gsd_m: float | None) -> EventContext:
-        """The context of a tile with this ground sampling."""
-        return replace(self.context, gsd_m=gsd_m)
+    @property
+    def num_shards(self) -> int:
+        """Shards are numbered from 0."""
+        return len(self.first_keys)
 
 
-def change_of(pair: PlannedPair, source: Source, second: Source | None, events: EventSettings) -> ChangePlan:
+def change_of(pair: PlannedPair, tiles: Tiles) -> ChangePlan:
     """The second mask of a planned pair, made anew from its seed (or read, where the user brought it)."""
+    source = tiles.source
     mask_t1 = source.read_mask(pair.source_index)
-    if second is not None:
-        return _given_change(mask_t1, second.read_mask(second.index_of(pair.source_key)), pair.seed)
-    context = events.at(source.items[pair.source_index].gsd_m)
-    plan = simulate(mask_t1, source.legend, pair.seed, options=events.options, context=context, request=pair.request)
+    if tiles.second is not None:
+        return _given_change(mask_t1, tiles.second.read_mask(tiles.second.index_of(pair.source_key)), pair.seed)
+    context = tiles.events.at(source.items[pair.source_index].gsd_m)
+    options = tiles.events.options
+    plan = simulate(mask_t1, source.legend, pair.seed, options=options, context=context, request=pair.request)
     if plan is None:
         raise SourceError(
             f"{source.root}: mask of {pair.source_key} has changed since the plan was made; give another --out"
@@ -78,55 +90,159 @@ def change_of(pair: PlannedPair, source: Source, second: Source | None, events: 
     return plan
 
 
+def _given_change(mask_t1: Any, mask_t2: Any, seed: int) -> ChangePlan:
+    # Unknown ground never changes: where t1 is unknown, the second mask is unknown too.
+    settled = np.where(mask_t1 == 0, 0, mask_t2).astype(np.uint8)
+    return ChangePlan(settled, change_mask_of(mask_t1, settled), (), seed)
+
+
 def make_plan(
-    source: Source,
-    requests: Sequence[EventRequest],
-    seed: int,
-    shard_size: int,
-    events: EventSettings,
-    on_progress: Callable[[], object] = lambda: None,
-) -> DatasetPlan:
-    """Find a feasible tile for each request, spread over the tiles in an order drawn from ``seed``.
+    tiles: Tiles, requests: Requests, seed: int, shard_size: int, store: Store, progress: Progress
+) -> PlanSummary:
+    """Find a feasible tile for each request and write the shards, tile by tile (a tile's pairs are painted together).
 
-    Round r visits every tile once. Without targets the kinds take turns so that in two rounds each tile gets one
-    appearance and one disappearance (paper §3.1). What is infeasible at its place is tried at the other tiles in
-    extra rounds.
+    Round r visits every tile once, in an order drawn from ``seed``. Without targets the kinds take turns so that in two
+    rounds each tile gets one appearance and one disappearance (paper §3.1). What is infeasible at its place is tried at
+    the other tiles in extra rounds. Memory: two bytes a pair, and :data:`PAIRS_IN_MEMORY` of them whole.
     """
-    tiles = np.random.default_rng(seed).permutation(len(source))
-    found: list[PlannedPair] = []
     missing: Counter[EventRequest] = Counter()
+    num_buckets = max(1, -(-len(requests) // PAIRS_IN_MEMORY))
+    with tempfile.TemporaryDirectory(prefix="changeanywhere-plan-") as folder:
+        buckets = _Buckets(Path(folder), num_buckets, len(tiles.source))
+        with buckets:
+            for pair in _placed(tiles, requests, seed, missing):
+                buckets.add(pair)
+                progress("planning changes", buckets.count, len(requests))
+        return _write_shards(buckets.sorted(), shard_size, store, _in_words(missing, tiles.source, tiles.events))
 
-    def attempt(place: int, round_number: int, request: EventRequest) -> bool:
-        index = int(tiles[place])
+
+def plan_given(tiles: Tiles, seed: int, shard_size: int, store: Store) -> PlanSummary:
+    """A pair for every tile whose second mask the user brought; a mask that changes nothing is a no-change pair."""
+    source, second = tiles.source, tiles.second
+    assert second is not None
+    places = {item.key: i for i, item in enumerate(source.items)}
+    foreign = [item.key for item in second.items if item.key not in places]
+    if foreign and not source.skipped:  # else its first mask is among what was left out, and listed
+        raise SourceError(f"{second.root}: {foreign[0]} has no tile of that name in {source.root}")
+    pairs = [
+        PlannedPair(f"{item.key}_0", item.key, places[item.key], None, pair_seed(seed, item.key, 0))
+        for item in second.items
+        if item.key in places
+    ]
+    return _write_shards(sorted(pairs, key=lambda p: (p.source_index, p.key)), shard_size, store, {})
+
+
+def load_summary(store: Store) -> PlanSummary | None:
+    """The plan of a set; None if it has none yet. :class:`OutputError` for a damaged one."""
+    if not store.exists(FILE):
+        return None
+    return _load(store, FILE, PlanSummary)
+
+
+def load_shard(store: Store, number: int) -> ShardPlan:
+    """Shard ``number`` of the plan; :class:`OutputError` if it is missing or damaged."""
+    return _load(store, _shard_file(number), ShardPlan)
+
+
+def _load(store: Store, name: str, kind: type[Content]) -> Content:
+    try:
+        return from_plain(kind, json.loads(store.get(name)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{store.describe(name)}: damaged plan ({error}); give another --out") from error
+
+
+def _shard_file(number: int) -> str:
+    return f"plan/shards/{number:05d}.json"
+
+
+def _placed(tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventRequest]) -> Iterator[PlannedPair]:
+    """A pair for every request that finds a tile, in the order of finding; what does not is counted in ``missing``."""
+    source, events = tiles.source, tiles.events
+    order = stream("plan.order", seed).permutation(len(source))
+
+    def attempt(place: int, round_number: int, request: EventRequest) -> PlannedPair | None:
+        index = int(order[place])
         item = source.items[index]
-        pair_number = pair_seed(seed, item.key, round_number)
-        mask = source.read_mask(index)
-        context = events.at(item.gsd_m)
-        plan = simulate(mask, source.legend, pair_number, options=events.options, context=context, request=request)
-        if plan is None:
-            return False
-        found.append(PlannedPair(f"{item.key}_{round_number}", item.key, index, request, pair_number, 0))
-        on_progress()
-        return True
+        number = pair_seed(seed, item.key, round_number)
+        mask, context = source.read_mask(index), events.at(item.gsd_m)
+        plan = simulate(mask, source.legend, number, options=events.options, context=context, request=request)
+        return PlannedPair(f"{item.key}_{round_number}", item.key, index, request, number) if plan else None
 
-    for start in range(0, len(requests), len(tiles)):
-        slots = requests[start : start + len(tiles)]
+    num_tiles, num_rounds = len(order), -(-len(requests) // len(order))
+    for round_number in range(num_rounds):
+        slots = requests.part(round_number * num_tiles, (round_number + 1) * num_tiles)
+        infeasible = set()
         # In the source's order, though drawn in another: windows of one large file are then read one after the other.
-        places = sorted(range(len(slots)), key=lambda place: int(tiles[place]))
-        feasible = {place: attempt(place, start // len(tiles), slots[place]) for place in places}
-        missing.update(request for place, request in enumerate(slots) if not feasible[place])
-    next_round = -(-len(requests) // len(tiles))
+        for place in sorted(range(len(slots)), key=lambda place: int(order[place])):
+            pair = attempt(place, round_number, slots[place])
+            if pair is not None:
+                yield pair
+            else:
+                infeasible.add(place)
+        missing.update(slots[place] for place in sorted(infeasible))
     for request in list(missing):
-        last_round = next_round + MAX_EXTRA_ROUNDS
-        while missing[request] and next_round < last_round:
+        last_round = num_rounds + MAX_EXTRA_ROUNDS
+        while missing[request] and num_rounds < last_round:
             before = missing[request]
-            for place in range(len(tiles)):
-                if missing[request] and attempt(place, next_round, request):
+            for place in range(num_tiles):
+                pair = attempt(place, num_rounds, request) if missing[request] else None
+                if pair is not None:
                     missing[request] -= 1
-            next_round += 1
+                    yield pair
+            num_rounds += 1
             if missing[request] == before:
                 break
-    return DatasetPlan(_into_shards(found, shard_size), _in_words(missing, source, events))
+
+
+class _Buckets:
+    """Planned pairs by tile, in files: what is found round by round comes out tile by tile."""
+
+    def __init__(self, folder: Path, number: int, num_tiles: int) -> None:
+        self._paths = [folder / f"{i}.jsonl" for i in range(number)]
+        self._num_tiles = num_tiles
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self._files = [path.open("w") for path in self._paths]
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(self, pair: PlannedPair) -> None:
+        """Put a pair where its tile belongs."""
+        bucket = pair.source_index * len(self._files) // self._num_tiles
+        self._files[bucket].write(json.dumps(to_plain(pair)) + "\n")
+        self.count += 1
+
+    def sorted(self) -> Iterator[PlannedPair]:
+        """All pairs by (number of the tile, key)."""
+        for path in self._paths:
+            pairs = [from_plain(PlannedPair, json.loads(line)) for line in path.read_text().splitlines()]
+            yield from sorted(pairs, key=lambda pair: (pair.source_index, pair.key))
+
+
+def _write_shards(pairs: Iterable[PlannedPair], shard_size: int, store: Store, missing: dict[str, int]) -> PlanSummary:
+    first_keys: list[str] = []
+    held: list[PlannedPair] = []
+    count = 0
+
+    def write() -> None:
+        shard = ShardPlan(len(first_keys), tuple(held))
+        store.put(_shard_file(shard.number), (json.dumps(to_plain(shard)) + "\n").encode())
+        first_keys.append(min(pair.key for pair in held))
+        held.clear()
+
+    for pair in pairs:
+        held.append(pair)
+        count += 1
+        if len(held) == shard_size:
+            write()
+    if held:
+        write()
+    summary = PlanSummary(count, tuple(first_keys), missing)
+    store.put(FILE, (json.dumps(to_plain(summary), indent=1) + "\n").encode())
+    return summary
 
 
 def _in_words(missing: Counter[EventRequest], source: Source, events: EventSettings) -> dict[str, int]:
@@ -154,88 +270,3 @@ def _in_words(missing: Counter[EventRequest], source: Source, events: EventSetti
             parts.append(f"with change ratio {request.ratio[0]:g}-{request.ratio[1]:g}")
         words[f"{' '.join(parts) or 'change'} ({reason})"] += count
     return dict(words)
-
-
-def plan_given(source: Source, second: Source, seed: int, shard_size: int) -> DatasetPlan:
-    """A pair for every tile whose second mask the user brought; a mask that changes nothing is a no-change pair."""
-    places = {item.key: i for i, item in enumerate(source.items)}
-    foreign = [item.key for item in second.items if item.key not in places]
-    if foreign and not source.skipped:  # else its first mask is among what was left out, and listed
-        raise SourceError(f"{second.root}: {foreign[0]} has no tile of that name in {source.root}")
-    pairs = [
-        PlannedPair(f"{item.key}_0", item.key, places[item.key], None, pair_seed(seed, item.key, 0), 0)
-        for item in second.items
-        if item.key in places
-    ]
-    return DatasetPlan(_into_shards(pairs, shard_size), {})
-
-
-def _into_shards(pairs: list[PlannedPair], shard_size: int) -> tuple[PlannedPair, ...]:
-    """Tile by tile, so that a tile's pairs are painted together."""
-    ordered = sorted(pairs, key=lambda p: (p.source_index, p.key))
-    return tuple(replace(p, shard=i // shard_size) for i, p in enumerate(ordered))
-
-
-def _given_change(mask_t1: Any, mask_t2: Any, seed: int) -> ChangePlan:
-    # Unknown ground never changes: where t1 is unknown, the second mask is unknown too.
-    settled = np.where(mask_t1 == 0, 0, mask_t2).astype(np.uint8)
-    return ChangePlan(settled, change_mask_of(mask_t1, settled), (), seed)
-
-
-def save_plan(plan: DatasetPlan, settings: Mapping[str, Any], out: Path) -> None:
-    """Write the plan; ``settings.json`` comes last and makes it valid."""
-    lines = [json.dumps(asdict(pair)) for pair in plan.pairs]
-    atomic_write(out / "plan" / "pairs.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    content = {"settings": dict(settings), "missing": dict(plan.missing)}
-    atomic_write(out / "plan" / "settings.json", (json.dumps(content, indent=1) + "\n").encode())
-
-
-def settings_of(out: Path) -> dict[str, Any]:
-    """The settings that ``out`` was started with; empty if it was not."""
-    try:
-        settings: dict[str, Any] = json.loads((out / "plan" / "settings.json").read_text())["settings"]
-    except (OSError, ValueError, KeyError):  # a damaged plan is reported by load_plan
-        return {}
-    return settings
-
-
-def _parse_pair(content: dict[str, Any]) -> PlannedPair:
-    request = content.pop("request")
-    if request is not None:
-        request = EventRequest(
-            request["kind"],
-            tuple(request["transition"]) if request["transition"] else None,
-            tuple(request["ratio"]) if request["ratio"] else None,
-            request["no_change"],
-        )
-    return PlannedPair(request=request, **content)
-
-
-def load_plan(settings: Mapping[str, Any], out: Path) -> DatasetPlan | None:
-    """The plan that ``out`` was started with, None if there is none.
-
-    Raises :class:`OutputError` if it was made with other settings, or if ``out`` holds something else.
-    """
-    file = out / "plan" / "settings.json"
-    if not file.is_file():
-        leftovers = [p.name for p in out.iterdir() if p.name not in ("plan", ".lock")] if out.is_dir() else []
-        if leftovers:
-            raise OutputError(
-                f"{out}: not empty ({sorted(leftovers)[0]}) and not made by this command; give another --out"
-            )
-        return None
-    try:
-        content = json.loads(file.read_text())
-        lines = (out / "plan" / "pairs.jsonl").read_text().splitlines()
-        pairs = tuple(_parse_pair(json.loads(line)) for line in lines)
-        before, missing = content["settings"], content["missing"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{file.parent}: damaged plan ({error}); give another --out") from error
-    asked = json.loads(json.dumps(settings))
-    for key in sorted({*before, *asked}):
-        if before.get(key) != asked.get(key):
-            raise OutputError(
-                f"{out}: was made with {key} = {before.get(key)!r}, asked now: {asked.get(key)!r}; "
-                "give another --out, or the same settings to resume"
-            )
-    return DatasetPlan(pairs, missing)

@@ -1,126 +1,272 @@
-"""What ``generate`` and ``simulate`` do before the first pair: open, map, plan, lock. No torch here."""
+"""From options to a job: what the user said, what the model recommends, what the source holds. No torch for a set that
+is finished already."""
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.errors import OutputError
-from changeanywhere.events import EventContext
-from changeanywhere.events.bank import build_bank
-from changeanywhere.events.transitions import learn_sizes, learn_table, load_table
-from changeanywhere.generation.options import DEFAULT_SHARD, SimulateOptions
-from changeanywhere.generation.plan import (
-    DatasetPlan,
-    EventSettings,
-    load_plan,
-    make_plan,
-    plan_given,
-    save_plan,
-)
-from changeanywhere.progress import progress_bar, progress_bars
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.errors import ConfigError, OutputError, require
+from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
+from changeanywhere.generation.options import PAINTER_FLAGS, FinishingOptions, GenerateOptions, SimulateOptions
+from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan, plan_given
+from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
+from changeanywhere.models.info import ModelInfo, find_model, read_info
+from changeanywhere.painters.base import PainterKind
+from changeanywhere.painters.registry import find_painter
+from changeanywhere.plain import to_plain
+from changeanywhere.progress import Progress
 from changeanywhere.sources import Source, open_source
-from changeanywhere.sources.options import DEFAULT_TILE_SIZE
-from changeanywhere.storage import atomic_write, remove_leftovers
+from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE
+from changeanywhere.storage import LocalStore, Store
+
+CPU_BATCH = 4
+ASKED = "plan/asked.json"
+"""What the command said and how the files it named looked: where nothing differs, nothing needs to be read again."""
 
 
-def open_tiles(options: SimulateOptions, masks: Path | None = None) -> Source:
-    """The source as the options say; ``masks``: another folder of masks for it."""
-    with progress_bars() as progress:
-        return open_source(options.source, options.of_source(), masks, progress)
+def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
+    """The job that ``options`` ask for, over an open source; that of the set begun in ``store`` where there is one.
+
+    Raises :class:`InputError` for what the user gave wrong, other settings than the set was begun with among it.
+    """
+    options.check()
+    begun = load_job(store)
+    painted = options if isinstance(options, GenerateOptions) else None
+    kind, info = _painter_of(painted) if painted else (None, None)
+    source_options = options.of_source(
+        DEFAULT_TILE_SIZE,
+        (info.bands if info else None) or DEFAULT_BANDS,
+        (info.stretch if info else None) or DEFAULT_STRETCH,
+    )
+    masks_t2 = painted.masks_t2 if painted else None
+    if info is not None:
+        _refuse_misfits(options, source_options.bands or (), source_options.tile_size or 0, info)
+    source = _in_legend(open_source(options.source, source_options, None, progress), options, info)
+    second = (
+        _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
+    )
+    _refuse_areas_without_sampling(options, source)
+    learned = _learned(options, source, begun)
+    settings = SourceSettings(
+        folder=str(options.source),
+        options=source_options,
+        masks_t2=str(masks_t2) if masks_t2 else None,
+        name=source.name,
+        legend=source.legend.to_dict(),
+        legend_map=source.mapping.to_dict() if source.mapping else None,
+        fingerprint=source.fingerprint(),
+        fingerprint_t2=second.fingerprint() if second else None,
+    )
+    job = Job(
+        source=settings,
+        events=options.events,
+        learned=learned,
+        targets=options.targets,
+        num_pairs=options.num_pairs,
+        pairs_per_image=options.pairs_per_image,
+        seed=options.seed,
+        shard_size=painted.shard_size if painted else GenerateOptions.shard_size,
+        finishing=_finishing(painted) if painted else FinishingOptions(),
+    )
+    if kind is not None:
+        job = _with_painter(job, options, kind, info, begun)
+    if begun is not None:
+        refuse_others(begun, job, store)
+    return job.opened_with(gather(source, second, learned, options.events))
 
 
-def note_skipped(out: Path, skipped: Sequence[str]) -> None:
-    """Write ``skipped.txt``, a line per tile that was left out, if any was."""
-    if skipped:
-        atomic_write(out / "skipped.txt", "".join(f"{line}\n" for line in skipped).encode())
-
-
-def plan_settings(options: SimulateOptions, source: Source) -> dict[str, Any]:
-    """Everything that the plan depends on, for ``plan/settings.json``."""
-    table = load_table(options.events.transitions, source.legend) if options.events.transitions else None
-    settings = asdict(options.events) | {
-        "targets": asdict(options.targets),
-        "learn_transitions": options.learn_transitions,
-        "transition_weights": table and table.to_dict(),  # what the file says now: it may be edited
-        "legend_map": source.mapping and source.mapping.to_dict(),
-        "source_fingerprint": source.fingerprint(),
-        "legend": source.legend.to_dict(),
-        "num_pairs": options.num_pairs,
-        "pairs_per_image": options.pairs_per_image,
-        "seed": options.seed,
-        "tile_size": options.tile_size or DEFAULT_TILE_SIZE,
-        "bands": options.bands,
-    }
-    return settings
-
-
-def event_settings(options: SimulateOptions, source: Source) -> EventSettings:
-    """Options and, where they ask for it, shapes and transitions of the whole source (every mask is read)."""
-    events = options.events
-    bank, table, sizes = None, None, {}
-    if options.learn_transitions:
-        table = learn_table((source.read_mask(i) for i in range(len(source))), source.legend)
-        sizes = learn_sizes((source.read_mask(i) for i in range(len(source))), events)
-    elif events.transitions is not None:
-        table = load_table(events.transitions, source.legend)
-    if events.shape_bank:
-        bank = build_bank((source.read_mask(i) for i in range(len(source))), events, options.seed)
-    return EventSettings(events, EventContext(bank, table, sizes))
-
-
-def note_transitions(out: Path, events: EventSettings, source: Source) -> None:
-    """Write ``transitions.json``, weights and usual sizes, where a table was used or learned."""
-    if events.context.transitions is not None:
-        sizes = {source.legend.name_of(c): list(limits) for c, limits in events.context.sizes.items()}
-        used = {"weights": events.context.transitions.to_dict(), "sizes_px": sizes}
-        atomic_write(out / "transitions.json", (json.dumps(used, indent=1) + "\n").encode())
-
-
-def get_plan(
-    options: SimulateOptions,
-    settings: Mapping[str, Any],
-    source: Source,
-    second: Source | None,
-    events: EventSettings,
-    save: bool,
-    shard_size: int = DEFAULT_SHARD,
-) -> DatasetPlan:
-    """The plan of the output folder, or a new one (saved if ``save``)."""
-    plan = load_plan(settings, options.out)
-    if save:  # only now is it certain that the folder is ours
-        remove_leftovers(options.out)
+def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
+    """The plan in ``store``, or a new one, with the job beside it."""
+    plan = load_summary(store)
     if plan is not None:
         return plan
-    if second is not None:
-        plan = plan_given(source, second, options.seed, shard_size)
-    else:
-        wanted = options.num_pairs or options.pairs_per_image * len(source)
-        with progress_bar() as bar:
-            task = bar.add_task("planning changes", total=wanted)
-            requests = options.targets.requests(wanted, len(source), options.events.kinds, source.legend, options.seed)
-            plan = make_plan(source, requests, options.seed, shard_size, events, lambda: bar.advance(task))
-    if save:
-        save_plan(plan, settings, options.out)
-    return plan
+    job.save(store)
+    tiles = job.tiles
+    if tiles.second is not None:
+        return plan_given(tiles, job.seed, job.shard_size, store)
+    wanted = job.num_pairs or job.pairs_per_image * len(tiles.source)
+    requests = job.targets.requests(wanted, len(tiles.source), job.events.kinds, tiles.source.legend, job.seed)
+    return make_plan(tiles, requests, job.seed, job.shard_size, store, progress)
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold ``out`` for this process; :class:`OutputError` if another one does, or if it cannot be written."""
+def refuse_foreign(store: Store) -> None:
+    """:class:`OutputError` where the place holds something that no command of ours put there."""
+    if load_job(store) is None and isinstance(store, LocalStore) and store.root.is_dir():
+        ours = ("plan", "leases")
+        strangers = sorted(path.name for path in store.root.iterdir() if path.name not in ours)
+        if strangers:
+            raise OutputError(
+                f"{store.describe()}: not empty ({strangers[0]}) and not made by this command; give another --out"
+            )
+
+
+def note_asked(options: SimulateOptions, store: Store) -> None:
+    """Keep what was asked, and how the files looked, for :func:`is_asked_again`."""
+    store.put(ASKED, (json.dumps(_asked(options), indent=1) + "\n").encode())
+
+
+def is_asked_again(options: SimulateOptions, store: Store) -> bool:
+    """Whether ``options`` say what the last run said, over files of the same names, sizes and times."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = (out / ".lock").open("w")
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{out}: another process is writing to it; wait for it or give another --out") from error
-        yield
+        return bool(json.loads(store.get(ASKED)) == _asked(options))
+    except (OSError, ValueError):
+        return False
+
+
+def note_inputs(job: Job, store: Store) -> None:
+    """Write ``skipped.txt`` (tiles left out) and ``transitions.json`` (weights, usual sizes), where there are any."""
+    tiles = job.tiles
+    if tiles.skipped:
+        store.put("skipped.txt", "".join(f"{line}\n" for line in tiles.skipped).encode())
+    context, legend = tiles.events.context, tiles.source.legend
+    if context.transitions is not None:
+        sizes = {legend.name_of(c): list(limits) for c, limits in context.sizes.items()}
+        used = {"weights": context.transitions.to_dict(), "sizes_px": sizes}
+        store.put("transitions.json", (json.dumps(used, indent=1) + "\n").encode())
+
+
+def uses_torch(options: GenerateOptions, kind: type[PainterKind]) -> bool:
+    """Whether anything of a run computes on a device."""
+    return "num_steps" in kind.reads or options.reconstruct_t1 or options.filter.model is not None
+
+
+def _painter_of(options: Any) -> tuple[type[PainterKind], ModelInfo | None]:
+    """The painter's class, and what its model's folder says; refuses options that it does not read."""
+    kind = find_painter(options.method)
+    blank = GenerateOptions(source=options.source, out=options.out)
+    for name in PAINTER_FLAGS:
+        value = getattr(options, name)
+        read = value == getattr(blank, name) or name in kind.reads
+        require(read, name, value, f"with a method that reads it, which {options.method} does not")
+    if not uses_torch(options, kind):
+        for name in ("device", "dtype", "num_threads"):
+            value = getattr(options, name)
+            what = f"with a method that computes on a device, which {options.method} does not"
+            require(value is None, name, value, what)
+    again = options.filter.action != "resample" or kind.repaints
+    require(again, "filter.action", options.filter.action, "score, drop where there is no other noise to paint with")
+    if kind.uses_model:
+        return kind, read_info(find_model(options.model))
+    require(not options.reconstruct_t1, "reconstruct_t1", True, "false with a painter that has no first stage")
+    return kind, None
+
+
+def _refuse_misfits(options: Any, bands: Sequence[int], tile_size: int, info: ModelInfo) -> None:
+    """What this model cannot do with these tiles."""
+    if len(bands) != info.num_bands:
+        raise ConfigError(f"bands is {list(bands)}; this model takes {info.num_bands}")
+    if options.image_format == "png" and info.num_bands != 3:
+        raise ConfigError(f"image_format is 'png'; allowed for a model of {info.num_bands} band(s): geotiff")
+    if tile_size % info.size_multiple:
+        raise ConfigError(f"tile_size is {tile_size}; this model allows multiples of {info.size_multiple}")
+    if options.nuisances.jpeg != [0, 0] and info.num_bands != 3:
+        raise ConfigError(f"nuisances.jpeg is {options.nuisances.jpeg}; allowed for images of three bands only")
+
+
+def _in_legend(source: Source, options: Any, info: ModelInfo | None) -> Source:
+    return source if info is None else source.with_legend(info.legend, options.legend_map)
+
+
+def _refuse_areas_without_sampling(options: SimulateOptions, source: Source) -> None:
+    for name in ("min_area_m2", "max_area_m2"):
+        value = getattr(options.events, name)
+        known = value is None or any(item.gsd_m is not None for item in source.items)
+        require(known, f"events.{name}", value, "where the ground sampling is known (a CRS, or provenance.csv)")
+
+
+def _learned(options: SimulateOptions, source: Source, begun: Job | None) -> Learned:
+    """From the set begun where it is the same source under the same options; tables are read anew: they are edited."""
+    same = begun is not None and (
+        (begun.source.fingerprint, begun.events, begun.seed) == (source.fingerprint(), options.events, options.seed)
+    )
+    if begun is not None and same and options.events.transitions is None:
+        return begun.learned
+    return learn(source, options.events, options.learn_transitions, options.seed)
+
+
+def _finishing(options: GenerateOptions) -> FinishingOptions:
+    if options.filter.model is None:
+        return options.finishing
+    from changeanywhere.generation.fidelity import filter_hash
+
+    return replace(options.finishing, filter_hash=filter_hash(options.filter.model))
+
+
+def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelInfo | None, begun: Job | None) -> Job:
+    """Who paints, how and on what."""
+    sampling = None
+    if "num_steps" in kind.reads and info is not None:
+        given = {name: getattr(options, name) for name in asdict(Sampling())}
+        sampling = replace(Sampling(**info.defaults), **{k: v for k, v in given.items() if v is not None})
+        sampling.check()
+        idle = options.eta is not None and sampling.sampler != "ddim"
+        require(not idle, "eta", options.eta, f"with sampler ddim; {sampling.sampler} has none")
+    choice = PainterChoice(
+        options.method, str(options.model), info.weights_hash if info else "", dict(options.painter_options)
+    )
+    before = begun.machine if begun else None
+    machine = _machine(options, uses_torch(options, kind), before)
+    return replace(job, painter=choice, sampling=sampling, machine=machine)
+
+
+def _machine(options: GenerateOptions, computes: bool, before: Machine | None) -> Machine:
+    """On what the set is painted: as asked, else as begun, else the fastest that is there. ``batch_size`` 0: whatever
+    the device takes, which only painting tells."""
+    if not computes:
+        return Machine("cpu", "float32", options.batch_size or CPU_BATCH, 1, False)
+    from changeanywhere.diffusion.pipeline import default_dtype, find_device
+
+    device = find_device(options.device)
+    batch_size = options.batch_size or (before.batch_size if before else 0)
+    return Machine(
+        device=device.type,
+        dtype=options.dtype or (before.dtype if before else default_dtype(device)),
+        batch_size=batch_size or (CPU_BATCH if device.type == "cpu" else 0),
+        num_threads=options.num_threads or (before.num_threads if before else os.cpu_count() or 1),
+        compile=options.compile,
+    )
+
+
+def _asked(options: SimulateOptions) -> dict[str, Any]:
+    said = {name: value for name, value in to_plain(options).items() if name not in ("out", "dry_run")}
+    return {"options": said, "files": _looks(_named_files(options))}
+
+
+def _named_files(options: SimulateOptions) -> Iterator[Path]:
+    """Files and folders that an answer may depend on."""
+    yield options.source
+    for parent in options.source.resolve().parents:  # legends and provenance are looked for there
+        yield from (parent / name for name in ("legend.json", "classes.json", "provenance.csv"))
+    for name in ("legend", "legend_map", "masks_t2"):
+        value = getattr(options, name, None)
+        if value is not None:
+            yield Path(value)
+    if options.events.transitions is not None:
+        yield Path(options.events.transitions)
+    if isinstance(options, GenerateOptions):
+        yield find_model(options.model) if options.model == "mini" else Path(options.model)
+        if options.filter.model is not None:
+            yield options.filter.model
+
+
+def _looks(places: Iterator[Path]) -> str:
+    """Hash of names, sizes and times of files, as a build tool sees them."""
+    seen = hashlib.sha256()
+    for place in places:
+        files = [place] if place.is_file() else sorted(_files_below(place)) if place.is_dir() else []
+        for file in files:
+            status = file.stat()
+            seen.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return seen.hexdigest()[:16]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for top, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(top) / name for name in names)

@@ -1,4 +1,4 @@
-"""``changeanywhere simulate``: second masks and change masks, without a model and without torch.
+"""``changeanywhere simulate``: the same job without a painter: second masks and change masks, no model and no torch.
 
 OUT/label1/KEY.png label2/KEY.png   semantic masks (index PNG with palette)
 OUT/label/KEY.png                   change mask, 0 or 255
@@ -12,30 +12,30 @@ OUT/legend.json
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.errors import ShortfallError
+import numpy as np
+
+from changeanywhere.errors import OutputError, ShortfallError
+from changeanywhere.generation.dataset import in_key_order
+from changeanywhere.generation.executors.threads import ThreadExecutor
+from changeanywhere.generation.job import Job
+from changeanywhere.generation.leases import Leases
 from changeanywhere.generation.options import SimulateOptions
-from changeanywhere.generation.plan import DatasetPlan, EventSettings, change_of
-from changeanywhere.generation.prepare import (
-    event_settings,
-    get_plan,
-    locked,
-    note_skipped,
-    note_transitions,
-    open_tiles,
-    plan_settings,
-)
+from changeanywhere.generation.plan import PlannedPair, PlanSummary, ShardPlan, change_of, load_shard, load_summary
+from changeanywhere.generation.prepare import get_plan, job_of, note_inputs, refuse_foreign
+from changeanywhere.generation.shard import marker_name
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_file, event_record
 from changeanywhere.pairs.summary import SetSummary
-from changeanywhere.pairs.writer import write_labels, write_targets
-from changeanywhere.progress import progress_bar
-from changeanywhere.sample import change_transitions
-from changeanywhere.sources import Source
-from changeanywhere.storage import atomic_write
+from changeanywhere.pairs.writer import Targets, write_labels, write_targets
+from changeanywhere.progress import Progress, silent
+from changeanywhere.sample import ChangePair, change_transitions
+from changeanywhere.stopping import polite_stop
+from changeanywhere.storage import LocalStore, Store, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -44,73 +44,159 @@ class SimulateReport:
 
     out: Path
     num_pairs: int
-    reached: list[tuple[str, float, float]]
+    reached: Targets
     """(target, share asked, share reached)"""
     skipped: Sequence[str]
     """Why tiles were left out, a line each (``on_error: skip``)."""
 
 
-def simulate_source(options: SimulateOptions) -> SimulateReport:
+def simulate_source(options: SimulateOptions, progress: Progress = silent) -> SimulateReport:
     """Write the labels of ``options.num_pairs`` changes; masks stay in the source's own legend.
 
     Raises :class:`InputError` for what the user gave wrong and :class:`ShortfallError`, after writing what could be
     made, if fewer changes are feasible than asked for.
     """
-    options.check()
-    source = open_tiles(options)
-    settings = event_settings(options, source)
-    with locked(options.out):
-        plan = get_plan(options, plan_settings(options, source), source, None, settings, save=True)
-        note_skipped(options.out, source.skipped)
-        records = _write_labels(plan, source, settings, options.out)
-        lines = [json.dumps(record) for record in sorted(records, key=lambda r: str(r["key"]))]
-        atomic_write(options.out / "events.jsonl", ("\n".join(lines) + "\n").encode())
-        source.legend.save(options.out / "legend.json")
-        note_transitions(options.out, settings, source)
-        counts = SetSummary()
-        for record in records:
-            counts.add_change(record["transitions"], record["change_ratio"])
-        reached = options.targets.reached(counts)
-        write_targets(options.out, reached)
-    report = SimulateReport(options.out, len(plan.pairs), reached, source.skipped)
+    store = LocalStore(options.out)
+    refuse_foreign(store)
+    job = job_of(options, store, progress)
+    leases = Leases(store)
+    with polite_stop() as stop:
+        with leases.waited_for("plan", lambda: load_summary(store) is not None):
+            remove_leftovers(options.out)
+            plan = get_plan(job, store, progress)
+            note_inputs(job, store)
+        _write_shards(job, plan, store, leases, stop, progress)
+        with leases.waited_for("set", lambda: False):
+            reached = _finish(job, plan, store)
+            leases.sweep()
+    report = SimulateReport(options.out, plan.num_pairs, reached, job.tiles.skipped)
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
-        raise ShortfallError(f"{options.out}: wrote {len(plan.pairs)} pairs; missing: {parts}", report)
+        raise ShortfallError(f"{options.out}: wrote {plan.num_pairs} pairs; missing: {parts}", report)
     return report
 
 
-def _write_labels(plan: DatasetPlan, source: Source, settings: EventSettings, out: Path) -> list[dict[str, Any]]:
-    """Masks, change masks and the COCO file; returns the records of ``events.jsonl``."""
-    records: list[dict[str, Any]] = []
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    categories = coco_categories(source.legend)
-    with progress_bar() as bar:
-        for pair in bar.track(plan.pairs, description="writing masks"):
-            mask_t1 = source.read_mask(pair.source_index)
-            change = change_of(pair, source, None, settings)
-            masks = (mask_t1, change.mask_t2)
-            write_labels(out, pair.key, *masks, change.change_mask, source.legend)
-            item, georef = source.items[pair.source_index], source.georef(pair.source_index)
-            records.append(
-                {
-                    "key": pair.key,
-                    "source_key": pair.source_key,
-                    "scene": item.scene,
-                    "gsd_m": item.gsd_m,
-                    "events": [
-                        event_record(event, *masks, source.legend, georef, item.gsd_m) for event in change.events
-                    ],
-                    "transitions": change_transitions(*masks, source.legend),
-                    "change_ratio": float(change.change_mask.mean()),
-                    "seed": pair.seed,
-                }
-            )
-            image = {"id": len(images) + 1, "file_name": f"{pair.key}.png"}
-            images.append(image | {"width": mask_t1.shape[1], "height": mask_t1.shape[0]})
-            annotations += coco_annotations(
-                pair.key, len(images), len(annotations) + 1, *masks, categories, source.legend
-            )
-    content = coco_file(images, annotations, categories)
-    atomic_write(out / "annotations.json", (json.dumps(content) + "\n").encode())
-    return records
+def _write_shards(
+    job: Job, plan: PlanSummary, store: Store, leases: Leases, stop: threading.Event, progress: Progress
+) -> None:
+    open_numbers = [n for n in range(plan.num_shards) if _content(store, n) is None]
+    lock, done = threading.Lock(), [plan.num_pairs - len(open_numbers) * job.shard_size]
+
+    def add(count: int) -> None:
+        with lock:
+            done[0] += count
+            progress("writing masks", max(0, done[0]), plan.num_pairs)
+
+    def work(number: int) -> None:
+        simulate_shard(job, load_shard(store, number), store, progress=add)
+
+    ThreadExecutor().run(open_numbers, work, lambda number: _content(store, number) is not None, leases, stop)
+
+
+def simulate_shard(job: Job, shard: ShardPlan, store: Store, *, progress: Callable[[int], object]) -> None:
+    """Write the masks of a shard and, last, its marker, with its lines of ``events.jsonl`` and its COCO instances."""
+    categories = coco_categories(job.tiles.source.legend)
+    records, sizes, instances = [], [], []
+    for pair in shard.pairs:
+        record, size, found = _one(job, pair, store, categories)
+        records.append(record)
+        sizes.append(size)
+        instances.append(found)
+        progress(1)
+    content = {"records": records, "sizes": sizes, "instances": instances}
+    store.put(marker_name(shard.number), (json.dumps(content) + "\n").encode())
+
+
+def _one(job: Job, planned: PlannedPair, store: Store, categories: dict[str, int]) -> tuple[Any, Any, Any]:
+    """Write one pair's masks; (record, width and height, COCO instances without ids of their own)."""
+    tiles = job.tiles
+    source, legend = tiles.source, tiles.source.legend
+    item, georef = source.items[planned.source_index], source.georef(planned.source_index)
+    change, mask_t1 = change_of(planned, tiles), source.read_mask(planned.source_index)
+    masks, nothing = (mask_t1, change.mask_t2), np.empty((0, 0, 3), np.uint8)
+    write_labels(store, ChangePair(planned.key, nothing, nothing, change.change_mask, *masks), legend)
+    record = {
+        "key": planned.key,
+        "source_key": planned.source_key,
+        "scene": item.scene,
+        "gsd_m": item.gsd_m,
+        "events": [event_record(event, *masks, legend, georef, item.gsd_m) for event in change.events],
+        "transitions": change_transitions(*masks, legend),
+        "change_ratio": float(change.change_mask.mean()),
+        "seed": planned.seed,
+    }
+    return record, list(mask_t1.shape[::-1]), coco_annotations(planned.key, 0, 0, *masks, categories, legend)
+
+
+def _content(store: Store, number: int) -> dict[str, Any] | None:
+    """Of the marker of a shard; None if there is none, or it is damaged."""
+    try:
+        content = json.loads(store.get(marker_name(number)))
+        return content if set(content) == {"records", "sizes", "instances"} else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _sound(store: Store, number: int) -> dict[str, Any]:
+    content = _content(store, number)
+    if content is None:
+        raise OutputError(f"{store.describe(marker_name(number))}: damaged; the same command again makes it anew")
+    return content
+
+
+def _finish(job: Job, plan: PlanSummary, store: Store) -> Targets:
+    """Everything about the whole set, from the markers; shares reached."""
+    counts = SetSummary()
+
+    def read(number: int) -> list[tuple[str, dict[str, Any]]]:
+        return [(record["key"], record) for record in _sound(store, number)["records"]]
+
+    with store.create("events.jsonl") as lines:
+        for record in in_key_order(plan.first_keys, read):
+            lines.write((json.dumps(record) + "\n").encode())
+    for number in range(plan.num_shards):
+        for record in _sound(store, number)["records"]:
+            counts.add_change(record["transitions"], record["change_ratio"])
+    _write_annotations(job, plan, store)
+    legend = job.tiles.source.legend
+    store.put("legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
+    reached = job.targets.reached(counts)
+    write_targets(store, reached)
+    return reached
+
+
+def _write_annotations(job: Job, plan: PlanSummary, store: Store) -> None:
+    """``annotations.json``, piece by piece: a list of a hundred thousand images is never held."""
+    shards = range(plan.num_shards)
+    whole = coco_file([], [], coco_categories(job.tiles.source.legend))
+    head, _, tail = json.dumps(whole).partition('"images": [], "annotations": []')
+
+    def images() -> Iterator[dict[str, Any]]:
+        number = 0
+        for content in (_sound(store, shard) for shard in shards):
+            for record, (width, height) in zip(content["records"], content["sizes"], strict=True):
+                number += 1
+                yield {"id": number, "file_name": f"{record['key']}.png", "width": width, "height": height}
+
+    def instances() -> Iterator[dict[str, Any]]:
+        image = number = 0
+        for content in (_sound(store, shard) for shard in shards):
+            for found in content["instances"]:
+                image += 1
+                for instance in found:
+                    number += 1
+                    yield instance | {"id": number, "image_id": image}
+
+    with store.create("annotations.json") as target:
+        target.write(f'{head}"images": ['.encode())
+        for separator, entry in _separated(images()):
+            target.write((separator + json.dumps(entry)).encode())
+        target.write(b'], "annotations": [')
+        for separator, entry in _separated(instances()):
+            target.write((separator + json.dumps(entry)).encode())
+        target.write(f"]{tail}\n".encode())
+
+
+def _separated(entries: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, entry in enumerate(entries):
+        yield ", " if number else "", entry

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventRequest
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.summary import SetSummary
+from changeanywhere.seeds import stream
+
+
+@dataclass(frozen=True)
+class Requests:
+    """A request for every place in a plan, two bytes each: ``distinct[codes[i]]``."""
+
+    distinct: Sequence[EventRequest]
+    codes: npt.NDArray[np.uint16]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def part(self, start: int, stop: int) -> list[EventRequest]:
+        """Those of the places ``start`` to ``stop``."""
+        return [self.distinct[code] for code in self.codes[start:stop]]
 
 
 @dataclass(frozen=True)
@@ -38,29 +54,29 @@ class SetTargets:
         for text in self.ratios:
             _ratio(text)
 
-    def requests(
-        self, num_pairs: int, num_tiles: int, kinds: Sequence[str], legend: Legend, seed: int
-    ) -> list[EventRequest]:
+    def requests(self, num_pairs: int, num_tiles: int, kinds: Sequence[str], legend: Legend, seed: int) -> Requests:
         """One request per place in the plan (round after round over the tiles).
 
         Where nothing else is asked the kinds take turns, over the tiles of a round and over the rounds of a tile.
         """
         self.check()
-        rng = np.random.default_rng([seed, 23])
+        rng = stream("plan.targets", seed)
         quiet = round(self.no_change * num_pairs)
-        ratios: list[Any] = _spread({_ratio(t): share for t, share in self.ratios.items()}, num_pairs, quiet, rng)
-        pairs: list[Any] = _spread(
-            {_class_pair(t, legend): share for t, share in self.class_pairs.items()}, num_pairs, quiet, rng
-        )
-        if not (quiet or self.ratios or self.class_pairs):
-            return [EventRequest(kinds[(i % num_tiles + i // num_tiles) % len(kinds)]) for i in range(num_pairs)]
-        conditional = bool(self.ratios or self.class_pairs)
-        changing = [
-            EventRequest(None if conditional else kinds[i % len(kinds)], pairs[i], ratios[i])
-            for i in range(num_pairs - quiet)
-        ]
-        together = changing + [EventRequest(no_change=True)] * quiet
-        return [together[i] for i in rng.permutation(num_pairs)]
+        ratios = [_ratio(text) for text in self.ratios]
+        pairs = [_class_pair(text, legend) for text in self.class_pairs]
+        ratio_of = _spread(list(self.ratios.values()), num_pairs, quiet, rng)
+        pair_of = _spread(list(self.class_pairs.values()), num_pairs, quiet, rng)
+        places = np.arange(num_pairs)
+        if not (quiet or ratios or pairs):
+            turns = (places % num_tiles + places // num_tiles) % len(kinds)
+            return Requests([EventRequest(kind) for kind in kinds], turns.astype(np.uint16))
+        asked = list(kinds) if not (ratios or pairs) else [None]
+        distinct = [EventRequest(no_change=True)]
+        distinct += [EventRequest(k, p, r) for k in asked for p in (None, *pairs) for r in (None, *ratios)]
+        kind_of = np.arange(num_pairs - quiet) % len(asked)
+        changing = 1 + (kind_of * (1 + len(pairs)) + pair_of + 1) * (1 + len(ratios)) + ratio_of + 1
+        codes = np.concatenate([changing, np.zeros(quiet, np.int64)]).astype(np.uint16)
+        return Requests(distinct, codes[rng.permutation(num_pairs)])
 
     def reached(self, counts: SetSummary) -> list[tuple[str, float, float]]:
         """(what, share asked, share reached) for every target."""
@@ -77,12 +93,11 @@ class SetTargets:
         return rows
 
 
-def _spread(shares: Mapping[Any, float], num_pairs: int, quiet: int, rng: np.random.Generator) -> list[Any]:
-    """A value for each of the ``num_pairs - quiet`` changing pairs, in random order; None where nothing is asked."""
-    values = [value for value, share in shares.items() for _ in range(round(share * num_pairs))]
-    values = values[: num_pairs - quiet]
-    values += [None] * (num_pairs - quiet - len(values))
-    return [values[i] for i in rng.permutation(len(values))]
+def _spread(shares: Sequence[float], num_pairs: int, quiet: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Which of the shares each of the ``num_pairs - quiet`` changing pairs takes, in random order; -1: none of them."""
+    numbers = np.repeat(np.arange(len(shares)), [round(share * num_pairs) for share in shares])[: num_pairs - quiet]
+    numbers = np.concatenate([numbers, np.full(num_pairs - quiet - len(numbers), -1)]).astype(np.int64)
+    return numbers[rng.permutation(len(numbers))]
 
 
 def _ratio(text: str) -> tuple[float, float]:

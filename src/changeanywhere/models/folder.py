@@ -11,11 +11,9 @@ MODEL/README.md                 model card
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +24,21 @@ from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder
 from changeanywhere.models.first_stage import FirstStage
+from changeanywhere.models.info import FORMAT, FORMAT_VERSION, find_model, hash_model
 
-FORMAT = "changeanywhere-model"
-FORMAT_VERSION = 1
 MAX_FILE = "15MB"  # code hosts and mail gateways refuse larger files without special storage
 Loaded = TypeVar("Loaded")
+
+__all__ = [
+    "Model",
+    "find_model",
+    "hash_model",
+    "load_first_stage",
+    "load_model",
+    "noise_schedule",
+    "save_first_stage",
+    "save_model",
+]
 
 
 @dataclass
@@ -45,17 +53,6 @@ class Model:
     tile_size: int = 256
     defaults: dict[str, Any] = field(default_factory=dict)
     weights_hash: str = ""
-
-
-def find_model(name_or_folder: str | Path) -> Path:
-    """Folder of a model: ``mini`` is in the package, anything else is a path. :class:`ModelError` if missing."""
-    if str(name_or_folder) == "mini":
-        folder = resources.files("changeanywhere") / "assets" / "mini"
-        return Path(str(folder))
-    path = Path(name_or_folder)
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder with model.json")
-    return path
 
 
 def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
@@ -156,16 +153,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
         defaults=dict(description["defaults"]),
         weights_hash=hash_model(folder),
     )
-
-
-def hash_model(folder: Path) -> str:
-    """sha256 over names and bytes of all weights and configurations, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in (".safetensors", ".json"):
-            digest.update(file.relative_to(folder).as_posix().encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

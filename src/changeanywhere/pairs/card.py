@@ -11,23 +11,14 @@ from changeanywhere.pairs.summary import SetSummary
 
 SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
 
-HOW = {
-    "diffusion": "is painted by a latent diffusion model: changed ground follows the new mask, unchanged ground is "
-    "kept and may get another light.",
-    "copy_paste": "is the other one with pixels of another tile pasted on changed ground (no diffusion: a rival to "
-    "compare with).",
-    "recolour": "is the other one with changed ground in the colours of its new class (no diffusion: a rival to "
-    "compare with).",
-    "patch_exchange": "is the other one with windows of another tile (no diffusion: a rival to compare with).",
-}
-"""What the other date of a pair is, by ``method``."""
 
-
-def dataset_card(legend: Legend, counts: SetSummary) -> str:
-    """Markdown with YAML front matter."""
+def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
+    """Markdown with YAML front matter; ``how`` the other date of a pair comes about: "is painted by …"."""
     licences = list(counts.licences)
     hub_licence = SPDX_TO_HUB.get(licences[0], "other") if len(licences) == 1 else "other"
     first = counts.first
+    assert first is not None
+    made = first.provenance
     splits = {name: counts.splits[name] for name in SPLITS}
     ratios = sorted(counts.ratios)
     changed = sum(counts.transitions.values()) or 1
@@ -40,8 +31,8 @@ def dataset_card(legend: Legend, counts: SetSummary) -> str:
         "---",
         "# Bi-temporal change-detection pairs",
         "",
-        f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of `{first['source']}`. "
-        f"{_dates(counts)} {HOW.get(first['settings'].get('method', 'diffusion'), 'is made by another method')}",
+        f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of `{first.source}`. "
+        f"{_dates(counts)} {how or 'is made by another method.'}",
         "",
         "The change masks agree with the semantic masks by construction (checked for every pair written). That the "
         "*pixels* show what the masks say is not guaranteed: they are generated.",
@@ -84,9 +75,9 @@ def dataset_card(legend: Legend, counts: SetSummary) -> str:
         "",
         "## How it was made",
         "",
-        f"Model `{first['model']}` (hash `{first['model_hash']}`), {_join(first['versions'])}.",
+        f"Model `{made.model}` (hash `{made.model_hash}`), {_join(made.versions)}.",
         "",
-        f"```json\n{json.dumps(first['settings'], indent=1)}\n```",
+        f"```json\n{json.dumps(made.settings, indent=1)}\n```",
         "",
     ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,27 +162,35 @@ def _of_split(root: Path, split: str | None) -> PairDataset:
 
 
 def _read(path: Path) -> npt.NDArray[Any]:
-    """Image as it is on disk: ``[H, W]`` or ``[H, W, C]``; a palette image gives its indices."""
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_geotiff(path)
-        with PillowImage.open(path) as image:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PairsError(f"{path}: not a readable image ({error})") from error
+    return decode_image(content, str(path))
+
+
+def decode_image(content: bytes, name: str) -> npt.NDArray[Any]:
+    """Image file as it is: ``[H, W]`` or ``[H, W, C]``; a palette image gives its indices."""
+    try:
+        if name.lower().endswith((".tif", ".tiff")):
+            return _decode_geotiff(content, name)
+        with PillowImage.open(io.BytesIO(content)) as image:
             return np.asarray(image)
     except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise PairsError(f"{path}: not a readable image ({error})") from error
+        raise PairsError(f"{name}: not a readable image ({error})") from error
 
 
-def _read_geotiff(path: Path) -> npt.NDArray[Any]:
+def _decode_geotiff(content: bytes, name: str) -> npt.NDArray[Any]:
     import warnings
 
-    import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+    from rasterio.io import MemoryFile
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
+            with MemoryFile(content) as memory, memory.open() as file:
                 bands: npt.NDArray[Any] = file.read()
     except RasterioIOError as error:
-        raise PairsError(f"{path}: not a readable image ({error})") from error
+        raise PairsError(f"{name}: not a readable image ({error})") from error
     return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)

@@ -7,7 +7,7 @@ import html
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -18,38 +18,36 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.names import SPLITS
-from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
+from changeanywhere.pairs.reader import decode_image
+from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
-from changeanywhere.sample import ChangePair
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import Store
 
 MAX_PAIRS = 48  # shown, spread evenly over the set: keeps the page below a few megabytes
 SIDE = 256  # px; larger images are shown reduced
 HISTOGRAM_BINS = 20
 
 
-def write_report(root: Path, counts: SetSummary) -> Path:
-    """Write ``root/report.html`` from ``metadata.jsonl``, ``legend.json`` and the images; returns its path."""
-    legend = Legend.load(root / "legend.json")
+def write_report(store: Store, counts: SetSummary) -> None:
+    """Write ``report.html`` from ``metadata.jsonl``, ``legend.json`` and the images."""
+    legend = Legend.from_dict(json.loads(store.get("legend.json")), store.describe("legend.json"))
     places = set(np.unique(np.linspace(0, counts.count - 1, min(MAX_PAIRS, counts.count)).astype(int)).tolist())
-    with (root / "metadata.jsonl").open(encoding="utf-8") as lines:
-        shown = [json.loads(line) for i, line in enumerate(lines) if i in places]
-    pairs = PairDataset(root, [Path(record["A_file_name"]).name for record in shown])
+    with store.open("metadata.jsonl") as lines:
+        shown = [PairRecord.from_dict(json.loads(line)) for i, line in enumerate(lines) if i in places]
     template = Template((resources.files("changeanywhere") / "assets" / "report.html").read_text())
     page = template.substitute(
-        title=html.escape(f"Change-detection pairs: {root.resolve().name}"),
+        title=html.escape(f"Change-detection pairs: {Path(store.describe()).resolve().name}"),
         facts=_facts(counts),
         classes="".join(_class_item(c.name, c.color) for c in legend.classes),
         sheet_note=f"{len(shown)} of {counts.count} pairs, evenly spaced in the order of their keys, not chosen.",
-        pairs="".join(_pair(pairs[i], record, legend) for i, record in enumerate(shown)),
+        pairs="".join(_pair(store, record, legend) for record in shown),
         matrix=_matrix(counts.transitions, legend),
         histogram=_histogram(counts.ratios),
-        targets=_targets(root),
+        targets=_targets(store),
         made=html.escape(_made(counts.first)),
     )
-    atomic_write(root / "report.html", page.encode())
-    return root / "report.html"
+    store.put("report.html", page.encode())
 
 
 def _facts(counts: SetSummary) -> str:
@@ -65,14 +63,14 @@ def _class_item(name: str, color: tuple[int, int, int]) -> str:
     return f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{html.escape(name)}</li>'
 
 
-def _pair(pair: ChangePair, record: Mapping[str, Any], legend: Legend) -> str:
-    assert pair.mask_t1 is not None and pair.mask_t2 is not None
-    changes = ", ".join(name.replace("->", " → ") for name in record["transitions"]) or "no change"
-    caption = f"<b>{html.escape(pair.key)}</b> · {html.escape(str(record['kind']))}: {html.escape(changes)}"
-    caption += f" · {float(record['change_ratio']):.2%} changed"
-    first, second = (_photo(image, record) for image in (pair.image_t1, pair.image_t2))
-    masks = [data_uri(legend.colorize(mask), "PNG") for mask in (pair.mask_t1, pair.mask_t2)]
-    change = data_uri((pair.change_mask * 255).astype(np.uint8), "PNG")
+def _pair(store: Store, record: PairRecord, legend: Legend) -> str:
+    images = {folder: decode_image(store.get(name), name) for folder, name in record.files.items()}
+    changes = ", ".join(name.replace("->", " → ") for name in record.transitions) or "no change"
+    caption = f"<b>{html.escape(record.key)}</b> · {html.escape(record.kind)}: {html.escape(changes)}"
+    caption += f" · {record.change_ratio:.2%} changed"
+    first, second = (_photo(images[folder], record) for folder in IMAGE_FOLDERS)
+    masks = [data_uri(legend.colorize(images[folder]), "PNG") for folder in MASK_FOLDERS]
+    change = data_uri((images[CHANGE_FOLDER] > 0).astype(np.uint8) * 255, "PNG")
     cells = [
         _cell(first, "image t1"),
         _cell(masks[0], "mask t1"),
@@ -88,11 +86,11 @@ def _cell(uri: str, name: str) -> str:
     return f'<div><img src="{uri}" alt="{name}" loading="lazy"><small>{name}</small></div>'
 
 
-def _photo(image: npt.NDArray[Any], record: Mapping[str, Any]) -> str:
+def _photo(image: npt.NDArray[Any], record: PairRecord) -> str:
     """First three bands as JPEG; other than 8 bits through the recorded stretch."""
     pixels = image if image.ndim == 3 else image[..., None].repeat(3, 2)
     if pixels.dtype != np.uint8:
-        low, high = (np.asarray(record["normalisation"][end], float) for end in ("low", "high"))
+        low, high = (np.asarray(record.normalisation[end], float) for end in ("low", "high"))
         pixels = np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     return data_uri(np.ascontiguousarray(pixels[..., :3]), "JPEG")
 
@@ -150,19 +148,19 @@ def _histogram(ratios: Sequence[float]) -> str:
     )
 
 
-def _targets(root: Path) -> str:
+def _targets(store: Store) -> str:
     """What was asked of the set beside what it is, from ``targets.json``; empty without one."""
-    file = root / "targets.json"
-    if not file.is_file():
+    if not store.exists("targets.json"):
         return ""
     rows = "".join(
         f'<tr><th scope="row">{html.escape(row["target"])}</th>'
         f"<td>{row['asked']:.1%}</td><td>{row['reached']:.1%}</td></tr>"
-        for row in json.loads(file.read_text())
+        for row in json.loads(store.get("targets.json"))
     )
     return f"<h2>Asked and reached</h2><table><tr><th></th><th>asked</th><th>reached</th></tr>{rows}</table>"
 
 
-def _made(record: Mapping[str, Any]) -> str:
-    names = ("source", "model", "model_hash", "bands", "normalisation", "settings", "versions")
-    return json.dumps({name: record[name] for name in names}, indent=1)
+def _made(record: PairRecord | None) -> str:
+    assert record is not None  # a set has at least one pair
+    shown = {"source": record.source, "bands": record.bands, "normalisation": record.normalisation}
+    return json.dumps(shown | record.provenance.to_dict(), indent=1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from changeanywhere.pairs.names import SPLITS
+from changeanywhere.pairs.record import PairRecord
 
 
 class SetSummary:
@@ -15,7 +15,7 @@ class SetSummary:
 
     def __init__(self) -> None:
         self.count = 0
-        self.first: Mapping[str, Any] = {}
+        self.first: PairRecord | None = None
         """The first record: what all of them share (source, model, settings, versions)."""
         self.kinds: Counter[str] = Counter()
         self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
@@ -32,16 +32,16 @@ class SetSummary:
         self.ratios = array("d")
         """Share of changed pixels, by pair."""
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: PairRecord) -> None:
         """Count one record."""
         self.first = self.first or record
-        self.kinds[record["kind"]] += 1
-        self.splits[record["split"]] += 1
-        self.licences[record["licence"]] += 1
-        if record.get("attribution"):
-            self.credits[record["attribution"]] += 1
-        self.exchanged += record["real_date"] == 2
-        self.add_change(record["transitions"], record["change_ratio"])
+        self.kinds[record.kind] += 1
+        self.splits[record.split] += 1
+        self.licences[record.licence] += 1
+        if record.attribution:
+            self.credits[record.attribution] += 1
+        self.exchanged += record.real_date == 2
+        self.add_change(record.transitions, record.change_ratio)
 
     def add_change(self, transitions: Mapping[str, int], ratio: float) -> None:
         """Count the change of a pair alone (``simulate``, whose records have no more)."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,29 +14,16 @@ from PIL import Image as PillowImage
 
 from changeanywhere.errors import PairsError
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.pairs.annotations import event_record
 from changeanywhere.pairs.card import dataset_card
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS, SUFFIXES
+from changeanywhere.pairs.record import PairRecord, Provenance
 from changeanywhere.pairs.report import write_report
 from changeanywhere.pairs.summary import SetSummary
-from changeanywhere.sample import (
-    ChangeMask,
-    ChangePair,
-    ChangePlan,
-    GeoReference,
-    Image,
-    SourceItem,
-    change_mask_of,
-    change_transitions,
-)
-from changeanywhere.storage import atomic_file, atomic_write, content_hash
+from changeanywhere.sample import ChangeMask, ChangePair, GeoReference, Image, change_mask_of
+from changeanywhere.storage import Store, content_hash
 
 PNG_LEVEL = 3  # zlib: half the time of the default level 6 for files 3 % larger
 ImageFormat = Literal["png", "geotiff"]
-SHARED = ("model", "model_hash", "settings", "versions")
-"""The end of every record: the same in all pairs of a run, and half of its bytes."""
-FINAL_FILES = ("metadata.jsonl", "legend.json", "README.md", "report.html", *(f"list/{split}.txt" for split in SPLITS))
-"""What is written last, from the records of all pairs."""
 Targets = list[tuple[str, float, float]]
 
 
@@ -50,8 +36,8 @@ def check_labels(key: str, mask_t1: Mask, mask_t2: Mask, change_mask: ChangeMask
         raise PairsError(f"{key}: change mask disagrees with the semantic masks in {wrong} px; allowed: 0")
 
 
-def write_pair(root: Path, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
-    """Write all files of a pair; returns relative path → sha256.
+def write_pair(store: Store, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
+    """Write all files of a pair; returns name → sha256.
 
     ``png``: 8-bit RGB images. ``geotiff``: bands and dtype of the arrays, CRS and transform of ``pair.georef``; the
     labels are then GeoTIFFs too. Raises :class:`PairsError` where labels and masks disagree, :class:`OutputError`
@@ -67,142 +53,73 @@ def write_pair(root: Path, pair: ChangePair, legend: Legend, image_format: Image
     files: dict[str, str] = {}
     for folder, image in zip(IMAGE_FOLDERS, (pair.image_t1, pair.image_t2), strict=True):
         content = _png(image) if image_format == "png" else _geotiff(image, pair.georef)
-        files[f"{folder}/{pair.key}{suffix}"] = _put(root / folder / f"{pair.key}{suffix}", content)
-    files |= write_labels(
-        root, pair.key, pair.mask_t1, pair.mask_t2, pair.change_mask, legend, image_format, pair.georef
-    )
-    return files
+        name, digest = _put(store, f"{folder}/{pair.key}{suffix}", content)
+        files[name] = digest
+    return files | write_labels(store, pair, legend, image_format)
 
 
-def write_labels(
-    root: Path,
-    key: str,
-    mask_t1: Mask,
-    mask_t2: Mask,
-    change_mask: ChangeMask,
-    legend: Legend,
-    image_format: ImageFormat = "png",
-    georef: GeoReference | None = None,
-) -> dict[str, str]:
-    """Write ``label/`` (0 or 255), ``label1/`` and ``label2/`` (index, the legend as palette); path → sha256."""
-    check_labels(key, mask_t1, mask_t2, change_mask)
-    suffix = SUFFIXES[image_format]
-    palette = legend.palette()
-    change = change_mask.astype(np.uint8) * 255
-    contents = {CHANGE_FOLDER: _png(change) if image_format == "png" else _geotiff(change[..., None], georef)}
-    for folder, mask in zip(MASK_FOLDERS, (mask_t1, mask_t2), strict=True):
-        contents[folder] = _png(mask, palette) if image_format == "png" else _geotiff(mask[..., None], georef, palette)
-    return {
-        f"{folder}/{key}{suffix}": _put(root / folder / f"{key}{suffix}", content)
-        for folder, content in contents.items()
-    }
+def write_labels(store: Store, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
+    """Write ``label/`` (0 or 255), ``label1/`` and ``label2/`` (index, the legend as palette); name → sha256.
 
-
-def pair_record(
-    pair: ChangePair,
-    *,
-    legend: Legend,
-    item: SourceItem,
-    plan: ChangePlan,
-    source: str,
-    split: str,
-    image_format: ImageFormat,
-    bands: Sequence[str],
-    normalisation: Mapping[str, Any],
-    model: str,
-    model_hash: str,
-    settings: Mapping[str, Any],
-    versions: Mapping[str, str],
-    finishing: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The pair's line in ``metadata.jsonl``. No timestamps: the same command writes the same bytes.
-
-    ``finishing``: which date is real, nuisances by date, and what the filter said.
+    Raises as :func:`write_pair` does; the images are not looked at.
     """
-    assert pair.mask_t1 is not None and pair.mask_t2 is not None
-    folders = (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS)
-    names = {f"{folder}_file_name": f"{folder}/{pair.key}{SUFFIXES[image_format]}" for folder in folders}
-    return {
-        "key": pair.key,
-        **names,
-        "source": source,
-        "source_key": item.key,
-        "scene": item.scene,
-        "split": split,
-        "licence": item.licence,
-        "attribution": item.attribution,
-        "gsd_m": item.gsd_m,
-        "crs": pair.georef.crs if pair.georef else None,
-        "transform": list(pair.georef.transform) if pair.georef else None,
-        "bands": list(bands),
-        "normalisation": dict(normalisation),
-        "kind": _kind(plan),
-        "events": [
-            event_record(event, pair.mask_t1, pair.mask_t2, legend, pair.georef, item.gsd_m) for event in plan.events
-        ],
-        "transitions": change_transitions(pair.mask_t1, pair.mask_t2, legend),
-        "change_ratio": round(float(pair.change_mask.mean()), 6),
-        "unknown_ratio": round(float((pair.mask_t1 == 0).mean()), 6),
-        "seed": plan.seed,
-        **finishing,
-        "model": model,
-        "model_hash": model_hash,
-        "settings": dict(settings),
-        "versions": dict(versions),
-    }
-
-
-def _kind(plan: ChangePlan) -> str:
-    """The kinds of the pair's events; "given" for a user's own second mask, "no_change" where nothing changes."""
-    kinds = sorted({event.kind for event in plan.events})
-    return "+".join(kinds) if kinds else "given" if plan.change_mask.any() else "no_change"
+    if pair.mask_t1 is None or pair.mask_t2 is None:
+        raise PairsError(f"{pair.key}: a generated pair needs both semantic masks")
+    check_labels(pair.key, pair.mask_t1, pair.mask_t2, pair.change_mask)
+    suffix, georef = SUFFIXES[image_format], pair.georef
+    palette = legend.palette()
+    change = pair.change_mask.astype(np.uint8) * 255
+    contents = {CHANGE_FOLDER: _png(change) if image_format == "png" else _geotiff(change[..., None], georef)}
+    for folder, mask in zip(MASK_FOLDERS, (pair.mask_t1, pair.mask_t2), strict=True):
+        contents[folder] = _png(mask, palette) if image_format == "png" else _geotiff(mask[..., None], georef, palette)
+    return dict(_put(store, f"{folder}/{pair.key}{suffix}", content) for folder, content in contents.items())
 
 
 def finalise(
-    root: Path,
+    store: Store,
     legend: Legend,
-    records: Iterable[Mapping[str, Any]],
+    records: Iterable[PairRecord],
     reached: Callable[[SetSummary], Targets] = lambda counts: [],
+    how: str = "",
 ) -> tuple[SetSummary, Targets]:
     """Write ``metadata.jsonl``, ``list/``, ``legend.json``, the dataset card and, last, ``report.html``.
 
     ``records``: at least one, in the order of their keys; none is kept in memory. ``reached``: (target, share asked,
-    share reached) from the counts, written to ``targets.json`` where there are any.
+    share reached) from the counts, written to ``targets.json`` where there are any. ``how`` the other date comes about,
+    for the card.
     """
     counts = SetSummary()
     encode = json.JSONEncoder(ensure_ascii=False).encode  # one for all: json.dumps makes a new one at every call
-    last: dict[str, Any] = {}
+    last: Provenance | None = None
     tail = ""
     with ExitStack() as files:
-        lists = {split: files.enter_context(atomic_file(root / "list" / f"{split}.txt")) for split in SPLITS}
-        lines = files.enter_context(atomic_file(root / "metadata.jsonl"))
+        lists = {split: files.enter_context(store.create(f"list/{split}.txt")) for split in SPLITS}
+        lines = files.enter_context(store.create("metadata.jsonl"))
         for record in records:
             counts.add(record)
-            name = record["A_file_name"].rpartition("/")[2]
-            lists[record["split"]].write(f"{name}\n".encode())
-            common = {key: record[key] for key in SHARED}
-            if common != last:  # encoded once, not a million times
-                last, tail = common, encode(common)[1:]
-            own = {key: value for key, value in record.items() if key not in common}
-            lines.write(f"{encode(own)[:-1]}, {tail}\n".encode())
-    atomic_write(root / "legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
+            name = record.files["A"].rpartition("/")[2]
+            lists[record.split].write(f"{name}\n".encode())
+            if record.provenance is not last:  # encoded once, not a million times
+                last, tail = record.provenance, encode(record.provenance.to_dict())[1:]
+            lines.write(f"{encode(record.own())[:-1]}, {tail}\n".encode())
+    store.put("legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
     targets = reached(counts)
-    write_targets(root, targets)
-    atomic_write(root / "README.md", dataset_card(legend, counts).encode())
-    write_report(root, counts)
+    write_targets(store, targets)
+    store.put("README.md", dataset_card(legend, counts, how).encode())
+    write_report(store, counts)
     return counts, targets
 
 
-def write_targets(root: Path, targets: Targets) -> None:
+def write_targets(store: Store, targets: Targets) -> None:
     """``targets.json``, where there are any."""
     if targets:
         rows = [{"target": name, "asked": asked, "reached": share} for name, asked, share in targets]
-        atomic_write(root / "targets.json", (json.dumps(rows, indent=1) + "\n").encode())
+        store.put("targets.json", (json.dumps(rows, indent=1) + "\n").encode())
 
 
-def _put(path: Path, content: bytes) -> str:
-    atomic_write(path, content)
-    return content_hash(content)
+def _put(store: Store, name: str, content: bytes) -> tuple[str, str]:
+    store.put(name, content)
+    return name, content_hash(content)
 
 
 def _png(array: Image, palette: npt.NDArray[np.uint8] | None = None) -> bytes:

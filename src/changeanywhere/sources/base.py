@@ -66,7 +66,11 @@ class Source(ABC):
 
     def with_legend(self, target: Legend, map_file: Path | None = None) -> Source:
         """The same tiles with masks in ``target``; see :func:`load_legend_map` for the errors."""
-        return _MappedSource(self, load_legend_map(self.legend, target, map_file))
+        return self.mapped(load_legend_map(self.legend, target, map_file))
+
+    def mapped(self, mapping: LegendMap) -> Source:
+        """The same tiles with masks rewritten by ``mapping``."""
+        return _MappedSource(self, mapping)
 
 
 class _MappedSource(Source):

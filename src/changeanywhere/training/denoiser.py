@@ -11,7 +11,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import NoiseStreams, Sampling, sample_latents
+from changeanywhere.diffusion.blended import NoiseStreams, sample_latents
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import channels_last

@@ -8,17 +8,19 @@ I3PE, Chen et al. 2023, which clusters instead of reading masks). None of them n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from changeanywhere.errors import require
 from changeanywhere.events.ground import describe
-from changeanywhere.generation.nuisances import Pixels
-from changeanywhere.sample import ChangePlan, SourceItem, SourceSample, change_mask_of
-from changeanywhere.sources import Source
+from changeanywhere.painters.base import Batch, Donors, PainterSettings, Painting, Pixels
+from changeanywhere.sample import ChangePlan, SourceSample, change_mask_of
+from changeanywhere.seeds import stream
 
 DONOR_TILES = 24
 """Tiles that are looked at for pixels of a class."""
@@ -44,49 +46,92 @@ class Spot:
     rng: np.random.Generator
 
 
-@dataclass
-class Donors:
-    """Tiles that pixels may come from, and those that some came from."""
+class PastingPainter(ABC):
+    """Paints pair by pair, without a network."""
 
-    source: Source
-    allowed: Sequence[int]
-    """Of the receiver's split: else pixels of a validation scene would be trained on."""
-    used: list[SourceItem] = field(default_factory=list)
+    reads: ClassVar[frozenset[str]] = frozenset()
+    how: ClassVar[str]
+    repaints: ClassVar[bool] = False
+    uses_model: ClassVar[bool] = True
+    reconstructs: ClassVar[bool] = False
 
-    def draw(self, rng: np.random.Generator) -> int:
-        """The number of a random tile."""
-        return self.allowed[int(rng.integers(len(self.allowed)))]
+    @classmethod
+    def build(cls, settings: PainterSettings) -> Self:
+        """See :class:`PainterKind`."""
+        require(not settings.options, "painter_options", dict(settings.options), "none with this method")
+        return cls()
 
-    def note(self, item: SourceItem) -> None:
-        """Pixels of this tile were taken."""
-        if item not in self.used:
-            self.used.append(item)
+    def paint(self, batch: Batch) -> list[Painting]:
+        """See :class:`Painter`."""
+        pairs = zip(batch.samples, batch.plans, batch.donors, batch.rows, strict=True)
+        paintings = []
+        for place, (sample, plan, donors, row) in enumerate(pairs):
+            image = batch.images[row]
+            second, shown = self.second(image, sample, plan, donors)
+            paintings.append(Painting(place, shown, image, second, tuple(donors.used)))
+        return paintings
 
-
-def paint_rival(
-    method: str, sample: SourceSample, plan: ChangePlan, donors: Donors
-) -> tuple[npt.NDArray[np.float32], ChangePlan]:
-    """Image t2 float32 ``[H, W, C]`` in [-1, 1], and its plan (another one only for ``patch_exchange``).
-
-    ``donors`` notes the tiles whose pixels went into it: their licences hold for the pair too.
-    """
-    rng = np.random.default_rng([plan.seed, 53])
-    image = _pixels(sample)
-    if method == "patch_exchange":
-        return _exchange_windows(image, sample, plan, donors, rng)
-    fill = _copied if method == "copy_paste" else _recoloured
-    result = image.copy()
-    for class_index in np.unique(plan.mask_t2[plan.change_mask]):
-        components, count = ndimage.label(plan.change_mask & (plan.mask_t2 == class_index), np.ones((3, 3)))
-        for number, box in zip(range(1, count + 1), ndimage.find_objects(components), strict=True):
-            shape = components[box] == number
-            result[box][shape] = fill(Spot(image[box][shape], shape, int(class_index), sample, donors, rng))
-    return result, plan
+    @abstractmethod
+    def second(
+        self, image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors
+    ) -> tuple[Pixels, ChangePlan]:
+        """Image t2 of a pair, and the plan that it shows."""
 
 
-def _pixels(sample: SourceSample) -> Pixels:
-    pixels: Pixels = sample.pixels()
-    return pixels
+class _FillingPainter(PastingPainter):
+    """Fills every component of changed ground with pixels for its new class."""
+
+    def second(
+        self, image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors
+    ) -> tuple[Pixels, ChangePlan]:
+        rng = stream("pair.donors", plan.seed)
+        result = image.copy()
+        for class_index in np.unique(plan.mask_t2[plan.change_mask]):
+            components, count = ndimage.label(plan.change_mask & (plan.mask_t2 == class_index), np.ones((3, 3)))
+            for number, box in zip(range(1, count + 1), ndimage.find_objects(components), strict=True):
+                shape = components[box] == number
+                result[box][shape] = self.fill(Spot(image[box][shape], shape, int(class_index), sample, donors, rng))
+        return result, plan
+
+    @abstractmethod
+    def fill(self, spot: Spot) -> Pixels:
+        """Pixels ``[N, C]`` for ``spot``."""
+
+
+class CopyPastePainter(_FillingPainter):
+    """Real pixels of the new class from another tile (Ghiasi et al. 2021)."""
+
+    how: ClassVar[str] = (
+        "is the other one with pixels of another tile pasted on changed ground (no diffusion: a rival to compare with)."
+    )
+
+    def fill(self, spot: Spot) -> Pixels:
+        """See :class:`_FillingPainter`."""
+        return _copied(spot)
+
+
+class RecolourPainter(_FillingPainter):
+    """The texture that is there, in the colours of the new class."""
+
+    how: ClassVar[str] = (
+        "is the other one with changed ground in the colours of its new class (no diffusion: a rival to compare with)."
+    )
+
+    def fill(self, spot: Spot) -> Pixels:
+        """See :class:`_FillingPainter`."""
+        return _recoloured(spot)
+
+
+class PatchExchangePainter(PastingPainter):
+    """Windows of another tile, whatever they show; what differs in the masks is the change (after I3PE)."""
+
+    how: ClassVar[str] = "is the other one with windows of another tile (no diffusion: a rival to compare with)."
+
+    def second(
+        self, image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors
+    ) -> tuple[Pixels, ChangePlan]:
+        """See :class:`PastingPainter`."""
+        return _exchange_windows(image, sample, plan, donors, stream("pair.donors", plan.seed))
 
 
 def _copied(spot: Spot) -> Pixels:
@@ -114,18 +159,18 @@ def _copied(spot: Spot) -> Pixels:
     window = slice(top, top + height), slice(left, left + width)
     foreign = donor_sample.mask[window] != class_index
     nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
-    filled: Pixels = _pixels(donor_sample)[window][tuple(nearest)][shape]
+    filled: Pixels = donor_sample.pixels()[window][tuple(nearest)][shape]
     return filled
 
 
 def _recoloured(spot: Spot) -> Pixels:
     """Pixels ``[N, C]`` with the mean and spread that the class has in this tile, else in another one."""
-    there = _pixels(spot.sample)[spot.sample.mask == spot.class_index]
+    there = spot.sample.pixels()[spot.sample.mask == spot.class_index]
     for _ in range(DONOR_TILES):
         if len(there) >= MIN_PIXELS:
             break
         donor = spot.donors.source.read(spot.donors.draw(spot.rng))
-        there = _pixels(donor)[donor.mask == spot.class_index]
+        there = donor.pixels()[donor.mask == spot.class_index]
     own = spot.own
     if not len(there):
         return own
@@ -149,6 +194,6 @@ def _exchange_windows(
         top, left = rng.integers(height - size[0] + 1), rng.integers(width - size[1] + 1)
         window = slice(top, top + size[0]), slice(left, left + size[1])
         seen = (other.mask[window] != 0) & (sample.mask[window] != 0)  # unknown ground never changes
-        result[window][seen], mask[window][seen] = _pixels(other)[window][seen], other.mask[window][seen]
+        result[window][seen], mask[window][seen] = other.pixels()[window][seen], other.mask[window][seen]
     change = change_mask_of(sample.mask, mask)
     return result, replace(plan, mask_t2=mask, change_mask=change, events=describe("patch_exchange", sample.mask, mask))

@@ -1,0 +1,58 @@
+"""How second dates are painted: settings of blended diffusion. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from changeanywhere.errors import require
+
+SAMPLERS = ("ddim", "dpmsolver++", "unipc")
+KNOWN_NOISE = ("fresh", "fixed")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the second date is painted. The reference setting is 200 DDIM steps, η = 1, fresh noise."""
+
+    sampler: str = "dpmsolver++"
+    """``ddim``, ``dpmsolver++`` (2M) or ``unipc``."""
+    num_steps: int = 20
+    """Denoiser calls."""
+    free_fraction: float = 0.1
+    """Share of the last steps in which unchanged ground is painted freely under mask t2 (N_min of the paper)."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 = off."""
+    known_noise: str = "fixed"
+    """Noise on the known latent: ``fresh`` at every step or ``fixed``, one per pair (what ODE solvers assume)."""
+    eta: float = 1.0
+    """Stochasticity of ddim: 1 = DDPM-like (reference), 0 = deterministic; the other samplers have none."""
+    dilate_cells: int = 0
+    """Latent cells (4 px) by which the repainted part reaches over the change mask."""
+    window_margin: int = 0
+    """Latent cells around the change that the network sees until the free tail; 0 = the whole tile."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the sampler draws no noise of its own."""
+        return self.sampler != "ddim" or self.eta == 0
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        checks = [
+            ("sampler", self.sampler, self.sampler in SAMPLERS, ", ".join(SAMPLERS)),
+            ("num_steps", self.num_steps, 1 <= self.num_steps < 1000, "1 to 999"),
+            ("free_fraction", self.free_fraction, 0 <= self.free_fraction <= 1, "0 to 1"),
+            ("guidance_scale", self.guidance_scale, 0 <= self.guidance_scale <= 30, "0 to 30"),
+            ("known_noise", self.known_noise, self.known_noise in KNOWN_NOISE, ", ".join(KNOWN_NOISE)),
+            ("eta", self.eta, 0 <= self.eta <= 1, "0 to 1"),
+            ("dilate_cells", self.dilate_cells, 0 <= self.dilate_cells <= 16, "0 to 16"),
+            ("window_margin", self.window_margin, self.window_margin >= 0, "0 and more"),
+            (
+                "window_margin",
+                self.window_margin,
+                not self.window_margin or (self.known_noise == "fixed" and self.is_deterministic),
+                "0 with known_noise fresh, and with ddim where eta is above 0",
+            ),
+        ]
+        for name, value, allowed, what in checks:
+            require(allowed, name, value, what)

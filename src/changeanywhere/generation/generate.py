@@ -1,0 +1,208 @@
+"""``changeanywhere generate``: job → plan → executor → shards → dataset."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.errors import ShortfallError
+from changeanywhere.generation.dataset import finish_set, is_finished, open_shards, report_of
+from changeanywhere.generation.executors.threads import ThreadExecutor
+from changeanywhere.generation.job import Job
+from changeanywhere.generation.leases import Leases
+from changeanywhere.generation.options import GenerateOptions
+from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
+from changeanywhere.generation.prepare import get_plan, is_asked_again, job_of, note_asked, note_inputs, refuse_foreign
+from changeanywhere.generation.shard import StoppedError, marker_name, paint_shard, read, read_marker
+from changeanywhere.generation.turns import Turns
+from changeanywhere.painters.base import Painter
+from changeanywhere.pairs.writer import Targets
+from changeanywhere.progress import Progress, silent
+from changeanywhere.stopping import polite_stop
+from changeanywhere.storage import LocalStore, Store, remove_leftovers
+
+DRY_RUN_BATCHES = 2  # the first warms up, the second is timed
+
+
+@dataclass(frozen=True)
+class GenerateReport:
+    """What a call of :func:`generate` did."""
+
+    out: Path
+    num_pairs: int
+    """Pairs in the dataset now."""
+    num_new: int
+    """Pairs that this call painted (those that the filter then dropped among them)."""
+    pairs_per_second: float
+    """Of this call, from the first batch to the last file; 0 if there was nothing to do."""
+
+    num_dropped: int
+    """Pairs of the plan that the filter left out."""
+    reached: Targets
+    """(target, share asked, share reached)."""
+    skipped: Sequence[str]
+    """Why tiles were left out, a line each (``on_error: skip``)."""
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.out / "report.html"
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would make."""
+
+    num_pairs: int
+    missing: Mapping[str, int]
+    num_bytes: int
+    """Of the pairs that are not there yet, those that the filter drops counted as nothing."""
+    seconds: float
+
+
+def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateReport:
+    """Make, or finish, the dataset in ``options.out``.
+
+    Raises :class:`InputError` for what the user gave wrong and :class:`ShortfallError`, after writing all that could
+    be made, if fewer changes are feasible than asked for. SIGTERM ends the run after the shards that are being painted,
+    with :class:`KeyboardInterrupt`.
+    """
+    store = LocalStore(options.out)
+    plan = load_summary(store)
+    if plan is not None and is_asked_again(options, store) and is_finished(store, plan):
+        return _report(options.out, plan, 0, 0.0, report_of(store), _noted(store))
+    refuse_foreign(store)
+    job = job_of(options, store, progress)
+    leases = Leases(store)
+    with polite_stop() as stop, threads_of(job):
+        painter, job = painter_of(job)
+        with leases.waited_for("plan", lambda: load_summary(store) is not None):
+            remove_leftovers(options.out)
+            plan = get_plan(job, store, progress)
+            note_inputs(job, store)
+            note_asked(options, store)
+        count, seconds = _paint(job, painter, plan, store, leases, stop, progress)
+        _raise_on_empty(plan, options.out)
+        with leases.waited_for("set", lambda: False):
+            done = report_of(store) if not count and is_finished(store, plan) else finish_set(job, plan, store)
+            leases.sweep()
+    return _report(options.out, plan, count, count / seconds if count else 0.0, done, job.tiles.skipped)
+
+
+def _paint(
+    job: Job,
+    painter: Painter,
+    plan: PlanSummary,
+    store: Store,
+    leases: Leases,
+    stop: threading.Event,
+    progress: Progress,
+) -> tuple[int, float]:
+    """Paint all shards that are open, together with whoever else works on the set; (pairs painted here, seconds)."""
+    open_numbers = open_shards(store, plan)
+    tally, turns, started = (
+        _Tally(plan.num_pairs, job, len(open_numbers), progress),
+        Turns(painter),
+        time.perf_counter(),
+    )
+
+    def work(number: int) -> None:
+        with suppress(StoppedError):  # nothing of it was begun
+            paint_shard(job, turns.of(number), load_shard(store, number), store, progress=tally.add, stop=stop)
+
+    def is_done(number: int) -> bool:
+        return read_marker(store, number) is not None
+
+    ThreadExecutor().run(open_numbers, work, is_done, leases, stop)
+    return tally.painted, time.perf_counter() - started
+
+
+class _Tally:
+    """Counts painted pairs over all threads."""
+
+    def __init__(self, total: int, job: Job, num_open: int, progress: Progress) -> None:
+        self.painted = 0
+        self._total, self._progress, self._lock = total, progress, threading.Lock()
+        self._before = max(0, total - num_open * job.shard_size)
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.painted += count
+            self._progress("painting pairs", min(self._before + self.painted, self._total), self._total)
+
+
+def painter_of(job: Job) -> tuple[Painter, Job]:
+    """The painter of a job, on its device, with what ``finishing`` puts around it; and the job with the batch size that
+    the device takes, where none was said. Raises :class:`ConfigError` and :class:`ModelError`."""
+    from changeanywhere.generation.painting import build_painter
+
+    return build_painter(job)
+
+
+@contextmanager
+def threads_of(job: Job) -> Iterator[None]:
+    """The CPU threads that the job froze, for as long as the context lasts."""
+    if job.machine is None or job.sampling is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.machine.num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:
+    """Plan, paint two batches without writing them, and extrapolate from the second."""
+    store = LocalStore(options.out)
+    refuse_foreign(store)
+    job = job_of(options, store, progress)
+    with tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-") as folder, threads_of(job):
+        painter, job = painter_of(job)
+        place: Store = LocalStore(folder)
+        begun = load_summary(store)
+        plan = begun or get_plan(job, place, progress)
+        _raise_on_empty(plan, options.out)
+        shard = load_shard(store if begun else place, 0)
+        size = job.machine.batch_size if job.machine else 1
+        some = replace(shard, pairs=shard.pairs[:size])
+        seconds = 0.0
+        for _ in range(DRY_RUN_BATCHES):
+            started = time.perf_counter()
+            painter.paint(read(job, some.pairs))
+            seconds = (time.perf_counter() - started) / len(some.pairs)
+        sheet = LocalStore(Path(folder) / "painted")
+        paint_shard(job, painter, some, sheet, progress=lambda count: None, stop=threading.Event())
+        files = [name for name in sheet.list() if name != marker_name(0)]
+        num_bytes = sum((sheet.root / name).stat().st_size for name in files)
+        left = sum(len(load_shard(store, n).pairs) for n in open_shards(store, plan)) if begun else plan.num_pairs
+    return DryRun(plan.num_pairs, plan.missing, num_bytes * left // len(some.pairs), seconds * left)
+
+
+def _report(out: Path, plan: PlanSummary, count: int, rate: float, done: Any, skipped: Sequence[str]) -> GenerateReport:
+    """What was done; :class:`ShortfallError` with it where changes found no place."""
+    report = GenerateReport(out, done.num_pairs, count, rate, plan.num_pairs - done.num_pairs, done.reached, skipped)
+    if plan.missing:
+        parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
+        asked = plan.num_pairs + sum(plan.missing.values())
+        raise ShortfallError(f"{out}: {plan.num_pairs} of {asked} pairs; missing: {parts}", report)
+    return report
+
+
+def _noted(store: Store) -> list[str]:
+    """Tiles that were left out when the set was planned."""
+    return store.get("skipped.txt").decode().splitlines() if store.exists("skipped.txt") else []
+
+
+def _raise_on_empty(plan: PlanSummary, out: Path) -> None:
+    if not plan.num_pairs:
+        raise ShortfallError(f"{out}: no change is feasible in any tile of the source; see 'kinds' and 'min_area'")

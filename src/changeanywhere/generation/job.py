@@ -1,0 +1,150 @@
+"""The job: everything that a dataset's bytes follow from, and nothing else. No torch here.
+
+It is frozen, turns into JSON and back, and is enough for any worker that sees the source (and the model) to paint any
+shard of the plan: what was learned from the source is in it and never learned again.
+
+    OUT/plan/job.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import metadata
+from typing import Any
+
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.errors import OutputError
+from changeanywhere.events import EventOptions
+from changeanywhere.generation.options import FinishingOptions
+from changeanywhere.generation.targets import SetTargets
+from changeanywhere.generation.tiles import Learned, SourceSettings, Tiles, open_tiles
+from changeanywhere.pairs.record import Provenance
+from changeanywhere.plain import from_plain, to_plain
+from changeanywhere.storage import Store
+
+FORMAT = 2
+"""Of ``job.json``; the first edition had ``plan/settings.json`` instead."""
+FILE = "plan/job.json"
+FIRST_EDITION = "plan/settings.json"
+NOT_COMPARED = ("source.folder", "source.masks_t2", "source.name", "painter.model", "versions", "format")
+"""Where a source or model lies may change; their fingerprints may not. Records say which versions painted them."""
+
+
+@dataclass(frozen=True)
+class PainterChoice:
+    """Who paints: ``model`` is a name or folder and ``model_hash`` of its weights ("" for a painter without one)."""
+
+    method: str
+    model: str
+    model_hash: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """On what it is painted: sums in networks depend on it in the last bits."""
+
+    device: str
+    dtype: str
+    batch_size: int
+    num_threads: int
+    compile: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole dataset to be. ``painter`` and what only painters need are None for ``simulate``."""
+
+    source: SourceSettings
+    events: EventOptions
+    learned: Learned
+    targets: SetTargets
+    num_pairs: int | None
+    pairs_per_image: int
+    seed: int
+    shard_size: int
+    painter: PainterChoice | None = None
+    sampling: Sampling | None = None
+    machine: Machine | None = None
+    finishing: FinishingOptions = field(default_factory=FinishingOptions)
+    versions: dict[str, str] = field(default_factory=lambda: current_versions())
+    format: int = FORMAT
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """The source, opened at first use, once per process."""
+        return open_tiles(self.source, self.learned, self.events)
+
+    def opened_with(self, tiles: Tiles) -> Job:
+        """The same job over a source that is open already."""
+        copy = replace(self)
+        copy.__dict__["tiles"] = tiles
+        return copy
+
+    @property
+    def provenance(self) -> Provenance:
+        """What every record of the set says of how it was made."""
+        if self.painter is None or self.machine is None:
+            return Provenance(versions=current_versions())
+        settings: dict[str, Any] = {"painter": {"method": self.painter.method, **self.painter.options}}
+        if self.sampling is not None:
+            settings["sampling"] = to_plain(self.sampling)
+        settings["machine"] = to_plain(self.machine)
+        settings["source"] = {"stretch": to_plain(self.source.options.stretch)}
+        settings["finishing"] = to_plain(self.finishing)
+        name = self.painter.model.rstrip("/").rpartition("/")[2]
+        return Provenance(name, self.painter.model_hash, settings, current_versions())
+
+    def save(self, store: Store) -> None:
+        """Write ``plan/job.json``."""
+        store.put(FILE, (json.dumps(to_plain(self), indent=1) + "\n").encode())
+
+
+def current_versions() -> dict[str, str]:
+    """Of the packages that bytes depend on."""
+    return {name: metadata.version(name) for name in ("changeanywhere", "torch", "diffusers", "numpy")}
+
+
+def load_job(store: Store) -> Job | None:
+    """The job that a set was started with; None where there is none. :class:`OutputError` for a damaged one, for one of
+    the first edition, and where something else lies in the place."""
+    if not store.exists(FILE):
+        if store.exists(FIRST_EDITION):
+            raise OutputError(
+                f"{store.describe()}: was begun by changeanywhere 0.1, whose sets are read as they are, not continued; "
+                "give another --out (or finish it with version 0.1)"
+            )
+        return None
+    try:
+        content = json.loads(store.get(FILE))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+        return from_plain(Job, content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{store.describe(FILE)}: damaged plan ({error}); give another --out") from error
+
+
+def refuse_others(begun: Job, asked: Job, store: Store) -> None:
+    """:class:`OutputError` naming the first setting in which two jobs differ."""
+    before, now = flat(to_plain(begun)), flat(to_plain(asked))
+    # The fingerprint last: it changes with whatever else says more.
+    for name in sorted({*before, *now}, key=lambda name: ("fingerprint" in name, name)):
+        if before.get(name) != now.get(name) and not name.startswith(NOT_COMPARED):
+            raise OutputError(
+                f"{store.describe()}: was made with {name} = {before.get(name)!r}, asked now: {now.get(name)!r}; "
+                "give another --out, or the same settings to resume"
+            )
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names."""
+    names: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            names |= flat(value, f"{prefix}{key}.")
+        else:
+            names[f"{prefix}{key}"] = value
+    return names

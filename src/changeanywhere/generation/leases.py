@@ -1,0 +1,157 @@
+"""Who works on which shard: a small object per shard beside the plan, so that several processes share one set.
+
+A lease is no lock: what it guards (a shard, the plan) is written whole and has the same bytes whoever writes it, so the
+worst that a lost race can do is work done twice. A lease whose process is dead is taken over at once on the same
+machine; one of another machine when it has not been renewed for :data:`EXPIRES_AFTER` seconds of the observer's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.storage import Store, process_is_alive
+
+EXPIRES_AFTER = 120.0
+"""Seconds without a renewal after which another machine's lease is nobody's."""
+RENEWED_EVERY = 30.0
+"""Seconds between two renewals."""
+
+
+class Leases:
+    """The leases of one process on one set."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._token = uuid.uuid4().hex
+        self._held: dict[str, int] = {}
+        self._seen: dict[str, tuple[bytes, float]] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, name: str) -> bool:
+        """Take the lease ``name``; False if somebody who may be alive has it."""
+        file = _file(name)
+        if not self._store.put_new(file, self._content(0)):
+            if not self._is_abandoned(file):
+                return False
+            self._store.delete(file)
+            if not self._store.put_new(file, self._content(0)):
+                return False
+        with self._lock:
+            self._held[name] = 0
+        return True
+
+    def release(self, name: str) -> None:
+        """Give the lease ``name`` back, if it is ours."""
+        with self._lock:
+            if self._held.pop(name, None) is not None:
+                self._store.delete(_file(name))
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Renew all that are held, every :data:`RENEWED_EVERY` seconds, until the context ends."""
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(RENEWED_EVERY):
+                with self._lock:
+                    for name in self._held:
+                        self._held[name] += 1
+                        self._store.put(_file(name), self._content(self._held[name]))
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            for name in list(self._held):
+                self.release(name)
+
+    @contextmanager
+    def waited_for(self, name: str, done: Callable[[], bool]) -> Iterator[bool]:
+        """Hold ``name`` (True), or wait until another process is ``done`` with what it guards (False)."""
+        while not self.claim(name):
+            if done():
+                yield False
+                return
+            time.sleep(0.1)
+        try:
+            yield True
+        finally:
+            self.release(name)
+
+    def sweep(self) -> None:
+        """Delete leases that dead processes left behind."""
+        for file in self._store.list("leases"):
+            if self._is_abandoned(file):
+                self._store.delete(file)
+
+    def _is_abandoned(self, file: str) -> bool:
+        try:
+            content = self._store.get(file)
+        except FileNotFoundError:  # released this moment
+            return True
+        now = time.monotonic()
+        before, since = self._seen.setdefault(file, (content, now))
+        if before != content:
+            self._seen[file] = (content, now)
+            return False
+        try:
+            holder: Any = json.loads(content)
+            here = holder["machine"] == this_machine()
+            if here and not _is_running(holder["pid"], holder["started"]):
+                return True
+        except (ValueError, KeyError, TypeError):  # not a lease of ours: nobody renews it
+            pass
+        return now - since > EXPIRES_AFTER
+
+    def _content(self, renewals: int) -> bytes:
+        own = os.getpid()
+        holder = {"machine": this_machine(), "pid": own, "started": _start_of(own), "token": self._token}
+        return json.dumps(holder | {"renewals": renewals}).encode()
+
+
+@lru_cache(maxsize=1)
+def this_machine() -> str:
+    """This machine as process numbers mean it: its name, its boot, its space of process numbers."""
+    return " ".join([platform.node(), _read("/proc/sys/kernel/random/boot_id"), _namespace()])
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text().strip()
+    except OSError:  # not Linux: the machine's name must do
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, as the kernel counts it (numbers are used again); "" where that cannot be told, "ended" for
+    one that is dead and whose parent has not noticed."""
+    parts = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return "" if len(parts) < 20 else "ended" if parts[0] in "ZX" else parts[19]
+
+
+def _is_running(pid: int, started: str) -> bool:
+    return process_is_alive(str(pid)) and _start_of(pid) == started
+
+
+def _file(name: str) -> str:
+    return f"leases/{name}.json"

@@ -1,0 +1,135 @@
+"""One shard, from its plan to its marker: what every executor runs.
+
+    read tiles, simulate changes (a thread, ahead) ─► paint, filter (the device) ─► finish, write (threads, behind)
+        ─► shards/N.json
+
+The marker is written last, with the files and their hashes: a shard without marker does not exist.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from changeanywhere.generation.finish import finished_pair
+from changeanywhere.generation.job import Job
+from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
+from changeanywhere.painters.base import Batch, Donors, Painter, Painting
+from changeanywhere.pairs.record import SHARED, PairRecord, Provenance
+from changeanywhere.pairs.writer import write_pair
+from changeanywhere.storage import Store
+
+WRITER_THREADS = 2
+READ_AHEAD = 2  # batches
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Written = tuple[dict[str, str], PairRecord]
+"""Files of a pair with their hashes, and its record."""
+
+
+class StoppedError(Exception):
+    """A shard was not begun, since the run is to stop."""
+
+
+def paint_shard(
+    job: Job,
+    painter: Painter,
+    shard: ShardPlan,
+    store: Store,
+    *,
+    progress: Callable[[int], object],
+    stop: threading.Event,
+) -> None:
+    """Paint a shard and write it whole: images, masks, labels and, last, its marker.
+
+    ``progress`` is told how many more pairs are painted. After ``stop`` a shard is finished if any of it was painted,
+    else :class:`StoppedError` is raised. What cannot be read or written raises :class:`InputError`; nothing of the
+    shard exists then.
+    """
+    assert job.machine is not None
+    provenance = job.provenance
+    batches = shard.batches(job.machine.batch_size)
+    writes: list[Future[Written]] = []
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITER_THREADS) as writers:
+        for pairs, batch in zip(batches, _ahead(reader, lambda pairs: read(job, pairs), batches), strict=True):
+            if stop.is_set() and pairs is batches[0]:
+                raise StoppedError
+            for painting in painter.paint(batch):
+                key, sample = pairs[painting.place].key, batch.samples[painting.place]
+
+                def write(key: str = key, painting: Painting = painting, sample: Any = sample) -> Written:
+                    pair, record = finished_pair(job, key, painting, sample, provenance)
+                    return write_pair(store, pair, job.tiles.source.legend, job.finishing.image_format), record
+
+                writes.append(writers.submit(write))
+            progress(len(pairs))
+        written = [future.result() for future in writes]
+    put_marker(store, shard.number, written)
+
+
+def read(job: Job, pairs: Sequence[PlannedPair]) -> Batch:
+    """Tiles and changes of one batch."""
+    tiles = job.tiles
+    samples = {pair.source_index: tiles.source.read(pair.source_index) for pair in pairs}
+    row_of = {index: row for row, index in enumerate(samples)}
+    plans = [change_of(pair, tiles) for pair in pairs]
+    return Batch(
+        samples=[samples[pair.source_index] for pair in pairs],
+        plans=plans,
+        seeds=[pair.seed for pair in pairs],
+        images=np.stack([sample.pixels() for sample in samples.values()]),
+        rows=[row_of[pair.source_index] for pair in pairs],
+        donors=[Donors(tiles.source, tiles.fellows(pair.source_index)) for pair in pairs],
+    )
+
+
+def _ahead(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """``work`` of every item, in order, begun :data:`READ_AHEAD` items before it is asked for."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(executor.submit(work, item))
+        if len(pending) > READ_AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a finished shard is: its files with their hashes, and the records of its pairs."""
+
+    files: Mapping[str, str]
+    records: Sequence[PairRecord]
+
+
+def marker_name(number: int) -> str:
+    """Object whose presence says that shard ``number`` is there."""
+    return f"shards/{number:05d}.json"
+
+
+def put_marker(store: Store, number: int, written: Sequence[Written]) -> None:
+    """Say that a shard is whole. What all records share stands in it once."""
+    files = {name: digest for own, _ in written for name, digest in own.items()}
+    records = [record.own() for _, record in written]
+    shared = written[0][1].provenance.to_dict() if written else {}
+    content = {"files": files, "records": records, "shared": shared}
+    store.put(marker_name(number), (json.dumps(content) + "\n").encode())
+
+
+def read_marker(store: Store, number: int) -> Marker | None:
+    """The marker of a shard; None if there is none, or if it is damaged: the shard is then made again."""
+    try:
+        content = json.loads(store.get(marker_name(number)))
+        provenance = Provenance(**{name: content["shared"][name] for name in SHARED if name in content["shared"]})
+        records = [replace(PairRecord.from_dict(record), provenance=provenance) for record in content["records"]]
+        return Marker(dict(content["files"]), records)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,105 @@
+"""The paper's painter: blended latent diffusion under the second mask (paper §2.4)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.errors import require
+from changeanywhere.painters.base import Batch, Painter, PainterSettings, Painting, Pixels
+
+
+class DiffusionPainter:
+    """encode (each tile once) → blended diffusion → decode, on one device."""
+
+    reads: ClassVar[frozenset[str]] = frozenset(
+        [
+            "sampler",
+            "num_steps",
+            "free_fraction",
+            "guidance_scale",
+            "known_noise",
+            "eta",
+            "dilate_cells",
+            "window_margin",
+            "compile",
+        ]
+    )
+    how: ClassVar[str] = (
+        "is painted by a latent diffusion model: changed ground follows the new mask, unchanged ground is kept and may "
+        "get another light."
+    )
+    repaints: ClassVar[bool] = True
+    uses_model: ClassVar[bool] = True
+    reconstructs: ClassVar[bool] = True
+
+    def __init__(self, settings: PainterSettings) -> None:
+        require(not settings.options, "painter_options", dict(settings.options), "none with method diffusion")
+        self.pipeline = ChangePairPipeline.from_pretrained(settings.model, settings.device, settings.dtype)
+        self.sampling = settings.sampling
+        self.pipeline.check_sampling(self.sampling)
+        if settings.compile:
+            self.pipeline.denoiser.unet.compile()
+
+    @classmethod
+    def build(cls, settings: PainterSettings) -> Self:
+        """See :class:`PainterKind`."""
+        return cls(settings)
+
+    def paint(self, batch: Batch) -> list[Painting]:
+        """See :class:`Painter`."""
+        latents = encoded(self.pipeline, batch)[list(batch.rows)]
+        masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans]).astype(np.int64))
+        changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
+        painted = self.pipeline.paint(latents, masks, changes, batch.seeds, self.sampling)
+        images = to_pixels(self.pipeline.decode(painted))
+        return [
+            Painting(i, plan, batch.images[row], image)
+            for i, (plan, row, image) in enumerate(zip(batch.plans, batch.rows, images, strict=True))
+        ]
+
+
+class Reconstructed:
+    """Another painter's pairs with date 1 as the first stage gives it back, so that its look does not tell the dates
+    apart (``reconstruct_t1``); date 2 too, where it did not come out of the first stage."""
+
+    def __init__(self, painter: Painter, pipeline: ChangePairPipeline, reconstructs: bool) -> None:
+        self._painter, self._pipeline, self._reconstructs = painter, pipeline, reconstructs
+
+    def paint(self, batch: Batch) -> list[Painting]:
+        """See :class:`Painter`."""
+        if "reconstructed" not in batch.memo:
+            batch.memo["reconstructed"] = to_pixels(self._pipeline.decode(encoded(self._pipeline, batch)))
+        first: Pixels = batch.memo["reconstructed"]
+        paintings = self._painter.paint(batch)
+        second = np.stack([painting.image_t2 for painting in paintings])
+        if not self._reconstructs:
+            second = to_pixels(self._pipeline.decode(self._pipeline.encode(to_tensor(second))))
+        return [
+            Painting(p.place, p.plan, first[batch.rows[p.place]], image, p.donors)
+            for p, image in zip(paintings, second, strict=True)
+        ]
+
+
+def encoded(pipeline: ChangePairPipeline, batch: Batch) -> Tensor:
+    """Latents of the batch's tiles ``[N, 3, h, w]``, computed once for a batch and all that is painted again of it."""
+    if "latents" not in batch.memo:
+        pixels = to_tensor(batch.images)
+        batch.memo["latents"] = pipeline.encode(pixels.pin_memory() if pipeline.device.type == "cuda" else pixels)
+    latents: Tensor = batch.memo["latents"]
+    return latents
+
+
+def to_tensor(images: Pixels) -> Tensor:
+    """float32 ``[N, H, W, C]`` → ``[N, C, H, W]`` (channels last in memory, as the convolutions want it)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def to_pixels(images: Tensor) -> Pixels:
+    """``[N, C, H, W]`` on any device → float32 ``[N, H, W, C]``, clipped to [-1, 1]."""
+    pixels: Pixels = images.permute(0, 2, 3, 1).float().cpu().numpy().clip(-1, 1)
+    return pixels

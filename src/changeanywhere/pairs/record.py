@@ -1,0 +1,166 @@
+"""What is known of a pair: a line of ``metadata.jsonl``. No timestamps: the same command writes the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from changeanywhere.legend import Legend
+from changeanywhere.pairs.annotations import event_record
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SUFFIXES
+from changeanywhere.sample import ChangePair, ChangePlan, Normalisation, SourceItem, change_transitions
+
+FILE_FOLDERS = (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What all pairs of a run share: half of a record's bytes."""
+
+    model: str = ""
+    model_hash: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """By what they are settings of: ``painter``, ``sampling``, ``machine``, ``finishing``."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The end of every line."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+SHARED = tuple(each.name for each in fields(Provenance))
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One pair; the keys of its line are the names here, with ``FOLDER_file_name`` for each of ``files``."""
+
+    key: str
+    files: Mapping[str, str]
+    """Folder (``A``, ``B``, ``label``, ``label1``, ``label2``) → path in the set."""
+    source: str
+    source_key: str
+    scene: str
+    split: str
+    licence: str
+    attribution: str
+    gsd_m: float | None
+    crs: str | None
+    transform: Sequence[float] | None
+    bands: Sequence[str]
+    normalisation: Mapping[str, Sequence[float]]
+    """``low`` and ``high`` of the stretch, by band."""
+    kind: str
+    """Kinds of its events; "given" for a user's own second mask, "no_change" where nothing changes."""
+    events: Sequence[Mapping[str, Any]]
+    transitions: Mapping[str, int]
+    """Changed pixels by class transition, ``from->to``."""
+    change_ratio: float
+    unknown_ratio: float
+    seed: int
+    real_date: int = 1
+    """Which image is real; the other one is painted."""
+    nuisances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Amounts, by ``t1`` and ``t2``."""
+    fidelity: float | None = None
+    """Share of changed ground that the filter reads as its new class."""
+    attempt: int = 0
+    donors: Sequence[str] = ()
+    """Keys of other tiles whose pixels are in it."""
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def own(self) -> dict[str, Any]:
+        """The line without what all pairs share."""
+        content: dict[str, Any] = {"key": self.key}
+        content |= {f"{folder}_file_name": name for folder, name in self.files.items()}
+        for each in fields(self):
+            if each.name not in ("key", "files", "provenance"):
+                value = getattr(self, each.name)
+                content[each.name] = list(value) if isinstance(value, tuple) else value
+        return content
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole line."""
+        return self.own() | self.provenance.to_dict()
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """A line as it was read. Keys of a younger edition are passed over; KeyError names one that is missing."""
+        own: dict[str, Any] = {
+            "files": {f: content[f"{f}_file_name"] for f in FILE_FOLDERS if f"{f}_file_name" in content},
+            "provenance": Provenance(**{name: content[name] for name in SHARED if name in content}),
+        }
+        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors"}
+        for each in fields(cls):
+            if each.name not in own and (each.name in content or each.name not in has_default):
+                own[each.name] = content[each.name]
+        return cls(**own)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What happened to a painted pair before it was written."""
+
+    real_date: int = 1
+    nuisances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    fidelity: float | None = None
+    attempt: int = 0
+    donors: Sequence[SourceItem] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a pair comes from: its tile (credited), the source's name, its split, bands and stretch."""
+
+    item: SourceItem
+    source: str
+    split: str
+    bands: Sequence[str]
+    normalisation: Normalisation
+
+
+def record_of(
+    pair: ChangePair,
+    plan: ChangePlan,
+    legend: Legend,
+    origin: Origin,
+    finish: Finish,
+    image_format: str,
+    provenance: Provenance,
+) -> PairRecord:
+    """The record of a finished pair, whose masks, like ``plan``, are those that are written."""
+    assert pair.mask_t1 is not None and pair.mask_t2 is not None
+    masks, item, georef = (pair.mask_t1, pair.mask_t2), origin.item, pair.georef
+    return PairRecord(
+        key=pair.key,
+        files={folder: f"{folder}/{pair.key}{SUFFIXES[image_format]}" for folder in FILE_FOLDERS},
+        source=origin.source,
+        source_key=item.key,
+        scene=item.scene,
+        split=origin.split,
+        licence=item.licence,
+        attribution=item.attribution,
+        gsd_m=item.gsd_m,
+        crs=georef.crs if georef else None,
+        transform=list(georef.transform) if georef else None,
+        bands=list(origin.bands),
+        normalisation={"low": list(origin.normalisation.low), "high": list(origin.normalisation.high)},
+        kind=_kind(plan),
+        events=[event_record(event, *masks, legend, georef, item.gsd_m) for event in plan.events],
+        transitions=change_transitions(*masks, legend),
+        change_ratio=round(float(pair.change_mask.mean()), 6),
+        unknown_ratio=round(float((pair.mask_t1 == 0).mean()), 6),
+        seed=plan.seed,
+        real_date=finish.real_date,
+        nuisances=finish.nuisances,
+        fidelity=finish.fidelity,
+        attempt=finish.attempt,
+        donors=[donor.key for donor in finish.donors],
+        provenance=provenance,
+    )
+
+
+def _kind(plan: ChangePlan) -> str:
+    kinds = sorted({event.kind for event in plan.events})
+    return "+".join(kinds) if kinds else "given" if plan.change_mask.any() else "no_change"

@@ -1,0 +1,51 @@
+"""Every random stream of the package, by name, in one table.
+
+A stream is numpy's ``default_rng([seed, number, *place])``: streams of one seed never share a number, and what is drawn
+at a place (a step, a row, a pair) does not depend on what was drawn before. Noise of the diffusion is torch's, one
+generator per pair and purpose (:func:`named_seed`); it does not depend on batch, order or device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+NUMBERS: dict[str, tuple[int, ...]] = {
+    "plan.order": (),  # in which order tiles are visited
+    "plan.bank": (17,),  # which shapes a bank keeps of a large class
+    "plan.targets": (23,),  # which place in the plan gets which request
+    "pair.finish": (41,),  # order of the dates, nuisances
+    "pair.donors": (53,),  # other tiles whose pixels are pasted
+    "training.order": (1,),  # tiles of an epoch
+    "training.crop": (2,),  # crop and view of a row of a step
+    "training.view": (3,),  # encoded view of a row of a step
+    "training.augment": (5,),  # crop, flip and colours of a pair
+    "training.jitter": (6,),  # colours of a segmenter's crop
+    "evaluation.kernel": (0,),  # resampling of a kernel distance
+    "evaluation.halves": (1,),
+    "evaluation.bootstrap": (2,),
+    "evaluation.masks": (3,),
+    "evaluation.probe": (4,),
+    "benchmark.subset": (31,),  # which pairs are the labelled share
+}
+
+
+def stream(name: str, seed: int, *place: int) -> np.random.Generator:
+    """The stream ``name`` of ``seed`` at ``place``."""
+    path = (*NUMBERS[name], *place)
+    return np.random.default_rng([seed, *path] if path else seed)
+
+
+def pair_seed(seed: int, key: str, index: int) -> int:
+    """Seed of pair ``index`` of tile ``key``, 63 bits: the same on every machine, in any order of pairs."""
+    return _number(f"{seed}\0{key}\0{index}")
+
+
+def named_seed(seed: int, purpose: str) -> int:
+    """Seed of one purpose of a pair's noise ("start", "known", "step"), 63 bits, for a torch generator."""
+    return _number(f"{seed}:{purpose}")
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
