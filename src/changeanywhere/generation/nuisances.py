@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
-from scipy import ndimage
 
 from changeanywhere.errors import ConfigError, require
 
@@ -95,6 +93,8 @@ assert set(_LIMITS) == {f.name for f in fields(NuisanceOptions)} - {"dates"}
 
 def disturb(image: Pixels, amounts: dict[str, float], other: Pixels | None, rng: np.random.Generator) -> Pixels:
     """``image`` with ``amounts`` of each nuisance; ``other``: the tile that ``season`` moves it towards."""
+    from scipy import ndimage  # here: options are read by commands that disturb nothing
+
     result: npt.NDArray[np.floating] = image
     if amounts.get("season") and other is not None:
         result = _towards(result, other, amounts["season"])
@@ -133,6 +133,8 @@ def _towards(image: Pixels, other: Pixels, share: float) -> npt.NDArray[np.float
 
 def _shadow(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating]:
     """Where shadows lie, 0 to 1 with soft edges: the top of a smooth random field."""
+    from scipy import ndimage
+
     smooth = ndimage.gaussian_filter(rng.normal(size=shape), SHADOW_SIZE / 2, mode="reflect")
     smooth = (smooth - smooth.mean()) / smooth.std()
     threshold = np.quantile(smooth, 1 - SHADOW_SHARE)
@@ -142,6 +144,8 @@ def _shadow(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.
 
 def _compress(image: npt.NDArray[np.floating], quality: int) -> npt.NDArray[np.floating]:
     """Through JPEG and back, ``[H, W, 3]``."""
+    from PIL import Image as PillowImage
+
     buffer = io.BytesIO()
     PillowImage.fromarray(np.round(image * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     with PillowImage.open(buffer) as decoded:

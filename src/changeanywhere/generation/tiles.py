@@ -11,8 +11,6 @@ import numpy as np
 
 from changeanywhere.errors import SourceError
 from changeanywhere.events import EventContext, EventOptions
-from changeanywhere.events.bank import ShapeBank, find_shapes, references_of
-from changeanywhere.events.transitions import TransitionTable, learn_sizes, learn_table, load_table
 from changeanywhere.legend import Legend, LegendMap
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.progress import Progress, silent
@@ -104,6 +102,9 @@ def open_tiles(settings: SourceSettings, learned: Learned, events: EventOptions,
 
 def gather(source: Source, second: Source | None, learned: Learned, events: EventOptions) -> Tiles:
     """Put together what belongs to an open source."""
+    from changeanywhere.events.bank import ShapeBank, references_of
+    from changeanywhere.events.transitions import TransitionTable
+
     splits = assign_splits({item.scene: item.split for item in source.items})
     of_split: dict[str, list[int]] = {}
     for index, item in enumerate(source.items):
@@ -120,6 +121,9 @@ def gather(source: Source, second: Source | None, learned: Learned, events: Even
 
 def learn(source: Source, events: EventOptions, learn_transitions: bool, seed: int) -> Learned:
     """Transitions, sizes and shapes of the whole source, as the options ask for them (every mask is read)."""
+    from changeanywhere.events.bank import ShapeBank, find_shapes
+    from changeanywhere.events.transitions import learn_sizes, learn_table, load_table
+
     masks = (source.read_mask(i) for i in range(len(source)))
     table, sizes, shapes = None, {}, None
     if learn_transitions:

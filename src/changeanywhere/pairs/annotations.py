@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.sample import ChangeEvent, ChangeMask, GeoReference, change_mask_of
@@ -43,6 +42,8 @@ def coco_annotations(
     ``categories``: "from->to" → category id. Format: COCO object detection, ``segmentation`` as run lengths down the
     columns, beginning with zeros.
     """
+    from scipy import ndimage  # here: records are read by commands that need no scipy
+
     annotations: list[dict[str, Any]] = []
     changed = change_mask_of(mask_t1, mask_t2)
     codes = np.where(changed, mask_t1.astype(np.int64) * 256 + mask_t2, 0)
