@@ -14,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from changeanywhere.generation.run import generate
 from reference import BATCH, Reference
 
 from changeanywhere.events import pair_seed, simulate
 from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.generation.run import generate
 from changeanywhere.sources import SourceOptions, open_source
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -23,12 +25,17 @@ from changeanywhere.errors import ConfigError, OutputError, PairsError, Shortfal
 from changeanywhere.events import EventOptions
 from changeanywhere.generation import dataset, painting
 from changeanywhere.generation import generate as generation
+from changeanywhere.generation.job import load_job
 from changeanywhere.generation.options import FilterOptions, GenerateOptions
+from changeanywhere.generation.painting import build_painter
+from changeanywhere.generation.plan import load_shard
+from changeanywhere.generation.shard import paint_shard
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.legend import load_legend
 from changeanywhere.painters.base import Batch, Painting
 from changeanywhere.painters.diffusion import DiffusionPainter
 from changeanywhere.sample import change_mask_of
+from changeanywhere.storage import LocalStore
 from conftest import tiny_model
 
 
@@ -175,6 +182,63 @@ def test_a_marker_is_trusted_and_check_looks_at_the_images(options: GenerateOpti
     (options.out / "shards" / "00000.json").unlink()
     assert generation.generate(options).num_new == 3
     assert "every image and mask is as it was written" in check_path(options.out)
+
+
+def test_a_finished_set_of_ten_thousand_is_known_at_once(options: GenerateOptions) -> None:
+    """Without torch, without a look at ten thousand images, in less than a second of a core."""
+    arguments = [
+        *("generate", "--source", str(options.source), "--out", str(options.out), "--model", options.model),
+        *("--num-pairs", "7", "--tile-size", "64", "--num-steps", "2", "--shard-size", "3", "--dtype", "float32"),
+    ]
+    assert run(arguments) == 0
+    plan = json.loads((options.out / "plan" / "plan.json").read_text())
+    plan |= {"num_pairs": 10_000, "first_keys": [f"tile_{n}" for n in range(313)]}
+    (options.out / "plan" / "plan.json").write_text(json.dumps(plan))
+    for number in range(1, 313):
+        shutil.copy(options.out / "shards" / "00000.json", options.out / "shards" / f"{number:05d}.json")
+    lines = (options.out / "metadata.jsonl").read_text().splitlines()
+    (options.out / "metadata.jsonl").write_text("".join(f"{lines[n % 7]}\n" for n in range(10_000)))
+    code = (
+        "import sys, time\nfrom changeanywhere.cli import run\n"
+        f"code = run({arguments!r})\nprint(code, 'torch' in sys.modules, time.process_time())"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    first, *_, last = finished.stdout.splitlines()
+    assert first == "nothing to do: all 10000 pairs are there"
+    exit_code, torch_came_along, seconds = last.split()
+    assert (exit_code, torch_came_along) == ("0", "False") and float(seconds) < 2  # a busy machine counts twice
+    mask = options.source / "masks" / "tile_2.png"
+    Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
+    assert run(arguments) == 2, "a corrected mask is noticed"
+
+
+def test_sets_of_the_first_edition_are_read_and_not_continued(options: GenerateOptions) -> None:
+    generation.generate(options)
+    (options.out / "plan" / "settings.json").write_text('{"settings": {}, "missing": {}}')
+    pairs = [{"key": f"k{n}", "shard": n // 3} for n in range(7)]
+    (options.out / "plan" / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    shutil.rmtree(options.out / "plan" / "shards")
+    for name in ("job.json", "plan.json", "asked.json"):
+        (options.out / "plan" / name).unlink()
+    assert len(ca.load_pairs(options.out)) == 7
+    assert "a generated dataset" in check_path(options.out)
+    with pytest.raises(OutputError, match=r"was begun by changeanywhere 0\.1.*give another --out"):
+        generation.generate(options)
+
+
+def test_a_job_is_all_that_a_worker_needs(options: GenerateOptions) -> None:
+    """Read from its file, in a process that has not seen the options, with what was learned in it."""
+    asked = change(options, events=EventOptions(shape_bank=True), learn_transitions=True)
+    generation.generate(asked)
+    store = LocalStore(options.out)
+    before, job = tree(options.out), load_job(store)
+    assert job is not None and job.learned.shapes and job.learned.transition_weights
+    (options.out / "shards" / "00001.json").unlink()
+    shutil.rmtree(options.out / "B")
+    painter, job = build_painter(job)
+    for number in range(3):
+        paint_shard(job, painter, load_shard(store, number), store, progress=lambda count: None, stop=Event())
+    assert tree(options.out) == before
 
 
 def test_other_settings_on_the_same_folder_are_refused(options: GenerateOptions) -> None:

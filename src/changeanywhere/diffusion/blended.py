@@ -69,6 +69,28 @@ def unknown_cells(masks: Tensor, changed: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def paint_latents(
+    denoiser: Denoiser,
+    schedule: DDPMScheduler,
+    latents_t1: Tensor,
+    masks_t2: Tensor,
+    change_masks: Tensor,
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> Tensor:
+    """Latents of date 1 → latents of date 2, ``[B, 3, h, w]``, on the device of ``latents_t1``.
+
+    ``masks_t2`` int64 and ``change_masks`` bool ``[B, H, W]``; ``seeds`` one per pair: its noise does not depend on
+    its batch.
+    """
+    masks_t2, change_masks = masks_t2.to(latents_t1.device), change_masks.to(latents_t1.device)
+    changed = changed_cells(change_masks, sampling.dilate_cells)
+    unknown = unknown_cells(masks_t2, changed)
+    noise = NoiseStreams(seeds, latents_t1.shape[1:])
+    return sample_latents(denoiser, schedule, masks_t2, latents_t1, changed, unknown, noise, sampling)
+
+
+@torch.no_grad()
 def sample_latents(
     denoiser: Denoiser,
     schedule: DDPMScheduler,

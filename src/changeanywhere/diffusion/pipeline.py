@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import NoiseStreams, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.blended import paint_latents
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ConfigError, InputError
 from changeanywhere.legend import Legend
@@ -122,18 +122,8 @@ class ChangePairPipeline:
         does not depend on its batch.
         """
         self.check_sampling(sampling)
-        masks_t2, change_masks = masks_t2.to(self.device), change_masks.to(self.device)
-        changed = changed_cells(change_masks, sampling.dilate_cells)
-        return sample_latents(
-            self.denoiser,
-            self.model.schedule,
-            masks_t2,
-            latents_t1.to(self.device),
-            changed,
-            unknown_cells(masks_t2, changed),
-            NoiseStreams(seeds, latents_t1.shape[1:]),
-            sampling,
-        )
+        known = latents_t1.to(self.device)
+        return paint_latents(self.denoiser, self.model.schedule, known, masks_t2, change_masks, seeds, sampling)
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raise :class:`ConfigError` for settings that this model cannot do."""

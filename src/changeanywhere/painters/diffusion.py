@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from changeanywhere.diffusion.blended import paint_latents
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import require
 from changeanywhere.painters.base import Batch, Painter, PainterSettings, Painting, Pixels
@@ -55,7 +56,8 @@ class DiffusionPainter:
         latents = encoded(self.pipeline, batch)[list(batch.rows)]
         masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans]).astype(np.int64))
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
-        painted = self.pipeline.paint(latents, masks, changes, batch.seeds, self.sampling)
+        denoiser, schedule = self.pipeline.denoiser, self.pipeline.model.schedule
+        painted = paint_latents(denoiser, schedule, latents, masks, changes, batch.seeds, self.sampling)
         images = to_pixels(self.pipeline.decode(painted))
         return [
             Painting(i, plan, batch.images[row], image)
