@@ -23,7 +23,7 @@ FLOORS = [
     ["painters"],
     ["generation"],
     ["training"],
-    ["evaluation"],
+    ["evaluation", "benchmark"],
     ["api", "check"],
     ["__init__"],
     ["cli"],

@@ -182,7 +182,7 @@ def _evaluate(arguments: list[str]) -> None:
     from changeanywhere.evaluation.options import EvaluateOptions
 
     options = _parse("evaluate", EvaluateOptions, arguments)
-    from changeanywhere.evaluation.run import evaluate
+    from changeanywhere.evaluation.evaluate import evaluate
 
     figures = evaluate(options)
     section = ""
@@ -195,10 +195,10 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _benchmark(arguments: list[str]) -> None:
-    from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
+    from changeanywhere.benchmark.options import BenchmarkOptions
 
     options = _parse("benchmark", BenchmarkOptions, arguments)
-    from changeanywhere.evaluation.benchmark import run_benchmark
+    from changeanywhere.benchmark.protocol import run_benchmark
 
     records = run_benchmark(options)
     print((options.out / "table.md").read_text())
