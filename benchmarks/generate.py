@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from reference import BATCH, Reference
+from changeanywhere.generation.run import generate
 
 from changeanywhere.events import pair_seed, simulate
 from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.generation.run import generate
 from changeanywhere.sources import SourceOptions, open_source
+from reference import BATCH, Reference
 
 
 def main() -> None:

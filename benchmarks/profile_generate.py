@@ -22,20 +22,20 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from changeanywhere.generation.painter import Painter
 from torch.utils.flop_counter import FlopCounterMode
-from training import ceiling, read_recipe
 
 from changeanywhere.diffusion.pipeline import DTYPES
 from changeanywhere.generation import painter as painter_module
 from changeanywhere.generation import run as run_module
 from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.generation.painter import Painter
 from changeanywhere.generation.prepare import get_plan
 from changeanywhere.legend import load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model
 from changeanywhere.pairs import writer as writer_module
 from changeanywhere.training.denoiser import build_denoiser
+from training import ceiling, read_recipe
 
 
 class Clock:

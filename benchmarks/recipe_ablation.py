@@ -19,10 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noise_error import noise_error
-from reconstruction import measure
 from torch import Tensor
-from training import read_recipe
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.distances import kid
@@ -38,6 +35,9 @@ from changeanywhere.training.command import open_training_source
 from changeanywhere.training.denoiser import train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.recipe import FirstStageRecipe
+from noise_error import noise_error
+from reconstruction import measure
+from training import read_recipe
 
 BATCH = 8
 DENOISERS: dict[str, dict[str, Any]] = {

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from changeanywhere.generation.run import generate
 from PIL import Image
 
 from changeanywhere.events import EventOptions
 from changeanywhere.generation import run as run_module
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair
-from changeanywhere.generation.run import generate
 from changeanywhere.legend import find_legend, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from scipy import ndimage
 
 from changeanywhere.cli import run as command
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
-from changeanywhere.evaluation.distances import against_halves, bootstrap_mean, frechet, kid
+from changeanywhere.evaluation.distances import Array, against_halves, bootstrap_mean, frechet, kid
 from changeanywhere.evaluation.of_pairs import _shortcut, compare_differences, read_real_pairs, real_first
 from changeanywhere.evaluation.probe import probe_accuracy
+from changeanywhere.evaluation.reading import Image as Picture
 from changeanywhere.evaluation.scores import Confusion, Instance, matched_recall, read_instances
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
@@ -80,8 +82,11 @@ def test_kid_is_unbiased_and_sees_a_shift() -> None:
     assert same.low <= same.value <= same.high and same.low < 0.05
     shifted = kid(draws[0], draws[1] + 1)
     assert shifted.low > same.high
+
     # The value is the textbook sum over pairs.
-    k = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
+    def k(a: Array, b: Array) -> Array:
+        return (a @ b.T / 8 + 1) ** 3
+
     x, y = draws[0], draws[1]
     off = [(k(s, s).sum() - np.trace(k(s, s))) / (60 * 59) for s in (x, y)]
     assert same.value == pytest.approx(off[0] + off[1] - 2 * k(x, y).mean())
@@ -159,7 +164,7 @@ def test_a_random_order_does_not_hide_a_painted_image() -> None:
         record = {"scene": f"scene_{number}", "real_date": 1 if number % 2 else 2}
         pairs.append(ChangePair(f"p{number}", *images, nothing > 0, nothing, nothing, record))
 
-    def features(images: list[np.ndarray]) -> np.ndarray:
+    def features(images: Sequence[Picture]) -> Array:
         return np.stack([image.astype(float).mean((1, 2)) for image in images])
 
     painted, date = _shortcut([real_first(pair) for pair in pairs], pairs, features, 0)
