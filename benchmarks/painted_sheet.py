@@ -17,7 +17,6 @@ from PIL import Image
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.of_model import paint, real_tiles
-from changeanywhere.evaluation.options import EvaluateOptions
 from tiles import add_source, open_tiles
 
 
@@ -35,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = open_tiles(arguments.source, arguments.licences, pipe.model.tile_size)
     real, masks = real_tiles(source.with_legend(pipe.legend))
     chosen = [int(i) for i in np.unique(np.linspace(0, len(masks) - 1, arguments.count).astype(int))]
-    settings = EvaluateOptions(arguments.out.parent, batch_size=8)
-    batches = paint(pipe, [masks[i] for i in chosen], [1000 + i for i in chosen], settings)
+    batches = paint(pipe, [masks[i] for i in chosen], [1000 + i for i in chosen])
     painted = [image for batch in batches for image in batch]
     side, per_row = arguments.side, arguments.per_row
     sheet = Image.new("RGB", (per_row * (3 * side + 8), -(-len(chosen) // per_row) * (side + 4)), "white")

@@ -25,7 +25,6 @@ from torch import Tensor
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.distances import kid
 from changeanywhere.evaluation.of_model import paint, real_tiles
-from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.evaluation.reading import load_features, load_judge
 from changeanywhere.evaluation.scores import Confusion
 from changeanywhere.models.folder import load_first_stage
@@ -101,12 +100,8 @@ class Trials:
         pipe = ChangePairPipeline.from_pretrained(str(folder), str(device))
         real, masks = real_tiles(self.val.with_legend(pipe.legend))
         chosen = np.unique(np.linspace(0, len(masks) - 1, self.num_images).astype(int))
-        options = EvaluateOptions(self.out, batch_size=BATCH)
-        painted = [
-            image
-            for images in paint(pipe, [masks[i] for i in chosen], [int(i) for i in chosen], options)
-            for image in images
-        ]
+        batches = paint(pipe, [masks[i] for i in chosen], [int(i) for i in chosen], BATCH)
+        painted = [image for images in batches for image in images]
         ours, theirs = Confusion(pipe.legend.num_classes), Confusion(pipe.legend.num_classes)
         judge = load_judge(self.judge, pipe.legend, device, BATCH)
         for confusion, images in ((ours, painted), (theirs, [real[i] for i in chosen])):

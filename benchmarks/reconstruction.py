@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     usage = torch.zeros(len(pipe.first_stage.codebook), dtype=torch.long)
     for start in range(0, len(source), BATCH):
         samples = [source.read(i) for i in range(start, min(start + BATCH, len(source)))]
-        images = torch.from_numpy(np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in samples]))
+        images = torch.from_numpy(np.stack([s.pixels() for s in samples]))
         images = images.permute(0, 3, 1, 2)
         latents = pipe.encode(images)
         raw = latents * pipe.first_stage.latent_std + pipe.first_stage.latent_mean

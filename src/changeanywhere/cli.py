@@ -183,14 +183,17 @@ def _evaluate(arguments: list[str]) -> None:
 
     options = _parse("evaluate", EvaluateOptions, arguments)
     from changeanywhere.evaluation.evaluate import evaluate
+    from changeanywhere.progress import progress_bars
 
-    figures = evaluate(options)
+    with progress_bars() as progress:
+        evaluation = evaluate(options, progress)
     section = ""
-    for figure in figures:
+    for figure in evaluation.figures:
         if figure.section != section:
             section = figure.section
             print(section)
         print(f"  {figure.name}: {figure.in_words()}")
+    _print_skipped(evaluation.skipped, options.out)
     print(f"report: {options.out / 'evaluation.html'}")
 
 
