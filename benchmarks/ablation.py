@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from changeanywhere.events import EventContext, pair_seed, simulate
 from changeanywhere.generation.fidelity import changed_recall
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.sample import ChangePlan
-from changeanywhere.sources import SourceOptions, open_source
+from tiles import add_source, open_tiles
 
 GUIDED = 2.0
 """Samplers are compared at the guidance that the embedded model recommends."""
@@ -81,8 +81,8 @@ class Ablation:
         self.out.mkdir(parents=True, exist_ok=True)
         device = default_device()
         self.pipe = ChangePairPipeline.from_pretrained(arguments.model, str(device))
-        options = SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
-        self.source = open_source(arguments.source, options).with_legend(self.pipe.legend)
+        tiles = open_tiles(arguments.source, arguments.licences, self.pipe.model.tile_size)
+        self.source = tiles.with_legend(self.pipe.legend)
         self.images, self.masks = real_tiles(self.source)
         self.judge = load_judge(arguments.judge, self.pipe.legend, device, BATCH)
         self.features = load_features(device, BATCH)
@@ -204,11 +204,10 @@ def name_of(sampling: Sampling) -> str:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure both parts; print as it goes, tables at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder of real tiles that nothing was trained on")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
     parser.add_argument("--judge", type=Path, required=True, help="segmenter folder")
     parser.add_argument("--real-pairs", type=Path, required=True, help="A/ and B/ of real, mostly unchanged pairs")
     parser.add_argument("--model", default="mini", help="mini or a model folder")
@@ -217,7 +216,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of results; finished settings are kept")
     parser.add_argument("--parts", nargs="*", default=["images", "pairs"], help="images, pairs or both")
     parser.add_argument("--only", nargs="*", help="only these settings, e.g. dpmsolver++-10-free0-guidance2")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     ablation = Ablation(arguments)
     images = [(name_of(s), s) for s in IMAGES]
     images += [(f"{words} {n}", Sampling("dpmsolver++", n, 0.0, GUIDED)) for words in SPACINGS for n in (10, 8)]

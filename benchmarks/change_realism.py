@@ -10,6 +10,7 @@ the real ones over that between two halves of the real ones (at most 1.5 is what
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from changeanywhere.evaluation.differences import difference
@@ -19,14 +20,14 @@ from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.pairs import load_pairs
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Two lines: all pairs, and those that are left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, help="a generated set")
     parser.add_argument("--real-pairs", type=Path, required=True, help="A/ and B/ of real, mostly unchanged pairs")
     parser.add_argument("--without", required=True, help="class whose tiles are left out")
     parser.add_argument("--share", type=float, default=0.8, help="from this share of the ground on")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     index = Legend.load(arguments.pairs / "legend.json").index_of(arguments.without)
     metric = ShiftTolerantLPIPS()
     real = [d for a, b, c in read_real_pairs(arguments.real_pairs) if (d := difference(a, b, c, metric)) is not None]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.models.first_stage import DOWNSAMPLING
 
 
 def milliseconds(work: Callable[[], object], repeats: int = 10) -> float:
@@ -24,23 +25,23 @@ def milliseconds(work: Callable[[], object], repeats: int = 10) -> float:
     return (time.perf_counter() - started) / repeats * 1e3
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a line for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="mini or a model folder")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     pipe = ChangePairPipeline.from_pretrained(arguments.model)
-    channels = pipe.first_stage.latent_mean.numel()
+    channels, cells = pipe.first_stage.latent_mean.numel(), pipe.model.tile_size // DOWNSAMPLING
 
     def unet(batch: int, side: int) -> Callable[[], object]:
         latents, times = torch.randn(batch, channels, side, side), torch.full((batch,), 500)
         masks = torch.ones(batch, 4 * side, 4 * side, dtype=torch.long)
         return lambda: pipe.predict_noise(latents, times, masks)
 
-    latents = torch.randn(4, channels, 64, 64)
+    latents = torch.randn(4, channels, cells, cells)
     works: dict[str, Callable[[], object]] = {
-        "UNet, 8 tiles of 64x64 cells": unet(8, 64),
-        "UNet, 2 windows of 32x32 cells": unet(2, 32),
+        f"UNet, 8 tiles of {cells}x{cells} cells": unet(8, cells),
+        f"UNet, 2 windows of {cells // 2}x{cells // 2} cells": unet(2, cells // 2),
         "decoder, 4 tiles": lambda: pipe.decode(latents),
     }
     eager = {name: milliseconds(work) for name, work in works.items()}

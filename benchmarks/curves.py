@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +47,23 @@ def panel(steps: np.ndarray, values: np.ndarray, title: str, logarithmic: bool) 
     )
 
 
-def main() -> None:
+def series(log: Path, name: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows of a log that have the value; none without the log."""
+    rows = map(json.loads, log.read_text().splitlines()) if log.is_file() else ()
+    return [(row["step"], row[name]) for row in rows if name in row]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the SVG."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder that train wrote")
     parser.add_argument("--out", type=Path, required=True, help="SVG file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     parts = []
     logs = {stage: arguments.run / "training" / stage / "metrics.jsonl" for stage, *_ in PANELS}
-    panels = [entry for entry in PANELS if logs[entry[0]].is_file()]
-    for number, (stage, name, title, logarithmic) in enumerate(panels):
-        lines = logs[stage].read_text().splitlines()
-        rows = [(r["step"], r[name]) for r in map(json.loads, lines) if name in r]
+    found = [(title, logarithmic, series(logs[stage], name)) for stage, name, title, logarithmic in PANELS]
+    panels = [(title, logarithmic, rows) for title, logarithmic, rows in found if rows]
+    for number, (title, logarithmic, rows) in enumerate(panels):
         steps, values = np.array(rows).T
         row, column = divmod(number, 2)
         body = panel(steps, values, title, logarithmic)

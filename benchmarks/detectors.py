@@ -2,8 +2,8 @@
 
     python benchmarks/detectors.py --detectors fc_ef bit_r18
 
-256×256 px, batch 8, float32, AdamW; best of --repeats after one warm-up. Every detector runs in a process of its own,
-so that peak memory (resident set) is its own.
+256×256 px (--size), batch 8, float32, AdamW; best of --repeats after one warm-up. Every detector runs in a process of
+its own, so that peak memory (resident set) is its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,13 +25,13 @@ from changeanywhere.training.pair_batches import training_batches
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 
 
-def measure(name: str, batch: int, threads: int, repeats: int) -> str:
+def measure(name: str, batch: int, size: int, threads: int, repeats: int) -> str:
     """One row of the table."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     net = channels_last(build_detector(name))
-    first, second = (torch.rand(batch, 3, 256, 256).to(memory_format=torch.channels_last) * 2 - 1 for _ in range(2))
-    labels = (torch.rand(batch, 256, 256) < 0.1).long()
+    first, second = (torch.rand(batch, 3, size, size).to(memory_format=torch.channels_last) * 2 - 1 for _ in range(2))
+    labels = (torch.rand(batch, size, size) < 0.1).long()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
 
     def forward() -> None:
@@ -59,9 +60,9 @@ def measure(name: str, batch: int, threads: int, repeats: int) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def loading(pairs: PairDataset, batch: int, workers: int, steps: int) -> float:
-    """Seconds per batch: reading, augmentation (256 px crops) and hand-over, nothing else running."""
-    recipe = DetectorRecipe(batch_size=batch, num_steps=steps + 1)
+def loading(pairs: PairDataset, batch: int, size: int, workers: int, steps: int) -> float:
+    """Seconds per batch: reading, augmentation (``size`` px crops) and hand-over, nothing else running."""
+    recipe = DetectorRecipe(crop_size=size, batch_size=batch, num_steps=steps + 1)
     batches = iter(training_batches(pairs, recipe, RunRecipe(num_workers=workers), 0, range(batch)))
     next(batches)  # starts the workers
     started = time.perf_counter()
@@ -70,25 +71,26 @@ def loading(pairs: PairDataset, batch: int, workers: int, steps: int) -> float:
     return (time.perf_counter() - started) / steps
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS), help="names; default: all")
     parser.add_argument("--batch", type=int, default=8, help="pairs")
+    parser.add_argument("--size", type=int, default=256, help="px, crops of --pairs too")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=3, help="timed repetitions")
     parser.add_argument("--pairs", type=Path, help="folder of pairs: how long a training batch of them takes to load")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print("| detector | parameters | forward s | CPU s | GB | training step s | CPU s | GB |\n" + "|---" * 8 + "|")
     context = multiprocessing.get_context("spawn")
     for name in arguments.detectors:
         with context.Pool(1) as pool:
-            row = pool.apply(measure, (name, arguments.batch, arguments.threads, arguments.repeats))
+            row = pool.apply(measure, (name, arguments.batch, arguments.size, arguments.threads, arguments.repeats))
         print(row, flush=True)
     if arguments.pairs is not None:
         torch.set_num_threads(1)
         for workers in (0, 1, 2):
-            took = loading(load_pairs(arguments.pairs), arguments.batch, workers, 20)
+            took = loading(load_pairs(arguments.pairs), arguments.batch, arguments.size, workers, 20)
             print(f"loading, {workers} worker(s): {took:.2f} s per batch", flush=True)
 
 

@@ -6,6 +6,7 @@ python benchmarks/event_pictures.py --out docs/events.png
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -13,22 +14,23 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from changeanywhere.events import KINDS, EventContext, EventOptions, EventRequest, pair_seed, simulate
-from changeanywhere.events.bank import build_bank
+from changeanywhere.events.bank import ShapeBank, find_shapes
 from changeanywhere.sources import open_source
 
 SIDE, GAP, TITLE = 256, 6, 18
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write one PNG: per kind the mask at date 1, the mask at date 2 and the changed pixels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tile", default="mumbai_tile_1-22_6", help="key of an example tile")
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     source = open_source(Path(str(resources.files("changeanywhere") / "assets" / "examples")))
     mask = source.read_mask(source.index_of(arguments.tile))
-    bank = EventContext(bank=build_bank((source.read_mask(i) for i in range(len(source))), EventOptions(), 0))
+    shapes = find_shapes((source.read_mask(i) for i in range(len(source))), EventOptions(), 0)
+    bank = EventContext(bank=ShapeBank(shapes, source.read_mask, EventOptions().connectivity))
     rows = [(kind, EventOptions(kinds=(kind,), min_area=300), EventContext()) for kind in KINDS]
     rows += [
         ("appearance, shape bank, any rotation", EventOptions(("appearance",), min_area=300, rotate="any"), bank),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ from changeanywhere.events import PAPER_KINDS, EventOptions, pair_seed, simulate
 from changeanywhere.legend import find_legend
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--masks", type=Path, required=True, help="folder of 256x256 index PNGs, with a legend above")
     parser.add_argument("--count", type=int, default=256, help="masks per size")
-    arguments = parser.parse_args()
+    parser.add_argument("--sizes", type=int, nargs="*", default=[256, 512, 1024, 2048], help="px, multiples of 256")
+    arguments = parser.parse_args(argv)
     legend = find_legend(arguments.masks)
     if legend is None:
         parser.error("no legend.json or classes.json in the folder or above it")
@@ -32,7 +34,7 @@ def main() -> None:
     print("| tile | kind | masks/s | ms per mask | times the size before | feasible | median change ratio |")
     print("|---" * 7 + "|")
     before: dict[str, float] = {}
-    for size in (256, 512, 1024, 2048):
+    for size in arguments.sizes:
         per_side = size // 256
         masks = []
         for _ in range(max(16, arguments.count // per_side**2)):

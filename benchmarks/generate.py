@@ -12,30 +12,30 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from changeanywhere.generation.run import generate
-from reference import BATCH, Reference
-
+import changeanywhere as ca
 from changeanywhere.events import pair_seed, simulate
-from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.sample import ChangePlan, SourceSample
+from reference import BATCH, Reference
+from tiles import add_source, open_tiles
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print seconds per pair and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder of tiles")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
     parser.add_argument("--model", default="mini", help="mini or a model folder")
     parser.add_argument("--pairs", type=int, default=32, help="pairs per round of ours")
     parser.add_argument("--reference-pairs", type=int, default=8, help="pairs per round of the reference")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     reference = Reference(arguments.model)
-    options = SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
-    source = open_source(arguments.source, options).with_legend(reference.legend)
-    samples, plans = [], []
+    tile_size = reference.model.tile_size
+    source = open_tiles(arguments.source, arguments.licences, tile_size).with_legend(reference.legend)
+    samples: list[SourceSample] = []
+    plans: list[ChangePlan] = []
     for index in range(len(source)):
         sample = source.read(index)
         plan = simulate(sample.mask, source.legend, pair_seed(1, sample.item.key, 0))
@@ -50,15 +50,14 @@ def main() -> None:
             reference.run(samples, plans, Path(folder) / "reference")
             theirs.append((time.perf_counter() - started) / len(samples))
             started = time.perf_counter()
-            report = generate(
-                GenerateOptions(
-                    source=arguments.source,
-                    out=Path(folder) / "ours",
-                    model=arguments.model,
-                    num_pairs=arguments.pairs,
-                    licences=arguments.licences,
-                    seed=number,
-                )
+            report = ca.generate(
+                arguments.source,
+                Path(folder) / "ours",
+                model=arguments.model,
+                num_pairs=arguments.pairs,
+                licences=arguments.licences,
+                tile_size=tile_size,
+                seed=number,
             )
             ours.append((time.perf_counter() - started) / report.num_pairs)
         print(

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.of_model import real_tiles
-from changeanywhere.sources import SourceOptions, open_source
+from tiles import add_source, open_tiles
 
 BATCH = 8
 TIMESTEPS = range(50, 1000, 100)
@@ -41,18 +40,16 @@ def noise_error(pipe: ChangePairPipeline, images: Sequence[np.ndarray], masks: S
     return float(np.mean(errors))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """A line per model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["mini"], help="mini or model folders")
-    parser.add_argument("--source", type=Path, required=True, help="folder of tiles that nothing was trained on")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
     parser.add_argument("--num-tiles", type=int, default=41, help="tiles, evenly spaced")
-    arguments = parser.parse_args()
-    options = SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
-    source = open_source(arguments.source, options)
+    arguments = parser.parse_args(argv)
     for model in arguments.models:
         pipe = ChangePairPipeline.from_pretrained(model, str(default_device()))
+        source = open_tiles(arguments.source, arguments.licences, pipe.model.tile_size)
         real, masks = real_tiles(source.with_legend(pipe.legend))
         chosen = np.unique(np.linspace(0, len(masks) - 1, arguments.num_tiles).astype(int))
         print(f"{model}: {noise_error(pipe, [real[i] for i in chosen], [masks[i] for i in chosen]):.4f}", flush=True)

@@ -9,6 +9,7 @@ Three pictures per tile: the mask, what the model paints from it, the real tile.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +17,24 @@ from PIL import Image
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.of_model import paint, real_tiles
-from changeanywhere.evaluation.options import EvaluateOptions
-from changeanywhere.sources import SourceOptions, open_source
+from tiles import add_source, open_tiles
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write one picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="mini or a model folder")
-    parser.add_argument("--source", type=Path, required=True, help="folder of tiles that nothing was trained on")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
     parser.add_argument("--count", type=int, default=24, help="tiles on the sheet")
     parser.add_argument("--side", type=int, default=192, help="px per picture")
     parser.add_argument("--per-row", type=int, default=3, help="tiles side by side")
     parser.add_argument("--out", type=Path, required=True, help="PNG or JPEG file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     pipe = ChangePairPipeline.from_pretrained(arguments.model, str(default_device()))
-    options = SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
-    real, masks = real_tiles(open_source(arguments.source, options).with_legend(pipe.legend))
+    source = open_tiles(arguments.source, arguments.licences, pipe.model.tile_size)
+    real, masks = real_tiles(source.with_legend(pipe.legend))
     chosen = [int(i) for i in np.unique(np.linspace(0, len(masks) - 1, arguments.count).astype(int))]
-    settings = EvaluateOptions(arguments.out.parent, batch_size=8)
-    batches = paint(pipe, [masks[i] for i in chosen], [1000 + i for i in chosen], settings)
+    batches = paint(pipe, [masks[i] for i in chosen], [1000 + i for i in chosen])
     painted = [image for batch in batches for image in batch]
     side, per_row = arguments.side, arguments.per_row
     sheet = Image.new("RGB", (per_row * (3 * side + 8), -(-len(chosen) // per_row) * (side + 4)), "white")

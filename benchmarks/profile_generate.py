@@ -15,27 +15,36 @@ import argparse
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from changeanywhere.generation.painter import Painter
 from torch.utils.flop_counter import FlopCounterMode
-from training import ceiling, read_recipe
 
-from changeanywhere.diffusion.pipeline import DTYPES
-from changeanywhere.generation import painter as painter_module
-from changeanywhere.generation import run as run_module
+from changeanywhere.diffusion.pipeline import DTYPES, ChangePairPipeline
+from changeanywhere.generation import shard
+from changeanywhere.generation.finish import finished_pair
+from changeanywhere.generation.generate import generate, painter_of, threads_of
+from changeanywhere.generation.job import Job
 from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.generation.prepare import get_plan
+from changeanywhere.generation.plan import PlannedPair, load_shard
+from changeanywhere.generation.prepare import get_plan, job_of
+from changeanywhere.generation.shard import read
 from changeanywhere.legend import load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model
-from changeanywhere.pairs import writer as writer_module
+from changeanywhere.painters.diffusion import DiffusionPainter
+from changeanywhere.pairs.writer import write_pair
+from changeanywhere.progress import silent
+from changeanywhere.storage import LocalStore
 from changeanywhere.training.denoiser import build_denoiser
+from tiles import add_source, tile_size_of
+from training import ceiling, read_recipe
+
+STAGES = ("reading", "events", "encode", "UNet", "blending and solver", "decode", "finish", "PNG", "files")
 
 
 class Clock:
@@ -73,24 +82,33 @@ def random_model(config: Path, folder: Path) -> str:
     denoiser = build_denoiser(recipe.denoiser, legend.num_classes, fs.latent_channels)
     first_stage = FirstStage(vq_model, [0.0] * fs.latent_channels, [1.0] * fs.latent_channels)
     schedule = noise_schedule(recipe.denoiser.prediction_type)
-    save_model(Model(first_stage, denoiser, schedule, legend, 0.1, 256), folder, torch.float16)
+    save_model(Model(first_stage, denoiser, schedule, legend, 0.1, recipe.data.tile_size), folder, torch.float16)
     return str(folder)
 
 
+class TimedStore(LocalStore):
+    """A folder whose writes add to the clock."""
+
+    def __init__(self, root: Path, clock: Clock) -> None:
+        super().__init__(root)
+        self._clock = clock
+
+    def put(self, name: str, content: bytes) -> None:
+        """See :class:`LocalStore`."""
+        self._clock.timed("files", super().put)(name, content)
+
+
 @contextmanager
-def instrumented(clock: Clock, painter: Painter) -> Iterator[None]:
+def instrumented(clock: Clock, job: Job, painter: DiffusionPainter) -> Iterator[None]:
     """Every stage of this painter adds to the clock."""
     pipeline = painter.pipeline
     parts = [
-        (painter.source, "read", "reading"),
-        (painter_module, "change_of", "events"),
+        (job.tiles.source, "read", "reading"),
+        (shard, "change_of", "events"),
         (pipeline, "encode", "encode"),
         (pipeline, "paint", "blended sampling, UNet included"),
         (pipeline, "decode", "decode"),
         (pipeline.denoiser, "forward", "UNet"),
-        (painter, "finish", "finish"),
-        (writer_module, "_png", "PNG"),
-        (writer_module, "_put", "files"),
     ]
     patches = [patch.object(owner, name, clock.timed(stage, getattr(owner, name))) for owner, name, stage in parts]
     for one in patches:
@@ -102,9 +120,8 @@ def instrumented(clock: Clock, painter: Painter) -> Iterator[None]:
             one.stop()
 
 
-def operations(painter: Painter) -> dict[str, float]:
-    """Operations (multiply-adds count two) per pair and call of the three networks."""
-    pipeline, size = painter.pipeline, painter.options.tile_size
+def operations(pipeline: ChangePairPipeline, size: int) -> dict[str, float]:
+    """Operations (multiply-adds count two) per pair and call of the three networks, at tiles of ``size`` px."""
     latents = torch.zeros(1, pipeline.first_stage.latent_mean.numel(), size // 4, size // 4)
     masks = torch.ones(1, size, size, dtype=torch.int64)
     works: dict[str, Callable[[], Any]] = {
@@ -120,47 +137,69 @@ def operations(painter: Painter) -> dict[str, float]:
     return counts
 
 
-def profile(options: GenerateOptions) -> None:
+def timed_stages(clock: Clock, job: Job, painter: DiffusionPainter, batches: Sequence[Sequence[PlannedPair]]) -> None:
+    """Every batch on this thread, stage after stage, from the tiles to the files."""
+    legend, provenance = job.tiles.source.legend, job.provenance
+    finish, write = clock.timed("finish", finished_pair), clock.timed("PNG and files", write_pair)
+    with tempfile.TemporaryDirectory() as folder, instrumented(clock, job, painter):
+        store = TimedStore(Path(folder), clock)
+        for pairs in batches:
+            batch = read(job, pairs)
+            for painting in painter.paint(batch):
+                pair, _ = finish(job, pairs[painting.place].key, painting, batch.samples[painting.place], provenance)
+                write(store, pair, legend, job.finishing.image_format)
+
+
+def profile(options: GenerateOptions, shrink: int) -> None:
     """Print the table of one model."""
-    painter = Painter(options)
-    device = painter.pipeline.device
-    clock = Clock(device)
-    plan = get_plan(options, painter.frozen_settings(), painter.source, painter.second, painter.events, save=False)
-    size = painter.batch_size
-    batches = [plan.pairs[i : i + size] for i in range(0, len(plan.pairs), size)]
-    painter.paint(painter.read(batches[0]))  # warm-up
-    calls = {"encode": 0.0, "UNet": 0.0, "decode": 0.0}
-    count_calls(painter, calls)
-    with instrumented(clock, painter), tempfile.TemporaryDirectory() as folder:
-        for batch in batches:
-            for painting in painter.paint(painter.read(batch)):
-                run_module._write(painter, painting, Path(folder))
-    calls = dict(calls)  # before the calls of operations()
-    seconds = dict(clock.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(folder)
+        job = job_of(options, store, silent)
+        with threads_of(job):
+            built, job = painter_of(job)
+            assert isinstance(built, DiffusionPainter) and job.machine is not None
+            plan = get_plan(job, store, silent)
+            shards = [load_shard(store, number) for number in range(plan.num_shards)]
+            batches = [batch for each in shards for batch in each.batches(job.machine.batch_size)]
+            built.paint(read(job, batches[0]))  # warm-up
+            alone = print_stages(job, built, batches, plan.num_pairs, shrink)
+    whole(options, alone)
+
+
+def print_stages(
+    job: Job, painter: DiffusionPainter, batches: Sequence[Sequence[PlannedPair]], num_pairs: int, shrink: int
+) -> float:
+    """The table; seconds per pair, all stages together."""
+    pipeline, size = painter.pipeline, job.source.options.tile_size
+    assert job.machine is not None and job.painter is not None and size is not None
+    clock, calls = Clock(pipeline.device), {"encode": 0.0, "UNet": 0.0, "decode": 0.0}
+    count_calls(pipeline, size, calls)
+    timed_stages(clock, job, painter, batches)
+    calls, seconds = dict(calls), dict(clock.seconds)  # before the calls of operations()
     seconds["blending and solver"] = seconds.pop("blended sampling, UNet included") - seconds["UNet"]
-    product, convolution = ceiling(device, DTYPES[painter.dtype])
-    print(f"\n{painter.options.model}: {len(plan.pairs)} pairs, batch {size}, {painter.dtype}, {painter.sampling}")
-    print(f"{device.type}, {painter.num_threads} threads, torch {torch.__version__}; ", end="")
+    seconds["PNG"] = seconds.pop("PNG and files") - seconds["files"]
+    product, convolution = ceiling(pipeline.device, DTYPES[job.machine.dtype], shrink)
+    machine, total = job.machine, sum(seconds.values())
+    print(f"\n{job.painter.model}: {num_pairs} pairs, batch {machine.batch_size}, {machine.dtype}, {painter.sampling}")
+    print(f"{machine.device}, {machine.num_threads} threads, torch {torch.__version__}; ", end="")
     print(f"ceiling: matrix product {product:.2f}, convolution {convolution:.2f} TFLOP/s\n")
     print("| stage | ms per pair | share | GFLOP per pair | TFLOP/s | of the convolution |\n|---|---|---|---|---|---|")
-    counts, total = operations(painter), sum(seconds.values())
-    order = ["reading", "events", "encode", "UNet", "blending and solver", "decode", "finish", "PNG", "files"]
-    for stage in order:
+    counts = operations(pipeline, size)
+    for stage in STAGES:
         took = seconds[stage]
-        row = f"| {stage} | {took / len(plan.pairs) * 1e3:.1f} | {took / total:.1%} |"
+        row = f"| {stage} | {took / num_pairs * 1e3:.1f} | {took / total:.1%} |"
         if stage in counts:
             work = counts[stage] * calls[stage]
             rate = work / took / 1e12
-            row += f" {work / len(plan.pairs) / 1e9:.1f} | {rate:.3f} | {rate / convolution:.0%} |"
+            row += f" {work / num_pairs / 1e9:.1f} | {rate:.3f} | {rate / convolution:.0%} |"
         else:
             row += " | | |"
         print(row)
-    whole(options, total / len(plan.pairs))
+    return total / num_pairs
 
 
-def count_calls(painter: Painter, calls: dict[str, float]) -> None:
+def count_calls(pipeline: ChangePairPipeline, size: int, calls: dict[str, float]) -> None:
     """Count tiles that go through each network; a window counts as its share of a tile."""
-    pipeline, size = painter.pipeline, painter.options.tile_size
     first_stage, denoiser = pipeline.first_stage, pipeline.denoiser
     for owner, name, what in (
         (first_stage, "encode", "encode"),
@@ -180,24 +219,24 @@ def count_calls(painter: Painter, calls: dict[str, float]) -> None:
 def whole(options: GenerateOptions, alone: float) -> None:
     """``generate`` with its threads: wall time, and how much of it nothing was being painted."""
     busy = Clock(torch.device("cpu"))
-    with patch.object(run_module.Painter, "paint", busy.timed("paint", run_module.Painter.paint)):
-        report = run_module.generate(options)
+    with patch.object(DiffusionPainter, "paint", busy.timed("paint", DiffusionPainter.paint)):
+        report = generate(options)
     wall = 1 / report.pairs_per_second
     paint = busy.seconds["paint"] / report.num_new
     print(f"\ngenerate: {wall * 1e3:.0f} ms per pair ({alone * 1e3:.0f} with the stages one after the other); ", end="")
     print(f"painting {paint / wall:.1%} of the wall time, waiting {1 - paint / wall:.1%}", flush=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder of tiles")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
     parser.add_argument("--model", default="mini", help="mini or a model folder")
     parser.add_argument("--config", type=Path, help="recipe whose networks are built with random weights")
     parser.add_argument("--pairs", type=int, default=32, help="pairs")
     parser.add_argument("--num-steps", type=int, help="denoiser calls; default: the model's")
-    arguments = parser.parse_args()
+    parser.add_argument("--shrink-ceiling", type=int, default=1, help="sides of its products and images, divided by")
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(arguments.config, Path(folder) / "model") if arguments.config else arguments.model
         profile(
@@ -207,9 +246,11 @@ def main() -> None:
                 model=model,
                 num_pairs=arguments.pairs,
                 num_steps=arguments.num_steps,
+                tile_size=tile_size_of(model),
                 licences=arguments.licences,
                 seed=1,
-            )
+            ),
+            arguments.shrink_ceiling,
         )
 
 

@@ -13,31 +13,31 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from noise_error import noise_error
-from reconstruction import measure
 from torch import Tensor
-from training import read_recipe
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.evaluation.distances import kid
 from changeanywhere.evaluation.of_model import paint, real_tiles
-from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.evaluation.reading import load_features, load_judge
 from changeanywhere.evaluation.scores import Confusion
 from changeanywhere.models.folder import load_first_stage
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
-from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training.codebook import perplexity
 from changeanywhere.training.command import open_training_source
 from changeanywhere.training.denoiser import train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.recipe import FirstStageRecipe
+from noise_error import noise_error
+from reconstruction import measure
+from tiles import add_source, open_tiles
+from training import read_recipe
 
 BATCH = 8
 DENOISERS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,8 @@ def squeeze(recipe: FirstStageRecipe, num_steps: int) -> FirstStageRecipe:
     """The same schedule in fewer steps."""
     share = num_steps / recipe.num_steps
     starts = ("quantise_from_step", "perceptual_from_step", "adversarial_from_step", "restart_codes_every")
-    return replace(recipe, num_steps=num_steps, **{name: int(getattr(recipe, name) * share) for name in starts})
+    earlier: dict[str, Any] = {name: int(getattr(recipe, name) * share) for name in starts}
+    return replace(recipe, num_steps=num_steps, **earlier)
 
 
 class Trials:
@@ -71,8 +72,7 @@ class Trials:
         self.recipe = read_recipe(arguments.config)
         self.finished: Path = arguments.first_stage
         self.judge: Path = arguments.judge
-        options = SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
-        self.val = open_source(arguments.val, options)
+        self.val = open_tiles(arguments.val, arguments.licences, self.recipe.data.tile_size)
         self.num_images: int = arguments.num_images
 
     def denoiser(self, name: str, changes: dict[str, Any], num_steps: int) -> dict[str, Any]:
@@ -100,12 +100,8 @@ class Trials:
         pipe = ChangePairPipeline.from_pretrained(str(folder), str(device))
         real, masks = real_tiles(self.val.with_legend(pipe.legend))
         chosen = np.unique(np.linspace(0, len(masks) - 1, self.num_images).astype(int))
-        options = EvaluateOptions(self.out, batch_size=BATCH)
-        painted = [
-            image
-            for images in paint(pipe, [masks[i] for i in chosen], [int(i) for i in chosen], options)
-            for image in images
-        ]
+        batches = paint(pipe, [masks[i] for i in chosen], [int(i) for i in chosen], BATCH)
+        painted = [image for images in batches for image in images]
         ours, theirs = Confusion(pipe.legend.num_classes), Confusion(pipe.legend.num_classes)
         judge = load_judge(self.judge, pipe.legend, device, BATCH)
         for confusion, images in ((ours, painted), (theirs, [real[i] for i in chosen])):
@@ -169,7 +165,7 @@ class Clock:
         return (time.process_time() - self._started) / self._steps if self._steps > 0 else float("nan")
 
 
-COLUMNS = {
+COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "denoiser": {
         "noise error": lambda r: f"{r['noise_error']:.4f}",
         "judge's mean IoU (real)": lambda r: f"{r['iou']:.3f} ({r['iou_real']:.3f})",
@@ -187,12 +183,11 @@ COLUMNS = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train and measure what results.jsonl does not have yet; write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("recipes/mini.yaml"), help="the recipe to vary")
-    parser.add_argument("--val", type=Path, required=True, help="folder of real tiles that nothing is trained on")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser, "--val")
     parser.add_argument("--judge", type=Path, required=True, help="segmenter folder")
     parser.add_argument("--first-stage", type=Path, required=True, help="run with the first stage that denoisers use")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -200,7 +195,8 @@ def main() -> None:
     parser.add_argument("--denoiser-steps", type=int, default=800, help="steps of each denoiser")
     parser.add_argument("--first-stage-steps", type=int, default=1000, help="steps of each first stage")
     parser.add_argument("--num-images", type=int, default=82, help="validation tiles to paint")
-    arguments = parser.parse_args()
+    parser.add_argument("--only", nargs="*", help="only these variants, e.g. 'as in the recipe'")
+    arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     trials = Trials(arguments)
     file = arguments.out / "results.jsonl"
@@ -210,7 +206,7 @@ def main() -> None:
         is_denoiser = stage == "denoiser"
         steps = arguments.denoiser_steps if is_denoiser else arguments.first_stage_steps
         for name, changes in (DENOISERS if is_denoiser else FIRST_STAGES).items():
-            if (stage, name) in done:
+            if (stage, name) in done or (arguments.only is not None and name not in arguments.only):
                 continue
             work = trials.denoiser if is_denoiser else trials.first_stage
             row = {"stage": stage, "name": name, "steps": steps, **work(name, changes, steps)}

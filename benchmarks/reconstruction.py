@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
-from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training.codebook import perplexity
+from tiles import add_source, open_tiles
 
 BATCH = 8
 
@@ -39,23 +39,20 @@ def measure(images: Tensor, other: Tensor, metric: ShiftTolerantLPIPS) -> np.nda
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder of tiles")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
     parser.add_argument("--model", default="mini", help="mini or a model folder")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     pipe = ChangePairPipeline.from_pretrained(arguments.model)
-    source = open_source(
-        arguments.source, SourceOptions(licences=tuple(arguments.licences) if arguments.licences else None)
-    )
+    source = open_tiles(arguments.source, arguments.licences, pipe.model.tile_size)
     metric = ShiftTolerantLPIPS()
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     usage = torch.zeros(len(pipe.first_stage.codebook), dtype=torch.long)
     for start in range(0, len(source), BATCH):
         samples = [source.read(i) for i in range(start, min(start + BATCH, len(source)))]
-        images = torch.from_numpy(np.stack([s.normalisation.apply(s.image).clip(-1, 1) for s in samples]))
+        images = torch.from_numpy(np.stack([s.pixels() for s in samples]))
         images = images.permute(0, 3, 1, 2)
         latents = pipe.encode(images)
         raw = latents * pipe.first_stage.latent_std + pipe.first_stage.latent_mean

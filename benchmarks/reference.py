@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler
 from changeanywhere.models.folder import find_model, load_model
 from changeanywhere.pairs.writer import write_pair
 from changeanywhere.sample import ChangePair, ChangePlan, SourceSample
+from changeanywhere.storage import LocalStore
 
 NUM_STEPS, ETA, FREE_FRACTION, BATCH, THREADS = 200, 1.0, 0.1, 4, 2
 
@@ -62,4 +63,4 @@ class Reference:
             for sample, plan, image in zip(some, changes, self.paint(some, changes), strict=True):
                 first = np.round((sample.normalisation.apply(sample.image) + 1) * 127.5).astype(np.uint8)
                 pair = ChangePair(sample.item.key, first, image, plan.change_mask, sample.mask, plan.mask_t2)
-                write_pair(out, pair, self.legend)
+                write_pair(LocalStore(out), pair, self.legend)

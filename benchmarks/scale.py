@@ -2,39 +2,40 @@
 
     python benchmarks/scale.py --source ../shared/data/landcover/train --licences CC0-1.0 CC-BY-4.0
 
-pairs   ms per pair of the embedded model at --few and --many real pairs: flat?
+pairs   ms per pair of the model at --few and --many real pairs: flat?
 memory  largest resident set while --tiny-pairs pairs of a tiny random net are made: flat?
 lines   seconds in which --lines records of finished shards become metadata.jsonl, lists, card and report
-pixels  ms per megapixel of the embedded model at tiles of 256, 512 and 1024 px: no faster than the pixels?
+pixels  ms per megapixel of the model at tiles of once, twice and four times its size: no faster than the pixels?
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from changeanywhere.generation.run import generate
 from PIL import Image
 
+import changeanywhere as ca
 from changeanywhere.events import EventOptions
-from changeanywhere.generation import run as run_module
-from changeanywhere.generation.options import GenerateOptions
-from changeanywhere.generation.plan import PlannedPair
+from changeanywhere.generation.dataset import records_in_order
+from changeanywhere.generation.generate import GenerateReport
+from changeanywhere.generation.shard import put_marker, read_marker
 from changeanywhere.legend import find_legend, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model
-from changeanywhere.pairs.writer import SHARED, finalise
+from changeanywhere.pairs.writer import finalise
+from changeanywhere.storage import LocalStore
 from changeanywhere.training.denoiser import build_denoiser
 from changeanywhere.training.recipe import DenoiserRecipe
+from tiles import add_source, tile_size_of
 
 
 def resident() -> float:
@@ -43,14 +44,23 @@ def resident() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
+def generate(arguments: argparse.Namespace, out: Path, num_pairs: int) -> GenerateReport:
+    """Pairs of the given tiles."""
+    return ca.generate(
+        arguments.source,
+        out,
+        model=arguments.model,
+        num_pairs=num_pairs,
+        licences=arguments.licences,
+        num_steps=arguments.num_steps,
+        tile_size=tile_size_of(arguments.model),
+    )
+
+
 def pairs(arguments: argparse.Namespace, folder: Path) -> None:
     """The embedded model, few pairs and many."""
     for count in (arguments.few, arguments.many):
-        report = generate(
-            GenerateOptions(
-                source=arguments.source, out=folder / f"pairs{count}", num_pairs=count, licences=arguments.licences
-            )
-        )
+        report = generate(arguments, folder / f"pairs{count}", num_pairs=count)
         print(f"pairs: {count:,} at {1e3 / report.pairs_per_second:.0f} ms per pair", flush=True)
 
 
@@ -81,10 +91,22 @@ def tiny_source(folder: Path, tiles: int) -> Path:
 
 def memory(arguments: argparse.Namespace, folder: Path) -> None:
     """The resident set over a long run."""
-    options = GenerateOptions(
-        source=tiny_source(folder / "tiles", arguments.tiny_pairs // 50),
-        out=folder / "tiny",
-        model=tiny_model(folder / "model"),
+    source, model = tiny_source(folder / "tiles", -(-arguments.tiny_pairs // 50)), tiny_model(folder / "model")
+    out = folder / "tiny"
+    samples: list[tuple[int, float]] = []
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(2):
+            shards = out / "shards"
+            samples.append((len(list(shards.iterdir())) if shards.is_dir() else 0, resident()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    report = ca.generate(
+        source,
+        out,
+        model=model,
         num_pairs=arguments.tiny_pairs,
         tile_size=32,
         num_steps=1,
@@ -93,17 +115,6 @@ def memory(arguments: argparse.Namespace, folder: Path) -> None:
         dtype="float32",
         events=EventOptions(min_area=9),
     )
-    samples: list[tuple[int, float]] = []
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(2):
-            shards = options.out / "shards"
-            samples.append((len(list(shards.iterdir())) if shards.is_dir() else 0, resident()))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    report = generate(options)
     finished.set()
     watcher.join()
     planned = [m for shards, m in samples if not shards]
@@ -116,36 +127,31 @@ def memory(arguments: argparse.Namespace, folder: Path) -> None:
 
 def lines(arguments: argparse.Namespace, folder: Path) -> None:
     """Records of many shards → metadata, lists, card, report. The pictures of all are those of one real pair."""
-    first = generate(
-        GenerateOptions(source=arguments.source, out=folder / "one", num_pairs=1, licences=arguments.licences)
-    )
-    record: dict[str, Any] = json.loads((first.out / "metadata.jsonl").read_text())
-    shared = {name: record.pop(name) for name in SHARED}
-    out, shard_size = folder / "many", 1000
-    (out / "shards").mkdir(parents=True)
-    shards = []
+    one = LocalStore(generate(arguments, folder / "one", num_pairs=1).out)
+    marker = read_marker(one, 0)
+    assert marker is not None
+    (record,) = marker.records
+    many, shard_size, first_keys = LocalStore(folder / "many"), 1000, []
     for start in range(0, arguments.lines, shard_size):
         keys = [f"tile_{number:08d}_0" for number in range(start, min(start + shard_size, arguments.lines))]
-        shards.append([PlannedPair(key, key, 0, None, 0, start // shard_size) for key in keys])
-        names = {name: value.split("/")[0] for name, value in record.items() if name.endswith("_file_name")}
-        records = [record | {"key": key} | {n: f"{f}/{key}.png" for n, f in names.items()} for key in keys]
-        content = {"files": {}, "records": records, "shared": shared}
-        (out / "shards" / f"{start // shard_size:05d}.json").write_text(json.dumps(content))
-    for name in ("A", "B", "label", "label1", "label2"):
-        (out / name).mkdir()
-        source = next((first.out / name).iterdir())
-        shown = np.unique(np.linspace(0, arguments.lines - 1, 48).astype(int))
+        first_keys.append(keys[0])
+        records = [replace(record, key=key, files={name: f"{name}/{key}.png" for name in record.files}) for key in keys]
+        put_marker(many, start // shard_size, [({}, each) for each in records])
+    shown = np.unique(np.linspace(0, arguments.lines - 1, 48).astype(int))
+    for name, file in record.files.items():
+        content = one.get(file)
         for number in shown:
-            shutil.copy(source, out / name / f"tile_{number:08d}_0.png")
+            many.put(f"{name}/tile_{number:08d}_0.png", content)
     before, started = resident(), time.perf_counter()
-    counts, _ = finalise(out, load_legend("mini"), run_module._records(out, shards))
+    counts, _ = finalise(many, load_legend("mini"), records_in_order(many, first_keys))
     seconds = time.perf_counter() - started
-    size = (out / "metadata.jsonl").stat().st_size / 1e9
+    size = (many.root / "metadata.jsonl").stat().st_size / 1e9
     print(f"lines: {counts.count:,} ({size:.1f} GB) in {seconds:.0f} s, {resident() - before:.0f} MB more", flush=True)
 
 
 def pixels(arguments: argparse.Namespace, folder: Path) -> None:
-    """Mosaics of real tiles, cut into larger and larger tiles."""
+    """Mosaics of real tiles of the model's size, cut into larger and larger tiles."""
+    side = tile_size_of(arguments.model)
     originals = sorted((arguments.source / "images").iterdir())[:16]
     stems = {file.stem for file in originals}
     masks = [file for file in sorted((arguments.source / "masks").iterdir()) if file.stem in stems]
@@ -159,34 +165,36 @@ def pixels(arguments: argparse.Namespace, folder: Path) -> None:
     assert legend is not None, "no legend.json or classes.json beside the source"
     legend.save(folder / "mosaic" / "legend.json")
     for margin in (None, 0):
-        for size in (256, 512, 1024):
-            report = generate(
-                GenerateOptions(
-                    source=folder / "mosaic",
-                    out=folder / f"px{size}-{margin}",
-                    num_pairs=max(4, 16 * 256**2 // size**2),
-                    tile_size=size,
-                    batch_size=4 * 256**2 // size**2 or 1,
-                    window_margin=margin,
-                )
+        for times in (1, 2, 4):
+            size = times * side
+            report = ca.generate(
+                folder / "mosaic",
+                folder / f"px{size}-{margin}",
+                model=arguments.model,
+                num_pairs=max(4, 16 // times**2),
+                tile_size=size,
+                batch_size=4 // times**2 or 1,
+                num_steps=arguments.num_steps,
+                window_margin=margin,
             )
             cost = 1e3 / report.pairs_per_second / size**2 * 1e6
             how = "windows around the change" if margin is None else "whole tiles"
             print(f"pixels: tiles of {size} px at {cost:.0f} ms per Mpx ({how})", flush=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the parts asked for."""
     parts = {"pairs": pairs, "memory": memory, "lines": lines, "pixels": pixels}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder of real tiles")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
+    parser.add_argument("--model", default="mini", help="mini or a model folder")
+    parser.add_argument("--num-steps", type=int, help="denoiser calls; default: the model's")
     parser.add_argument("--parts", nargs="*", default=list(parts), choices=list(parts))
     parser.add_argument("--few", type=int, default=100)
     parser.add_argument("--many", type=int, default=1000)
     parser.add_argument("--tiny-pairs", type=int, default=100_000)
     parser.add_argument("--lines", type=int, default=1_000_000)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for name in arguments.parts:
         with tempfile.TemporaryDirectory() as folder:
             parts[name](arguments, Path(folder))

@@ -10,6 +10,7 @@ scenes into folds.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from changeanywhere.evaluation.reading import load_features
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.pairs import load_pairs
+from tiles import add_source, tile_size_of
 
 FOLDINGS = 10
 
@@ -45,23 +47,23 @@ def settings(recipe: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the sets, probe them, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="mini or a model folder")
-    parser.add_argument("--source", type=Path, required=True, help="folder of tiles that nothing was trained on")
-    parser.add_argument("--licences", nargs="*", help="only tiles under these licences")
+    add_source(parser)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/realistic.yaml"), help="whose nuisances")
     parser.add_argument("--num-pairs", type=int, default=160, help="pairs per set")
     parser.add_argument("--out", type=Path, required=True, help="folder of the sets and the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    tile_size = tile_size_of(arguments.model)
     features = load_features(default_device(), 8)
     lines = ["| options | probe's accuracy | spread over foldings |", "|---|---|---|"]
     for number, (name, options) in enumerate(settings(arguments.recipe).items()):
         folder = arguments.out / f"set{number}"
         ca.generate(
             arguments.source, folder, model=arguments.model, licences=arguments.licences, seed=1, batch_size=8,
-            num_pairs=arguments.num_pairs, targets=SetTargets(no_change=1.0), **options,
+            num_pairs=arguments.num_pairs, tile_size=tile_size, targets=SetTargets(no_change=1.0), **options,
         )  # fmt: skip
         dataset = load_pairs(folder)
         pairs = [dataset[i] for i in range(len(dataset))]

@@ -3,7 +3,8 @@
     python benchmarks/training.py --config recipes/mini.yaml --steps 20
 
 Networks and losses of the recipe at its batch size, on random tiles already in memory (reading is measured by the
-``images_per_second`` of a real run). The adversarial loss takes part if the recipe has one. Operations are counted by
+``images_per_second`` of a real run). The adversarial loss takes part if the recipe has one; the perceptual one is left
+out, and the row says so, where its weights are not here. Operations are counted by
 torch.utils.flop_counter in one step, forward and backward. The ceiling: a large matrix product and a large convolution
 in the same precision.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
+from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.perceptual import find_weights
 from changeanywhere.training.denoiser import DenoiserTrainer
 from changeanywhere.training.first_stage import FirstStageTrainer
 from changeanywhere.training.processes import Processes
@@ -34,6 +37,14 @@ def read_recipe(path: Path) -> Recipe:
     kinds = {"data": DataRecipe, "first_stage": FirstStageRecipe, "denoiser": DenoiserRecipe, "run": RunRecipe}
     sections = yaml.safe_load(path.read_text())
     return Recipe(**{name: kinds[name](**values) for name, values in sections.items()})
+
+
+def without_missing_weights(recipe: Recipe) -> Recipe:
+    """The recipe, without a perceptual loss whose weights are not here."""
+    first_stage = recipe.first_stage
+    given = first_stage.perceptual_weights
+    found = Path(given).is_file() if given else first_stage.perceptual_features != "vgg16" and find_weights()
+    return recipe if found else replace(recipe, first_stage=replace(first_stage, perceptual_weight=0.0))
 
 
 def seconds(work: Callable[..., object], repeats: int, device: torch.device) -> float:
@@ -52,34 +63,39 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def ceiling(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """TFLOP/s of a large matrix product and of a large 3x3 convolution (channels-last), the best of several shapes."""
+def ceiling(device: torch.device, dtype: torch.dtype, shrink: int = 1) -> tuple[float, float]:
+    """TFLOP/s of a large matrix product and of a large 3x3 convolution (channels-last), the best of several shapes.
+
+    ``shrink`` divides their sides: quick, and no ceiling.
+    """
     large = 4 if device.type == "cuda" else 1
     products, convolutions = [], []
-    for side in (1024 * large, 2048 * large):
+    for side in (1024 * large // shrink, 2048 * large // shrink):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         products.append(2 * side**3 / seconds(lambda a=a, b=b: a @ b, 5, device) / 1e12)
-    for channels, size in ((64, 256), (128, 128), (128, 256), (256, 64), (512, 32)):
-        batch = 4 * large
+    for channels, side in ((64, 256), (128, 128), (128, 256), (256, 64), (512, 32)):
+        batch, size = 4 * large, side // shrink
         x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last)
-        conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device, dtype)
-        conv = conv.to(memory_format=torch.channels_last)
+        conv = channels_last(torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(device, dtype))
         with torch.no_grad():
             duration = seconds(lambda conv=conv, x=x: conv(x), 5, device)
         convolutions.append(2 * batch * channels**2 * 9 * size**2 / duration / 1e12)
     return max(products), max(convolutions)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("recipes/mini.yaml"), help="recipe")
     parser.add_argument("--steps", type=int, default=10, help="steps to time, after two for warming up")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    arguments = parser.parse_args()
-    recipe = read_recipe(arguments.config)
-    recipe = replace(recipe, run=replace(recipe.run, compile=arguments.compile))
+    parser.add_argument("--shrink-ceiling", type=int, default=1, help="sides of its products and images, divided by")
+    arguments = parser.parse_args(argv)
+    asked = read_recipe(arguments.config)
+    recipe = without_missing_weights(replace(asked, run=replace(asked.run, compile=arguments.compile)))
+    lacks = asked.first_stage.perceptual_weight and not recipe.first_stage.perceptual_weight
+    note = " without the perceptual loss (its weights are not here)" if lacks else ""
     processes = Processes(recipe.run)
     device = processes.device
     crop, size = recipe.first_stage.crop_size, recipe.data.tile_size
@@ -95,11 +111,11 @@ def main() -> None:
     denoiser = DenoiserTrainer(recipe, NUM_CLASSES, recipe.first_stage.latent_channels, processes)
 
     stages: dict[str, tuple[Callable[[], object], int]] = {
-        f"first stage, {crop} px crops": (lambda: first.step(images, late), len(images)),
+        f"first stage, {crop} px crops{note}": (lambda: first.step(images, late), len(images)),
         f"denoiser, {size} px tiles": (lambda: denoiser.step(latents, masks, range(batch), 0), batch),
     }
     dtype = torch.bfloat16 if recipe.run.mixed_precision == "bf16" else torch.float32
-    product, convolution = ceiling(device, dtype)
+    product, convolution = ceiling(device, dtype, arguments.shrink_ceiling)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, {dtype}; ceiling: matrix product {product:.2f}, ", end="")
     print(f"convolution {convolution:.2f} TFLOP/s\n")

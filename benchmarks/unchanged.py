@@ -8,6 +8,7 @@ Counted are pixels at least ``--away`` px from any change. Mean over pairs, in d
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,13 @@ def psnr(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], where: npt
     return float(10 * np.log10(255**2 / max(error.mean(), 1e-9)))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, help="folder that generate wrote (PNG)")
     parser.add_argument("--model", default="mini", help="the model that painted it")
     parser.add_argument("--away", type=int, default=16, help="px from any change")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     pipe = ChangePairPipeline.from_pretrained(arguments.model)
     rows = []
     dataset = load_pairs(arguments.pairs)

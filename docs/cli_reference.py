@@ -6,8 +6,8 @@ import dataclasses
 import typing
 from pathlib import Path
 
+from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.cli import COMMANDS
-from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import GenerateOptions, SimulateOptions

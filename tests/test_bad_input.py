@@ -173,8 +173,8 @@ def cases() -> dict[str, Spoil]:
         "foreign names": '{"name": "x", "classes": [{"index": 1, "name": "lava", "color": [0, 0, 9]}]}',
         "bytes": "\udcff".encode("utf-8", "surrogatepass").decode("latin-1"),
     }
-    for name, content in legends.items():
-        found[f"legend {name}"] = text("legend.json", content)
+    for name, legend in legends.items():
+        found[f"legend {name}"] = text("legend.json", legend)
     parts = ("denoiser", "first_stage", "mask_encoder")
     for part in parts:
         weights = f"{part}/diffusion_pytorch_model.safetensors"

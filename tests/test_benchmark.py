@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from changeanywhere.benchmark import protocol
+from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.benchmark.pictures import outcome
+from changeanywhere.benchmark.protocol import Benchmark, Cell, constant_scores, flags, run_benchmark
+from changeanywhere.benchmark.summary import summarise
+from changeanywhere.benchmark.tables import gain_text
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError
-from changeanywhere.evaluation import benchmark
-from changeanywhere.evaluation.benchmark import Benchmark, constant_scores, flags, run_benchmark
-from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
-from changeanywhere.evaluation.benchmark_tables import _gain_text, outcome, summarise
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.training.detection import ChangeScores
@@ -77,7 +79,7 @@ def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest
     def never(*_: object) -> None:
         raise AssertionError("finished cells are not trained again")
 
-    monkeypatch.setattr(benchmark, "train_detector", never)
+    monkeypatch.setattr(protocol, "train_detector", never)
     assert run_benchmark(options) == records
 
 
@@ -128,7 +130,7 @@ def test_arms_of_which_some_classes_count(options: BenchmarkOptions) -> None:
 def test_a_failing_cell_leaves_the_others(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = Benchmark.finish
 
-    def sometimes(self: Benchmark, cell: benchmark.Cell) -> object:
+    def sometimes(self: Benchmark, cell: Cell) -> object:
         if cell.arm == "scratch":
             raise RuntimeError("out of memory")
         return finish(self, cell)
@@ -157,7 +159,7 @@ def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) 
         ({"paper_tables": tmp_path / "lists" / "50.txt", "name": "x"}, r"50\.txt: not a table of published figures"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run_benchmark(replace(options, **wrong))  # type: ignore[arg-type]
+            run_benchmark(replace(options, **wrong))
 
 
 def test_validation_pairs_are_held_out_where_there_are_none(options: BenchmarkOptions) -> None:
@@ -224,7 +226,7 @@ def test_gains_over_collapsed_cells_say_so() -> None:
     cells += [{**base, "arm": "made", "seed": seed, "f1": 0.6, "collapsed": None} for seed in range(3)]
     (gain,) = (row["gains"]["scratch"] for row in summarise(cells) if row["arm"] == "made")
     assert gain["collapsed"] == 2 and gain["f1"] == pytest.approx(1.3 / 3) and gain["sound_f1"] == pytest.approx(0.1)
-    assert "collapsed in 2 pairs of cells: +10.0 where neither has" in _gain_text(gain)
+    assert "collapsed in 2 pairs of cells: +10.0 where neither has" in gain_text(gain)
 
 
 def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions) -> None:
@@ -237,7 +239,7 @@ def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions
         ({"pretraining": {"made": options.pairs + "/train"}}, "pretraining of made"),
     ):
         with pytest.raises(OutputError, match=f"was begun with {name}"):
-            Benchmark(replace(options, **wrong)).freeze()  # type: ignore[arg-type]
+            Benchmark(replace(options, **wrong)).freeze()
     assert json.loads((options.out / "benchmark.json").read_text())["arms"].keys() == {"made", "again"}
 
 
@@ -250,7 +252,7 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
         ({"seeds": [0, 0]}, "seeds is"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
-            replace(options, **wrong).check()  # type: ignore[arg-type]
+            replace(options, **wrong).check()
 
 
 def test_outcomes_in_colour() -> None:

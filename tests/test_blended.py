@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows
 from changeanywhere.errors import ConfigError, InputError
+from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import noise_schedule
 from conftest import tiny_model
 
@@ -30,7 +32,7 @@ CHANGED = changed_cells(CHANGE)
 NOTHING = torch.zeros_like(CHANGED)
 
 
-def run(sampling: Sampling, unknown: Tensor = NOTHING, seeds: tuple[int, ...] = (1, 2), **kwargs: object) -> Tensor:
+def run(sampling: Sampling, unknown: Tensor = NOTHING, seeds: tuple[int, ...] = (1, 2), **kwargs: Any) -> Tensor:
     rows = slice(0, len(seeds))
     return sample_latents(
         MODEL.denoiser, MODEL.schedule, MASKS[rows], KNOWN[rows], CHANGED[rows], unknown[rows],
@@ -213,7 +215,7 @@ class Oracle:
         return masks
 
     def __call__(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        alpha = MODEL.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        alpha: Tensor = MODEL.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noise = (x - alpha.sqrt() * self.clean) / (1 - alpha).sqrt()
         if self.prediction_type == "epsilon":
             return noise
@@ -225,7 +227,7 @@ class Oracle:
 def test_a_perfect_denoiser_paints_the_clean_latent(prediction_type: str, sampler: str, eta: float) -> None:
     clean = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     result = sample_latents(
-        Oracle(clean, prediction_type), noise_schedule(prediction_type), MASKS, KNOWN, CHANGED, NOTHING,
+        cast(Denoiser, Oracle(clean, prediction_type)), noise_schedule(prediction_type), MASKS, KNOWN, CHANGED, NOTHING,
         NoiseStreams((1, 2), KNOWN.shape[1:]), Sampling(sampler, 20, 0.25, eta=eta, known_noise="fixed"),
     )  # fmt: skip
     # DDIM ends at ᾱ[0], one step before clean.

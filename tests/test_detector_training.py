@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_resumed_training_ends_in_the_same_bits(recipe: Recipe, tmp_path: Path) 
     calls = []
     save = torch.save
 
-    def dying(*arguments: object) -> None:
+    def dying(*arguments: Any) -> None:
         save(*arguments)
         calls.append(1)
         raise StopError

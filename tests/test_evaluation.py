@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from scipy import ndimage
 
 from changeanywhere.cli import run as command
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
-from changeanywhere.evaluation.distances import against_halves, bootstrap_mean, frechet, kid
-from changeanywhere.evaluation.of_pairs import _shortcut, compare_differences, read_real_pairs, real_first
+from changeanywhere.evaluation.distances import Array, against_halves, bootstrap_mean, frechet, kid
+from changeanywhere.evaluation.of_model import real_tiles
+from changeanywhere.evaluation.of_pairs import compare_differences, read_real_pairs, real_first, shortcut
 from changeanywhere.evaluation.probe import probe_accuracy
-from changeanywhere.evaluation.scores import Confusion, Instance, matched_recall, read_instances
+from changeanywhere.evaluation.reading import Image as Picture
+from changeanywhere.evaluation.scores import Confusion, ReadInstance, matched_recall, read_instances
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.models.segmenter import Segmenter
@@ -58,15 +61,20 @@ def test_recall_is_of_the_eroded_instance_and_matched_by_class_and_size() -> Non
     read = mask.copy()
     read[5:7, 5:15] = 1  # wrong on the rim alone
     (house,) = [i for i in read_instances(mask, read) if i.class_index == 2]
-    assert house == Instance(2, 100, 1.0)
+    assert house == ReadInstance(2, 100, 1.0)
     read[5:15, 5:10] = 1
     (house,) = [i for i in read_instances(mask, read) if i.class_index == 2]
     assert 0.4 < house.recall < 0.6
     nothing = np.zeros(mask.shape, bool)
     nothing[30:32, 30:32] = True
     assert read_instances(mask, read, nothing) == []  # too small to have an inside
-    real = [Instance(2, 100, 0.9), Instance(2, 110, 0.7), *[Instance(2, 5000, 0.1)] * 5, Instance(3, 100, 0.2)]
-    ours, ceiling = matched_recall([Instance(2, 105, 0.5), Instance(4, 10, 1.0)], real)
+    real = [
+        ReadInstance(2, 100, 0.9),
+        ReadInstance(2, 110, 0.7),
+        *[ReadInstance(2, 5000, 0.1)] * 5,
+        ReadInstance(3, 100, 0.2),
+    ]
+    ours, ceiling = matched_recall([ReadInstance(2, 105, 0.5), ReadInstance(4, 10, 1.0)], real)
     assert ours == [0.5]
     assert ceiling == [pytest.approx((0.9 + 0.7 + 3 * 0.1) / 5)]
 
@@ -80,8 +88,11 @@ def test_kid_is_unbiased_and_sees_a_shift() -> None:
     assert same.low <= same.value <= same.high and same.low < 0.05
     shifted = kid(draws[0], draws[1] + 1)
     assert shifted.low > same.high
+
     # The value is the textbook sum over pairs.
-    k = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
+    def k(a: Array, b: Array) -> Array:
+        return (a @ b.T / 8 + 1) ** 3
+
     x, y = draws[0], draws[1]
     off = [(k(s, s).sum() - np.trace(k(s, s))) / (60 * 59) for s in (x, y)]
     assert same.value == pytest.approx(off[0] + off[1] - 2 * k(x, y).mean())
@@ -159,10 +170,10 @@ def test_a_random_order_does_not_hide_a_painted_image() -> None:
         record = {"scene": f"scene_{number}", "real_date": 1 if number % 2 else 2}
         pairs.append(ChangePair(f"p{number}", *images, nothing > 0, nothing, nothing, record))
 
-    def features(images: list[np.ndarray]) -> np.ndarray:
+    def features(images: Sequence[Picture]) -> Array:
         return np.stack([image.astype(float).mean((1, 2)) for image in images])
 
-    painted, date = _shortcut([real_first(pair) for pair in pairs], pairs, features, 0)
+    painted, date = shortcut([real_first(pair) for pair in pairs], pairs, features, 0)
     assert "painted image" in painted.name and painted.value > 0.9 and painted.reached is False
     assert "date 2" in date.name and date.value < 0.65 and date.reached is None
 
@@ -254,6 +265,37 @@ def test_command_evaluates_a_model_and_a_set(
     assert len({figure["section"] for figure in figures}) >= 6
     page = (out / "evaluation.html").read_text()
     assert page.count("painted from the mask alone") == 12 and "$" not in page.split("<pre>")[0].split("</style>")[1]
+
+
+def test_tiles_are_read_as_the_options_say(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_source(tmp_path / "source", num_tiles=7)
+    (source / "images" / "tile_3.png").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    arguments = ["evaluate", "--model", str(tiny_model_folder), "--source", str(source), "--out", str(out)]
+    arguments += ["--num-images", "4", "--num-steps", "2"]
+    assert command(arguments) == 2
+    assert "tile_3.png" in capsys.readouterr().err
+    given = ["--bands", "[3,2,1]", "--stretch", "[0,100]", "--legend", "mini", "--on-error", "skip"]
+    assert command([*arguments, *given]) == 0
+    assert "left out: 1 that could not be read" in capsys.readouterr().out
+    assert "tile_3.png" in (out / "skipped.txt").read_text()
+    record = json.loads((out / "evaluation.json").read_text())
+    assert record["options"]["bands"] == "(3, 2, 1)"
+    tiles = open_source(source, SourceOptions(tile_size=64, bands=(3, 2, 1), on_error="skip"))
+    plain = open_source(source, SourceOptions(tile_size=64, on_error="skip"))
+    assert np.array_equal(real_tiles(tiles)[0][0], real_tiles(plain)[0][0][..., ::-1])
+
+
+@pytest.mark.parametrize("option", ["--bands [3,2,1]", "--legend mini", "--num-images 8", "--source x"])
+def test_options_that_would_not_be_read_are_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["evaluate", "--out", str(tmp_path), "--pairs", "x", *option.split()]) == 2
+    assert "nothing without --model" in capsys.readouterr().err
+    assert command(["evaluate", "--out", str(tmp_path), "--model", "mini", "--source", "x", "--max-pairs", "3"]) == 2
+    assert "max_pairs is 3; allowed: nothing without --pairs" in capsys.readouterr().err
 
 
 def test_what_cannot_be_evaluated_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

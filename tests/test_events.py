@@ -64,7 +64,7 @@ def check_plan(mask: Mask, plan: ChangePlan) -> None:
     assert set(mask[plan.change_mask]) == {event.from_class}
     assert set(plan.mask_t2[plan.change_mask]) == {event.to_class}
     rows, columns = np.nonzero(plan.change_mask)
-    assert event.bbox == (rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1)
+    assert event.bbox == tuple(int(v) for v in (rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1))
 
 
 @settings(max_examples=150, deadline=None)

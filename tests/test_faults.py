@@ -249,8 +249,8 @@ def test_a_full_disk_loses_nothing(
     source, out = write_source(tmp_path / "source", num_tiles=10), tmp_path / "out"
     written, opened = [], Path.open
 
-    def open_on_a_full_disk(path: Path, *mode: str, **options: object) -> object:
-        file = opened(path, *mode, **options)
+    def open_on_a_full_disk(path: Path, *mode: Any, **options: Any) -> object:
+        file: Any = opened(path, *mode, **options)
         if path.suffix == ".part":
             written.append(path)
             if len(written) > room:

@@ -115,6 +115,7 @@ def test_order_of_dates_is_exchanged_with_masks_and_events(options: GenerateOpti
         event, event_before = pair.metadata["events"][0], before.metadata["events"][0]
         if pair.metadata["real_date"] == 2:
             exchanged += 1
+            assert pair.mask_t1 is not None and before.mask_t2 is not None
             assert np.array_equal(pair.image_t1, before.image_t2) and np.array_equal(pair.mask_t1, before.mask_t2)
             assert (event["from_class"], event["to_class"]) == (event_before["to_class"], event_before["from_class"])
             assert {event["kind"], event_before["kind"]} == {"appearance", "disappearance"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import shared
 ZERO_GRADIENTS = ("decoder.7.ff.3.bias", "flow_make.0.bias", "key_conv.bias")
 
 
-def golden(name: str) -> tuple[dict[str, object], dict[str, np.ndarray], Detector]:
+def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], Detector]:
     folder = shared("golden", "opencd")
     sys.path.insert(0, str(folder))
     from fill import fill, inputs
@@ -74,7 +75,7 @@ def test_training_mode(name: str) -> None:
     net.train()
     for module in net.modules():
         if hasattr(module, "p"):
-            module.p = 0.0
+            setattr(module, "p", 0.0)  # noqa: B010 (modules type their attributes as tensors)
     first, second = (torch.from_numpy(arrays[key]).double() for key in ("input_A", "input_B"))
     with torch.no_grad():
         logits = net.heads(first, second)[0]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from changeanywhere.diffusion.pipeline import ChangePairPipeline, find_model, to_uint8
+from changeanywhere.diffusion.pipeline import ChangePairPipeline, to_uint8
 from changeanywhere.events import pair_seed, simulate
+from changeanywhere.models.folder import find_model
 from changeanywhere.sources import open_source
 
 EXAMPLES = Path(str(resources.files("changeanywhere") / "assets" / "examples"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from changeanywhere import cli
+from changeanywhere import cli, flags
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
@@ -49,7 +49,7 @@ def test_commands_of_the_pages_parse(page: str, command: str, monkeypatch: pytes
     def stop(*_: object) -> None:
         raise ParsedError
 
-    monkeypatch.setattr(cli, "_build", stop)
+    monkeypatch.setattr(flags, "_build", stop)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ParsedError):
         code = cli.run(shlex.split(command)[1:])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import yaml
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Legend, LegendClass, load_legend
+from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import load_model, noise_schedule
 from changeanywhere.models.perceptual import VGG16_CONVOLUTIONS, VGG16Distance, build_perceptual
 from changeanywhere.training.denoiser import build_denoiser, train_denoiser
@@ -140,7 +142,8 @@ def test_compiled_training_learns_the_same(recipe: Recipe, tmp_path: Path) -> No
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_compiled_training_is_refused_on_a_cpu(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
     """The compiled backward pass loses gradients there: nothing is trained rather than half a network."""
-    for stage in (train_first_stage, train_denoiser):
+    stages: tuple[Callable[..., Path], ...] = (train_first_stage, train_denoiser)
+    for stage in stages:
         with pytest.raises(ConfigError, match=r"run\.compile is true; allowed on a CPU: false"):
             stage(source_of(recipe), replace(recipe, run=replace(recipe.run, compile=True)), tmp_path / "run")
         train_both(recipe, tmp_path / "run")
@@ -168,6 +171,7 @@ def test_fine_tuning_keeps_classes_by_name_and_bands_by_number(recipe: Recipe, t
     assert min(float((weight[:, 1] - row).detach().abs().max()) for row in rows.values()) > 0.01
     torch.testing.assert_close(new.denoiser.unet.conv_in.weight, old.denoiser.unet.conv_in.weight, atol=1e-3, rtol=1e-2)
 
+    assert tuned.init is not None
     four = build_four_band_first_stage()
     assert initialise_first_stage(four, tuned.init)
     images = torch.rand(1, 4, 32, 32) * 2 - 1
@@ -185,9 +189,7 @@ def test_fine_tuning_keeps_classes_by_name_and_bands_by_number(recipe: Recipe, t
         initialise_denoiser(wider, noise_schedule("v_prediction"), legend, tuned.init)
 
 
-def build_four_band_first_stage() -> object:
-    from changeanywhere.models.first_stage import FirstStage, build_vq_model
-
+def build_four_band_first_stage() -> FirstStage:
     return FirstStage(build_vq_model([8, 8, 8], 1, 16, 3, 1, False, image_channels=4)).eval()
 
 

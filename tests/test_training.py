@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,11 +21,12 @@ from safetensors.torch import load_file
 from changeanywhere.cli import run as command
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import ConfigError, ModelError, OutputError, TrainingDivergedError
+from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import build_vq_model
 from changeanywhere.models.folder import load_model, noise_schedule
 from changeanywhere.models.linear_start import linear_start
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS, find_weights
-from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.sources import Source, SourceOptions, open_source
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
 from changeanywhere.training.batches import dihedral, tiles_of_step
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
@@ -64,7 +67,7 @@ def recipe(tmp_path: Path) -> Recipe:
     )
 
 
-def source_of(recipe: Recipe) -> object:
+def source_of(recipe: Recipe) -> Source:
     return open_source(recipe.data.source, SourceOptions(tile_size=64))
 
 
@@ -94,7 +97,8 @@ def test_interrupted_training_ends_with_the_same_weights(
         if state["step"] == 4:
             raise KeyboardInterrupt
 
-    for stage in (train_first_stage, train_denoiser):
+    stages: tuple[Callable[..., Path], ...] = (train_first_stage, train_denoiser)
+    for stage in stages:
         monkeypatch.setattr(TrainingRun, "save_checkpoint", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             stage(source_of(recipe), recipe, tmp_path / "broken")
@@ -112,15 +116,24 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     """What a scheduler sends when the time is up: the step is finished and kept, between two regular checkpoints."""
     recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100, num_workers=1))
     unbroken = train_both(recipe, tmp_path / "unbroken")
-    stages = {"first_stage": (FirstStageTrainer, train_first_stage), "denoiser": (DenoiserTrainer, train_denoiser)}
+    stages: dict[str, tuple[Any, Callable[..., Path]]] = {
+        "first_stage": (FirstStageTrainer, train_first_stage),
+        "denoiser": (DenoiserTrainer, train_denoiser),
+    }
     before = signal.getsignal(signal.SIGTERM)
     for name, (trainer, train) in stages.items():
-        take_step, steps = trainer.step, []
+        steps: list[int] = []
 
-        def step_and_sigterm(self: object, *arguments: object, take_step=take_step, steps=steps) -> object:
+        def step_and_sigterm(
+            self: object,
+            *arguments: object,
+            take_step: Callable[..., object] = trainer.step,
+            steps: list[int] = steps,
+        ) -> object:
             steps.append(0)
             if len(steps) == 3:
                 for worker in active_children():  # the whole job is signalled, reading processes too
+                    assert worker.pid is not None
                     os.kill(worker.pid, signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # and a launcher hands it on
@@ -162,10 +175,10 @@ def test_loss_is_that_of_the_prediction_type(prediction_type: str) -> None:
     target = noise if prediction_type == "epsilon" else schedule.get_velocity(latents, noise, timesteps)
     masks = torch.zeros(4, 32, 32, dtype=torch.long)
 
-    def loss(answer: torch.Tensor, **settings: object) -> float:
+    def loss(answer: torch.Tensor, **settings: Any) -> float:
         oracle = Oracle(answer)
-        settings = replace(DenoiserRecipe(prediction_type=prediction_type, loss="l2"), **settings)
-        value = denoising_loss(oracle, schedule, latents, masks, settings, timesteps, noise, dropped)
+        asked = replace(DenoiserRecipe(prediction_type=prediction_type, loss="l2"), **settings)
+        value = denoising_loss(cast(Denoiser, oracle), schedule, latents, masks, asked, timesteps, noise, dropped)
         assert torch.equal(oracle.dropped, dropped)
         return float(value)
 
@@ -184,7 +197,7 @@ def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
     rates = []
     take_step = DenoiserTrainer.step
 
-    def noting_step(self: DenoiserTrainer, *arguments: object) -> object:
+    def noting_step(self: DenoiserTrainer, *arguments: Any) -> object:
         rates.append(self.optimizer.param_groups[0]["lr"])
         return take_step(self, *arguments)
 
@@ -240,7 +253,8 @@ def test_other_data_is_refused_and_a_recipe_may_change_before_the_first_checkpoi
     train_both(recipe, tmp_path / "run")  # corrected, in the same folder
     mask = min((Path(recipe.data.source) / "masks").iterdir())
     Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
-    for train in (train_first_stage, train_denoiser):
+    stages: tuple[Callable[..., Path], ...] = (train_first_stage, train_denoiser)
+    for train in stages:
         with pytest.raises(OutputError, match=r"was started with data\.content"):
             train(source_of(recipe), recipe, tmp_path / "run")
     (tmp_path / "run/training/denoiser/recipe.json").write_text("")
@@ -249,9 +263,10 @@ def test_other_data_is_refused_and_a_recipe_may_change_before_the_first_checkpoi
 
 
 def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
-    for name, value in {
+    wrong: dict[str, Any] = {
         "gradient_clip": 0.0, "min_snr_gamma": 0.0, "attention_levels": [2], "head_dim": 32, "mask_dropout": 1.0,
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, value in wrong.items():
         with pytest.raises(ConfigError, match=rf"denoiser\.{name} is"):
             replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
     with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
@@ -317,7 +332,7 @@ def test_nan_stops_with_the_last_checkpoint_intact(
 
     calls = []
 
-    def poisoned(*arguments: object) -> torch.Tensor:
+    def poisoned(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         loss = original(*arguments)
         return loss * float("nan") if len(calls) == 5 else loss

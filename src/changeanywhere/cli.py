@@ -182,23 +182,26 @@ def _evaluate(arguments: list[str]) -> None:
     from changeanywhere.evaluation.options import EvaluateOptions
 
     options = _parse("evaluate", EvaluateOptions, arguments)
-    from changeanywhere.evaluation.run import evaluate
+    from changeanywhere.evaluation.evaluate import evaluate
+    from changeanywhere.progress import progress_bars
 
-    figures = evaluate(options)
+    with progress_bars() as progress:
+        evaluation = evaluate(options, progress)
     section = ""
-    for figure in figures:
+    for figure in evaluation.figures:
         if figure.section != section:
             section = figure.section
             print(section)
         print(f"  {figure.name}: {figure.in_words()}")
+    _print_skipped(evaluation.skipped, options.out)
     print(f"report: {options.out / 'evaluation.html'}")
 
 
 def _benchmark(arguments: list[str]) -> None:
-    from changeanywhere.evaluation.benchmark_options import BenchmarkOptions
+    from changeanywhere.benchmark.options import BenchmarkOptions
 
     options = _parse("benchmark", BenchmarkOptions, arguments)
-    from changeanywhere.evaluation.benchmark import run_benchmark
+    from changeanywhere.benchmark.protocol import run_benchmark
 
     records = run_benchmark(options)
     print((options.out / "table.md").read_text())

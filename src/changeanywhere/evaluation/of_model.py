@@ -17,7 +17,7 @@ from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader
 from changeanywhere.evaluation.scores import Confusion, Mask
 from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
-from changeanywhere.progress import progress_bar
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source
 
 MIN_JUDGE_IOU = 0.55
@@ -30,22 +30,20 @@ MIN_REALISM_IMAGES = 1000
 def real_tiles(source: Source) -> tuple[list[Image], list[Mask]]:
     """All tiles as 8-bit RGB with their masks."""
     samples = [source.read(i) for i in range(len(source))]
-    images = [
-        np.round((s.normalisation.apply(s.image[..., :3]).clip(-1, 1) + 1) * 127.5).astype(np.uint8) for s in samples
-    ]
-    return images, [s.mask for s in samples]
+    images = [np.round((sample.pixels()[..., :3] + 1) * 127.5).astype(np.uint8) for sample in samples]
+    return images, [sample.mask for sample in samples]
 
 
 def paint(
-    pipe: ChangePairPipeline, masks: list[Mask], seeds: list[int], options: EvaluateOptions
+    pipe: ChangePairPipeline, masks: list[Mask], seeds: list[int], batch_size: int = 8, num_steps: int | None = None
 ) -> Iterator[list[Image]]:
-    """Images of ``masks``, nothing else given, in batches."""
+    """Images of ``masks``, nothing else given, in batches; ``num_steps``: default the model's."""
     sampling = replace(pipe.default_sampling, free_fraction=0.0)
-    if options.num_steps is not None:
-        sampling = replace(sampling, num_steps=options.num_steps)
+    if num_steps is not None:
+        sampling = replace(sampling, num_steps=num_steps)
     channels = pipe.first_stage.latent_mean.numel()
-    for start in range(0, len(masks), options.batch_size):
-        part = torch.from_numpy(np.stack(masks[start : start + options.batch_size]).astype(np.int64))
+    for start in range(0, len(masks), batch_size):
+        part = torch.from_numpy(np.stack(masks[start : start + batch_size]).astype(np.int64))
         height, width = (side // DOWNSAMPLING for side in part.shape[1:])
         nothing_known = torch.zeros(len(part), channels, height, width)
         everywhere = torch.ones(part.shape, dtype=torch.bool)
@@ -54,18 +52,21 @@ def paint(
 
 
 def evaluate_model(
-    pipe: ChangePairPipeline, source: Source, judge: Reader | None, features: Extractor, options: EvaluateOptions
+    pipe: ChangePairPipeline,
+    source: Source,
+    judge: Reader | None,
+    features: Extractor,
+    options: EvaluateOptions,
+    progress: Progress = silent,
 ) -> tuple[list[Figure], list[tuple[Mask, Image, Image]]]:
     """Figures, and (mask, real, painted) of the first round of tiles."""
     real, masks = real_tiles(source)
     chosen = [i % len(masks) for i in range(options.num_images)]
     seeds = [options.seed * 1_000_003 + i for i in range(options.num_images)]
     painted: list[Image] = []
-    with progress_bar() as bar:
-        task = bar.add_task("painting", total=len(chosen))
-        for images in paint(pipe, [masks[i] for i in chosen], seeds, options):
-            painted.extend(images)
-            bar.advance(task, len(images))
+    for images in paint(pipe, [masks[i] for i in chosen], seeds, options.batch_size, options.num_steps):
+        painted.extend(images)
+        progress("painting", len(painted), len(chosen))
     figures = []
     if judge is not None:
         figures += _mask_fidelity(judge, pipe.legend.names, real, masks, painted, [masks[i] for i in chosen])
@@ -133,7 +134,8 @@ def _diversity(
     """ST-LPIPS between two seeds of one mask; beside it between the real tile and another real tile."""
     number = min(DIVERSITY_MASKS, len(masks), len(painted))
     seeds = [options.seed * 1_000_003 + 500_000 + i for i in range(number)]
-    again = [image for images in paint(pipe, masks[:number], seeds, options) for image in images]
+    batches = paint(pipe, masks[:number], seeds, options.batch_size, options.num_steps)
+    again = [image for images in batches for image in images]
     metric = ShiftTolerantLPIPS()
     with torch.no_grad():
         between = metric(to_tensor(painted[:number]), to_tensor(again)).numpy().astype(float)

@@ -18,7 +18,7 @@ from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader
 from changeanywhere.evaluation.scores import Confusion, matched_recall, read_instances
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.pairs.reader import IMAGE_SUFFIXES, PairDataset
-from changeanywhere.progress import progress_bar
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair, rgb8
 
 ASKED_RECALL = 0.70
@@ -41,6 +41,7 @@ def evaluate_pairs(
     real_pairs: Path | None,
     max_pairs: int,
     seed: int,
+    progress: Progress = silent,
 ) -> list[Figure]:
     """All figures of a set, from ``max_pairs`` evenly spaced pairs. The real date is the ceiling of the painted one."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, max_pairs).astype(int))
@@ -51,8 +52,8 @@ def evaluate_pairs(
         figures += _mask_fidelity(pairs, names, judge, seed)
     figures += _seams(pairs)
     if real_pairs is not None:
-        figures += _unchanged_ground(pairs, real_pairs, seed)
-    figures += _shortcut(pairs, as_written, features, seed)
+        figures += _unchanged_ground(pairs, real_pairs, seed, progress)
+    figures += shortcut(pairs, as_written, features, seed)
     return figures
 
 
@@ -146,19 +147,19 @@ def compare_differences(ours: list[Difference], real: list[Difference], seed: in
     return found
 
 
-def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int) -> list[Figure]:
+def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int, progress: Progress) -> list[Figure]:
     metric = ShiftTolerantLPIPS()
-    with progress_bar() as bar:
-        real_images = read_real_pairs(real_pairs)
-        task = bar.add_task("unchanged ground", total=len(pairs) + len(real_images))
-        measured: tuple[list[Difference], list[Difference]] = ([], [])
-        ours = [(p.image_t1, p.image_t2, p.change_mask) for p in pairs]
-        for found, images in zip(measured, (ours, real_images), strict=True):
-            for first, second, change in images:
-                one = difference(first, second, change, metric)
-                if one is not None:
-                    found.append(one)
-                bar.advance(task)
+    real_images = read_real_pairs(real_pairs)
+    measured: tuple[list[Difference], list[Difference]] = ([], [])
+    ours = [(p.image_t1, p.image_t2, p.change_mask) for p in pairs]
+    done = 0
+    for found, images in zip(measured, (ours, real_images), strict=True):
+        for first, second, change in images:
+            one = difference(first, second, change, metric)
+            if one is not None:
+                found.append(one)
+            done += 1
+            progress("unchanged ground", done, len(ours) + len(real_images))
     if not measured[0] or len(measured[1]) < 2:
         raise PairsError(
             f"{real_pairs}: {len(measured[1])} usable real pairs, {len(measured[0])} usable pairs of the set; two real "
@@ -213,7 +214,7 @@ def _read(file: Path) -> Image:
         raise PairsError(f"{file}: not a readable image ({error})") from error
 
 
-def _shortcut(pairs: list[ChangePair], as_written: list[ChangePair], features: Extractor, seed: int) -> list[Figure]:
+def shortcut(pairs: list[ChangePair], as_written: list[ChangePair], features: Extractor, seed: int) -> list[Figure]:
     """On pairs without change where the set has them, else on all. ``pairs``: the same with the real date first."""
     still = [i for i, pair in enumerate(pairs) if not pair.change_mask.any()]
     chosen = still if len(still) >= 20 else list(range(len(pairs)))

@@ -49,7 +49,7 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Instance:
+class ReadInstance:
     """One component of one class, and the share of its inside that was read as that class."""
 
     class_index: int
@@ -61,7 +61,7 @@ class Instance:
 
 def read_instances(
     mask: Mask, read: npt.NDArray[np.integer], where: npt.NDArray[np.bool_] | None = None, group: int = 0
-) -> list[Instance]:
+) -> list[ReadInstance]:
     """Components of each class of ``mask`` within ``where``, eroded by :data:`EROSION`; vanished ones are left out."""
     found = []
     for class_index in np.unique(mask[mask > 0] if where is None else mask[where & (mask > 0)]):
@@ -73,11 +73,11 @@ def read_instances(
         hits = np.bincount(components[inside & (read == class_index)], minlength=len(areas))
         for number in np.flatnonzero(sizes[1:]) + 1:
             recall = hits[number] / sizes[number]
-            found.append(Instance(int(class_index), int(areas[number]), float(recall), group))
+            found.append(ReadInstance(int(class_index), int(areas[number]), float(recall), group))
     return found
 
 
-def matched_recall(painted: list[Instance], real: list[Instance]) -> tuple[list[float], list[float]]:
+def matched_recall(painted: list[ReadInstance], real: list[ReadInstance]) -> tuple[list[float], list[float]]:
     """Recall of each painted instance, and of real instances of its class and of nearest size (in log area).
 
     Painted instances of a class of which no real one is known are left out of both.

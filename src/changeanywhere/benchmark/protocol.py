@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from changeanywhere.benchmark.options import SCRATCH, BenchmarkOptions
+from changeanywhere.benchmark.published import read_published
+from changeanywhere.benchmark.tables import write_results
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
-from changeanywhere.evaluation.benchmark_options import SCRATCH, BenchmarkOptions
-from changeanywhere.evaluation.benchmark_tables import write_results
-from changeanywhere.evaluation.paper_tables import read_published
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 SCRATCH = "scratch"
 IGNORED = ("train_list", "change_classes")
 """Fields of ``pretrain`` and ``finetune`` that the protocol decides itself: refused, since they would do nothing."""
+Rule = tuple[str, object, bool, str]
+"""Name of an option, its value, whether that is allowed, what is."""
 
 
 @dataclass(frozen=True)
@@ -77,75 +80,58 @@ class BenchmarkOptions:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
-        from changeanywhere.models.detectors import DETECTORS
-
-        unknown = [name for name in self.detectors if name not in DETECTORS]
-        checks: list[tuple[str, object, bool, str]] = [
-            ("pairs", self.pairs, bool(self.pairs), "a folder"),
-            ("detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(DETECTORS)),
-            ("shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"),
-            *(
-                (name, values, len(set(values)) == len(values), "each one once")
-                for name, values in (("detectors", self.detectors), ("shares", self.shares), ("seeds", self.seeds))
-            ),
-            *(
-                (
-                    f"{stage}.{name}",
-                    getattr(recipe, name),
-                    getattr(recipe, name) is None,
-                    "nothing, the protocol sets it",
-                )
-                for stage, recipe in (("pretrain", self.pretrain), ("finetune", self.finetune))
-                for name in IGNORED
-            ),
-            (
-                "finetune.backbone_weights",
-                self.finetune.backbone_weights,
-                self.finetune.backbone_weights == self.pretrain.backbone_weights,
-                "those of pretrain: every arm starts from the same weights",
-            ),
-            ("num_panels", self.num_panels, self.num_panels >= 0, "0 and more"),
-            ("val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"),
-            ("seeds", self.seeds, bool(self.seeds), "one or more"),
-            ("pretraining", list(self.pretraining), SCRATCH not in self.pretraining, f"names other than {SCRATCH}"),
-            (
-                "change_classes",
-                list(self.change_classes),
-                set(self.change_classes) <= set(self.pretraining),
-                "names of pretraining",
-            ),
-            ("rivals", self.rivals, set(self.rivals) <= set(self.pretraining), "names of pretraining"),
-            (
-                "zero_shot_only",
-                self.zero_shot_only,
-                set(self.zero_shot_only) <= set(self.pretraining),
-                "names of pretraining",
-            ),
-            (
-                "seeds_at",
-                self.seeds_at,
-                all(0 <= s <= 100 and n >= 1 for s, n in self.seeds_at.items()),
-                "0 to 100: 1 and more",
-            ),
-            (
-                "scratch_learning_rates",
-                self.scratch_learning_rates,
-                bool(self.scratch_learning_rates) and min(self.scratch_learning_rates) > 0,
-                "one or more, above 0",
-            ),
-            (
-                "scratch_rate_at",
-                self.scratch_rate_at,
-                self.scratch_rate_at is None or 0 < self.scratch_rate_at <= 100,
-                "1 to 100",
-            ),
-            ("test_split", self.test_split, self.test_split not in (self.train_split, self.val_split), "a split apart"),
-        ]
-        for name, value, allowed, what in checks:
+        rules = (*self._protocol_rules(), *self._arm_rules(), *self._stage_rules())
+        for name, value, allowed, what in rules:
             if not allowed:
                 raise ConfigError(f"{name} is {value!r}; allowed: {what}")
-        for stage, recipe in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+        for stage, recipe in self._stages():
             try:
                 Recipe(detector=replace(recipe, pairs=self.pairs), run=self.run).check("detector")
             except ConfigError as error:
                 raise ConfigError(str(error).replace("detector.", f"{stage}.")) from error
+
+    def _stages(self) -> tuple[tuple[str, DetectorRecipe], ...]:
+        return ("pretrain", self.pretrain), ("finetune", self.finetune)
+
+    def _protocol_rules(self) -> Iterator[Rule]:
+        """What is measured, at which shares and seeds, with which learning rates."""
+        from changeanywhere.models.detectors import DETECTORS
+
+        unknown = [name for name in self.detectors if name not in DETECTORS]
+        yield "pairs", self.pairs, bool(self.pairs), "a folder"
+        yield "detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(DETECTORS)
+        yield "shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"
+        for name, values in (("detectors", self.detectors), ("shares", self.shares), ("seeds", self.seeds)):
+            yield name, values, len(set(values)) == len(values), "each one once"
+        yield "seeds", self.seeds, bool(self.seeds), "one or more"
+        counted = all(0 <= share <= 100 and count >= 1 for share, count in self.seeds_at.items())
+        yield "seeds_at", self.seeds_at, counted, "0 to 100: 1 and more"
+        yield "num_panels", self.num_panels, self.num_panels >= 0, "0 and more"
+        yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
+        apart = self.test_split not in (self.train_split, self.val_split)
+        yield "test_split", self.test_split, apart, "a split apart"
+        rates = self.scratch_learning_rates
+        yield "scratch_learning_rates", rates, bool(rates) and min(rates) > 0, "one or more, above 0"
+        at = self.scratch_rate_at
+        yield "scratch_rate_at", at, at is None or 0 < at <= 100, "1 to 100"
+
+    def _arm_rules(self) -> Iterator[Rule]:
+        """Names of arms."""
+        arms = set(self.pretraining)
+        yield "pretraining", list(self.pretraining), SCRATCH not in arms, f"names other than {SCRATCH}"
+        for name, asked in (
+            ("change_classes", list(self.change_classes)),
+            ("rivals", self.rivals),
+            ("zero_shot_only", self.zero_shot_only),
+        ):
+            yield name, asked, set(asked) <= arms, "names of pretraining"
+
+    def _stage_rules(self) -> Iterator[Rule]:
+        """What a stage must leave to the protocol."""
+        for stage, recipe in self._stages():
+            for name in IGNORED:
+                value = getattr(recipe, name)
+                yield f"{stage}.{name}", value, value is None, "nothing, the protocol sets it"
+        weights = self.finetune.backbone_weights
+        same = weights == self.pretrain.backbone_weights
+        yield "finetune.backbone_weights", weights, same, "those of pretrain: every arm starts from the same weights"

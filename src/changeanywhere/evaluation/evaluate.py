@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,13 +20,23 @@ from changeanywhere.evaluation.page import Pictures, write_page
 from changeanywhere.evaluation.reading import Extractor, load_features, load_judge
 from changeanywhere.legend import Legend
 from changeanywhere.pairs import load_pairs
-from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.progress import Progress, silent
+from changeanywhere.sources import Source, open_source
 from changeanywhere.storage import atomic_write
 
 MIN_TILES = 4
 
 
-def evaluate(options: EvaluateOptions) -> list[Figure]:
+@dataclass(frozen=True)
+class Evaluation:
+    """What a call of :func:`evaluate` measured."""
+
+    figures: Sequence[Figure]
+    skipped: Sequence[str] = ()
+    """Why tiles were left out, a line each (``on_error: skip``)."""
+
+
+def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluation:
     """Measure what ``options`` names; writes ``evaluation.json`` and ``evaluation.html`` into ``options.out``."""
     options.check()
     try:
@@ -34,12 +46,17 @@ def evaluate(options: EvaluateOptions) -> list[Figure]:
     device = default_device()
     features = load_features(device, options.batch_size)
     figures: list[Figure] = []
+    skipped: Sequence[str] = ()
     pictures = Pictures()
     if options.model is not None:
-        found, pictures = _of_model(options, device, features)
-        figures += found
+        pipe = ChangePairPipeline.from_pretrained(options.model, device=str(device))
+        source = _tiles(options, pipe, progress)
+        skipped = source.skipped
+        judge = load_judge(options.judge, pipe.legend, device, options.batch_size) if options.judge else None
+        found, rows = evaluate_model(pipe, source, judge, features, options, progress)
+        figures, pictures = found, Pictures(pipe.legend, rows)
     if options.pairs is not None:
-        figures += _of_pairs(options, options.pairs, device, features)
+        figures += _of_pairs(options, options.pairs, features, progress)
     given = {name: str(value) for name, value in vars(options).items() if value is not None and name != "out"}
     record = {
         "version": version("changeanywhere"),
@@ -49,35 +66,26 @@ def evaluate(options: EvaluateOptions) -> list[Figure]:
     }
     atomic_write(options.out / "evaluation.json", (json.dumps(record, indent=1) + "\n").encode())
     write_page(options.out / "evaluation.html", figures, pictures, given)
-    return figures
+    if skipped:
+        atomic_write(options.out / "skipped.txt", "".join(f"{line}\n" for line in skipped).encode())
+    return Evaluation(figures, skipped)
 
 
-def _of_model(options: EvaluateOptions, device: torch.device, features: Extractor) -> tuple[list[Figure], Pictures]:
-    assert options.model is not None and options.source is not None
-    pipe = ChangePairPipeline.from_pretrained(options.model, device=str(device))
-    source = open_source(
-        options.source,
-        SourceOptions(tile_size=pipe.model.tile_size, licences=tuple(options.licences) if options.licences else None),
-    ).with_legend(pipe.legend, Path(options.legend_map) if options.legend_map else None)
+def _tiles(options: EvaluateOptions, pipe: ChangePairPipeline, progress: Progress) -> Source:
+    """The tiles that the model is held against, read as the options say, else as the model was trained."""
+    assert options.source is not None
+    given = options.of_source(tile_size=pipe.model.tile_size)
+    source = open_source(options.source, given, progress=progress).with_legend(pipe.legend, options.legend_map)
     if len(source) < MIN_TILES:
         raise SourceError(f"{options.source}: {len(source)} tiles; distances between sets need at least {MIN_TILES}")
-    judge = load_judge(options.judge, pipe.legend, device, options.batch_size) if options.judge else None
-    figures, rows = evaluate_model(pipe, source, judge, features, options)
-    return figures, Pictures(pipe.legend, rows)
+    return source
 
 
-def _of_pairs(options: EvaluateOptions, folder: Path, device: torch.device, features: Extractor) -> list[Figure]:
+def _of_pairs(options: EvaluateOptions, folder: Path, features: Extractor, progress: Progress) -> list[Figure]:
     dataset = load_pairs(folder)
     if not (folder / "legend.json").is_file():
         raise PairsError(f"{folder}: has no legend.json and no semantic masks; only generated sets can be evaluated")
     legend = Legend.load(folder / "legend.json")
-    judge = load_judge(options.judge, legend, device, options.batch_size) if options.judge else None
-    return evaluate_pairs(
-        dataset,
-        legend.names,
-        judge,
-        features,
-        options.real_pairs,
-        options.max_pairs,
-        options.seed,
-    )
+    judge = load_judge(options.judge, legend, default_device(), options.batch_size) if options.judge else None
+    real, count, seed = options.real_pairs, options.max_pairs, options.seed
+    return evaluate_pairs(dataset, legend.names, judge, features, real, count, seed, progress)

@@ -1,0 +1,100 @@
+"""Curves of a benchmark (SVG), and pictures of hits and misses (PNG)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+
+from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.models.detectors import Detector
+from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.sample import rgb8
+from changeanywhere.training.pair_batches import to_tensors
+
+HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
+"""Colours that colour-blind readers tell apart; black = unchanged and not called changed."""
+COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a", "#b59a00", "#20a5b0")
+
+
+def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
+    """F1 over the share of labels, a panel per detector, a line per arm with its standard errors (paper, Fig. 2)."""
+    detectors, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("detector", "arm"))
+    width, height, left, base = 360, 240, 44, 200
+    parts = []
+    for number, detector in enumerate(detectors):
+        own = [row for row in rows if row["detector"] == detector]
+        shares = sorted({row["share"] for row in own})
+        places = {share: left + (width - left - 20) * (i + 0.5) / len(shares) for i, share in enumerate(shares)}
+
+        def y(f1: float) -> float:
+            return base - (base - 40) * f1
+
+        drawn = [f'<text x="{left}" y="22" font-weight="600">{detector}</text>']
+        for tick in (0, 0.25, 0.5, 0.75, 1):
+            drawn.append(f'<path d="M{left} {y(tick):.1f}H{width - 12}" stroke="#ddd"/>')
+            drawn.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
+        drawn.append(f'<path d="M{left} {y(all_changed):.1f}H{width - 12}" stroke="#999" stroke-dasharray="4 3"/>')
+        for place, share in zip(places.values(), shares, strict=True):
+            drawn.append(f'<text x="{place:.1f}" y="{base + 18}" text-anchor="middle">{share} %</text>')
+        for arm in arms:
+            colour = COLOURS[arms.index(arm) % len(COLOURS)]
+            line = sorted((row["share"], row["f1"], row["f1_error"]) for row in own if row["arm"] == arm)
+            points = " ".join(f"{places[s]:.1f},{y(f):.1f}" for s, f, _ in line)
+            drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            for s, f, e in line:
+                drawn.append(f'<path d="M{places[s]:.1f} {y(f - e):.1f}V{y(f + e):.1f}" stroke="{colour}"/>')
+                drawn.append(f'<circle cx="{places[s]:.1f}" cy="{y(f):.1f}" r="3" fill="{colour}"/>')
+        row_number, column = divmod(number, 3)
+        parts.append(f'<g transform="translate({column * width},{row_number * height})">{"".join(drawn)}</g>')
+    legend_y = height * -(-len(detectors) // 3) + 16
+    for i, arm in enumerate(arms):
+        colour = COLOURS[i % len(COLOURS)]
+        parts.append(f'<circle cx="{left + 170 * i}" cy="{legend_y - 4}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{left + 170 * i + 10}" y="{legend_y}">{arm}</text>')
+    total = (min(3, len(detectors)) * width, legend_y + 16)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}"'
+    style = 'font-family="sans-serif" font-size="11"'
+    return f'{head} {style}><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+
+
+def outcome(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """bool ``[H, W]`` each → uint8 ``[H, W, 3]``: hits white, misses blue, false alarms orange."""
+    picture = np.zeros((*label.shape, 3), np.uint8)
+    picture[prediction & label], picture[~prediction & label], picture[prediction & ~label] = HIT, MISS, FALSE_ALARM
+    return picture
+
+
+@torch.no_grad()
+def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]], test: PairDataset) -> None:
+    """A row per test pair: date 1, date 2, label, then the outcome of every fine-tuned arm of the first detector, at
+    the smallest share above 0, first seed."""
+    detector = options.detectors[0]
+    shared = [r for r in records if r["detector"] == detector and r["share"] > 0 and r["seed"] == options.seeds[0]]
+    if not shared or not options.num_panels:
+        return
+    share = min(r["share"] for r in shared)
+    nets = [_net_of(options.out / "training", record) for record in shared if record["share"] == share]
+    rows = []
+    for i in np.unique(np.linspace(0, len(test) - 1, options.num_panels).astype(int)):
+        pair = test[int(i)]
+        images = list(rgb8(pair))
+        first, second, _ = to_tensors(images[0], images[1], pair.change_mask.astype(np.uint8))
+        found = [net(first[None], second[None])[0].argmax(0).numpy() == 1 for net in nets]
+        label = np.repeat(pair.change_mask[..., None] * np.uint8(255), 3, 2)
+        pictures = [*images, label, *(outcome(f, pair.change_mask) for f in found)]
+        rows.append(np.hstack([np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255) for picture in pictures]))
+    PillowImage.fromarray(np.vstack(rows)).save(options.out / "panels.png")
+
+
+def _net_of(training: Path, record: Mapping[str, Any]) -> Detector:
+    """The network that a cell was scored with."""
+    what = f"lr{record['learning_rate']:g}" if "learning_rate" in record else "cell"
+    cell = f"{record['detector']}-{record['arm']}-{record['share']:03d}-{record['seed']}-{what}"
+    best = training / cell / "detector_best"
+    return load_detector(best if best.is_dir() else training / cell / "detector")[1]

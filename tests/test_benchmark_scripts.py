@@ -1,0 +1,247 @@
+"""The scripts in benchmarks/ run, each on a tiny net and tiles of 64 px: what they print and write, no figures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import changeanywhere as ca
+from changeanywhere.legend import load_legend
+from changeanywhere.models.segmenter import Segmenter
+from conftest import write_source
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+RECIPE = {
+    "data": {"tile_size": 64},
+    "first_stage": {
+        "channels": [8, 8, 8], "layers_per_block": 1, "norm_groups": 1, "mid_attention": False, "num_codes": 16,
+        "crop_size": 32, "batch_size": 2, "num_steps": 2, "warmup_steps": 0, "discriminator_channels": 4,
+        "perceptual_weight": 1.0,
+    },
+    "denoiser": {
+        "channels": [8, 16], "layers_per_block": 1, "attention_levels": [1], "head_dim": 8, "norm_groups": 4,
+        "views": 1, "batch_size": 2, "num_steps": 2, "warmup_steps": 0,
+    },
+    "run": {"num_workers": 0, "log_every": 1, "save_every": 2},
+}  # fmt: skip
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Call a script's ``main`` with flags; what it printed."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))  # as for ``python benchmarks/NAME.py``
+    before, threads = set(sys.modules), torch.get_num_threads()
+
+    def call(name: str, *flags: object) -> str:
+        capsys.readouterr()
+        importlib.import_module(name).main([str(flag) for flag in flags])
+        return capsys.readouterr().out
+
+    yield call
+    torch.set_num_threads(threads)
+    for name in {file.stem for file in SCRIPTS.glob("*.py")} & (set(sys.modules) - before):
+        del sys.modules[name]  # their names are everyday words
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("tiles") / "source", num_tiles=16)
+
+
+@pytest.fixture(scope="module")
+def pairs(tiles: Path, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("set") / "pairs"
+    ca.generate(tiles, out, model=str(tiny_model_folder), num_pairs=4, tile_size=64, num_steps=2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("judge")
+    Segmenter("unet", load_legend("mini")).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("real"), np.random.default_rng(0)
+    for date in ("A", "B"):
+        (folder / date).mkdir()
+        for number in range(4):
+            Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / date / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(tiles: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE | {"data": {"source": str(tiles), "tile_size": 64}}))
+    return file
+
+
+def rows(table: str) -> list[str]:
+    """Lines of a Markdown table, without its head."""
+    return [line for line in table.splitlines() if line.startswith("| ")][1:]
+
+
+def test_ablation(
+    run: Run, tiles: Path, judge: Path, real_pairs: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    flags = ["--source", tiles, "--judge", judge, "--real-pairs", real_pairs, "--model", tiny_model_folder]
+    flags += ["--num-pairs", 2, "--num-tiles", 2, "--out", tmp_path]
+    images, changed = "dpmsolver++-6-free0-guidance2", "nearest pooling"
+    run("ablation", *flags, "--only", images, changed)
+    assert len(rows((tmp_path / "images.md").read_text())) == 1
+    (row,) = rows((tmp_path / "pairs.md").read_text())
+    assert "nearest pooling" in row
+    assert run("ablation", *flags, "--only", images, changed) == "", "finished settings are not measured again"
+
+
+def test_change_realism(run: Run, pairs: Path, real_pairs: Path) -> None:
+    printed = run("change_realism", "--pairs", pairs, "--real-pairs", real_pairs, "--without", "building")
+    assert printed.startswith("all pairs (4): {'colour_shift'") and "without building (4)" in printed
+
+
+@pytest.mark.parametrize("for_real", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compiled(run: Run, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, for_real: bool) -> None:
+    """The quick form compiles nothing."""
+    asked: list[object] = []
+    if not for_real:
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(self))
+    assert run("compiled", "--model", tiny_model_folder).count("ms compiled") == 3
+    assert len(asked) == (0 if for_real else 2)
+
+
+def test_curves(run: Run, tmp_path: Path) -> None:
+    for stage, name in (("first_stage", "psnr"), ("denoiser", "loss")):
+        folder = tmp_path / "training" / stage
+        folder.mkdir(parents=True)
+        metrics = [json.dumps({"step": step, name: 1 / step}) for step in range(1, 20)]
+        (folder / "metrics.jsonl").write_text("\n".join(metrics) + "\n")
+    run("curves", "--run", tmp_path, "--out", tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text().count("<polyline") == 4
+
+
+def test_detectors(run: Run, pairs: Path) -> None:
+    flags = ["--detectors", "fc_ef", "--batch", 1, "--size", 64, "--threads", 1, "--repeats", 1]
+    assert len(rows(run("detectors", *flags))) == 1
+    assert run("detectors", "--detectors", "--batch", 1, "--size", 64, "--pairs", pairs).count("s per batch") == 3
+
+
+def test_event_pictures(run: Run, tmp_path: Path) -> None:
+    run("event_pictures", "--out", tmp_path / "events.png")
+    with Image.open(tmp_path / "events.png") as picture:
+        assert picture.width == 3 * (3 * 256 + 4 * 6)
+
+
+def test_events(run: Run, tmp_path: Path) -> None:
+    masks = write_source(tmp_path / "source", size=256, num_tiles=2) / "masks"
+    assert len(rows(run("events", "--masks", masks, "--count", 2, "--sizes", 256))) == 2
+
+
+def test_generate(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
+    flags = ["--source", tiles, "--model", tiny_model_folder, "--pairs", 2, "--reference-pairs", 1, "--rounds", 1]
+    assert "times as fast, end to end" in run("generate", *flags)
+
+
+def test_noise_error(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
+    printed = run("noise_error", "--models", tiny_model_folder, "--source", tiles, "--num-tiles", 2)
+    assert float(printed.split(": ")[1]) > 0
+
+
+def test_painted_sheet(run: Run, tiles: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    flags = ["--model", tiny_model_folder, "--source", tiles, "--count", 2, "--side", 64, "--out", tmp_path / "x.png"]
+    assert "2 tiles" in run("painted_sheet", *flags)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width == 3 * (3 * 64 + 8)
+
+
+def test_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
+    run("pictures", "--pairs", pairs, "--count", 2, "--out", tmp_path / "x.png")
+    assert (tmp_path / "x.png").is_file()
+
+
+def test_profile_generate(run: Run, tiles: Path, recipe: Path) -> None:
+    flags = ["--shrink-ceiling", 16]
+    printed = run("profile_generate", "--source", tiles, "--config", recipe, "--pairs", 2, "--num-steps", 2, *flags)
+    assert len(rows(printed)) == 9 and "waiting" in printed
+
+
+def test_recipe_ablation(run: Run, tiles: Path, judge: Path, recipe: Path, tmp_path: Path) -> None:
+    flags = ["--config", recipe, "--val", tiles, "--judge", judge, "--first-stage", tmp_path / "finished"]
+    flags += ["--denoiser-steps", 1, "--first-stage-steps", 1, "--num-images", 2, "--only", "as in the recipe"]
+    assert train("first-stage", recipe, tmp_path / "finished") == 0
+    assert train("denoiser", recipe, tmp_path / "finished") == 0
+    run("recipe_ablation", *flags, "--out", tmp_path / "out")
+    for stage in ("denoiser", "first_stage"):
+        assert len(rows((tmp_path / "out" / f"{stage}.md").read_text())) == 1
+
+
+def train(stage: str, recipe: Path, out: Path) -> int:
+    from changeanywhere.cli import run as command
+
+    return command(["train", stage, "--config", str(recipe), "--out", str(out)])
+
+
+def test_reconstruction(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
+    printed = run("reconstruction", "--source", tiles, "--model", tiny_model_folder)
+    assert "macro average" in printed and "codebook perplexity" in printed
+
+
+@pytest.mark.parametrize(("part", "lines"), {"pairs": 2, "memory": 1, "lines": 1, "pixels": 6}.items())
+def test_scale(run: Run, tiles: Path, tiny_model_folder: Path, part: str, lines: int) -> None:
+    flags = [
+        "--source",
+        tiles,
+        "--model",
+        tiny_model_folder,
+        "--num-steps",
+        1,
+        "--few",
+        1,
+        "--many",
+        2,
+        "--tiny-pairs",
+        8,
+        "--lines",
+        6,
+    ]
+    printed = run("scale", *flags, "--parts", part).splitlines()
+    assert [line.split(":")[0] for line in printed] == [part] * lines
+
+
+def test_shortcut(run: Run, tiles: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    flags = ["--source", tiles, "--model", tiny_model_folder, "--recipe", SCRIPTS.parent / "recipes" / "realistic.yaml"]
+    run("shortcut", *flags, "--num-pairs", 4, "--out", tmp_path / "out")
+    assert len(rows((tmp_path / "out" / "table.md").read_text())) == 8
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_training(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch, weights: bool) -> None:
+    """Also where the weights of the perceptual loss, an extra, are not installed."""
+    if not weights:
+        monkeypatch.setattr("changeanywhere.models.perceptual.find_weights", lambda: None)
+    printed = run("training", "--config", recipe, "--steps", 1, "--shrink-ceiling", 16)
+    assert len(rows(printed)) == 2 and ("without the perceptual loss" in printed) is not weights
+
+
+def test_unchanged(run: Run, pairs: Path, tiny_model_folder: Path) -> None:
+    printed = run("unchanged", "--pairs", pairs, "--model", tiny_model_folder, "--away", 4)
+    assert "largest loss of a single pair" in printed
+
+
+def test_every_script_is_here() -> None:
+    names: Sequence[str] = [f.stem for f in SCRIPTS.glob("*.py") if "def main(" in f.read_text()]
+    assert {f"test_{name}" for name in names} <= set(globals())
