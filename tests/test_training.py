@@ -24,22 +24,19 @@ from changeanywhere.models.folder import load_model, noise_schedule
 from changeanywhere.models.linear_start import linear_start
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS, find_weights
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.stopping import polite_stop
+from changeanywhere.training import loop
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
 from changeanywhere.training.batches import dihedral, tiles_of_step
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
-from changeanywhere.training.denoiser import (
-    DenoiserTrainer,
-    build_denoiser,
-    denoising_loss,
-    draw_noise,
-    train_denoiser,
-)
+from changeanywhere.training.denoiser import build_denoiser, denoising_loss, draw_noise, train_denoiser
 from changeanywhere.training.ema import WeightAverage
-from changeanywhere.training.first_stage import FirstStageTrainer, train_first_stage
+from changeanywhere.training.first_stage import train_first_stage
+from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.latents import LatentCache
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
-from changeanywhere.training.run import TrainingRun, learning_rate_factor
+from changeanywhere.training.stage import Stage, learning_rate_factor
 from conftest import write_source
 
 FIRST_STAGE = FirstStageRecipe(
@@ -87,18 +84,18 @@ def test_interrupted_training_ends_with_the_same_weights(
 ) -> None:
     unbroken = train_both(recipe, tmp_path / "unbroken")
 
-    save = TrainingRun.save_checkpoint
+    save = TrainingFolder.save_checkpoint
 
-    def save_and_die(self: TrainingRun, state: dict[str, object]) -> None:
+    def save_and_die(self: TrainingFolder, state: dict[str, object]) -> None:
         save(self, state)
         if state["step"] == 4:
             raise KeyboardInterrupt
 
     for stage in (train_first_stage, train_denoiser):
-        monkeypatch.setattr(TrainingRun, "save_checkpoint", save_and_die)
+        monkeypatch.setattr(TrainingFolder, "save_checkpoint", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             stage(source_of(recipe), recipe, tmp_path / "broken")
-        monkeypatch.setattr(TrainingRun, "save_checkpoint", save)
+        monkeypatch.setattr(TrainingFolder, "save_checkpoint", save)
         stage(source_of(recipe), recipe, tmp_path / "broken")
     broken = weights(tmp_path / "broken" / "model")
     assert unbroken.keys() == broken.keys()
@@ -112,28 +109,27 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     """What a scheduler sends when the time is up: the step is finished and kept, between two regular checkpoints."""
     recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100, num_workers=1))
     unbroken = train_both(recipe, tmp_path / "unbroken")
-    stages = {"first_stage": (FirstStageTrainer, train_first_stage), "denoiser": (DenoiserTrainer, train_denoiser)}
-    before = signal.getsignal(signal.SIGTERM)
-    for name, (trainer, train) in stages.items():
-        take_step, steps = trainer.step, []
+    before, take_step = signal.getsignal(signal.SIGTERM), loop.take_step
+    for name, train in {"first_stage": train_first_stage, "denoiser": train_denoiser}.items():
+        steps: list[int] = []
 
-        def step_and_sigterm(self: object, *arguments: object, take_step=take_step, steps=steps) -> object:
-            steps.append(0)
+        def step_and_sigterm(stage: Stage, batch: object, step: int, steps: list[int] = steps) -> object:
+            steps.append(step)
             if len(steps) == 3:
                 for worker in active_children():  # the whole job is signalled, reading processes too
                     os.kill(worker.pid, signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # and a launcher hands it on
-            return take_step(self, *arguments)
+            return take_step(stage, batch, step)
 
-        monkeypatch.setattr(trainer, "step", step_and_sigterm)
-        with pytest.raises(KeyboardInterrupt):
-            train(source_of(recipe), recipe, tmp_path / "broken")
+        monkeypatch.setattr(loop, "take_step", step_and_sigterm)
+        with polite_stop() as stop, pytest.raises(KeyboardInterrupt):
+            train(source_of(recipe), recipe, tmp_path / "broken", stop=stop.is_set)
         assert len(steps) == 3 and not active_children(), "reading processes ended with the loop"
         state = torch.load(tmp_path / "broken" / "training" / name / "checkpoint.pt", weights_only=True)
         assert state["step"] == 3
         train(source_of(recipe), recipe, tmp_path / "broken")
-        assert len(steps) == 6, "the other three"
+        assert steps == [0, 1, 2, 3, 4, 5], "the other three"
     assert signal.getsignal(signal.SIGTERM) is before
     broken = weights(tmp_path / "broken" / "model")
     assert all(torch.equal(value, broken[name]) for name, value in unbroken.items())
@@ -181,14 +177,15 @@ def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(recipe, denoiser=replace(DENOISER, warmup_steps=3, cosine_decay=True))
-    rates = []
-    take_step = DenoiserTrainer.step
+    rates, take_step = [], loop.take_step
 
-    def noting_step(self: DenoiserTrainer, *arguments: object) -> object:
-        rates.append(self.optimizer.param_groups[0]["lr"])
-        return take_step(self, *arguments)
+    def noting_step(stage: Stage, batch: object, step: int) -> object:
+        values = take_step(stage, batch, step)
+        if stage.name == "denoiser":
+            rates.append(stage.learners[0].optimizer.param_groups[0]["lr"])
+        return values
 
-    monkeypatch.setattr(DenoiserTrainer, "step", noting_step)
+    monkeypatch.setattr(loop, "take_step", noting_step)
     train_both(recipe, tmp_path)
     expected = [1e-3 * learning_rate_factor(step, 6, 3, True) for step in range(6)]
     assert rates == pytest.approx(expected) and max(rates) < 1e-3 and rates[2] > max(rates[0], rates[5])
@@ -211,7 +208,7 @@ def test_masks_turn_with_their_latents(recipe: Recipe, tmp_path: Path) -> None:
     assert len(seen) > 4
     first_stage = load_model(tmp_path / "model").first_stage
     sample = source_of(recipe).read(0)
-    turned = dihedral(sample.normalisation.apply(sample.image).clip(-1, 1), 5).transpose(2, 0, 1)
+    turned = dihedral(sample.pixels(), 5).transpose(2, 0, 1)
     with torch.no_grad():
         expected = first_stage.encode(torch.from_numpy(np.ascontiguousarray(turned))[None])[0].numpy()
     np.testing.assert_allclose(cache.latents[0, 5].astype(np.float32), expected, atol=0.02)
@@ -344,7 +341,7 @@ def test_refusals(recipe: Recipe, tmp_path: Path) -> None:
         train_first_stage(source_of(recipe), recipe, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        TrainingRun(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()), "content")
+        TrainingFolder(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()), "content")
 
 
 def test_denoiser_learns_to_paint_what_the_mask_says(tmp_path: Path) -> None:

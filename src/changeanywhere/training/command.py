@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import load_legend
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source, SourceOptions, open_source
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
@@ -59,24 +61,29 @@ def open_training_source(data: DataRecipe) -> Source:
     return source.with_legend(load_legend(data.model_legend), Path(data.legend_map) if data.legend_map else None)
 
 
-def train(stage: str, options: TrainOptions) -> Path:
-    """Train one of :data:`STAGES`, or resume it; returns the folder of the result."""
+def train(
+    stage: str, options: TrainOptions, progress: Progress = silent, stop: Callable[[], bool] = lambda: False
+) -> Path:
+    """Train one of :data:`STAGES`, or resume it; returns the folder of the result.
+
+    Where ``stop()`` becomes true it ends after the step it is at, with a checkpoint, in a :class:`KeyboardInterrupt`.
+    """
     sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "init")}
     recipe = Recipe(**sections)
     recipe.check(stage.replace("-", "_"))
     if stage == "detector":
         from changeanywhere.training.detector import train_detector
 
-        return train_detector(recipe, options.out)
+        return train_detector(recipe, options.out, progress=progress, stop=stop)
     source = open_training_source(options.data)
     if stage == "first-stage":
         from changeanywhere.training.first_stage import train_first_stage
 
-        return train_first_stage(source, recipe, options.out)
+        return train_first_stage(source, recipe, options.out, progress, stop)
     if stage == "segmenter":
         from changeanywhere.training.segmenter import train_segmenter
 
-        return train_segmenter(source, recipe, options.out)
+        return train_segmenter(source, recipe, options.out, progress, stop)
     from changeanywhere.training.denoiser import train_denoiser
 
-    return train_denoiser(source, recipe, options.out, options.first_stage_from)
+    return train_denoiser(source, recipe, options.out, options.first_stage_from, progress, stop)
