@@ -29,6 +29,7 @@ from changeanywhere.training import loop
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
 from changeanywhere.training.batches import dihedral, tiles_of_step
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
+from changeanywhere.training.command import TrainOptions, open_training_source, train
 from changeanywhere.training.denoiser import build_denoiser, denoising_loss, draw_noise, train_denoiser
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.first_stage import train_first_stage
@@ -110,7 +111,7 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100, num_workers=1))
     unbroken = train_both(recipe, tmp_path / "unbroken")
     before, take_step = signal.getsignal(signal.SIGTERM), loop.take_step
-    for name, train in {"first_stage": train_first_stage, "denoiser": train_denoiser}.items():
+    for name, train_it in {"first_stage": train_first_stage, "denoiser": train_denoiser}.items():
         steps: list[int] = []
 
         def step_and_sigterm(stage: Stage, batch: object, step: int, steps: list[int] = steps) -> object:
@@ -124,11 +125,11 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
 
         monkeypatch.setattr(loop, "take_step", step_and_sigterm)
         with polite_stop() as stop, pytest.raises(KeyboardInterrupt):
-            train(source_of(recipe), recipe, tmp_path / "broken", stop=stop.is_set)
+            train_it(source_of(recipe), recipe, tmp_path / "broken", stop=stop.is_set)
         assert len(steps) == 3 and not active_children(), "reading processes ended with the loop"
         state = torch.load(tmp_path / "broken" / "training" / name / "checkpoint.pt", weights_only=True)
         assert state["step"] == 3
-        train(source_of(recipe), recipe, tmp_path / "broken")
+        train_it(source_of(recipe), recipe, tmp_path / "broken")
         assert steps == [0, 1, 2, 3, 4, 5], "the other three"
     assert signal.getsignal(signal.SIGTERM) is before
     broken = weights(tmp_path / "broken" / "model")
@@ -237,9 +238,9 @@ def test_other_data_is_refused_and_a_recipe_may_change_before_the_first_checkpoi
     train_both(recipe, tmp_path / "run")  # corrected, in the same folder
     mask = min((Path(recipe.data.source) / "masks").iterdir())
     Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
-    for train in (train_first_stage, train_denoiser):
+    for train_it in (train_first_stage, train_denoiser):
         with pytest.raises(OutputError, match=r"was started with data\.content"):
-            train(source_of(recipe), recipe, tmp_path / "run")
+            train_it(source_of(recipe), recipe, tmp_path / "run")
     (tmp_path / "run/training/denoiser/recipe.json").write_text("")
     with pytest.raises(OutputError, match=r"recipe.json: damaged"):
         train_denoiser(source_of(recipe), recipe, tmp_path / "run")
@@ -295,6 +296,28 @@ def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, caps
     assert list((tmp_path / "run/training/denoiser/samples").glob("*.png"))
     assert command(["train", "first-stage", "--config", str(file), "--out", out, "--first-stage.num-codes", "32"]) == 2
     assert "first_stage.num_codes = 16, now 32" in capsys.readouterr().err
+
+
+def test_bands_and_stretch_are_read_stored_and_taken_over(recipe: Recipe, tmp_path: Path) -> None:
+    data = replace(recipe.data, bands=(3, 2, 1), stretch=(1.0, 99.0))
+    options = TrainOptions(tmp_path / "run", data=data, first_stage=FIRST_STAGE, denoiser=DENOISER, run=recipe.run)
+    seen = open_training_source(data).read(0).image
+    np.testing.assert_array_equal(seen, open_training_source(recipe.data).read(0).image[..., ::-1])
+    for stage in ("first-stage", "denoiser"):
+        train(stage, options)
+    model = load_model(tmp_path / "run" / "model")
+    assert (model.bands, model.stretch) == ((3, 2, 1), (1.0, 99.0))
+    tuned = replace(options, out=tmp_path / "tuned", data=recipe.data, init=str(tmp_path / "run" / "model"))
+    assert load_model(train("denoiser", tuned)).bands == (3, 2, 1)
+
+
+def test_a_tile_that_is_left_out_is_listed(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = min((Path(recipe.data.source) / "images").iterdir())
+    image.write_bytes(image.read_bytes()[:400])
+    data = replace(recipe.data, on_error="skip")
+    train("first-stage", TrainOptions(tmp_path / "run", data=data, first_stage=FIRST_STAGE, run=recipe.run))
+    assert "left out: 1 that could not be read" in capsys.readouterr().err
+    assert image.name in (tmp_path / "run" / "skipped.txt").read_text()
 
 
 def test_latents_are_standardised_by_the_training_set(recipe: Recipe, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
 from changeanywhere.models.efficientnet import PYRAMID_STAGES, EfficientNetLite0, find_weights
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_folder
 
 FORMAT, FORMAT_VERSION = "changeanywhere-segmenter", 1
 UNET_CHANNELS = (24, 32, 64, 96, 160)
@@ -104,13 +104,13 @@ class Segmenter(nn.Module):
         return classes
 
     def save(self, folder: Path) -> None:
-        """Write a segmenter folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.legend.save(folder / "legend.json")
+        """Write a segmenter folder, whole."""
         weights = {k: v.contiguous() for k, v in self.state_dict().items()}
-        atomic_write(folder / "model.safetensors", save(weights))
         description = {"format": FORMAT, "format_version": FORMAT_VERSION, "backbone": self.backbone}
-        (folder / "segmenter.json").write_text(json.dumps(description, indent=1) + "\n")
+        with atomic_folder(folder, "segmenter.json") as part:
+            self.legend.save(part / "legend.json")
+            (part / "model.safetensors").write_bytes(save(weights))
+            (part / "segmenter.json").write_text(json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Segmenter:

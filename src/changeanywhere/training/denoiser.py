@@ -219,6 +219,8 @@ class DenoiserTraining(Stage):
             legend=self.source.legend,
             mask_dropout=self.settings.mask_dropout,
             tile_size=self.recipe.data.tile_size,
+            bands=self.recipe.data.bands,
+            stretch=self.recipe.data.stretch,
         )
 
     def finish(self, out: Path) -> Path:

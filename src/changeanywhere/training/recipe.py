@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.sources.options import DEFAULT_TILE_SIZE, SourceOptions
 
 PRECISIONS = ("no", "bf16")
 PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
@@ -12,24 +13,18 @@ BACKBONES = ("lite0", "unet")
 STAGE_SECTIONS = ("first_stage", "denoiser", "segmenter", "detector")
 
 
-@dataclass(frozen=True)
-class DataRecipe:
-    """Which tiles a model is trained on."""
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe(SourceOptions):
+    """Which tiles a model is trained on. ``bands`` and ``stretch`` are stored with it."""
 
     source: str = ""
     """Folder of single-date tiles (any layout that ``generate`` reads)."""
-    legend: str | None = None
-    """Legend of the source (name or file); default: found in the source or a parent folder."""
     model_legend: str | None = None
     """Legend that the model learns (name or file); default: the source's own."""
     legend_map: str | None = None
     """YAML file, source class → model class or unknown; default: equal names, or a mapping of the package."""
-    licences: list[str] | None = None
-    """Only tiles under these licences (as provenance.csv names them); default: all."""
-    tile_size: int = 256
-    """Tile height and width, px."""
-    bands: list[int] | None = None
-    """1-based band numbers to read; default: the first three."""
+    tile_size: int = DEFAULT_TILE_SIZE
+    """Tile height and width, px; larger images are cut."""
 
 
 @dataclass(frozen=True)
