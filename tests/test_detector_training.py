@@ -27,6 +27,9 @@ from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.pair_batches import KEPT_BYTES, TrainingPairs, augment, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
+UNSELECTED = {"val_split": None, "val_every": DetectorRecipe.val_every}
+"""Of a recipe: no validation."""
+
 
 def write_pairs(root: Path, count: int = 12, size: int = 64) -> Path:
     """Bright squares that are there at the second date only; noise at both."""
@@ -75,7 +78,7 @@ def test_a_detector_learns_and_the_best_one_is_kept(recipe: Recipe, tmp_path: Pa
 
 
 def test_resumed_training_ends_in_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
-    short = replace(recipe, detector=replace(recipe.detector, num_steps=20, val_split=None))
+    short = replace(recipe, detector=replace(recipe.detector, num_steps=20, **UNSELECTED))
     whole = load_detector(train_detector(short, tmp_path / "whole"))[1].state_dict()
 
     class StopError(Exception):
@@ -95,12 +98,10 @@ def test_resumed_training_ends_in_the_same_bits(recipe: Recipe, tmp_path: Path) 
 
 def test_fine_tuning_starts_from_a_folder_and_few_shot_from_a_list(recipe: Recipe, tmp_path: Path) -> None:
     folder = train_detector(
-        replace(recipe, detector=replace(recipe.detector, num_steps=2, val_split=None)), tmp_path / "a"
+        replace(recipe, detector=replace(recipe.detector, num_steps=2, **UNSELECTED)), tmp_path / "a"
     )
     (tmp_path / "few.txt").write_text("train3.png\ntrain7\n")
-    few = replace(
-        recipe.detector, num_steps=1, learning_rate=1e-12, val_split=None, train_list=str(tmp_path / "few.txt")
-    )
+    few = replace(recipe.detector, num_steps=1, learning_rate=1e-12, **UNSELECTED, train_list=str(tmp_path / "few.txt"))
     tuned = train_detector(replace(recipe, detector=few, init=str(folder)), tmp_path / "b")
     before, after = (load_detector(path)[1] for path in (folder, tuned))
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):

@@ -28,6 +28,7 @@ from changeanywhere.stopping import polite_stop
 from changeanywhere.training import loop
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
 from changeanywhere.training.batches import dihedral, tiles_of_step
+from changeanywhere.training.checks import without_idle
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
 from changeanywhere.training.command import TrainOptions, open_training_source, train
 from changeanywhere.training.denoiser import build_denoiser, denoising_loss, draw_noise, train_denoiser
@@ -36,7 +37,15 @@ from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.latents import LatentCache
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
+from changeanywhere.training.recipe import (
+    DataRecipe,
+    DenoiserRecipe,
+    DetectorRecipe,
+    FirstStageRecipe,
+    Recipe,
+    RunRecipe,
+    SegmenterRecipe,
+)
 from changeanywhere.training.stage import Stage, learning_rate_factor
 from conftest import write_source
 
@@ -254,6 +263,63 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
             replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
     with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
         replace(recipe, init="mini").check("segmenter")
+    segmenter, detector = SegmenterRecipe(crop_size=64), DetectorRecipe(pairs="x")
+    for stage in ("segmenter", "detector"):
+        for name, value in (("accumulation_steps", 2), ("compile", True)):
+            run = replace(recipe.run, **{name: value})
+            with pytest.raises(ConfigError, match=rf"run\.{name} is {value}; allowed: .*{stage}"):
+                replace(recipe, run=run, segmenter=segmenter, detector=detector).check(stage)
+
+
+PLAIN = replace(FIRST_STAGE, linear_start=False, quantise_from_step=0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "refused"),
+    [
+        ("first_stage", {"first_stage": replace(PLAIN, perceptual_weights="x.pth")}, "perceptual_weights is 'x.pth'"),
+        ("first_stage", {"first_stage": replace(PLAIN, perceptual_features="vgg16")}, "perceptual_features is 'vgg16'"),
+        ("first_stage", {"first_stage": replace(PLAIN, perceptual_from_step=2)}, "perceptual_from_step is 2"),
+        ("first_stage", {"first_stage": replace(PLAIN, adversarial_weight=0.0)}, "adversarial_from_step is 3"),
+        ("first_stage", {"first_stage": replace(PLAIN, codebook_weight=0.0, commitment=0.5)}, "commitment is 0.5"),
+        ("first_stage", {"init": "mini", "first_stage": replace(PLAIN, linear_start=True)}, "linear_start is True"),
+        ("first_stage", {"init": "mini", "first_stage": replace(PLAIN, quantise_from_step=2)}, "from_step is 2"),
+        ("denoiser", {"data": DataRecipe(source="x", legend_map="map.yaml")}, "legend_map is 'map.yaml'"),
+        ("detector", {"detector": DetectorRecipe(pairs="x", val_split=None, val_every=7)}, "val_every is 7"),
+        ("detector", {"init": "x", "detector": DetectorRecipe(pairs="x", backbone_weights="b")}, "weights is 'b'"),
+    ],
+)  # fmt: skip
+def test_options_that_others_switch_off_are_refused(
+    recipe: Recipe, stage: str, changes: dict[str, object], refused: str
+) -> None:
+    recipe = replace(recipe, **({"first_stage": PLAIN} | changes))
+    with pytest.raises(ConfigError, match=f"{refused}, which does nothing while"):
+        recipe.check(stage)
+    other = "denoiser" if stage == "detector" else "detector"
+    replace(recipe, init=None, detector=replace(recipe.detector, pairs="x", val_every=4000)).check(other)
+
+
+def test_a_flag_may_switch_off_what_the_file_sets(recipe: Recipe) -> None:
+    flagged = replace(recipe, first_stage=replace(FIRST_STAGE, adversarial_weight=0.0))
+    settled = without_idle(flagged, "first_stage", frozenset({"first_stage.adversarial_weight"}))
+    settled.check("first_stage")
+    assert settled.first_stage.discriminator_channels == FirstStageRecipe.discriminator_channels
+    both = frozenset({"first_stage.adversarial_weight", "first_stage.discriminator_channels"})
+    with pytest.raises(ConfigError, match="discriminator_channels is 4, which does nothing while"):
+        without_idle(flagged, "first_stage", both).check("first_stage")
+
+
+@pytest.mark.parametrize(
+    ("stage", "flag"),
+    [
+        ("detector", "denoiser.loss"), ("detector", "data.source"), ("first-stage", "first_stage_from"),
+        ("segmenter", "init"), ("denoiser", "first_stage.crop_size"), ("denoiser", "run.num_workers"),
+    ],
+)  # fmt: skip
+def test_flags_of_other_stages_are_refused(stage: str, flag: str, tmp_path: Path) -> None:
+    name = flag.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{name}: train {stage} does not read it; allowed: .*run"):
+        train(stage, TrainOptions(tmp_path), given=frozenset({"out", "run.seed", flag}))
 
 
 def test_a_damaged_tile_is_one_line_whoever_reads_it(

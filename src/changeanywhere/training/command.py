@@ -14,6 +14,7 @@ from changeanywhere.models.info import find_model, read_info
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source, open_source
 from changeanywhere.storage import atomic_write
+from changeanywhere.training.checks import refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
     DataRecipe,
@@ -65,17 +66,25 @@ def _like_model(data: DataRecipe, init: str) -> DataRecipe:
 
 
 def train(
-    stage: str, options: TrainOptions, progress: Progress = silent, stop: Callable[[], bool] = lambda: False
+    stage: str,
+    options: TrainOptions,
+    progress: Progress = silent,
+    stop: Callable[[], bool] = lambda: False,
+    given: frozenset[str] = frozenset(),
 ) -> Path:
     """Train one of :data:`STAGES`, or resume it; returns the folder of the result.
 
+    ``given``: names of the options that came as flags (``denoiser.loss``): one that the stage does not read is refused,
+    and what one switches off may stay in the recipe file.
     Where ``stop()`` becomes true it ends after the step it is at, with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
+    section = stage.replace("-", "_")
+    refuse_unread_flags(section, given)
     sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "init")}
     if options.init and stage in ("first-stage", "denoiser"):
         sections["data"] = _like_model(options.data, options.init)
-    recipe = Recipe(**sections)
-    recipe.check(stage.replace("-", "_"))
+    recipe = without_idle(Recipe(**sections), section, given)
+    recipe.check(section)
     if stage == "detector":
         from changeanywhere.training.detector import train_detector
 
