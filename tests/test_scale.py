@@ -25,7 +25,8 @@ from changeanywhere.training.denoiser import build_denoiser, train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.initialise import initialise_denoiser, initialise_first_stage
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import FirstStageRecipe, Recipe, RunRecipe
+from changeanywhere.training.recipe import FirstStageRecipe, Recipe, RunRecipe, SegmenterRecipe
+from changeanywhere.training.segmenter import SegmenterTraining, draw_jitter
 from conftest import write_source
 from test_detector_training import write_pairs
 from test_training import DENOISER, FIRST_STAGE, recipe, source_of, train_both, weights  # noqa: F401 (fixture)
@@ -116,6 +117,24 @@ def test_two_processes_train_a_detector(tmp_path: Path) -> None:
     scores = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in scores] == [20, 40] and scores[-1]["f1"] > 0.5
     assert (tmp_path / "two" / "detector_best").is_dir()
+
+
+def test_a_crop_looks_alike_whichever_process_takes_it(recipe: Recipe) -> None:  # noqa: F811
+    """Images and masks of a segmenter's step, colour jitter included: two processes see the rows of one."""
+    segmenter = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=4, num_steps=3)
+    recipe = replace(recipe, segmenter=segmenter)
+
+    def batches(rank: int, count: int) -> list[tuple[torch.Tensor, ...]]:
+        processes = Processes(recipe.run)
+        processes.rank, processes.count = rank, count
+        return list(SegmenterTraining(recipe, processes, source_of(recipe)).batches(0))
+
+    shares = [batches(rank, 2) for rank in (0, 1)]
+    for whole, *parts in zip(batches(0, 1), *shares, strict=True):
+        for one, two in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(one, torch.cat(two))
+    jitter = draw_jitter(4, range(4), 0.2, 0, 1)
+    assert all(len(values.unique()) == 4 for values in jitter), "every crop has its own"
 
 
 def test_accumulating_gradients_changes_memory_and_not_the_result(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811

@@ -42,12 +42,15 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return total / (masks > 0).sum().clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
 
 
-def jitter_colours(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Contrast and brightness of each image ``[B, C, H, W]`` in [-1, 1], changed by up to ``amount``."""
-    factor, shift = (
-        ((torch.rand(len(images), 1, 1, 1, generator=generator) * 2 - 1) * amount).to(images) for _ in range(2)
-    )
-    return (images * (1 + factor) + shift).clamp(-1, 1)
+def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Contrast factor and brightness shift ``[rows, 1, 1, 1]`` of a step's crops, up to ``amount`` from 1 and from 0.
+
+    Drawn for the whole batch, then cut: a row is changed alike whichever process takes it.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64)
+    factor, shift = ((torch.rand(batch_size, 1, 1, 1, generator=generator) * 2 - 1) * amount for _ in range(2))
+    own = slice(rows.start, rows.stop)
+    return 1 + factor[own], shift[own]
 
 
 class SegmenterTraining(Stage):
@@ -74,9 +77,8 @@ class SegmenterTraining(Stage):
         crops = crop_batches(self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows)
         with closing(loaded(crops)) as batches:
             for step, (images, masks) in enumerate(batches, first_step):
-                generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 64 + self.processes.rank)
-                images = jitter_colours(images, self.settings.colour_jitter, generator)
-                yield self.processes.put(images, masks)
+                factor, shift = draw_jitter(self.batch_size, self.rows, self.settings.colour_jitter, self.seed, step)
+                yield self.processes.put((images * factor + shift).clamp(-1, 1), masks)
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy."""
