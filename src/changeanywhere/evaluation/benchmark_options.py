@@ -77,12 +77,13 @@ class BenchmarkOptions:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
-        from changeanywhere.models.detectors import DETECTORS
+        from changeanywhere.models.detectors import detector_names
 
-        unknown = [name for name in self.detectors if name not in DETECTORS]
+        names = detector_names()
+        unknown = [name for name in self.detectors if name not in names]
         checks: list[tuple[str, object, bool, str]] = [
             ("pairs", self.pairs, bool(self.pairs), "a folder"),
-            ("detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(DETECTORS)),
+            ("detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(names)),
             ("shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"),
             *(
                 (name, values, len(set(values)) == len(values), "each one once")

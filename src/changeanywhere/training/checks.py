@@ -12,7 +12,6 @@ from changeanywhere.training.sections import RunRecipe, Sections
 RecipeT = TypeVar("RecipeT", bound=Sections)
 PRECISIONS = ("no", "bf16")
 PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
-SEGMENTER_BACKBONES = ("lite0", "unet")
 PREDICTIONS = ("epsilon", "v_prediction")
 LOSSES = ("l1", "l2")
 
@@ -122,19 +121,24 @@ def _check_denoiser(recipe: Sections) -> None:
 def _check_segmenter(recipe: Sections) -> None:
     if recipe.init:
         raise ConfigError("init is for first stage, denoiser and detector; a segmenter starts from its backbone")
-    sg = recipe.segmenter
-    backbones = ", ".join(SEGMENTER_BACKBONES)
-    require(sg.backbone in SEGMENTER_BACKBONES, "segmenter.backbone", sg.backbone, backbones)
-    allowed = 32 <= sg.crop_size <= recipe.data.tile_size
-    require(allowed, "segmenter.crop_size", sg.crop_size, "32 to data.tile_size")
-    require(sg.crop_size % 32 == 0, "segmenter.crop_size", sg.crop_size, "a multiple of 32")
+    from changeanywhere.models.segmenter import BACKBONES, Segmenter
+
+    sg, side = recipe.segmenter, Segmenter.size_multiple
+    require(sg.backbone in BACKBONES, "segmenter.backbone", sg.backbone, ", ".join(BACKBONES))
+    allowed = side <= sg.crop_size <= recipe.data.tile_size
+    require(allowed, "segmenter.crop_size", sg.crop_size, f"{side} to data.tile_size")
+    require(sg.crop_size % side == 0, "segmenter.crop_size", sg.crop_size, f"a multiple of {side}")
     require(0 <= sg.colour_jitter < 1, "segmenter.colour_jitter", sg.colour_jitter, "0 to below 1")
 
 
 def _check_detector(recipe: Sections) -> None:
+    from changeanywhere.models.detectors import detector_names
+
     de = recipe.detector
+    names = detector_names()
+    require(de.name in names, "detector.name", de.name, ", ".join(names))
     require(bool(de.pairs), "detector.pairs", de.pairs, "a folder")
-    require(de.crop_size >= 32, "detector.crop_size", de.crop_size, "32 and more")
+    require(de.crop_size > 0, "detector.crop_size", de.crop_size, "above 0")
     require(0 <= de.rotate_degrees <= 180, "detector.rotate_degrees", de.rotate_degrees, "0 to 180")
     require(de.weight_decay >= 0, "detector.weight_decay", de.weight_decay, "0 and more")
     require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")

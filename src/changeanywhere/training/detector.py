@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from changeanywhere.errors import ConfigError, EmptySplitError
+from changeanywhere.errors import ConfigError, EmptySplitError, require
 from changeanywhere.models.detectors import Detector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
-from changeanywhere.models.detectors.pretrained import load_backbone
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
@@ -96,7 +95,7 @@ def start_detector(recipe: DetectorRecipe, init: str | None) -> Detector:
     if init is None:
         net = build_detector(recipe.name)
         if recipe.backbone_weights is not None:
-            load_backbone(net, Path(recipe.backbone_weights))
+            net.load_backbone(Path(recipe.backbone_weights))
         return net
     name, net = load_detector(Path(init))
     if name != recipe.name:
@@ -108,7 +107,7 @@ def evaluate_detector(
     net: Detector, pairs: Pairs, batch_size: int, device: torch.device, mixed_precision: str = "no"
 ) -> ChangeScores:
     """Scores over whole pairs."""
-    return score_detector(net, whole_batches(pairs, batch_size), device, mixed_precision)
+    return score_detector(net, whole_batches(pairs, batch_size, net.in_channels), device, mixed_precision)
 
 
 class DetectorTraining(Stage):
@@ -120,13 +119,13 @@ class DetectorTraining(Stage):
         super().__init__(recipe, processes)
         self.settings, self.train, self.val = recipe.detector, train, val
         settings = recipe.detector
-        if settings.name.startswith("lightcdnet") and len(self.rows) < 2:
-            raise ConfigError(
-                f"detector.batch_size is {settings.batch_size} for {processes.count} process(es); {settings.name} "
-                "needs two pairs in each: it normalises pooled features over the batch"
-            )
         torch.manual_seed(self.seed)
-        self.net = channels_last(start_detector(settings, recipe.init).to(processes.device)).train()
+        net = start_detector(settings, recipe.init)
+        side, least = net.size_multiple, net.smallest_batch * processes.count
+        require(settings.crop_size >= side, "detector.crop_size", settings.crop_size, f"{side} and more")
+        what = f"{least} and more for {processes.count} process(es) of a {settings.name}"
+        require(settings.batch_size >= least, "detector.batch_size", settings.batch_size, what)
+        self.net = channels_last(net.to(processes.device)).train()
         # Fused: on a CPU too the update takes about half the time.
         fused = processes.device.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(
@@ -149,10 +148,11 @@ class DetectorTraining(Stage):
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
-        with closing(
-            loaded(training_batches(self.train, self.settings, self.recipe.run, first_step, self.rows))
-        ) as views:
-            for batch in views:
+        views = training_batches(
+            self.train, self.settings, self.recipe.run, first_step, self.rows, self.net.in_channels
+        )
+        with closing(loaded(views)) as batches:
+            for batch in batches:
                 yield self.processes.put(*batch)
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
