@@ -2,9 +2,9 @@
 
     python benchmarks/training.py --config recipes/mini.yaml --steps 20
 
-Networks and losses of the recipe at its batch size, on random tiles already in memory (reading is measured by the
-``images_per_second`` of a real run). The adversarial loss takes part if the recipe has one; the perceptual one is left
-out, and the row says so, where its weights are not here. Operations are counted by
+Networks and losses of the recipe at its batch size, on one batch of random tiles, taken again and again (reading is
+measured by the ``images_per_second`` of a real run). The adversarial loss takes part if the recipe has one; the
+perceptual one is left out, and the row says so, where its weights are not here. Operations are counted by
 torch.utils.flop_counter in one step, forward and backward. The ceiling: a large matrix product and a large convolution
 in the same precision.
 """
@@ -13,23 +13,31 @@ from __future__ import annotations
 
 import argparse
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from changeanywhere.legend import load_legend
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.perceptual import find_weights
-from changeanywhere.training.denoiser import DenoiserTrainer
-from changeanywhere.training.first_stage import FirstStageTrainer
+from changeanywhere.sources import Source, SourceOptions, open_source
+from changeanywhere.training.denoiser import DenoiserTraining
+from changeanywhere.training.first_stage import FirstStageTraining
+from changeanywhere.training.latents import build_latent_cache
+from changeanywhere.training.loop import take_step
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
+from changeanywhere.training.stage import Stage
 
-NUM_CLASSES = 7
+LEGEND = load_legend("mini")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -45,6 +53,20 @@ def without_missing_weights(recipe: Recipe) -> Recipe:
     given = first_stage.perceptual_weights
     found = Path(given).is_file() if given else first_stage.perceptual_features != "vgg16" and find_weights()
     return recipe if found else replace(recipe, first_stage=replace(first_stage, perceptual_weight=0.0))
+
+
+def random_tiles(folder: Path, size: int) -> Source:
+    """A source of one tile of noise, over all classes of a legend."""
+    rng = np.random.default_rng(0)
+    contents = {
+        "images": rng.integers(0, 256, (size, size, 3), np.uint8),
+        "masks": rng.integers(0, LEGEND.num_classes + 1, (size, size), np.uint8),
+    }
+    for name, content in contents.items():
+        (folder / name).mkdir()
+        Image.fromarray(content).save(folder / name / "noise.png")
+    LEGEND.save(folder / "legend.json")
+    return open_source(folder, SourceOptions(tile_size=size))
 
 
 def seconds(work: Callable[..., object], repeats: int, device: torch.device) -> float:
@@ -99,20 +121,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = Processes(recipe.run)
     device = processes.device
     crop, size = recipe.first_stage.crop_size, recipe.data.tile_size
-    images = torch.rand(recipe.first_stage.batch_size, 3, crop, crop, device=device) * 2 - 1
-    images = images.contiguous(memory_format=torch.channels_last)
-    first = FirstStageTrainer(recipe, 3, processes)
-    first.codes_placed = True
-    late = recipe.first_stage.num_steps - 1  # every loss takes part
+    with tempfile.TemporaryDirectory() as folder:
+        source = random_tiles(Path(folder), size)
+        first = FirstStageTraining(recipe, processes, source)
+        first.codes_placed = True
+        cache = build_latent_cache(
+            Path(folder) / "latents", source, first.first_stage, recipe.denoiser.views, processes
+        )
+        denoiser = DenoiserTraining(recipe, processes, source, first.first_stage, cache)
+        late = recipe.first_stage.num_steps - 1  # every loss takes part
+        batches = {"first": next(first.batches(late)), "denoiser": next(denoiser.batches(0))}
 
-    batch = recipe.denoiser.batch_size
-    latents = torch.randn(batch, recipe.first_stage.latent_channels, size // 4, size // 4)
-    masks = torch.randint(NUM_CLASSES + 1, (batch, size, size))
-    denoiser = DenoiserTrainer(recipe, NUM_CLASSES, recipe.first_stage.latent_channels, processes)
+    def steps(stage: Stage, name: str, step: int) -> Callable[[], object]:
+        return lambda: take_step(stage, batches[name], step)
 
     stages: dict[str, tuple[Callable[[], object], int]] = {
-        f"first stage, {crop} px crops{note}": (lambda: first.step(images, late), len(images)),
-        f"denoiser, {size} px tiles": (lambda: denoiser.step(latents, masks, range(batch), 0), batch),
+        f"first stage, {crop} px crops{note}": (steps(first, "first", late), first.batch_size),
+        f"denoiser, {size} px tiles": (steps(denoiser, "denoiser", 0), denoiser.batch_size),
     }
     dtype = torch.bfloat16 if recipe.run.mixed_precision == "bf16" else torch.float32
     product, convolution = ceiling(device, dtype, arguments.shrink_ceiling)

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +23,12 @@ from changeanywhere.sample import ChangePair, rgb8
 from changeanywhere.training.batches import loaded, step_rng
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
 from changeanywhere.training.detector import evaluate_detector, train_detector
+from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.pair_batches import KEPT_BYTES, TrainingPairs, augment, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
+
+UNSELECTED = {"val_split": None, "val_every": DetectorRecipe.val_every}
+"""Of a recipe: no validation."""
 
 
 def write_pairs(root: Path, count: int = 12, size: int = 64) -> Path:
@@ -75,38 +78,30 @@ def test_a_detector_learns_and_the_best_one_is_kept(recipe: Recipe, tmp_path: Pa
 
 
 def test_resumed_training_ends_in_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
-    short = replace(recipe, detector=replace(recipe.detector, num_steps=20, val_split=None))
+    short = replace(recipe, detector=replace(recipe.detector, num_steps=20, **UNSELECTED))
     whole = load_detector(train_detector(short, tmp_path / "whole"))[1].state_dict()
 
     class StopError(Exception):
         pass
 
-    calls = []
-    save = torch.save
-
-    def dying(*arguments: Any) -> None:
-        save(*arguments)
-        calls.append(1)
+    def dying(self: TrainingFolder, state: dict[str, object]) -> None:
+        save(self, state)
         raise StopError
 
+    save = TrainingFolder.save_checkpoint
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(torch, "save", dying)
+        patch.setattr(TrainingFolder, "save_checkpoint", dying)
         train_detector(short, tmp_path / "broken")
-    (tmp_path / "broken/training/detector/checkpoint.pt.part").replace(
-        tmp_path / "broken/training/detector/checkpoint.pt"
-    )
     broken = load_detector(train_detector(short, tmp_path / "broken"))[1].state_dict()
-    assert calls == [1] and all(torch.equal(broken[key], value) for key, value in whole.items())
+    assert all(torch.equal(broken[key], value) for key, value in whole.items())
 
 
 def test_fine_tuning_starts_from_a_folder_and_few_shot_from_a_list(recipe: Recipe, tmp_path: Path) -> None:
     folder = train_detector(
-        replace(recipe, detector=replace(recipe.detector, num_steps=2, val_split=None)), tmp_path / "a"
+        replace(recipe, detector=replace(recipe.detector, num_steps=2, **UNSELECTED)), tmp_path / "a"
     )
     (tmp_path / "few.txt").write_text("train3.png\ntrain7\n")
-    few = replace(
-        recipe.detector, num_steps=1, learning_rate=1e-12, val_split=None, train_list=str(tmp_path / "few.txt")
-    )
+    few = replace(recipe.detector, num_steps=1, learning_rate=1e-12, **UNSELECTED, train_list=str(tmp_path / "few.txt"))
     tuned = train_detector(replace(recipe, detector=few, init=str(folder)), tmp_path / "b")
     before, after = (load_detector(path)[1] for path in (folder, tuned))
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):

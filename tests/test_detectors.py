@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ import torch
 
 import changeanywhere as ca
 from changeanywhere.cli import run as command
-from changeanywhere.errors import ModelError
-from changeanywhere.models.detectors import DETECTORS, build_detector
+from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.models.detectors import DETECTORS, build_detector, detector_names
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.detectors.pretrained import load_backbone
 from changeanywhere.models.import_opencd import detector_from_opencd, detector_from_state
+from changeanywhere.sample import ChangePair
+from changeanywhere.training.detector import train_detector
+from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -35,6 +39,84 @@ def test_any_size_and_any_batch(name: str) -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ca.InputError, match=r"unknown detector 'unet'; allowed: fc_ef, fc_siam_conc"):
         ca.build_detector("unet")
+
+
+OUTSIDE = """
+import torch
+from changeanywhere.models.detectors.base import Detector
+
+class FourBands(Detector):
+    in_channels, size_multiple, smallest_batch = 4, 8, 2
+    channel_mean = channel_std = (127.5,) * 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(8, 2, 3, padding=1)
+
+    def heads(self, first, second):
+        assert first.shape[1] == 4 and first.shape[2] % 8 == 0
+        return (self.conv(torch.cat([first, second], 1)),)
+
+def broken():
+    raise RuntimeError("no weights here")
+"""
+
+
+@pytest.fixture
+def outside_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package with detectors of its own."""
+    site = tmp_path / "site"
+    (site / "outside-1.0.dist-info").mkdir(parents=True)
+    (site / "outside_detectors.py").write_text(OUTSIDE)
+    (site / "outside-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    entries = {
+        "four_bands": "outside_detectors:FourBands", "broken": "outside_detectors:broken", "no_net": "builtins:dict",
+        "missing": "outside_detectors:Missing", "fc_ef": "outside_detectors:broken",
+    }  # fmt: skip
+    lines = "".join(f"{name} = {value}\n" for name, value in entries.items())
+    (site / "outside-1.0.dist-info" / "entry_points.txt").write_text(f"[changeanywhere.detectors]\n{lines}")
+    monkeypatch.syspath_prepend(str(site))
+
+
+@pytest.mark.usefixtures("outside_package")
+def test_a_detector_of_another_package_is_trained_and_loaded(tmp_path: Path) -> None:
+    """What is particular to it (four bands, sides of 8, two pairs at once) stands in its class."""
+    assert detector_names() == [*DETECTORS, "broken", "four_bands", "missing", "no_net"]
+    rng = np.random.default_rng(0)
+    pairs = [
+        ChangePair(str(i), *rng.integers(0, 256, (2, 20, 20, 4), np.uint8), rng.random((20, 20)) < 0.3)
+        for i in range(4)
+    ]
+    settings = DetectorRecipe(
+        name="four_bands", pairs="in memory", crop_size=12, batch_size=2, num_steps=3, val_every=2, warmup_steps=0
+    )
+    recipe = Recipe(detector=settings, run=RunRecipe(num_workers=0))
+    folder = train_detector(recipe, tmp_path / "out", pairs, pairs[:2])
+    name, net = load_detector(folder)
+    assert (name, net.in_channels) == ("four_bands", 4)
+    assert net(torch.zeros(1, 4, 20, 20), torch.zeros(1, 4, 20, 20)).shape == (1, 2, 20, 20)
+
+    def refused(match: str, **changes: object) -> None:
+        with pytest.raises(ca.InputError, match=match):
+            train_detector(replace(recipe, detector=replace(settings, **changes)), tmp_path / "other", pairs)
+
+    refused(r"detector\.batch_size is 1; allowed: 2 and more", batch_size=1)
+    refused(r"detector\.crop_size is 7; allowed: 8 and more", crop_size=7)
+    refused("a FourBands has no backbone that takes weights", backbone_weights="x.pth")
+    refused(r"detector\.name is 'unet'; allowed: fc_ef, .*, four_bands", name="unet")
+
+
+@pytest.mark.usefixtures("outside_package")
+def test_a_detector_of_another_package_that_fails_is_one_line() -> None:
+    assert type(build_detector("fc_ef")).__name__ == "FCEF", "names of this package are not for others to take"
+    for name, match in {
+        "broken": r"detector 'broken' \(outside_detectors:broken\) cannot be built \(RuntimeError: no weights here\)",
+        "missing": "cannot be built .AttributeError",
+        "no_net": "is a dict, not a",
+        "unet": "unknown detector 'unet'; allowed: fc_ef, .*, broken, four_bands",
+    }.items():
+        with pytest.raises(ConfigError, match=match):
+            build_detector(name)
 
 
 def test_import_of_a_checkpoint_with_a_training_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

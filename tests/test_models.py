@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,20 @@ import torch
 from diffusers import UNet2DModel
 
 from changeanywhere.errors import ModelError
-from changeanywhere.legend import Legend
+from changeanywhere.legend import Legend, load_legend
 from changeanywhere.models.denoiser import MaskEncoder, one_hot
 from changeanywhere.models.detectors import build_detector
-from changeanywhere.models.detectors.folder import save_detector
+from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import nearest_codes
-from changeanywhere.models.folder import hash_model, load_model, noise_schedule, save_model
+from changeanywhere.models.folder import (
+    hash_model,
+    load_first_stage,
+    load_model,
+    noise_schedule,
+    save_first_stage,
+    save_model,
+)
+from changeanywhere.models.info import read_info
 from changeanywhere.models.segmenter import Segmenter
 from conftest import tiny_model
 
@@ -64,6 +75,78 @@ def test_model_folder_round_trip(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.first_stage.latent_std, model.first_stage.latent_std)
 
 
+def test_bands_and_stretch_are_stored_where_they_are_not_the_usual_ones(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "usual")
+    assert not {"bands", "stretch"} & json.loads((tmp_path / "usual" / "model.json").read_text()).keys()
+    usual = read_info(tmp_path / "usual")
+    assert (usual.bands, usual.stretch) == (None, None)
+    save_model(replace(tiny_model(), bands=(4, 3, 2), stretch=(1.0, 99.0)), tmp_path / "other")
+    model = load_model(tmp_path / "other")
+    assert (model.bands, model.stretch) == ((4, 3, 2), (1.0, 99.0))
+
+
+class Killed(BaseException):
+    """Stands for a process that ends between two calls of the system."""
+
+
+@pytest.mark.parametrize("kind", ["model", "first_stage", "segmenter", "detector"])
+def test_a_folder_is_the_old_one_the_new_one_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Killed before each renaming of a save onto an older folder: never half of one and half of the other."""
+    folder, replace_path = tmp_path / kind, Path.replace
+
+    def save(value: float) -> None:
+        parts = {
+            "model": (model := tiny_model(), lambda: save_model(model, folder), model.denoiser),
+            "first_stage": (model, lambda: save_first_stage(model.first_stage, folder), model.first_stage),
+            "segmenter": (net := Segmenter("unet", load_legend("mini")), lambda: net.save(folder), net),
+            "detector": (
+                detector := build_detector("fc_ef"),
+                lambda: save_detector(detector, "fc_ef", folder),
+                detector,
+            ),
+        }
+        _, write, net = parts[kind]
+        for parameter in net.parameters():
+            torch.nn.init.constant_(parameter, value)
+        write()
+
+    def values() -> set[float]:
+        loaded: dict[str, Callable[[], torch.nn.Module]] = {
+            "model": lambda: load_model(folder).denoiser,
+            "first_stage": lambda: load_first_stage(folder),
+            "segmenter": lambda: Segmenter.load(folder),
+            "detector": lambda: load_detector(folder)[1],
+        }
+        return {float(number) for parameter in loaded[kind]().parameters() for number in parameter.detach().unique()}
+
+    seen = []
+    for renamings in range(20):
+        save(1.0)
+        (folder / "README.md").write_text("mine")
+        moved = []
+
+        def counting(self: Path, target: Path, moved: list[Path] = moved, allowed: int = renamings) -> Path:
+            if len(moved) == allowed:
+                raise Killed
+            moved.append(target)
+            return replace_path(self, target)
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(Path, "replace", counting)
+            save(2.0)
+        try:
+            seen.append(values())
+        except ModelError:
+            seen.append(set())
+        assert (folder / "README.md").read_text() == "mine"
+        assert [path.name for path in tmp_path.iterdir()] == [kind]
+        if seen[-1] == {2.0}:
+            break
+    assert seen[-1] == {2.0} and all(state in ({1.0}, set()) for state in seen[:-1])
+
+
 def test_weights_are_as_readable_as_other_files(tmp_path: Path) -> None:
     """A folder on a cluster is shared; files made by safetensors itself are their owner's only."""
     save_model(tiny_model(), tmp_path / "model")
@@ -97,8 +180,6 @@ def test_damaged_model_is_one_clear_line(tmp_path: Path, damage: str) -> None:
         content = json.loads((tmp_path / "model.json").read_text())
         (tmp_path / "model.json").write_text(json.dumps(content | {"format_version": 99}))
     else:
-        from changeanywhere.legend import load_legend
-
         load_legend("openearthmap").save(tmp_path / "legend.json")
     with pytest.raises(ModelError) as caught:
         load_model(tmp_path)

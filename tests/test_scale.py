@@ -27,7 +27,8 @@ from changeanywhere.training.denoiser import build_denoiser, train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.initialise import initialise_denoiser, initialise_first_stage
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import Recipe, RunRecipe
+from changeanywhere.training.recipe import FirstStageRecipe, Recipe, RunRecipe, SegmenterRecipe
+from changeanywhere.training.segmenter import SegmenterTraining, draw_jitter
 from conftest import write_source
 from test_detector_training import write_pairs
 from test_training import DENOISER, FIRST_STAGE, recipe, source_of, train_both, weights  # noqa: F401 (fixture)
@@ -120,8 +121,28 @@ def test_two_processes_train_a_detector(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "detector_best").is_dir()
 
 
+def test_a_crop_looks_alike_whichever_process_takes_it(recipe: Recipe) -> None:  # noqa: F811
+    """Images and masks of a segmenter's step, colour jitter included: two processes see the rows of one."""
+    segmenter = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=4, num_steps=3)
+    recipe = replace(recipe, segmenter=segmenter)
+
+    def batches(rank: int, count: int) -> list[tuple[torch.Tensor, ...]]:
+        processes = Processes(recipe.run)
+        processes.rank, processes.count = rank, count
+        return list(SegmenterTraining(recipe, processes, source_of(recipe)).batches(0))
+
+    shares = [batches(rank, 2) for rank in (0, 1)]
+    for whole, *parts in zip(batches(0, 1), *shares, strict=True):
+        for one, two in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(one, torch.cat(two))
+    jitter = draw_jitter(4, range(4), 0.2, 0, 1)
+    assert all(len(values.unique()) == 4 for values in jitter), "every crop has its own"
+
+
 def test_accumulating_gradients_changes_memory_and_not_the_result(recipe: Recipe, tmp_path: Path) -> None:  # noqa: F811
-    recipe = replace(recipe, first_stage=replace(FIRST_STAGE, adversarial_weight=0.0))  # its weight is a ratio of norms
+    # Without the adversarial loss, whose weight is a ratio of norms; what belongs to it is at its default.
+    off = {name: getattr(FirstStageRecipe, name) for name in ("adversarial_from_step", "discriminator_channels")}
+    recipe = replace(recipe, first_stage=replace(FIRST_STAGE, adversarial_weight=0.0, **off))
     whole = train_both(recipe, tmp_path / "whole")
     parts = train_both(replace(recipe, run=replace(recipe.run, accumulation_steps=2)), tmp_path / "parts")
     assert largest_difference(whole, parts) < 2e-3
@@ -253,10 +274,9 @@ def test_paper_recipe_takes_two_steps(tmp_path: Path, channels: str) -> None:
     file = Path(__file__).parent.parent / "recipes" / "paper.yaml"
     arguments = ["--config", str(file), "--data.source", str(source), "--data.tile-size", "64", "--out", str(tmp_path)]
     small = ["--first-stage.crop-size", "64", "--first-stage.batch-size", "2", "--first-stage.num-steps", "2"]
-    small += ["--denoiser.batch-size", "2", "--denoiser.num-steps", "2", "--run.num-workers", "0"]
-    small += ["--first-stage.channels", channels, "--first-stage.adversarial-from-step", "1"]
+    small += ["--first-stage.channels", channels, "--first-stage.adversarial-from-step", "1", "--run.num-workers", "0"]
     assert command(["train", "first-stage", *arguments, *small]) == 0
-    assert command(["train", "denoiser", *arguments, *small]) == 0
+    assert command(["train", "denoiser", *arguments, "--denoiser.batch-size", "2", "--denoiser.num-steps", "2"]) == 0
     model = load_model(tmp_path / "model")
     assert model.first_stage.codebook.shape == (8192, 3)
     assert sum(p.numel() for p in model.denoiser.unet.parameters()) > 50e6

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -27,22 +26,29 @@ from changeanywhere.models.folder import load_model, noise_schedule
 from changeanywhere.models.linear_start import linear_start
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS, find_weights
 from changeanywhere.sources import Source, SourceOptions, open_source
+from changeanywhere.stopping import polite_stop
+from changeanywhere.training import loop
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
 from changeanywhere.training.batches import dihedral, tiles_of_step
+from changeanywhere.training.checks import without_idle
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
-from changeanywhere.training.denoiser import (
-    DenoiserTrainer,
-    build_denoiser,
-    denoising_loss,
-    draw_noise,
-    train_denoiser,
-)
+from changeanywhere.training.command import TrainOptions, open_training_source, train
+from changeanywhere.training.denoiser import build_denoiser, denoising_loss, draw_noise, train_denoiser
 from changeanywhere.training.ema import WeightAverage
-from changeanywhere.training.first_stage import FirstStageTrainer, train_first_stage
+from changeanywhere.training.first_stage import train_first_stage
+from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.latents import LatentCache
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
-from changeanywhere.training.run import TrainingRun, learning_rate_factor
+from changeanywhere.training.recipe import (
+    DataRecipe,
+    DenoiserRecipe,
+    DetectorRecipe,
+    FirstStageRecipe,
+    Recipe,
+    RunRecipe,
+    SegmenterRecipe,
+)
+from changeanywhere.training.stage import Stage, learning_rate_factor
 from conftest import write_source
 
 FIRST_STAGE = FirstStageRecipe(
@@ -90,19 +96,18 @@ def test_interrupted_training_ends_with_the_same_weights(
 ) -> None:
     unbroken = train_both(recipe, tmp_path / "unbroken")
 
-    save = TrainingRun.save_checkpoint
+    save = TrainingFolder.save_checkpoint
 
-    def save_and_die(self: TrainingRun, state: dict[str, object]) -> None:
+    def save_and_die(self: TrainingFolder, state: dict[str, object]) -> None:
         save(self, state)
         if state["step"] == 4:
             raise KeyboardInterrupt
 
-    stages: tuple[Callable[..., Path], ...] = (train_first_stage, train_denoiser)
-    for stage in stages:
-        monkeypatch.setattr(TrainingRun, "save_checkpoint", save_and_die)
+    for stage in (train_first_stage, train_denoiser):
+        monkeypatch.setattr(TrainingFolder, "save_checkpoint", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             stage(source_of(recipe), recipe, tmp_path / "broken")
-        monkeypatch.setattr(TrainingRun, "save_checkpoint", save)
+        monkeypatch.setattr(TrainingFolder, "save_checkpoint", save)
         stage(source_of(recipe), recipe, tmp_path / "broken")
     broken = weights(tmp_path / "broken" / "model")
     assert unbroken.keys() == broken.keys()
@@ -116,37 +121,28 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     """What a scheduler sends when the time is up: the step is finished and kept, between two regular checkpoints."""
     recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100, num_workers=1))
     unbroken = train_both(recipe, tmp_path / "unbroken")
-    stages: dict[str, tuple[Any, Callable[..., Path]]] = {
-        "first_stage": (FirstStageTrainer, train_first_stage),
-        "denoiser": (DenoiserTrainer, train_denoiser),
-    }
-    before = signal.getsignal(signal.SIGTERM)
-    for name, (trainer, train) in stages.items():
+    before, take_step = signal.getsignal(signal.SIGTERM), loop.take_step
+    for name, train_it in {"first_stage": train_first_stage, "denoiser": train_denoiser}.items():
         steps: list[int] = []
 
-        def step_and_sigterm(
-            self: object,
-            *arguments: object,
-            take_step: Callable[..., object] = trainer.step,
-            steps: list[int] = steps,
-        ) -> object:
-            steps.append(0)
+        def step_and_sigterm(stage: Stage, batch: object, step: int, steps: list[int] = steps) -> object:
+            steps.append(step)
             if len(steps) == 3:
                 for worker in active_children():  # the whole job is signalled, reading processes too
                     assert worker.pid is not None
                     os.kill(worker.pid, signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # and a launcher hands it on
-            return take_step(self, *arguments)
+            return take_step(stage, batch, step)
 
-        monkeypatch.setattr(trainer, "step", step_and_sigterm)
-        with pytest.raises(KeyboardInterrupt):
-            train(source_of(recipe), recipe, tmp_path / "broken")
+        monkeypatch.setattr(loop, "take_step", step_and_sigterm)
+        with polite_stop() as stop, pytest.raises(KeyboardInterrupt):
+            train_it(source_of(recipe), recipe, tmp_path / "broken", stop=stop.is_set)
         assert len(steps) == 3 and not active_children(), "reading processes ended with the loop"
         state = torch.load(tmp_path / "broken" / "training" / name / "checkpoint.pt", weights_only=True)
         assert state["step"] == 3
-        train(source_of(recipe), recipe, tmp_path / "broken")
-        assert len(steps) == 6, "the other three"
+        train_it(source_of(recipe), recipe, tmp_path / "broken")
+        assert steps == [0, 1, 2, 3, 4, 5], "the other three"
     assert signal.getsignal(signal.SIGTERM) is before
     broken = weights(tmp_path / "broken" / "model")
     assert all(torch.equal(value, broken[name]) for name, value in unbroken.items())
@@ -194,14 +190,15 @@ def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(recipe, denoiser=replace(DENOISER, warmup_steps=3, cosine_decay=True))
-    rates = []
-    take_step = DenoiserTrainer.step
+    rates, take_step = [], loop.take_step
 
-    def noting_step(self: DenoiserTrainer, *arguments: Any) -> object:
-        rates.append(self.optimizer.param_groups[0]["lr"])
-        return take_step(self, *arguments)
+    def noting_step(stage: Stage, batch: object, step: int) -> object:
+        values = take_step(stage, batch, step)
+        if stage.name == "denoiser":
+            rates.append(stage.learners[0].optimizer.param_groups[0]["lr"])
+        return values
 
-    monkeypatch.setattr(DenoiserTrainer, "step", noting_step)
+    monkeypatch.setattr(loop, "take_step", noting_step)
     train_both(recipe, tmp_path)
     expected = [1e-3 * learning_rate_factor(step, 6, 3, True) for step in range(6)]
     assert rates == pytest.approx(expected) and max(rates) < 1e-3 and rates[2] > max(rates[0], rates[5])
@@ -224,7 +221,7 @@ def test_masks_turn_with_their_latents(recipe: Recipe, tmp_path: Path) -> None:
     assert len(seen) > 4
     first_stage = load_model(tmp_path / "model").first_stage
     sample = source_of(recipe).read(0)
-    turned = dihedral(sample.normalisation.apply(sample.image).clip(-1, 1), 5).transpose(2, 0, 1)
+    turned = dihedral(sample.pixels(), 5).transpose(2, 0, 1)
     with torch.no_grad():
         expected = first_stage.encode(torch.from_numpy(np.ascontiguousarray(turned))[None])[0].numpy()
     np.testing.assert_allclose(cache.latents[0, 5].astype(np.float32), expected, atol=0.02)
@@ -253,10 +250,9 @@ def test_other_data_is_refused_and_a_recipe_may_change_before_the_first_checkpoi
     train_both(recipe, tmp_path / "run")  # corrected, in the same folder
     mask = min((Path(recipe.data.source) / "masks").iterdir())
     Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
-    stages: tuple[Callable[..., Path], ...] = (train_first_stage, train_denoiser)
-    for train in stages:
+    for train_it in (train_first_stage, train_denoiser):
         with pytest.raises(OutputError, match=r"was started with data\.content"):
-            train(source_of(recipe), recipe, tmp_path / "run")
+            train_it(source_of(recipe), recipe, tmp_path / "run")
     (tmp_path / "run/training/denoiser/recipe.json").write_text("")
     with pytest.raises(OutputError, match=r"recipe.json: damaged"):
         train_denoiser(source_of(recipe), recipe, tmp_path / "run")
@@ -271,6 +267,63 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
             replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
     with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
         replace(recipe, init="mini").check("segmenter")
+    segmenter, detector = SegmenterRecipe(crop_size=64), DetectorRecipe(pairs="x")
+    for stage in ("segmenter", "detector"):
+        for name, value in (("accumulation_steps", 2), ("compile", True)):
+            run = replace(recipe.run, **{name: value})
+            with pytest.raises(ConfigError, match=rf"run\.{name} is {value}; allowed: .*{stage}"):
+                replace(recipe, run=run, segmenter=segmenter, detector=detector).check(stage)
+
+
+PLAIN = replace(FIRST_STAGE, linear_start=False, quantise_from_step=0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "refused"),
+    [
+        ("first_stage", {"first_stage": replace(PLAIN, perceptual_weights="x.pth")}, "perceptual_weights is 'x.pth'"),
+        ("first_stage", {"first_stage": replace(PLAIN, perceptual_features="vgg16")}, "perceptual_features is 'vgg16'"),
+        ("first_stage", {"first_stage": replace(PLAIN, perceptual_from_step=2)}, "perceptual_from_step is 2"),
+        ("first_stage", {"first_stage": replace(PLAIN, adversarial_weight=0.0)}, "adversarial_from_step is 3"),
+        ("first_stage", {"first_stage": replace(PLAIN, codebook_weight=0.0, commitment=0.5)}, "commitment is 0.5"),
+        ("first_stage", {"init": "mini", "first_stage": replace(PLAIN, linear_start=True)}, "linear_start is True"),
+        ("first_stage", {"init": "mini", "first_stage": replace(PLAIN, quantise_from_step=2)}, "from_step is 2"),
+        ("denoiser", {"data": DataRecipe(source="x", legend_map="map.yaml")}, "legend_map is 'map.yaml'"),
+        ("detector", {"detector": DetectorRecipe(pairs="x", val_split=None, val_every=7)}, "val_every is 7"),
+        ("detector", {"init": "x", "detector": DetectorRecipe(pairs="x", backbone_weights="b")}, "weights is 'b'"),
+    ],
+)  # fmt: skip
+def test_options_that_others_switch_off_are_refused(
+    recipe: Recipe, stage: str, changes: dict[str, object], refused: str
+) -> None:
+    recipe = replace(recipe, **({"first_stage": PLAIN} | changes))
+    with pytest.raises(ConfigError, match=f"{refused}, which does nothing while"):
+        recipe.check(stage)
+    other = "denoiser" if stage == "detector" else "detector"
+    replace(recipe, init=None, detector=replace(recipe.detector, pairs="x", val_every=4000)).check(other)
+
+
+def test_a_flag_may_switch_off_what_the_file_sets(recipe: Recipe) -> None:
+    flagged = replace(recipe, first_stage=replace(FIRST_STAGE, adversarial_weight=0.0))
+    settled = without_idle(flagged, "first_stage", frozenset({"first_stage.adversarial_weight"}))
+    settled.check("first_stage")
+    assert settled.first_stage.discriminator_channels == FirstStageRecipe.discriminator_channels
+    both = frozenset({"first_stage.adversarial_weight", "first_stage.discriminator_channels"})
+    with pytest.raises(ConfigError, match="discriminator_channels is 4, which does nothing while"):
+        without_idle(flagged, "first_stage", both).check("first_stage")
+
+
+@pytest.mark.parametrize(
+    ("stage", "flag"),
+    [
+        ("detector", "denoiser.loss"), ("detector", "data.source"), ("first-stage", "first_stage_from"),
+        ("segmenter", "init"), ("denoiser", "first_stage.crop_size"), ("denoiser", "run.num_workers"),
+    ],
+)  # fmt: skip
+def test_flags_of_other_stages_are_refused(stage: str, flag: str, tmp_path: Path) -> None:
+    name = flag.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{name}: train {stage} does not read it; allowed: .*run"):
+        train(stage, TrainOptions(tmp_path), given=frozenset({"out", "run.seed", flag}))
 
 
 def test_a_damaged_tile_is_one_line_whoever_reads_it(
@@ -313,6 +366,28 @@ def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, caps
     assert list((tmp_path / "run/training/denoiser/samples").glob("*.png"))
     assert command(["train", "first-stage", "--config", str(file), "--out", out, "--first-stage.num-codes", "32"]) == 2
     assert "first_stage.num_codes = 16, now 32" in capsys.readouterr().err
+
+
+def test_bands_and_stretch_are_read_stored_and_taken_over(recipe: Recipe, tmp_path: Path) -> None:
+    data = replace(recipe.data, bands=(3, 2, 1), stretch=(1.0, 99.0))
+    options = TrainOptions(tmp_path / "run", data=data, first_stage=FIRST_STAGE, denoiser=DENOISER, run=recipe.run)
+    seen = open_training_source(data).read(0).image
+    np.testing.assert_array_equal(seen, open_training_source(recipe.data).read(0).image[..., ::-1])
+    for stage in ("first-stage", "denoiser"):
+        train(stage, options)
+    model = load_model(tmp_path / "run" / "model")
+    assert (model.bands, model.stretch) == ((3, 2, 1), (1.0, 99.0))
+    tuned = replace(options, out=tmp_path / "tuned", data=recipe.data, init=str(tmp_path / "run" / "model"))
+    assert load_model(train("denoiser", tuned)).bands == (3, 2, 1)
+
+
+def test_a_tile_that_is_left_out_is_listed(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = min((Path(recipe.data.source) / "images").iterdir())
+    image.write_bytes(image.read_bytes()[:400])
+    data = replace(recipe.data, on_error="skip")
+    train("first-stage", TrainOptions(tmp_path / "run", data=data, first_stage=FIRST_STAGE, run=recipe.run))
+    assert "left out: 1 that could not be read" in capsys.readouterr().err
+    assert image.name in (tmp_path / "run" / "skipped.txt").read_text()
 
 
 def test_latents_are_standardised_by_the_training_set(recipe: Recipe, tmp_path: Path) -> None:
@@ -359,7 +434,7 @@ def test_refusals(recipe: Recipe, tmp_path: Path) -> None:
         train_first_stage(source_of(recipe), recipe, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        TrainingRun(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()), "content")
+        TrainingFolder(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()), "content")
 
 
 def test_denoiser_learns_to_paint_what_the_mask_says(tmp_path: Path) -> None:

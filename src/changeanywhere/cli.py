@@ -18,6 +18,7 @@ from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallErr
 from changeanywhere.flags import parse
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
+from changeanywhere.stopping import polite_stop
 
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
@@ -141,7 +142,8 @@ def _train(arguments: list[str]) -> None:
             return
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
-    result = train(arguments[0], options)
+    with progress_bars() as progress, polite_stop() as stop:
+        result = train(arguments[0], options, progress, stop.is_set)
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
         print(f"finished: {result}")
 

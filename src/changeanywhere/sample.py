@@ -139,10 +139,11 @@ class ChangePair:
     georef: GeoReference | None = None
 
 
-def rgb8(pair: ChangePair) -> tuple[Image, Image]:
-    """Both images uint8 ``[H, W, 3]``, as networks of this package read them: the first three bands, a grey one thrice.
+def rgb8(pair: ChangePair, bands: int = 3) -> tuple[Image, Image]:
+    """Both images uint8 ``[H, W, bands]``, as detectors read them: the first bands; of a grey one red, green and blue.
 
-    Images of other dtypes go through the stretch that their set was made with; :class:`PairsError` if there is none.
+    Images of other dtypes go through the stretch that their set was made with; :class:`PairsError` if there is none, or
+    if there are fewer bands than asked for.
     """
     images = []
     for image in (pair.image_t1, pair.image_t2):
@@ -152,7 +153,11 @@ def rgb8(pair: ChangePair) -> tuple[Image, Image]:
                 raise PairsError(f"{pair.key}: images are {image.dtype}; allowed: uint8, or a set with its stretch")
             image = np.rint((Normalisation(**stretch).apply(image).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
         image = image[..., None] if image.ndim == 2 else image
-        images.append(np.ascontiguousarray(image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]))
+        if image.shape[2] < bands and bands == 3:
+            image = image[..., [0, 0, 0]]
+        if image.shape[2] < bands:
+            raise PairsError(f"{pair.key}: images have {image.shape[2]} bands; the detector reads {bands}")
+        images.append(np.ascontiguousarray(image[..., :bands]))
     return images[0], images[1]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -138,16 +139,43 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with part.open("wb") as target:
             yield target
         part.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # what stopped the write may stop this too
             part.unlink()
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from error
+        raise
 
 
 def atomic_write(path: Path, content: bytes) -> None:
     """:func:`atomic_file` for content that is at hand."""
     with atomic_file(path) as target:
         target.write(content)
+
+
+@contextmanager
+def atomic_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """A folder to fill; at the end what is in it takes the place of what has its names in ``folder``.
+
+    ``marker`` names the file without which the folder is nothing: it goes first and comes back last, so that a crash
+    leaves the old contents, the new, or nothing that could be taken for either. Files of other names stay. Raises
+    :class:`OutputError` where it cannot be written.
+    """
+    part = _part_of(folder)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / marker).unlink(missing_ok=True)
+        for new in sorted(part.iterdir(), key=lambda path: path.name == marker):
+            old = folder / new.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            new.replace(old)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _part_of(path: Path) -> Path:
@@ -162,7 +190,7 @@ def remove_leftovers(root: Path) -> None:
     """Delete what killed processes of this machine were writing when they died; what a live one writes stays."""
     for part in root.rglob(".*.part"):
         if not process_is_alive(part.name.rsplit(".", 3)[1]):
-            part.unlink(missing_ok=True)
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def process_is_alive(number: str) -> bool:

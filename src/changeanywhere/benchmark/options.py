@@ -95,11 +95,13 @@ class BenchmarkOptions:
 
     def _protocol_rules(self) -> Iterator[Rule]:
         """What is measured, at which shares and seeds, with which learning rates."""
-        from changeanywhere.models.detectors import DETECTORS
+        from changeanywhere.models.detectors import detector_names
 
-        unknown = [name for name in self.detectors if name not in DETECTORS]
+        names = detector_names()
+
+        unknown = [name for name in self.detectors if name not in names]
         yield "pairs", self.pairs, bool(self.pairs), "a folder"
-        yield "detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(DETECTORS)
+        yield "detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(names)
         yield "shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"
         for name, values in (("detectors", self.detectors), ("shares", self.shares), ("seeds", self.seeds)):
             yield name, values, len(set(values)) == len(values), "each one once"

@@ -193,7 +193,10 @@ class Benchmark:
     def _recipe(
         self, settings: DetectorRecipe, detector: str, pairs: str, seed: int, init: Path | None = None
     ) -> Recipe:
-        named = replace(settings, name=detector, pairs=pairs)
+        # A net that is fine-tuned has its backbone.
+        named = replace(
+            settings, name=detector, pairs=pairs, backbone_weights=None if init else settings.backbone_weights
+        )
         run = replace(self.options.run, seed=seed)
         return Recipe(detector=named, run=run, init=str(init) if init else None)
 

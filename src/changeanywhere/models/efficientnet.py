@@ -91,6 +91,7 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite0(nn.Module):
     """Images ``[B, 3, H, W]`` in [-1, 1] → features."""
 
+    pyramid_channels = tuple(PYRAMID_STAGES.values())
     mean: Tensor
     std: Tensor
 

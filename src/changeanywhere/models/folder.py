@@ -1,6 +1,7 @@
 """A model on disk.
 
-MODEL/model.json                what it is: format, mask dropout, tile size, default generation settings
+MODEL/model.json                what it is: format, mask dropout, tile size, default generation settings, and bands and
+                                stretch of the images it was trained on (left out where they are the usual ones)
 MODEL/legend.json               its legend
 MODEL/first_stage/              diffusers VQModel (config.json, safetensors) + latent_statistics.json
 MODEL/denoiser/                 diffusers UNet2DModel
@@ -19,12 +20,14 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel, VQModel
+from safetensors import SafetensorError
 
-from changeanywhere.errors import ModelError
+from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.legend import Legend
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder
 from changeanywhere.models.first_stage import FirstStage
-from changeanywhere.models.info import FORMAT, FORMAT_VERSION, find_model, hash_model
+from changeanywhere.models.info import FORMAT, FORMAT_VERSION, find_model, hash_model, read_info
+from changeanywhere.storage import atomic_folder
 
 MAX_FILE = "15MB"  # code hosts and mail gateways refuse larger files without special storage
 Loaded = TypeVar("Loaded")
@@ -53,6 +56,10 @@ class Model:
     tile_size: int = 256
     defaults: dict[str, Any] = field(default_factory=dict)
     weights_hash: str = ""
+    bands: tuple[int, ...] | None = None
+    """Band numbers, from 1, of the images that it was trained on; None: the first three."""
+    stretch: tuple[float, float] | None = None
+    """Percentiles that became black and white in images of other than 8 bits; None: 2 and 98."""
 
 
 def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
@@ -68,7 +75,12 @@ def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
 
 
 def save_first_stage(first_stage: FirstStage, folder: Path) -> None:
-    """Write the folder ``first_stage/``."""
+    """Write the folder ``first_stage/``, whole."""
+    with atomic_folder(folder, "config.json") as part:
+        _write_first_stage(first_stage, part)
+
+
+def _write_first_stage(first_stage: FirstStage, folder: Path) -> None:
     _save_part(first_stage.vq_model, folder)
     statistics = {
         "latent_mean": first_stage.latent_mean.flatten().tolist(),
@@ -80,7 +92,10 @@ def save_first_stage(first_stage: FirstStage, folder: Path) -> None:
 def _save_part(part: ModelMixin, folder: Path) -> None:
     """``save_pretrained``, with weights that whoever reads the config can read: safetensors makes them private (0600),
     which nobody expects of a folder that is shared on a cluster."""
-    part.save_pretrained(folder, max_shard_size=MAX_FILE)
+    try:
+        part.save_pretrained(folder, max_shard_size=MAX_FILE)
+    except SafetensorError as error:  # a full disk
+        raise OutputError(f"{folder}: cannot be written ({error})") from error
     for weights in folder.glob("*.safetensors"):
         weights.chmod((folder / "config.json").stat().st_mode)
 
@@ -105,15 +120,9 @@ def cast_keeping_codebook(first_stage: FirstStage, dtype: torch.dtype) -> None:
 
 
 def save_model(model: Model, folder: Path, weights_dtype: torch.dtype = torch.float32) -> None:
-    """Write a model folder; ``weights_dtype`` float16 halves it (the codebook is written in float32)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a model folder, whole; ``weights_dtype`` float16 halves it (the codebook is written in float32)."""
     cast_keeping_codebook(model.first_stage, weights_dtype)
     model.denoiser.to(weights_dtype)
-    save_first_stage(model.first_stage, folder / "first_stage")
-    _save_part(model.denoiser.unet, folder / "denoiser")
-    _save_part(model.denoiser.mask_encoder, folder / "mask_encoder")
-    model.schedule.save_pretrained(folder / "scheduler")
-    model.legend.save(folder / "legend.json")
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -121,24 +130,26 @@ def save_model(model: Model, folder: Path, weights_dtype: torch.dtype = torch.fl
         "tile_size": model.tile_size,
         "defaults": model.defaults,
     }
-    (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n")
+    # Only where they are not the usual ones: a model of the usual ones has the hash that it always had.
+    description |= {name: list(value) for name in ("bands", "stretch") if (value := getattr(model, name)) is not None}
+    with atomic_folder(folder, "model.json") as part:
+        _write_first_stage(model.first_stage, part / "first_stage")
+        _save_part(model.denoiser.unet, part / "denoiser")
+        _save_part(model.denoiser.mask_encoder, part / "mask_encoder")
+        model.schedule.save_pretrained(part / "scheduler")
+        model.legend.save(part / "legend.json")
+        (part / "model.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     """Read a model folder; :class:`ModelError` naming file and cause if it is not one or does not fit together."""
-    if not (folder / "model.json").is_file():
-        raise ModelError(f"{folder}: not a model folder (no model.json); train one, or use --model mini")
-    description = _load_part(lambda: json.loads((folder / "model.json").read_text()), folder / "model.json")
-    found = (description.get("format"), description.get("format_version"))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise ModelError(f"{folder / 'model.json'}: format {found}; this version reads {(FORMAT, FORMAT_VERSION)}")
-    legend = Legend.load(folder / "legend.json")
+    info = read_info(folder)
     first_stage = load_first_stage(folder / "first_stage", dtype)
     unet = _load_part(lambda: _from_pretrained(UNet2DModel, folder / "denoiser", dtype), folder / "denoiser")
     encoder = _load_part(lambda: _from_pretrained(MaskEncoder, folder / "mask_encoder", dtype), folder / "mask_encoder")
-    if encoder.num_classes != legend.num_classes:
+    if encoder.num_classes != info.legend.num_classes:
         raise ModelError(
-            f"{folder}: mask_encoder has {encoder.num_classes} classes, legend.json has {legend.num_classes}"
+            f"{folder}: mask_encoder has {encoder.num_classes} classes, legend.json has {info.legend.num_classes}"
         )
     schedule = _load_part(
         lambda: DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True), folder / "scheduler"
@@ -147,11 +158,13 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
         first_stage=first_stage,
         denoiser=Denoiser(unet, encoder).eval(),
         schedule=schedule,
-        legend=legend,
-        mask_dropout=float(description["mask_dropout"]),
-        tile_size=int(description["tile_size"]),
-        defaults=dict(description["defaults"]),
-        weights_hash=hash_model(folder),
+        legend=info.legend,
+        mask_dropout=info.mask_dropout,
+        tile_size=info.tile_size,
+        defaults=dict(info.defaults),
+        weights_hash=info.weights_hash,
+        bands=info.bands,
+        stretch=info.stretch,
     )
 
 

@@ -12,7 +12,7 @@ SEGMENTER/model.safetensors   weights
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
-from changeanywhere.models.efficientnet import PYRAMID_STAGES, EfficientNetLite0, find_weights
-from changeanywhere.storage import atomic_write
+from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
+from changeanywhere.storage import atomic_folder
 
 FORMAT, FORMAT_VERSION = "changeanywhere-segmenter", 1
-UNET_CHANNELS = (24, 32, 64, 96, 160)
 DECODER_CHANNELS = (32, 48, 64, 96)
 GROUPS = 8
 SIZE_MULTIPLE = 32
@@ -41,13 +40,15 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class PlainEncoder(nn.Module):
-    """Feature maps at strides 2, 4, 8, 16, 32 with :data:`UNET_CHANNELS`."""
+    """Feature maps at strides 2, 4, 8, 16, 32 with :attr:`pyramid_channels`."""
+
+    pyramid_channels = (24, 32, 64, 96, 160)
 
     def __init__(self) -> None:
         super().__init__()
-        inputs = (3, *UNET_CHANNELS[:-1])
+        outputs = self.pyramid_channels
         self.levels = nn.ModuleList(
-            nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in zip(inputs, UNET_CHANNELS, strict=True)
+            nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in zip((3, *outputs), outputs, strict=False)
         )
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
@@ -78,23 +79,30 @@ class Decoder(nn.Module):
         return logits
 
 
+BACKBONES: dict[str, Callable[[bool], PlainEncoder | EfficientNetLite0]] = {
+    "lite0": lambda pretrained: EfficientNetLite0(find_weights() if pretrained else None),
+    "unet": lambda pretrained: PlainEncoder(),
+}
+"""Name → encoder; True: with weights that were trained elsewhere, where there are any."""
+
+
 class Segmenter(nn.Module):
-    """Images ``[B, 3, H, W]`` in [-1, 1], sides divisible by 32 → logits ``[B, K, H, W]``; channel k is class k + 1."""
+    """Images ``[B, 3, H, W]`` in [-1, 1], sides divisible by :attr:`size_multiple` → logits ``[B, K, H, W]``.
+
+    Channel k is class k + 1. Raises ``KeyError`` for a backbone that is not in :data:`BACKBONES`.
+    """
+
+    size_multiple = SIZE_MULTIPLE
 
     def __init__(self, backbone: str, legend: Legend, pretrained: bool = False) -> None:
         super().__init__()
         self.backbone, self.legend = backbone, legend
-        if backbone == "lite0":
-            self.encoder: nn.Module = EfficientNetLite0(find_weights() if pretrained else None)
-            channels: Sequence[int] = list(PYRAMID_STAGES.values())
-        else:
-            self.encoder, channels = PlainEncoder(), UNET_CHANNELS
-        self.decoder = Decoder(channels, legend.num_classes)
+        self.encoder = BACKBONES[backbone](pretrained)
+        self.decoder = Decoder(self.encoder.pyramid_channels, legend.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K, H, W]``."""
-        maps: list[Tensor] = self.encoder.pyramid(images)  # type: ignore[operator]
-        logits: Tensor = self.decoder(maps)
+        logits: Tensor = self.decoder(self.encoder.pyramid(images))
         return logits
 
     @torch.no_grad()
@@ -104,13 +112,13 @@ class Segmenter(nn.Module):
         return classes
 
     def save(self, folder: Path) -> None:
-        """Write a segmenter folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.legend.save(folder / "legend.json")
+        """Write a segmenter folder, whole."""
         weights = {k: v.contiguous() for k, v in self.state_dict().items()}
-        atomic_write(folder / "model.safetensors", save(weights))
         description = {"format": FORMAT, "format_version": FORMAT_VERSION, "backbone": self.backbone}
-        (folder / "segmenter.json").write_text(json.dumps(description, indent=1) + "\n")
+        with atomic_folder(folder, "segmenter.json") as part:
+            self.legend.save(part / "legend.json")
+            (part / "model.safetensors").write_bytes(save(weights))
+            (part / "segmenter.json").write_text(json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Segmenter:

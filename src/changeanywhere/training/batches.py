@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -82,7 +83,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         top, left = rng.integers(height - self.crop_size + 1), rng.integers(width - self.crop_size + 1)
         window = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
         view = int(rng.integers(8))
-        image = sample.normalisation.apply(dihedral(sample.image[window], view)).clip(-1, 1)
+        image = dihedral(replace(sample, image=sample.image[window]).pixels(), view)
         mask = dihedral(sample.mask[window], view).astype(np.int64)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import load_legend
-from changeanywhere.sources import Source, SourceOptions, open_source
+from changeanywhere.models.info import find_model, read_info
+from changeanywhere.progress import Progress, silent
+from changeanywhere.sources import Source, open_source
+from changeanywhere.storage import atomic_write
+from changeanywhere.training.checks import refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
     DataRecipe,
@@ -45,38 +52,61 @@ def open_training_source(data: DataRecipe) -> Source:
     """The tiles of a recipe, their masks in the model's legend."""
     if not data.source:
         raise ConfigError("data.source is missing; give it in the recipe or as --data.source DIR")
-    source = open_source(
-        Path(data.source),
-        SourceOptions(
-            legend=data.legend,
-            tile_size=data.tile_size,
-            bands=tuple(data.bands) if data.bands else None,
-            licences=tuple(data.licences) if data.licences else None,
-        ),
-    )
+    source = open_source(Path(data.source), data.of_source())
     if data.model_legend is None:
         return source
     return source.with_legend(load_legend(data.model_legend), Path(data.legend_map) if data.legend_map else None)
 
 
-def train(stage: str, options: TrainOptions) -> Path:
-    """Train one of :data:`STAGES`, or resume it; returns the folder of the result."""
+def _like_model(data: DataRecipe, init: str) -> DataRecipe:
+    """With bands and stretch of the model that training starts from, where none were given."""
+    info = read_info(find_model(init))
+    given = data.of_source(bands=info.bands, stretch=info.stretch)
+    return replace(data, bands=given.bands, stretch=given.stretch)
+
+
+def train(
+    stage: str,
+    options: TrainOptions,
+    progress: Progress = silent,
+    stop: Callable[[], bool] = lambda: False,
+    given: frozenset[str] = frozenset(),
+) -> Path:
+    """Train one of :data:`STAGES`, or resume it; returns the folder of the result.
+
+    ``given``: names of the options that came as flags (``denoiser.loss``): one that the stage does not read is refused,
+    and what one switches off may stay in the recipe file.
+    Where ``stop()`` becomes true it ends after the step it is at, with a checkpoint, in a :class:`KeyboardInterrupt`.
+    """
+    section = stage.replace("-", "_")
+    refuse_unread_flags(section, given)
     sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "init")}
-    recipe = Recipe(**sections)
-    recipe.check(stage.replace("-", "_"))
+    if options.init and stage in ("first-stage", "denoiser"):
+        sections["data"] = _like_model(options.data, options.init)
+    recipe = without_idle(Recipe(**sections), section, given)
+    recipe.check(section)
     if stage == "detector":
         from changeanywhere.training.detector import train_detector
 
-        return train_detector(recipe, options.out)
-    source = open_training_source(options.data)
+        return train_detector(recipe, options.out, progress=progress, stop=stop)
+    source = open_training_source(recipe.data)
+    _note_skipped(source, options.out)
     if stage == "first-stage":
         from changeanywhere.training.first_stage import train_first_stage
 
-        return train_first_stage(source, recipe, options.out)
+        return train_first_stage(source, recipe, options.out, progress, stop)
     if stage == "segmenter":
         from changeanywhere.training.segmenter import train_segmenter
 
-        return train_segmenter(source, recipe, options.out)
+        return train_segmenter(source, recipe, options.out, progress, stop)
     from changeanywhere.training.denoiser import train_denoiser
 
-    return train_denoiser(source, recipe, options.out, options.first_stage_from)
+    return train_denoiser(source, recipe, options.out, options.first_stage_from, progress, stop)
+
+
+def _note_skipped(source: Source, out: Path) -> None:
+    if source.skipped and os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
+        atomic_write(out / "skipped.txt", "".join(f"{line}\n" for line in source.skipped).encode())
+        print(
+            f"left out: {len(source.skipped)} that could not be read, listed in {out / 'skipped.txt'}", file=sys.stderr
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,55 @@ from changeanywhere.diffusion.blended import NoiseStreams, sample_latents
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
-from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.first_stage import FirstStage, channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
-from changeanywhere.progress import progress_bar
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source
 from changeanywhere.training.ema import WeightAverage
+from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initialise_denoiser
 from changeanywhere.training.latents import LatentCache, build_latent_cache
+from changeanywhere.training.loop import never, train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
-from changeanywhere.training.run import TrainingRun, learning_rate_factor
+from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
 
-GRID_TILES = 6
+PICTURED_TILES = 6
+WEIGHT_DECAY = 0.01
+
+
+def train_denoiser(
+    source: Source,
+    recipe: Recipe,
+    out: Path,
+    first_stage_folder: Path | None = None,
+    progress: Progress = silent,
+    stop: Callable[[], bool] = never,
+) -> Path:
+    """Train, or resume, in ``out/training/denoiser``; returns ``out/model``, a folder that ``--model`` takes.
+
+    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``.
+    """
+    recipe.check("denoiser")
+    first_stage_folder = find_first_stage(out, first_stage_folder, recipe.init)
+    processes = Processes(recipe.run)
+    folder = TrainingFolder(out, "denoiser", recipe, processes, source.fingerprint())
+    first_stage = load_first_stage(first_stage_folder).to(processes.device)
+    cache = build_latent_cache(
+        out / "training" / "latents", source, first_stage, recipe.denoiser.views, processes, progress
+    )
+    return train_stage(DenoiserTraining(recipe, processes, source, first_stage, cache), folder, progress, stop)
+
+
+def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
+    """The folder of the first stage: ``given``, else of this run, else of the model that training starts from."""
+    candidates = [given] if given else [out / "first_stage", *([find_model(init) / "first_stage"] if init else [])]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise ModelError(
+        f"{candidates[0]}: no first stage; run 'changeanywhere train first-stage' with the same --out first"
+    )
 
 
 def build_denoiser(recipe: DenoiserRecipe, num_classes: int, latent_channels: int) -> Denoiser:
@@ -88,150 +126,128 @@ def denoising_loss(
     return mean
 
 
-class DenoiserTrainer:
-    """Network, moving average and optimiser of one run."""
+class DenoiserTraining(Stage):
+    """UNet and mask encoder, and their moving average. A batch: ``(latents, masks, timesteps, noise, dropped)``."""
 
-    def __init__(self, recipe: Recipe, num_classes: int, latent_channels: int, processes: Processes) -> None:
+    name = "denoiser"
+
+    def __init__(
+        self, recipe: Recipe, processes: Processes, source: Source, first_stage: FirstStage, cache: LatentCache
+    ) -> None:
+        super().__init__(recipe, processes)
+        self.settings, self.source, self.first_stage, self.cache = recipe.denoiser, source, first_stage, cache
         settings = recipe.denoiser
-        self.settings, self.seed, self.processes = settings, recipe.run.seed, processes
-        self.accumulation_steps = recipe.run.accumulation_steps
         torch.manual_seed(self.seed)
-        denoiser = build_denoiser(settings, num_classes, latent_channels)
-        self.denoiser = channels_last(denoiser.to(processes.device))
+        self.denoiser = channels_last(self._fresh())
         if recipe.run.compile:
             self.denoiser.unet.compile()
         self.average = WeightAverage(self.denoiser, settings.ema_halflife_share)
-        self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), settings.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.denoiser.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.learners = (Learner(self.denoiser, optimizer, settings.gradient_clip),)
         self.schedule = noise_schedule(settings.prediction_type)
 
-    def state_dict(self, step: int) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+    def _fresh(self) -> Denoiser:
+        latent_channels = self.first_stage.latent_mean.numel()
+        return build_denoiser(self.settings, self.source.legend.num_classes, latent_channels).to(self.processes.device)
+
+    def learning_rate(self, step: int) -> float:
+        """See :class:`Stage`."""
+        settings = self.settings
+        factor = learning_rate_factor(step, settings.num_steps, settings.warmup_steps, settings.cosine_decay)
+        return settings.learning_rate * factor
+
+    def begin(self) -> None:
+        """From another model: all weights but those of classes that it does not know."""
+        init = self.recipe.init
+        if init is None:
+            return
+        taken = initialise_denoiser(self.denoiser, self.schedule, self.source.legend, init)
+        if self.processes.is_main:
+            print(f"classes known to {init}: {', '.join(taken) or 'none, all start fresh'}", file=sys.stderr)
+        self.average.load(self.denoiser.state_dict())
+
+    def batches(self, first_step: int) -> Generator[Batch, None, None]:
+        """See :class:`Stage`."""
+        settings, rows = self.settings, self.rows
+        num_timesteps = int(self.schedule.config.num_train_timesteps)
+        for step in range(first_step, self.num_steps):
+            latents, masks = self.cache.batch(self.batch_size, self.seed, step, rows)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            noise = draw_noise(
+                latents.shape[1:], self.batch_size, rows, settings.mask_dropout, num_timesteps, generator
+            )
+            yield tuple(t.to(self.processes.device, non_blocking=True) for t in (latents, masks, *noise))
+
+    def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
+        """The error of the predicted noise."""
+        latents, masks, *noise = part
+        with self.processes.accelerator.autocast():
+            loss = denoising_loss(self.denoiser, self.schedule, latents, masks, self.settings, *noise)
+        self.add_gradients(loss)
+        return {"loss": loss}
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """The average follows."""
+        self.average.update(self.denoiser, step)
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Stage`; ``latents`` says of which first stage they are."""
         return {
-            "step": step,
             "denoiser": self.denoiser.state_dict(),
             "average": self.average.weights,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.learners[0].optimizer.state_dict(),
+            "latents": self.cache.fingerprint,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> int:
-        """Undo :meth:`state_dict`; returns the number of steps done."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Stage`. Raises :class:`OutputError` if the latents are another first stage's."""
+        if state.get("latents", self.cache.fingerprint) != self.cache.fingerprint:
+            raise OutputError(f"{self.cache.folder}: of another first stage than the run was begun with")
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.load(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        self.learners[0].optimizer.load_state_dict(state["optimizer"])
 
-    def step(self, latents: Tensor, masks: Tensor, rows: range, step: int) -> dict[str, Tensor]:
-        """One optimiser step on these rows of the batch; returns loss and gradient norm, where they were computed."""
-        settings, processes = self.settings, self.processes
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        num_timesteps = int(self.schedule.config.num_train_timesteps)
-        noise = draw_noise(
-            latents.shape[1:], settings.batch_size, rows, settings.mask_dropout, num_timesteps, generator
-        )
-        tensors = [t.to(processes.device, non_blocking=True) for t in (latents, masks, *noise)]
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for part in zip(*(t.chunk(self.accumulation_steps) for t in tensors), strict=True):
-            latents, masks, *noise_of_part = part
-            with processes.accelerator.autocast():
-                loss = denoising_loss(self.denoiser, self.schedule, latents, masks, settings, *noise_of_part)
-            processes.accelerator.backward(loss / self.accumulation_steps)
-            losses.append(loss.detach())
-        processes.average_gradients(self.denoiser.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), settings.gradient_clip)
-        self.optimizer.step()
-        self.average.update(self.denoiser, step)
-        return {"loss": torch.stack(losses).mean(), "gradient_norm": norm}
-
-
-def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
-    """The folder of the first stage: ``given``, else of this run, else of the model that training starts from."""
-    candidates = [given] if given else [out / "first_stage", *([find_model(init) / "first_stage"] if init else [])]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise ModelError(
-        f"{candidates[0]}: no first stage; run 'changeanywhere train first-stage' with the same --out first"
-    )
-
-
-def train_denoiser(source: Source, recipe: Recipe, out: Path, first_stage_folder: Path | None = None) -> Path:
-    """Train, or resume, in ``out/training/denoiser``; returns ``out/model``, a folder that ``--model`` takes.
-
-    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``.
-    """
-    recipe.check("denoiser")
-    settings, run_settings = recipe.denoiser, recipe.run
-    folder = find_first_stage(out, first_stage_folder, recipe.init)
-    processes = Processes(run_settings)
-    rows = processes.rows(settings.batch_size, run_settings.accumulation_steps)
-    run = TrainingRun(out / "training" / "denoiser", "denoiser", recipe, processes, source.fingerprint())
-    first_stage = load_first_stage(folder).to(processes.device)
-    cache = build_latent_cache(out / "training" / "latents", source, first_stage, settings.views, processes)
-    trainer = DenoiserTrainer(recipe, source.legend.num_classes, first_stage.latent_mean.numel(), processes)
-    state = run.load_checkpoint()
-    if state and state.get("latents", cache.fingerprint) != cache.fingerprint:
-        raise OutputError(f"{out}: another first stage than the run was begun with")
-    if recipe.init and state is None:
-        taken = initialise_denoiser(trainer.denoiser, trainer.schedule, source.legend, recipe.init)
-        if processes.is_main:
-            print(f"classes known to {recipe.init}: {', '.join(taken) or 'none, all start fresh'}", file=sys.stderr)
-        trainer.average.load(trainer.denoiser.state_dict())
-    first_step = trainer.load_state_dict(state) if state else 0
-
-    def finished_model() -> Model:
-        averaged = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())
-        averaged.load_state_dict(trainer.average.weights)
+    def finished_model(self) -> Model:
+        """First stage and averaged denoiser, on the device."""
+        averaged = self._fresh()
+        averaged.load_state_dict(self.average.weights)
         return Model(
-            first_stage=first_stage,
-            denoiser=averaged.to(processes.device).eval(),
-            schedule=trainer.schedule,
-            legend=source.legend,
-            mask_dropout=settings.mask_dropout,
-            tile_size=recipe.data.tile_size,
+            first_stage=self.first_stage,
+            denoiser=averaged.eval(),
+            schedule=self.schedule,
+            legend=self.source.legend,
+            mask_dropout=self.settings.mask_dropout,
+            tile_size=self.recipe.data.tile_size,
+            bands=self.recipe.data.bands,
+            stretch=self.recipe.data.stretch,
         )
 
-    with progress_bar(processes.is_main) as bar, run.running(first_step):
-        task = bar.add_task("denoiser", total=settings.num_steps, completed=first_step)
-        for step in range(first_step, settings.num_steps):
-            latents, masks = cache.batch(settings.batch_size, run_settings.seed, step, rows)
-            factor = learning_rate_factor(step, settings.num_steps, settings.warmup_steps, settings.cosine_decay)
-            trainer.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
-            run.add(trainer.step(latents, masks, rows, step))
-            log, save = run.due(step, settings.num_steps)
-            if log or save:
-                values = run.means(step)
-                rate = run.log(step, settings.batch_size, values)["images_per_second"]
-                bar.update(task, description=f"denoiser  loss {values['loss']:.4f}  {rate:.1f} tiles/s")
-            if save:
-                run.save_checkpoint(trainer.state_dict(step + 1) | {"latents": cache.fingerprint})
-                if processes.is_main:
-                    with processes.accelerator.autocast():
-                        run.save_grid(step + 1, _sample_rows(finished_model(), source.legend.palette(), cache))
-            bar.advance(task)
-    if processes.is_main:
-        save_model(finished_model(), out / "model", torch.float16)
-    processes.wait()
-    return out / "model"
+    def finish(self, out: Path) -> Path:
+        """``out/model``, in float16."""
+        if self.processes.is_main:
+            save_model(self.finished_model(), out / "model", torch.float16)
+        return out / "model"
 
-
-@torch.no_grad()
-def _sample_rows(model: Model, palette: Any, cache: LatentCache) -> list[list[Tensor]]:
-    """Masks, images painted from the masks alone, and the real tiles as the first stage decodes them."""
-    tiles = range(0, len(cache.masks), -(-len(cache.masks) // GRID_TILES))
-    device = model.first_stage.latent_mean.device
-    masks = torch.stack([torch.from_numpy(cache.masks[t].copy()) for t in tiles]).long()
-    real = torch.stack([torch.from_numpy(cache.latents[t, 0].astype(np.float32)) for t in tiles]).to(device)
-    everywhere = torch.ones_like(real[:, :1], dtype=torch.bool)
-    painted = sample_latents(
-        model.denoiser,
-        model.schedule,
-        masks.to(device),
-        real,
-        everywhere,
-        ~everywhere,
-        NoiseStreams(list(tiles), real.shape[1:]),
-        Sampling(num_steps=20, free_fraction=0.0),
-    )
-    colours = torch.from_numpy(palette)[masks].permute(0, 3, 1, 2).float() / 127.5 - 1
-    return [list(colours), list(model.first_stage.decode(painted)), list(model.first_stage.decode(real))]
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> list[list[Tensor]]:
+        """Masks, images painted from the masks alone, and the real tiles as the first stage decodes them."""
+        cache, model, device = self.cache, self.finished_model(), self.processes.device
+        tiles = range(0, len(cache.masks), -(-len(cache.masks) // PICTURED_TILES))
+        masks = torch.stack([torch.from_numpy(cache.masks[t].copy()) for t in tiles]).long()
+        real = torch.stack([torch.from_numpy(cache.latents[t, 0].astype(np.float32)) for t in tiles]).to(device)
+        everywhere = torch.ones_like(real[:, :1], dtype=torch.bool)
+        with self.processes.accelerator.autocast():
+            painted = sample_latents(
+                model.denoiser,
+                model.schedule,
+                masks.to(device),
+                real,
+                everywhere,
+                ~everywhere,
+                NoiseStreams(list(tiles), real.shape[1:]),
+                Sampling(num_steps=20, free_fraction=0.0),
+            )
+            images = [list(self.first_stage.decode(latents)) for latents in (painted, real)]
+        colours = torch.from_numpy(self.source.legend.palette())[masks].permute(0, 3, 1, 2).float() / 127.5 - 1
+        return [list(colours), *images]

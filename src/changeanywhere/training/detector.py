@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from changeanywhere.errors import ConfigError, EmptySplitError
+from changeanywhere.errors import ConfigError, EmptySplitError, require
 from changeanywhere.models.detectors import Detector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
-from changeanywhere.models.detectors.pretrained import load_backbone
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
-from changeanywhere.progress import progress_bar
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_detector
+from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.loop import never, train_stage
 from changeanywhere.training.pair_batches import training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
-from changeanywhere.training.run import TrainingRun, append_line
+from changeanywhere.training.stage import Batch, Learner, Stage
 
 Pairs = Sequence[ChangePair] | PairDataset
 
 
-def start_detector(recipe: DetectorRecipe, init: str | None) -> Detector:
-    """Random weights, those of ``init`` (a detector folder), or a backbone from a file."""
-    if init is None:
-        net = build_detector(recipe.name)
-        if recipe.backbone_weights is not None:
-            load_backbone(net, Path(recipe.backbone_weights))
-        return net
-    name, net = load_detector(Path(init))
-    if name != recipe.name:
-        raise ConfigError(f"{init}: is a {name}; detector.name is {recipe.name}")
-    return net
+def train_detector(
+    recipe: Recipe,
+    out: Path,
+    train: Pairs | None = None,
+    val: Pairs | None = None,
+    progress: Progress = silent,
+    stop: Callable[[], bool] = never,
+) -> Path:
+    """Train, or resume, in ``out/training/detector``; returns ``out/detector`` (the last weights).
+
+    With validation pairs the weights of the best F1 are kept apart in ``out/detector_best``. Default of ``train`` and
+    ``val``: what the recipe names.
+    """
+    recipe.check("detector")
+    settings = recipe.detector
+    if train is None:
+        train, val = select_pairs(settings, settings.train_split, settings.train_list), _validation_pairs(settings)
+    processes = Processes(recipe.run)
+    folder = TrainingFolder(out, "detector", recipe, processes, _hash_of(train))
+    return train_stage(DetectorTraining(recipe, processes, train, val), folder, progress, stop)
 
 
 def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None = None) -> PairDataset:
@@ -63,12 +73,6 @@ def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None 
     return pairs.subset([stems[Path(name).stem] for name in names])
 
 
-def _hash_of(pairs: Pairs) -> str:
-    """Of the names of the pairs, in their order: another one would change every step."""
-    names = pairs.names if isinstance(pairs, PairDataset) else [pair.key for pair in pairs]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-
-
 def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
     """None where the recipe wants none, and, said aloud, where a set of few scenes has none."""
     if settings.val_split is None:
@@ -80,103 +84,114 @@ def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
         return None
 
 
-def train_detector(recipe: Recipe, out: Path, train: Pairs | None = None, val: Pairs | None = None) -> Path:
-    """Train, or resume, in ``out/training/detector``; returns ``out/detector`` (the last weights).
-
-    With validation pairs the weights of the best F1 are kept apart in ``out/detector_best``.
-    """
-    recipe.check("detector")
-    settings, run_settings = recipe.detector, recipe.run
-    if train is None:
-        train = select_pairs(settings, settings.train_split, settings.train_list)
-        val = _validation_pairs(settings)
-    processes = Processes(run_settings)
-    rows = processes.rows(settings.batch_size, 1)
-    if settings.name.startswith("lightcdnet") and len(rows) < 2:
-        raise ConfigError(
-            f"detector.batch_size is {settings.batch_size} for {processes.count} process(es); {settings.name} needs "
-            "two pairs in each: it normalises pooled features over the batch"
-        )
-    run = TrainingRun(out / "training" / "detector", "detector", recipe, processes, _hash_of(train))
-    torch.manual_seed(run_settings.seed)
-    net = channels_last(start_detector(settings, recipe.init).to(processes.device)).train()
-    # Fused: on a CPU too the update takes about half the time.
-    fused = processes.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(
-        net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
-    )
-    state = run.load_checkpoint()
-    first_step, best = 0, 0.0  # weights that find nothing are never the best ones
-    if state:
-        net.load_state_dict(state["detector"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step, best = int(state["step"]), float(state["best"])
-    batches = training_batches(train, settings, run_settings, first_step, rows)
-    with progress_bar(processes.is_main) as bar, run.running(first_step), closing(loaded(batches)) as steps:
-        task = bar.add_task("detector", total=settings.num_steps, completed=first_step)
-        for step, batch in enumerate(steps, first_step):
-            torch.manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)  # dropout
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * poly(step, settings)
-            loss = _loss(net, batch, settings, processes)
-            optimizer.zero_grad(set_to_none=True)
-            processes.accelerator.backward(loss)
-            processes.average_gradients(net.parameters())
-            # Not clipped, but watched: a step that breaks the weights must not reach a checkpoint.
-            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), math.inf)
-            optimizer.step()
-            run.add({"loss": loss, "gradient_norm": norm})
-            log, save = run.due(step, settings.num_steps)
-            if log or save:
-                values = run.means(step)
-                rate = run.log(step, settings.batch_size, values)["images_per_second"]
-                bar.update(task, description=f"{settings.name}  loss {values.get('loss', 0):.4f}  {rate:.1f} pairs/s")
-            if val is not None and ((step + 1) % settings.val_every == 0 or step + 1 == settings.num_steps):
-                best = _validate(net, settings, val, processes, out, step, best)
-            if save:
-                run.save_checkpoint(
-                    {"step": step + 1, "detector": net.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
-                )
-            bar.advance(task)
-    if processes.is_main:
-        save_detector(net, settings.name, out / "detector")
-    processes.wait()
-    return out / "detector"
+def _hash_of(pairs: Pairs) -> str:
+    """Of the names of the pairs, in their order: another one would change every step."""
+    names = pairs.names if isinstance(pairs, PairDataset) else [pair.key for pair in pairs]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
-def poly(step: int, settings: DetectorRecipe) -> float:
-    """Linear warm-up, then a straight line to 0 (the reference's polynomial of power 1)."""
-    warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    return warmup * (1 - step / settings.num_steps)
-
-
-def _loss(net: Detector, batch: Sequence[Tensor], settings: DetectorRecipe, processes: Processes) -> Tensor:
-    first, second = (x.to(processes.device, memory_format=torch.channels_last, non_blocking=True) for x in batch[:2])
-    labels = batch[2].to(processes.device, non_blocking=True)
-    with processes.accelerator.autocast():
-        heads = net.all_logits(first, second)
-    loss = detection_loss(heads[0].float(), labels, OHEM if settings.hard_examples else None)
-    for logits in heads[1:]:
-        loss = loss + net.auxiliary_weight * detection_loss(logits.float(), labels)
-    return loss
+def start_detector(recipe: DetectorRecipe, init: str | None) -> Detector:
+    """Random weights, those of ``init`` (a detector folder), or a backbone from a file."""
+    if init is None:
+        net = build_detector(recipe.name)
+        if recipe.backbone_weights is not None:
+            net.load_backbone(Path(recipe.backbone_weights))
+        return net
+    name, net = load_detector(Path(init))
+    if name != recipe.name:
+        raise ConfigError(f"{init}: is a {name}; detector.name is {recipe.name}")
+    return net
 
 
 def evaluate_detector(
     net: Detector, pairs: Pairs, batch_size: int, device: torch.device, mixed_precision: str = "no"
 ) -> ChangeScores:
     """Scores over whole pairs."""
-    return score_detector(net, whole_batches(pairs, batch_size), device, mixed_precision)
+    return score_detector(net, whole_batches(pairs, batch_size, net.in_channels), device, mixed_precision)
 
 
-def _validate(
-    net: Detector, settings: DetectorRecipe, val: Pairs, processes: Processes, out: Path, step: int, best: float
-) -> float:
-    """Score on validation pairs; the best weights so far are kept. The test set is never looked at."""
-    if not processes.is_main:
-        return best
-    precision = processes.accelerator.mixed_precision
-    scores = evaluate_detector(net, val, settings.batch_size, processes.device, precision)
-    append_line(out / "training" / "detector" / "validation.jsonl", {"step": step + 1, **scores.to_dict()})
-    if (scores.f1 or 0.0) <= best:
-        return best
-    save_detector(net, settings.name, out / "detector_best")
-    return scores.f1 or 0.0
+class DetectorTraining(Stage):
+    """A change detector. A batch: ``(image t1, image t2, label)``."""
+
+    name = "detector"
+
+    def __init__(self, recipe: Recipe, processes: Processes, train: Pairs, val: Pairs | None) -> None:
+        super().__init__(recipe, processes)
+        self.settings, self.train, self.val = recipe.detector, train, val
+        settings = recipe.detector
+        torch.manual_seed(self.seed)
+        net = start_detector(settings, recipe.init)
+        side, least = net.size_multiple, net.smallest_batch * processes.count
+        require(settings.crop_size >= side, "detector.crop_size", settings.crop_size, f"{side} and more")
+        what = f"{least} and more for {processes.count} process(es) of a {settings.name}"
+        require(settings.batch_size >= least, "detector.batch_size", settings.batch_size, what)
+        self.net = channels_last(net.to(processes.device)).train()
+        # Fused: on a CPU too the update takes about half the time.
+        fused = processes.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(
+            self.net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+        )
+        # Not clipped, but watched: a step that breaks the weights must not reach a checkpoint.
+        self.learners = (Learner(self.net, optimizer),)
+        self.best = 0.0  # weights that find nothing are never the best ones
+
+    @property
+    def title(self) -> str:
+        """See :class:`Stage`."""
+        return self.settings.name
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a straight line to 0 (the reference's polynomial of power 1)."""
+        settings = self.settings
+        warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+        return settings.learning_rate * (warmup * (1 - step / settings.num_steps))
+
+    def batches(self, first_step: int) -> Generator[Batch, None, None]:
+        """See :class:`Stage`."""
+        views = training_batches(
+            self.train, self.settings, self.recipe.run, first_step, self.rows, self.net.in_channels
+        )
+        with closing(loaded(views)) as batches:
+            for batch in batches:
+                yield self.processes.put(*batch)
+
+    def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
+        """Cross-entropy of the head, and of auxiliary heads with their weight."""
+        first, second, labels = part
+        torch.manual_seed((self.seed * 1_000_003 + step) * 64 + self.processes.rank)  # dropout
+        with self.processes.accelerator.autocast():
+            heads = self.net.all_logits(first, second)
+        loss = detection_loss(heads[0].float(), labels, OHEM if self.settings.hard_examples else None)
+        for logits in heads[1:]:
+            loss = loss + self.net.auxiliary_weight * detection_loss(logits.float(), labels)
+        self.add_gradients(loss)
+        return {"loss": loss}
+
+    def validate(self, done: int, folder: TrainingFolder) -> None:
+        """Score on validation pairs; the best weights so far are kept. The test set is never looked at."""
+        due = done % self.settings.val_every == 0 or done == self.num_steps
+        if self.val is None or not due or not self.processes.is_main:
+            return
+        precision = self.processes.accelerator.mixed_precision
+        scores = evaluate_detector(self.net, self.val, self.batch_size, self.processes.device, precision)
+        folder.append("validation.jsonl", {"step": done, **scores.to_dict()})
+        if (scores.f1 or 0.0) > self.best:
+            self.best = scores.f1 or 0.0
+            save_detector(self.net, self.settings.name, folder.out / "detector_best")
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        optimizer = self.learners[0].optimizer
+        return {"detector": self.net.state_dict(), "optimizer": optimizer.state_dict(), "best": self.best}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Stage`."""
+        self.net.load_state_dict(state["detector"])
+        self.learners[0].optimizer.load_state_dict(state["optimizer"])
+        self.best = float(state["best"])
+
+    def finish(self, out: Path) -> Path:
+        """``out/detector``, the last weights."""
+        if self.processes.is_main:
+            save_detector(self.net, self.settings.name, out / "detector")
+        return out / "detector"

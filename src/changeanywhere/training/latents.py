@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from changeanywhere.errors import OutputError
-from changeanywhere.models.first_stage import FirstStage
-from changeanywhere.progress import progress_bar
+from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source
 from changeanywhere.storage import atomic_write
 from changeanywhere.training.batches import dihedral, step_rng, tiles_of_step
@@ -26,6 +26,7 @@ class LatentCache:
     """``views`` flips/rotations of every tile: latents float16 ``[N, V, 3, h, w]``, masks uint8 ``[N, H, W]``."""
 
     def __init__(self, folder: Path, views: int) -> None:
+        self.folder = folder
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.views = views
@@ -53,47 +54,64 @@ def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
 
 
 def build_latent_cache(
-    folder: Path, source: Source, first_stage: FirstStage, views: int, processes: Processes
+    folder: Path,
+    source: Source,
+    first_stage: FirstStage,
+    views: int,
+    processes: Processes,
+    progress: Progress = silent,
 ) -> LatentCache:
     """Encode every tile of ``source`` unless ``folder`` already holds exactly that; processes share the work."""
-    fingerprint = hashlib.sha256()
-    for value in first_stage.state_dict().values():
-        fingerprint.update(value.float().cpu().numpy().tobytes())
-    fingerprint.update(json.dumps([views, source.fingerprint()]).encode())
+    fingerprint = _fingerprint(source, first_stage, views)
     marker = folder / "done.json"
-    finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint.hexdigest()
+    finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint
     processes.wait()  # nobody writes before all have looked
     if finished:
         return LatentCache(folder, views)
     height, width = source.read(0).mask.shape
-    channels = first_stage.latent_mean.numel()
     if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
-        shape = (len(source), views, channels, height // 4, width // 4)
+        shape = (len(source), views, first_stage.latent_mean.numel(), height // DOWNSAMPLING, width // DOWNSAMPLING)
         _reserve(folder / "latents.npy", np.float16, shape)
         _reserve(folder / "masks.npy", np.uint8, (len(source), height, width))
     processes.wait()
-    latents, masks = (np.load(folder / name, mmap_mode="r+") for name in ("latents.npy", "masks.npy"))
-    starts = range(processes.rank * ENCODE_BATCH, len(source), processes.count * ENCODE_BATCH)
-    with progress_bar(processes.is_main) as bar, torch.no_grad():
-        task = bar.add_task("encoding tiles", total=sum(min(ENCODE_BATCH, len(source) - start) for start in starts))
-        for start in starts:
-            rows = range(start, min(start + ENCODE_BATCH, len(source)))
-            samples = [source.read(i) for i in rows]
-            masks[start : start + len(rows)] = np.stack([s.mask for s in samples])
-            images = [s.normalisation.apply(s.image).clip(-1, 1) for s in samples]
-            for view in range(views):
-                batch = np.stack([dihedral(image, view) for image in images]).transpose(0, 3, 1, 2)
-                pixels = torch.from_numpy(np.ascontiguousarray(batch))
-                with processes.accelerator.autocast():
-                    encoded = first_stage.encode(pixels.to(processes.device, memory_format=torch.channels_last))
-                latents[start : start + len(rows), view] = encoded.cpu().numpy()
-            bar.advance(task, len(rows))
-    latents.flush()
-    masks.flush()
+    _encode_tiles(folder, source, first_stage, processes, progress if processes.is_main else silent)
     processes.wait()
     if processes.is_main:
-        atomic_write(marker, (json.dumps({"fingerprint": fingerprint.hexdigest()}) + "\n").encode())
+        atomic_write(marker, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
     processes.wait()  # nobody reads it before it is there
     return LatentCache(folder, views)
+
+
+def _fingerprint(source: Source, first_stage: FirstStage, views: int) -> str:
+    digest = hashlib.sha256()
+    for value in first_stage.state_dict().values():
+        digest.update(value.float().cpu().numpy().tobytes())
+    digest.update(json.dumps([views, source.fingerprint()]).encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _encode_tiles(
+    folder: Path, source: Source, first_stage: FirstStage, processes: Processes, progress: Progress
+) -> None:
+    """This process's share of the tiles, in all views, into the reserved files."""
+    latents, masks = (np.load(folder / name, mmap_mode="r+") for name in ("latents.npy", "masks.npy"))
+    starts = range(processes.rank * ENCODE_BATCH, len(source), processes.count * ENCODE_BATCH)
+    total, done = sum(min(ENCODE_BATCH, len(source) - start) for start in starts), 0
+    for start in starts:
+        samples = [source.read(i) for i in range(start, min(start + ENCODE_BATCH, len(source)))]
+        rows = slice(start, start + len(samples))
+        masks[rows] = np.stack([sample.mask for sample in samples])
+        images = [sample.pixels() for sample in samples]
+        for view in range(latents.shape[1]):
+            batch = np.stack([dihedral(image, view) for image in images]).transpose(0, 3, 1, 2)
+            (pixels,) = processes.put(torch.from_numpy(np.ascontiguousarray(batch)))
+            with processes.accelerator.autocast():
+                encoded = first_stage.encode(pixels)
+            latents[rows, view] = encoded.cpu().numpy()
+        done += len(samples)
+        progress("encoding tiles", done, total)
+    latents.flush()
+    masks.flush()

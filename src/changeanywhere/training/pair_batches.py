@@ -37,7 +37,7 @@ def label_of(pair: ChangePair) -> Array:
 
 
 def to_tensors(first: Array, second: Array, label: Array) -> tuple[Tensor, Tensor, Tensor]:
-    """Images uint8 ``[H, W, 3]`` → float32 ``[3, H, W]`` in [-1, 1]; label int64 ``[H, W]``."""
+    """Images uint8 ``[H, W, C]`` → float32 ``[C, H, W]`` in [-1, 1]; label int64 ``[H, W]``."""
     scaled = [np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / 127.5 - 1 for image in (first, second)]
     return torch.from_numpy(scaled[0]), torch.from_numpy(scaled[1]), torch.from_numpy(label.astype(np.int64))
 
@@ -45,8 +45,10 @@ def to_tensors(first: Array, second: Array, label: Array) -> tuple[Tensor, Tenso
 class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Augmented pairs: rotation, crop, flips, colours of each date on its own, exchange of dates; in this order."""
 
-    def __init__(self, pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, seed: int) -> None:
-        self.pairs, self.recipe, self.seed = pairs, recipe, seed
+    def __init__(
+        self, pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, seed: int, in_channels: int = 3
+    ) -> None:
+        self.pairs, self.recipe, self.seed, self.in_channels = pairs, recipe, seed, in_channels
         self._kept: dict[int, tuple[Array, Array, Array]] = {}
         self._bytes_left = KEPT_BYTES
 
@@ -62,7 +64,7 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         pair = self.pairs[number]
         if min(pair.change_mask.shape) < self.recipe.crop_size:
             raise PairsError(f"{pair.key}: {pair.change_mask.shape} px; detector.crop_size is {self.recipe.crop_size}")
-        decoded = *rgb8(pair), label_of(pair)
+        decoded = *rgb8(pair, self.in_channels), label_of(pair)
         size = sum(array.nbytes for array in decoded)
         if size <= self._bytes_left:
             self._bytes_left -= size
@@ -73,7 +75,7 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
 def augment(
     first: Array, second: Array, label: Array, recipe: DetectorRecipe, rng: np.random.Generator
 ) -> tuple[Array, Array, Array]:
-    """One random view; images uint8 ``[crop, crop, 3]``, label uint8 ``[crop, crop]``."""
+    """One random view; images uint8 ``[crop, crop, C]``, label uint8 ``[crop, crop]``."""
     if recipe.rotate_degrees and rng.random() < 0.5:
         angle = float(rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees))
         label = np.asarray(Image.fromarray(label).rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE))
@@ -94,8 +96,10 @@ def augment(
 
 
 def rotated(image: Array, degrees: float, window: tuple[slice, slice]) -> Array:
-    """``window`` of uint8 ``[H, W, 3]`` turned about its centre, bilinearly, black outside: the crop of what
+    """``window`` of uint8 ``[H, W, C]`` turned about its centre, bilinearly, black outside: the crop of what
     ``Image.rotate`` gives, without turning the rest."""
+    if image.ndim == 3 and image.shape[2] != 3:  # to Pillow a fourth band is transparency
+        return np.stack([rotated(image[..., band], degrees, window) for band in range(image.shape[2])], -1)
     rows, columns = window
     centre = np.array([image.shape[1] / 2, image.shape[0] / 2])
     cosine, sine = math.cos(-math.radians(degrees)), math.sin(-math.radians(degrees))
@@ -118,19 +122,23 @@ def _crop(label: Array, size: int, rng: np.random.Generator) -> tuple[slice, sli
 
 
 def distort_colours(image: Array, rng: np.random.Generator) -> Array:
-    """Brightness ±10, contrast, saturation and hue (0.8 to 1.2, 0.8 to 1.2, ±10°), each with probability one half."""
+    """Brightness ±10, contrast, saturation and hue (0.8 to 1.2, 0.8 to 1.2, ±10°), each with probability one half;
+    saturation and hue of three bands only."""
     result: npt.NDArray[Any] = image.astype(np.float32)
     if rng.random() < 0.5:
         result = result + rng.uniform(-10, 10)
     if rng.random() < 0.5:
         result = result * rng.uniform(0.8, 1.2)
     result = np.clip(result, 0, 255)
+    if image.shape[2] != 3:
+        distorted: Array = np.rint(result).astype(np.uint8)
+        return distorted
     if rng.random() < 0.5:
         colours = ImageEnhance.Color(Image.fromarray(result.astype(np.uint8)))
         result = np.asarray(colours.enhance(float(rng.uniform(0.8, 1.2))), np.float32)
     if rng.random() < 0.5:
         result = np.asarray(turn_hue(np.rint(result).astype(np.uint8), float(rng.uniform(-10, 10))), np.float32)
-    distorted: Array = np.rint(result).astype(np.uint8)
+    distorted = np.rint(result).astype(np.uint8)
     return distorted
 
 
@@ -144,13 +152,13 @@ def turn_hue(image: Array, degrees: float) -> Array:
 
 
 def whole_batches(
-    pairs: Sequence[ChangePair] | PairDataset, batch_size: int
+    pairs: Sequence[ChangePair] | PairDataset, batch_size: int, in_channels: int = 3
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Whole pairs as they are, for validation and test; at most ``batch_size`` of one size together."""
     held: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in range(len(pairs)):
         pair = pairs[i]
-        tensors = to_tensors(*rgb8(pair), label_of(pair))
+        tensors = to_tensors(*rgb8(pair, in_channels), label_of(pair))
         if held and (len(held) == batch_size or held[0][2].shape != tensors[2].shape):
             yield _stacked(held)
             held = []
@@ -165,11 +173,16 @@ def _stacked(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Te
 
 
 def training_batches(
-    pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, run: RunRecipe, first_step: int, rows: range
+    pairs: Sequence[ChangePair] | PairDataset,
+    recipe: DetectorRecipe,
+    run: RunRecipe,
+    first_step: int,
+    rows: range,
+    in_channels: int = 3,
 ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
     """Loader of the ``rows`` of each batch from ``first_step`` on."""
     return DataLoader(
-        TrainingPairs(pairs, recipe, run.seed),
+        TrainingPairs(pairs, recipe, run.seed, in_channels),
         batch_sampler=StepSampler(len(pairs), recipe.batch_size, run.seed, first_step, recipe.num_steps, rows),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,

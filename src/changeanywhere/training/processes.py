@@ -65,6 +65,13 @@ class Processes:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
 
+    def put(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """Images ``[B, C, H, W]`` onto the device, channels-last; masks ``[B, H, W]`` as they are."""
+        formats = (torch.channels_last if tensor.dim() == 4 else torch.preserve_format for tensor in images)
+        return tuple(
+            t.to(self.device, memory_format=f, non_blocking=True) for t, f in zip(images, formats, strict=True)
+        )
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes."""
         if self.count == 1:
@@ -93,6 +100,10 @@ class Processes:
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in one of the processes, or in more; the device is waited for."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)))
 
     def agree(self, value: int) -> bool:
         """Whether every process has the same ``value``."""

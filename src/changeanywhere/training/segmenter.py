@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +13,26 @@ from torch import Tensor
 
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.segmenter import Segmenter
-from changeanywhere.progress import progress_bar
+from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import crop_batches, loaded
+from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.loop import never, train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
-from changeanywhere.training.run import TrainingRun, learning_rate_factor
+from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
 
 WEIGHT_DECAY = 0.01
+
+
+def train_segmenter(
+    source: Source, recipe: Recipe, out: Path, progress: Progress = silent, stop: Callable[[], bool] = never
+) -> Path:
+    """Train, or resume, in ``out/training/segmenter``; returns ``out/segmenter``."""
+    recipe.check("segmenter")
+    processes = Processes(recipe.run)
+    folder = TrainingFolder(out, "segmenter", recipe, processes, source.fingerprint())
+    return train_stage(SegmenterTraining(recipe, processes, source), folder, progress, stop)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -28,59 +42,64 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return total / (masks > 0).sum().clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
 
 
-def jitter_colours(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Contrast and brightness of each image ``[B, C, H, W]`` in [-1, 1], changed by up to ``amount``."""
-    factor, shift = (
-        ((torch.rand(len(images), 1, 1, 1, generator=generator) * 2 - 1) * amount).to(images) for _ in range(2)
-    )
-    return (images * (1 + factor) + shift).clamp(-1, 1)
+def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Contrast factor and brightness shift ``[rows, 1, 1, 1]`` of a step's crops, up to ``amount`` from 1 and from 0.
+
+    Drawn for the whole batch, then cut: a row is changed alike whichever process takes it.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64)
+    factor, shift = ((torch.rand(batch_size, 1, 1, 1, generator=generator) * 2 - 1) * amount for _ in range(2))
+    own = slice(rows.start, rows.stop)
+    return 1 + factor[own], shift[own]
 
 
-def train_segmenter(source: Source, recipe: Recipe, out: Path) -> Path:
-    """Train, or resume, in ``out/training/segmenter``; returns ``out/segmenter``."""
-    recipe.check("segmenter")
-    settings, run_settings = recipe.segmenter, recipe.run
-    processes = Processes(run_settings)
-    rows = processes.rows(settings.batch_size, 1)
-    run = TrainingRun(out / "training" / "segmenter", "segmenter", recipe, processes, source.fingerprint())
-    torch.manual_seed(run_settings.seed)
-    net = channels_last(Segmenter(settings.backbone, source.legend, pretrained=True).to(processes.device)).train()
-    optimizer = torch.optim.AdamW(net.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY)
-    state = run.load_checkpoint()
-    first_step = 0
-    if state:
-        net.load_state_dict(state["segmenter"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = int(state["step"])
-    batches = crop_batches(source, settings, run_settings, first_step, settings.num_steps, rows)
-    with progress_bar(processes.is_main) as bar, run.running(first_step), closing(loaded(batches)) as steps:
-        task = bar.add_task("segmenter", total=settings.num_steps, completed=first_step)
-        for step, (images, masks) in enumerate(steps, first_step):
-            generator = torch.Generator().manual_seed((run_settings.seed * 1_000_003 + step) * 64 + processes.rank)
-            images = jitter_colours(images, settings.colour_jitter, generator)
-            images = images.to(processes.device, memory_format=torch.channels_last, non_blocking=True)
-            factor = learning_rate_factor(step, settings.num_steps, settings.warmup_steps, cosine_decay=True)
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
-            with processes.accelerator.autocast():
-                logits = net(images)
-            loss = segmentation_loss(logits, masks.to(processes.device))
-            optimizer.zero_grad(set_to_none=True)
-            processes.accelerator.backward(loss)
-            processes.average_gradients(net.parameters())
-            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            run.add({"loss": loss, "gradient_norm": norm})
-            log, save = run.due(step, settings.num_steps)
-            if log or save:
-                values = run.means(step)
-                rate = run.log(step, settings.batch_size, values)["images_per_second"]
-                bar.update(task, description=f"segmenter  loss {values['loss']:.4f}  {rate:.1f} img/s")
-            if save:
-                run.save_checkpoint(
-                    {"step": step + 1, "segmenter": net.state_dict(), "optimizer": optimizer.state_dict()}
-                )
-            bar.advance(task)
-    if processes.is_main:
-        net.save(out / "segmenter")
-    processes.wait()
-    return out / "segmenter"
+class SegmenterTraining(Stage):
+    """A network that reads land cover. A batch: ``(images, masks)``."""
+
+    name = "segmenter"
+
+    def __init__(self, recipe: Recipe, processes: Processes, source: Source) -> None:
+        super().__init__(recipe, processes)
+        self.settings, self.source = recipe.segmenter, source
+        torch.manual_seed(self.seed)
+        net = Segmenter(self.settings.backbone, source.legend, pretrained=True)
+        self.net = channels_last(net.to(processes.device)).train()
+        optimizer = torch.optim.AdamW(self.net.parameters(), self.settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.learners = (Learner(self.net, optimizer, largest_norm=1.0),)
+
+    def learning_rate(self, step: int) -> float:
+        """See :class:`Stage`."""
+        factor = learning_rate_factor(step, self.num_steps, self.settings.warmup_steps, cosine_decay=True)
+        return self.settings.learning_rate * factor
+
+    def batches(self, first_step: int) -> Generator[Batch, None, None]:
+        """See :class:`Stage`."""
+        crops = crop_batches(self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows)
+        with closing(loaded(crops)) as batches:
+            for step, (images, masks) in enumerate(batches, first_step):
+                factor, shift = draw_jitter(self.batch_size, self.rows, self.settings.colour_jitter, self.seed, step)
+                yield self.processes.put((images * factor + shift).clamp(-1, 1), masks)
+
+    def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
+        """Cross-entropy."""
+        images, masks = part
+        with self.processes.accelerator.autocast():
+            logits = self.net(images)
+        loss = segmentation_loss(logits, masks)
+        self.add_gradients(loss)
+        return {"loss": loss}
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        return {"segmenter": self.net.state_dict(), "optimizer": self.learners[0].optimizer.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Stage`."""
+        self.net.load_state_dict(state["segmenter"])
+        self.learners[0].optimizer.load_state_dict(state["optimizer"])
+
+    def finish(self, out: Path) -> Path:
+        """``out/segmenter``."""
+        if self.processes.is_main:
+            self.net.save(out / "segmenter")
+        return out / "segmenter"

@@ -1,9 +1,17 @@
-"""Change detectors by name."""
+"""Change detectors by name: those of this package, and those that other packages register.
+
+A package registers one under the entry point group ``changeanywhere.detectors``: its name, and a class (or another
+callable without arguments) that gives a :class:`Detector`. In its pyproject.toml::
+
+    [project.entry-points."changeanywhere.detectors"]
+    my_detector = "my_package:MyDetector"
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.models.detectors.base import Detector
@@ -28,13 +36,35 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "lightcdnet_b": partial(LightCDNet, "b"),
     "lightcdnet_l": partial(LightCDNet, "l"),
 }
+"""Those of this package; nobody else takes these names."""
+GROUP = "changeanywhere.detectors"
+
+
+def detector_names() -> list[str]:
+    """All names that :func:`build_detector` takes."""
+    return [*DETECTORS, *_outside()]
 
 
 def build_detector(name: str) -> Detector:
-    """A detector with random weights; :class:`ConfigError` for an unknown name."""
-    if name not in DETECTORS:
-        raise ConfigError(f"unknown detector {name!r}; allowed: {', '.join(DETECTORS)}")
-    return DETECTORS[name]()
+    """A detector with random weights; :class:`ConfigError` for an unknown name, or one whose package fails."""
+    if name in DETECTORS:
+        return DETECTORS[name]()
+    outside = _outside()
+    if name not in outside:
+        raise ConfigError(f"unknown detector {name!r}; allowed: {', '.join(detector_names())}")
+    entry = outside[name]
+    try:
+        net = entry.load()()
+    except Exception as error:  # somebody else's code
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"detector {name!r} ({entry.value}) cannot be built ({reason})") from error
+    if not isinstance(net, Detector):
+        raise ConfigError(f"detector {name!r} ({entry.value}) is a {type(net).__name__}, not a {GROUP} Detector")
+    return net
 
 
-__all__ = ["DETECTORS", "Detector", "build_detector"]
+def _outside() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP)) if entry.name not in DETECTORS}
+
+
+__all__ = ["DETECTORS", "Detector", "build_detector", "detector_names"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from changeanywhere.errors import ConfigError
+from changeanywhere.models.detectors.pretrained import load_backbone
+
 NUM_CLASSES = 2
 """Logits: channel 0 = unchanged, 1 = changed."""
-SIZE_MULTIPLE = 32
-"""Images are padded to it (bottom and right) before they enter a network."""
 # ImageNet statistics on 0-255, as published weights expect them.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -20,39 +22,63 @@ STD = (58.395, 57.12, 57.375)
 class Detector(nn.Module, ABC):
     """Base of all detectors.
 
-    A subclass gives :meth:`heads` and keeps the parameter names of the reference implementation (Open-CD), so that its
-    checkpoints load as they are.
+    A subclass gives :meth:`heads`. Those of this package keep the parameter names of the reference implementation
+    (Open-CD), so that its checkpoints load as they are. What the rest of the package must know of a detector stands in
+    the attributes below.
     """
 
+    in_channels = 3
+    """Bands of an image that it reads: the first so many of a pair's."""
+    size_multiple = 32
+    """Images are padded to it (bottom and right) before they enter the network."""
+    smallest_batch = 1
+    """Pairs that a training step must show it at once."""
     auxiliary_weight = 0.0
     """Weight of the loss of each auxiliary head."""
+    channel_mean: tuple[float, ...] = MEAN
+    """Mean of each band on 0-255, which normalised images lack."""
+    channel_std: tuple[float, ...] = STD
+    """Standard deviation of each band on 0-255."""
     mean: Tensor
     std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        for name, values in (("mean", self.channel_mean), ("std", self.channel_std)):
+            if len(values) != self.in_channels:
+                raise ValueError(f"{type(self).__name__}: channel_{name} needs {self.in_channels} numbers")
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    def load_backbone(self, file: Path) -> list[str]:
+        """Put the weights of ``file`` into the backbone; returns the names that it did not have.
+
+        Here: into the submodule ``backbone``, see :func:`changeanywhere.models.detectors.pretrained.load_backbone`.
+        Raises :class:`ConfigError` where there is none.
+        """
+        if not hasattr(self, "backbone"):
+            raise ConfigError(f"{file}: a {type(self).__name__} has no backbone that takes weights")
+        return load_backbone(self, file)
 
     @abstractmethod
     def heads(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
-        """Normalised images ``[B, 3, H, W]``, sides divisible by 32 → logits ``[B, 2, h, w]`` of the head, then of the
-        auxiliary heads, each at its own resolution."""
+        """Normalised images ``[B, in_channels, H, W]``, sides divisible by ``size_multiple`` → logits ``[B, 2, h, w]``
+        of the head, then of the auxiliary heads, each at its own resolution."""
 
     def forward_normalised(self, first: Tensor, second: Tensor) -> Tensor:
-        """Normalised images ``[B, 3, H, W]``, sides divisible by 32 → logits ``[B, 2, H, W]``."""
+        """As :meth:`heads`, the head alone, at the images' size: ``[B, 2, H, W]``."""
         return resize(self.heads(first, second)[0], first.shape[2:])
 
     def all_logits(self, image_t1: Tensor, image_t2: Tensor) -> list[Tensor]:
-        """Images ``[B, 3, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` of the head, then of the auxiliary heads."""
+        """Images ``[B, in_channels, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` of the head, then of the auxiliary
+        heads."""
         height, width = image_t1.shape[2:]
-        pad = (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE)
+        pad = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
         first, second = (F.pad(self._normalise(image), pad) for image in (image_t1, image_t2))
         padded = first.shape[2:]
         return [resize(logits, padded)[..., :height, :width] for logits in self.heads(first, second)]
 
     def forward(self, image_t1: Tensor, image_t2: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` (0 = unchanged, 1 = changed)."""
+        """Images ``[B, in_channels, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` (0 = unchanged, 1 = changed)."""
         return self.all_logits(image_t1, image_t2)[0]
 
     def _normalise(self, image: Tensor) -> Tensor:

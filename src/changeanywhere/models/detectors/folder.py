@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save
 
 from changeanywhere.errors import ChangeAnywhereError, ModelError
 from changeanywhere.models.detectors import Detector, build_detector
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_folder
 
 FORMAT, FORMAT_VERSION = "changeanywhere-detector", 1
 
 
 def save_detector(net: Detector, name: str, folder: Path) -> None:
-    """Write a detector folder; ``name``: as in the registry."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a detector folder, whole; ``name``: as in the registry."""
     weights = {key: value.contiguous() for key, value in net.state_dict().items()}
-    atomic_write(folder / "model.safetensors", save(weights))
     description = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": name}
-    (folder / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
+    with atomic_folder(folder, "detector.json") as part:
+        (part / "model.safetensors").write_bytes(save(weights))
+        (part / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
 def load_detector(folder: Path) -> tuple[str, Detector]:

@@ -219,6 +219,7 @@ class LightCDNet(Detector):
     """``size``: s, b or l."""
 
     auxiliary_weight = 0.4
+    smallest_batch = 2  # pooled features are normalised over the batch
 
     def __init__(self, size: str) -> None:
         super().__init__()

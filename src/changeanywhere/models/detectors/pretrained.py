@@ -10,10 +10,9 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from changeanywhere.errors import ModelError
-from changeanywhere.models.detectors.base import Detector
 
 STAGE = r"(?P<stage>\d)"
 BLOCK = rf"{STAGE}\.(?P<block>\d+)"
@@ -46,8 +45,8 @@ NVIDIA = {
 PARTS = (("query", "key", "value"), ("q", "kv"))
 
 
-def load_backbone(net: Detector, file: Path) -> list[str]:
-    """Put the weights of ``file`` into the backbone of ``net``; returns the names that it did not have.
+def load_backbone(net: nn.Module, file: Path) -> list[str]:
+    """Put the weights of ``file`` into the submodule ``backbone`` of ``net``; returns the names that it did not have.
 
     Only the stem of a ResNet may be missing (timm's has another one); classifier layers are left out. Raises
     :class:`ModelError` naming what else is missing or has another shape.

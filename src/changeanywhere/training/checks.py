@@ -1,0 +1,224 @@
+"""What a recipe may hold: values that are allowed, and no option that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from changeanywhere.errors import ConfigError, require
+from changeanywhere.training.sections import RunRecipe, Sections
+
+RecipeT = TypeVar("RecipeT", bound=Sections)
+PRECISIONS = ("no", "bf16")
+PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
+PREDICTIONS = ("epsilon", "v_prediction")
+LOSSES = ("l1", "l2")
+
+READ_BY = {
+    "first_stage": ("data", "first_stage", "run", "init", "out"),
+    "denoiser": ("data", "denoiser", "run", "init", "out", "first_stage_from"),
+    "segmenter": ("data", "segmenter", "run", "out"),
+    "detector": ("detector", "run", "init", "out"),
+}
+"""Stage → sections and options that it reads."""
+UNREAD = {"denoiser": ("run.num_workers",), "segmenter": (), "detector": ()}
+"""Stage → options of its sections that it does not read; recipes that stages share hold them."""
+
+
+def refuse_unread_flags(stage: str, given: frozenset[str]) -> None:
+    """Raise :class:`ConfigError` for a flag that training ``stage`` does not read.
+
+    ``given``: names of the options that came as flags (``denoiser.loss``). What a recipe file says of other stages is
+    no error: it is shared.
+    """
+    for name in sorted(given):
+        if name.split(".")[0] not in READ_BY[stage] or name in UNREAD.get(stage, ()):
+            flag, command = name.replace("_", "-"), stage.replace("_", "-")
+            read = ", ".join(section.replace("_", "-") for section in READ_BY[stage])
+            but = f" (but not {', '.join(UNREAD[stage])})".replace("_", "-") if UNREAD.get(stage) else ""
+            raise ConfigError(f"--{flag}: train {command} does not read it; allowed: {read}{but}")
+
+
+def check_recipe(recipe: Sections, stages: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` naming the first value of ``stages`` that is not allowed, or does nothing."""
+    for stage in stages:
+        if stage != "detector":
+            _check_data(recipe)
+        _CHECKS[stage](recipe)
+        _check_sizes(stage, getattr(recipe, stage))
+    _check_run(recipe.run, stages)
+    for option in _idle(recipe, stages):
+        value, switch = _value(recipe, option.name), _value(recipe, option.switch)
+        raise ConfigError(f"{option.name} is {value!r}, which does nothing while {option.switch} is {switch!r}")
+
+
+def _check_data(recipe: Sections) -> None:
+    require(bool(recipe.data.source), "data.source", recipe.data.source, "a folder")
+
+
+def _check_sizes(section: str, settings: Any) -> None:
+    names = ["batch_size", "num_steps", "learning_rate"]
+    if section in ("first_stage", "denoiser"):
+        names += ["norm_groups", "layers_per_block"]
+        uneven = [c for c in settings.channels if c <= 0 or c % max(settings.norm_groups, 1)]
+        require(not uneven, f"{section}.channels", settings.channels, f"multiples of {settings.norm_groups}")
+    for name in names:
+        require(getattr(settings, name) > 0, f"{section}.{name}", getattr(settings, name), "above 0")
+    require(settings.warmup_steps >= 0, f"{section}.warmup_steps", settings.warmup_steps, "0 and more")
+
+
+def _check_first_stage(recipe: Sections) -> None:
+    fs = recipe.first_stage
+    require(len(fs.channels) == 3, "first_stage.channels", fs.channels, "three numbers (f = 4)")
+    allowed = 16 <= fs.crop_size <= recipe.data.tile_size
+    require(allowed, "first_stage.crop_size", fs.crop_size, "16 to data.tile_size")
+    require(fs.crop_size % 16 == 0, "first_stage.crop_size", fs.crop_size, "a multiple of 16")
+    require(
+        not fs.linear_start or fs.norm_groups == 1,
+        "first_stage.linear_start",
+        fs.linear_start,
+        f"false (it needs norm_groups 1, which is {fs.norm_groups})",
+    )
+    features, file = fs.perceptual_features, fs.perceptual_weights
+    allowed = features in PERCEPTUAL_FEATURES
+    require(allowed, "first_stage.perceptual_features", features, ", ".join(PERCEPTUAL_FEATURES))
+    require(
+        bool(file) or features != "vgg16" or not fs.perceptual_weight,
+        "first_stage.perceptual_weights",
+        file,
+        "the file of VGG16 weights (this package downloads nothing)",
+    )
+    require(fs.restart_codes_every > 0, "first_stage.restart_codes_every", fs.restart_codes_every, "above 0")
+    allowed = fs.quantise_from_step < fs.num_steps
+    require(allowed, "first_stage.quantise_from_step", fs.quantise_from_step, "below first_stage.num_steps")
+
+
+def _check_denoiser(recipe: Sections) -> None:
+    dn = recipe.denoiser
+    require(dn.loss in LOSSES, "denoiser.loss", dn.loss, ", ".join(LOSSES))
+    allowed = dn.prediction_type in PREDICTIONS
+    require(allowed, "denoiser.prediction_type", dn.prediction_type, ", ".join(PREDICTIONS))
+    allowed = dn.min_snr_gamma is None or dn.min_snr_gamma > 0
+    require(allowed, "denoiser.min_snr_gamma", dn.min_snr_gamma, "above 0")
+    require(dn.gradient_clip > 0, "denoiser.gradient_clip", dn.gradient_clip, "above 0")
+    last = len(dn.channels) - 1
+    allowed = all(0 <= level <= last for level in dn.attention_levels)
+    require(allowed, "denoiser.attention_levels", dn.attention_levels, f"0 to {last}")
+    attending = [channels for level, channels in enumerate(dn.channels) if level in (*dn.attention_levels, last)]
+    require(
+        dn.head_dim > 0 and not any(channels % dn.head_dim for channels in attending),
+        "denoiser.head_dim",
+        dn.head_dim,
+        "a divisor of the channels at attention_levels and at the last level",
+    )
+    require(1 <= dn.views <= 8, "denoiser.views", dn.views, "1 to 8")
+    require(0 <= dn.mask_dropout < 1, "denoiser.mask_dropout", dn.mask_dropout, "0 to below 1")
+    allowed = 0 < dn.ema_halflife_share <= 0.1
+    require(allowed, "denoiser.ema_halflife_share", dn.ema_halflife_share, "above 0 to 0.1")
+
+
+def _check_segmenter(recipe: Sections) -> None:
+    if recipe.init:
+        raise ConfigError("init is for first stage, denoiser and detector; a segmenter starts from its backbone")
+    from changeanywhere.models.segmenter import BACKBONES, Segmenter
+
+    sg, side = recipe.segmenter, Segmenter.size_multiple
+    require(sg.backbone in BACKBONES, "segmenter.backbone", sg.backbone, ", ".join(BACKBONES))
+    allowed = side <= sg.crop_size <= recipe.data.tile_size
+    require(allowed, "segmenter.crop_size", sg.crop_size, f"{side} to data.tile_size")
+    require(sg.crop_size % side == 0, "segmenter.crop_size", sg.crop_size, f"a multiple of {side}")
+    require(0 <= sg.colour_jitter < 1, "segmenter.colour_jitter", sg.colour_jitter, "0 to below 1")
+
+
+def _check_detector(recipe: Sections) -> None:
+    from changeanywhere.models.detectors import detector_names
+
+    de = recipe.detector
+    names = detector_names()
+    require(de.name in names, "detector.name", de.name, ", ".join(names))
+    require(bool(de.pairs), "detector.pairs", de.pairs, "a folder")
+    require(de.crop_size > 0, "detector.crop_size", de.crop_size, "above 0")
+    require(0 <= de.rotate_degrees <= 180, "detector.rotate_degrees", de.rotate_degrees, "0 to 180")
+    require(de.weight_decay >= 0, "detector.weight_decay", de.weight_decay, "0 and more")
+    require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")
+
+
+_CHECKS: dict[str, Callable[[Sections], None]] = {
+    "first_stage": _check_first_stage,
+    "denoiser": _check_denoiser,
+    "segmenter": _check_segmenter,
+    "detector": _check_detector,
+}
+
+
+def _check_run(run: RunRecipe, stages: Sequence[str]) -> None:
+    require(run.num_workers >= 0, "run.num_workers", run.num_workers, "0 and more")
+    require(run.mixed_precision in PRECISIONS, "run.mixed_precision", run.mixed_precision, ", ".join(PRECISIONS))
+    for name in ("accumulation_steps", "log_every", "save_every"):
+        require(getattr(run, name) > 0, f"run.{name}", getattr(run, name), "above 0")
+    for stage in stages:
+        if stage in ("segmenter", "detector"):
+            whole = f"1 (a {stage} takes its batch whole: it normalises over it)"
+            require(run.accumulation_steps == 1, "run.accumulation_steps", run.accumulation_steps, whole)
+            require(not run.compile, "run.compile", run.compile, f"false for a {stage}")
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An option that does nothing where another one switches it off."""
+
+    name: str
+    switch: str
+    off: Callable[[Any], bool]
+    """Of the value of ``switch``."""
+
+
+def _zero(value: float) -> bool:
+    return value == 0
+
+
+def _missing(value: object) -> bool:
+    return not value
+
+
+IDLE = (
+    Idle("data.legend_map", "data.model_legend", _missing),
+    Idle("first_stage.perceptual_features", "first_stage.perceptual_weight", _zero),
+    Idle("first_stage.perceptual_weights", "first_stage.perceptual_weight", _zero),
+    Idle("first_stage.perceptual_from_step", "first_stage.perceptual_weight", _zero),
+    Idle("first_stage.adversarial_from_step", "first_stage.adversarial_weight", _zero),
+    Idle("first_stage.discriminator_channels", "first_stage.adversarial_weight", _zero),
+    Idle("first_stage.commitment", "first_stage.codebook_weight", _zero),
+    Idle("first_stage.linear_start", "init", bool),
+    Idle("first_stage.quantise_from_step", "init", bool),
+    Idle("detector.backbone_weights", "init", bool),
+    Idle("detector.val_every", "detector.val_split", _missing),
+)
+
+
+def _idle(recipe: Sections, stages: Sequence[str]) -> Iterator[Idle]:
+    """Options of the stages' sections that are set and do nothing."""
+    sections = {*stages, *(["data"] if set(stages) - {"detector"} else [])}
+    for option in IDLE:
+        value, default = (_value(part, option.name) for part in (recipe, type(recipe)()))
+        if option.name.split(".")[0] in sections and value != default and option.off(_value(recipe, option.switch)):
+            yield option
+
+
+def without_idle(recipe: RecipeT, stage: str, given: frozenset[str]) -> RecipeT:
+    """Options of a recipe file that a flag switches off are at their defaults: ``--first-stage.adversarial-weight 0``
+    is all that it takes. ``given``: names of the options that came as flags."""
+    for option in list(_idle(recipe, [stage])):
+        if option.switch in given and option.name not in given:
+            section, _, name = option.name.partition(".")
+            default = _value(type(recipe)(), option.name)
+            changed: Any = replace(getattr(recipe, section), **{name: default})
+            recipe = replace(recipe, **{section: changed})
+    return recipe
+
+
+def _value(recipe: Sections, name: str) -> Any:
+    section, _, key = name.partition(".")
+    part = getattr(recipe, section)
+    return getattr(part, key) if key else part

@@ -1,0 +1,150 @@
+"""The folder of one training: its frozen recipe, metrics, checkpoint, sample pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from changeanywhere.errors import ModelError, OutputError
+from changeanywhere.storage import atomic_file, atomic_write
+from changeanywhere.training.processes import Processes
+from changeanywhere.training.recipe import Recipe
+
+ADJUSTABLE = ("accumulation_steps", "num_workers", "log_every", "save_every")
+"""Settings of ``run`` that may change when a run resumes: they change nothing but the last bits."""
+LOGS = ("metrics.jsonl", "validation.jsonl")
+
+
+class TrainingFolder:
+    """``OUT/training/STAGE``: ``recipe.json``, ``metrics.jsonl``, ``samples/``, ``checkpoint.pt``, TensorBoard files.
+
+    The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference.
+    Only ``num_steps`` and the :data:`ADJUSTABLE` settings of ``run`` may change, and ``content``, a hash of the
+    training data, must not. Of several processes the main one writes, the others only read.
+    """
+
+    def __init__(self, out: Path, stage: str, recipe: Recipe, processes: Processes, content: str) -> None:
+        self.out, self.path, self.processes = out, out / "training" / stage, processes
+        self._writer = None
+        if processes.is_main:
+            try:
+                (self.path / "samples").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
+            self._freeze(stage, recipe, content)
+            self._writer = self._tensorboard()
+        processes.wait()
+
+    def _freeze(self, stage: str, recipe: Recipe, content: str) -> None:
+        # As JSON has them: a list that was written is a list that is read, whatever the recipe holds.
+        sections, defaults = (json.loads(json.dumps(asdict(part), default=str)) for part in (recipe, Recipe()))
+        frozen: dict[str, Any] = {name: sections[name] for name in ("data", stage, "run")}
+        frozen["data"]["content"], defaults["data"]["content"] = content, content
+        frozen["run"]["init"], defaults["run"]["init"] = sections["init"], None
+        for key in ADJUSTABLE:
+            del frozen["run"][key]
+        del frozen[stage]["num_steps"]
+        file = self.path / "recipe.json"
+        if not file.exists() or not (self.path / "checkpoint.pt").exists():  # nothing depends on it yet
+            atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())
+            return
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise OutputError(f"{file}: damaged; give another --out") from error
+        for section, values in frozen.items():
+            for key, value in values.items():
+                # A setting that is younger than the run was at its default.
+                old = before.get(section, {}).get(key, defaults[section][key])
+                if old != value:
+                    raise OutputError(
+                        f"{self.path}: was started with {section}.{key} = {old!r}, now {value!r}; "
+                        "give another --out or the old value"
+                    )
+
+    def _tensorboard(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # the "train" extra is not installed: metrics.jsonl has every number
+            return None
+        return SummaryWriter(str(self.path / "tensorboard"))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, None at a fresh start. Unpickles tensors and plain containers only."""
+        file = self.path / "checkpoint.pt"
+        if not file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ModelError(
+                f"{file}: not a readable checkpoint ({type(error).__name__}); delete it to start over"
+            ) from error
+        if self.processes.is_main:
+            for name in LOGS:
+                _keep_rows(self.path / name, int(state["step"]))
+        return state
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Put a checkpoint in the place of the last one, whole: a crash leaves the old one."""
+        if not self.processes.is_main:
+            return
+        file = self.path / "checkpoint.pt"
+        try:
+            with atomic_file(file) as target:
+                torch.save(dict(state), target)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OutputError(f"{file}: cannot be written ({error}); the last checkpoint is intact") from error
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """A line more in ``metrics.jsonl``, and a point on TensorBoard's curves, at ``record["step"]``."""
+        if not self.processes.is_main:
+            return
+        self.append("metrics.jsonl", {name: float(f"{value:.6g}") for name, value in record.items()})
+        if self._writer is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, record["step"])
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """A line of JSON more in one of :data:`LOGS`; :class:`OutputError` if it cannot be written."""
+        file = self.path / name
+        try:
+            with file.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written ({error.strerror}); the last checkpoint is intact") from error
+
+    def save_pictures(self, step: int, rows: list[list[Tensor]]) -> None:
+        """Images ``[C, H, W]`` in [-1, 1], row by row, into ``samples/STEP.png`` (first three channels)."""
+        if not rows:
+            return
+        lines = [torch.cat([image[:3].float().cpu() for image in row], dim=2) for row in rows]
+        grid = torch.cat(lines, dim=1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+        with atomic_file(self.path / "samples" / f"{step:07d}.png") as target:
+            Image.fromarray(np.ascontiguousarray(grid)).save(target, "PNG")
+
+
+def _keep_rows(file: Path, step: int) -> None:
+    """Drop the lines after ``step``: a run that was killed between a log and a checkpoint takes those steps again."""
+    if file.is_file():
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            atomic_write(file, "".join(f"{line}\n" for line in kept).encode())
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # cut off by the kill
+        return math.inf

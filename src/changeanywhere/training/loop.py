@@ -1,0 +1,109 @@
+"""The one training loop. What is trained is a :class:`~changeanywhere.training.stage.Stage`; how is written here.
+
+A step in words: each process takes its rows of the batch, in parts if memory is short; gradients add up over the
+parts, are averaged over the processes, and the weights move. Step N is a function of (seed, N), so that a checkpoint
+(weights, optimisers, N) is all that a resumed run needs to end in the bits of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from changeanywhere.errors import ModelError
+from changeanywhere.progress import Progress, silent
+from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.metrics import Metrics
+from changeanywhere.training.processes import Processes
+from changeanywhere.training.stage import Batch, Stage
+
+STOP_AGREED_EVERY = 10
+"""Steps between two moments at which several processes agree to stop: a collective that the device is waited for."""
+
+
+def never() -> bool:
+    """The ``stop`` of who never wants a training to end early."""
+    return False
+
+
+def train_stage(
+    stage: Stage, folder: TrainingFolder, progress: Progress = silent, stop: Callable[[], bool] = never
+) -> Path:
+    """Train ``stage``, or resume it, in ``folder``; returns the folder of the result.
+
+    Where ``stop()`` becomes true the run ends after the step it is at, with a checkpoint of its own, in a
+    :class:`KeyboardInterrupt`. Raises :class:`TrainingDivergedError` before a loss that is no number reaches a
+    checkpoint.
+    """
+    processes, settings = stage.processes, stage.recipe.run
+    first_step = _resume(stage, folder)
+    metrics = Metrics(folder, stage.batch_size, first_step)
+    with closing(stage.batches(first_step)) as batches:
+        for step, batch in enumerate(batches, first_step):
+            metrics.add(take_step(stage, batch, step))
+            done = step + 1
+            last = done == stage.num_steps
+            stopping = not last and _agreed(stop, done, processes)
+            save = last or stopping or done % settings.save_every == 0
+            if save or done % settings.log_every == 0:
+                metrics.write(done)
+            stage.validate(done, folder)
+            if save:
+                folder.save_checkpoint({"step": done, **stage.state()})
+            if stopping:
+                processes.wait()  # nobody leaves before the checkpoint is there
+                raise KeyboardInterrupt
+            if processes.is_main:
+                if save:
+                    folder.save_pictures(done, stage.pictures(batch))
+                progress(metrics.headline(stage.title, stage.headline), done, stage.num_steps)
+    result = stage.finish(folder.out)
+    processes.wait()
+    return result
+
+
+def _resume(stage: Stage, folder: TrainingFolder) -> int:
+    """The step to go on from: the last checkpoint's, or 0."""
+    first_step, state = 0, folder.load_checkpoint()
+    if state is None:
+        stage.begin()
+    else:
+        stage.load_state(state)
+        first_step = int(state["step"])
+    if not stage.processes.agree(first_step):
+        raise ModelError(
+            f"{folder.path}: the processes begin at different steps; every machine must see the same --out"
+        )
+    if stage.processes.is_main:
+        print(f"{stage.name.replace('_', '-')}: {stage.processes} from step {first_step}", file=sys.stderr)
+    return first_step
+
+
+def take_step(stage: Stage, batch: Batch, step: int) -> dict[str, Tensor]:
+    """Move the weights once; ``batch``: this process's rows. Returns scalars, where they are: no device is waited
+    for."""
+    for learner in stage.learners:
+        learner.optimizer.param_groups[0]["lr"] = stage.learning_rate(step)
+        learner.optimizer.zero_grad(set_to_none=True)
+    parts = zip(*(rows.chunk(stage.num_parts) for rows in batch), strict=True)
+    noted = [stage.backward(part, step) for part in parts]
+    values = {name: torch.stack([part[name].detach() for part in noted]).mean() for name in noted[0]}
+    for learner in stage.learners:
+        if learner.has_gradients():
+            parameters = list(learner.network.parameters())
+            stage.processes.average_gradients(parameters)
+            values[learner.norm_name] = torch.nn.utils.clip_grad_norm_(parameters, learner.largest_norm)
+            learner.optimizer.step()
+    return values | stage.after_step(step)
+
+
+def _agreed(stop: Callable[[], bool], done: int, processes: Processes) -> bool:
+    """Whether any process was asked to stop: all of them must, after the same step."""
+    if processes.count == 1:
+        return stop()
+    return done % STOP_AGREED_EVERY == 0 and processes.any(stop())

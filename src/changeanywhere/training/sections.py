@@ -1,0 +1,220 @@
+"""What a training run can be told, section by section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from changeanywhere.sources.options import DEFAULT_TILE_SIZE, SourceOptions
+
+STAGE_SECTIONS = ("first_stage", "denoiser", "segmenter", "detector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe(SourceOptions):
+    """Which tiles a model is trained on. ``bands`` and ``stretch`` are stored with it."""
+
+    source: str = ""
+    """Folder of single-date tiles (any layout that ``generate`` reads)."""
+    model_legend: str | None = None
+    """Legend that the model learns (name or file); default: the source's own."""
+    legend_map: str | None = None
+    """YAML file, source class → model class or unknown; default: equal names, or a mapping of the package."""
+    tile_size: int = DEFAULT_TILE_SIZE
+    """Tile height and width, px; larger images are cut."""
+
+
+@dataclass(frozen=True)
+class FirstStageRecipe:
+    """The VQGAN: architecture, losses (DESIGN: L1 + perceptual + patch-adversarial + codebook) and schedule."""
+
+    channels: list[int] = field(default_factory=lambda: [128, 256, 512])
+    """Channels of the three levels (full, half, quarter resolution)."""
+    layers_per_block: int = 2
+    """Residual blocks per level."""
+    norm_groups: int = 32
+    """Groups of every group normalisation; divides every entry of ``channels``."""
+    mid_attention: bool = True
+    """Self-attention at quarter resolution."""
+    num_codes: int = 8192
+    """Size of the codebook."""
+    latent_channels: int = 3
+    """Dimension of a code."""
+    linear_start: bool = False
+    """Begin as 4×4 colour means and plain enlargement instead of random weights (ours; needs norm_groups 1)."""
+    crop_size: int = 256
+    """Side of the square training crops, px."""
+    batch_size: int = 16
+    """Crops per step, over all processes."""
+    num_steps: int = 100_000
+    """Optimiser steps."""
+    learning_rate: float = 7.2e-5
+    """Adam's learning rate, as used (nothing is multiplied on)."""
+    cosine_decay: bool = False
+    """Let the learning rate fall to 2 % along a cosine; else constant after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly."""
+    quantise_from_step: int = 0
+    """Until this step a plain autoencoder is trained; then the codebook is placed on its latents (ours)."""
+    codebook_weight: float = 1.0
+    """Weight of the codebook loss ‖sg[z] − e‖² + β‖z − sg[e]‖²."""
+    commitment: float = 0.25
+    """β, the encoder's share of the codebook loss."""
+    chroma_weight: float = 0.0
+    """Weight of an extra L1 on colour differences to the mean of the bands (ours; short runs stay grey without)."""
+    perceptual_from_step: int = 0
+    """First step with the perceptual loss."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance; 0 turns it off."""
+    perceptual_features: str = "st_lpips"
+    """``st_lpips`` (shift-tolerant LPIPS, AlexNet, of the package stlpips-pytorch) or ``vgg16``."""
+    perceptual_weights: str | None = None
+    """Weight file of the features: any for ``vgg16`` (torchvision's names); default: the installed package's."""
+    adversarial_weight: float = 0.75
+    """Weight of the patch discriminator's loss, on top of the adaptive weight; 0 turns it off."""
+    adversarial_from_step: int = 50_001
+    """First step with the adversarial loss."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first layer."""
+    restart_codes_every: int = 500
+    """Steps between restarts of codes that were not used since the last restart."""
+
+
+@dataclass(frozen=True)
+class DenoiserRecipe:
+    """The mask-conditioned UNet and its schedule."""
+
+    channels: list[int] = field(default_factory=lambda: [128, 256, 512])
+    """Channels per level, full latent resolution first."""
+    layers_per_block: int = 2
+    """Residual blocks per level."""
+    attention_levels: list[int] = field(default_factory=list)
+    """Levels with self-attention (0 = full latent resolution); the middle always has it."""
+    head_dim: int = 64
+    """Channels per attention head."""
+    norm_groups: int = 32
+    """Groups of every group normalisation; divides every entry of ``channels``."""
+    mask_channels: int = 3
+    """Channels that encode the mask."""
+    mask_dropout: float = 0.1
+    """Probability that a training mask is replaced by the null condition; 0 = no guidance possible later."""
+    prediction_type: str = "epsilon"
+    """``epsilon`` (the paper's) or ``v_prediction`` (Salimans & Ho 2022)."""
+    loss: str = "l1"
+    """``l1`` or ``l2`` on the predicted noise."""
+    min_snr_gamma: float | None = None
+    """Min-SNR weighting (Hang et al. 2023) with this γ; default: none."""
+    views: int = 1
+    """How many of the 8 flips and right-angle rotations of each tile are encoded (1 = as it is)."""
+    batch_size: int = 16
+    """Tiles per step, over all processes."""
+    num_steps: int = 500_000
+    """Optimiser steps."""
+    learning_rate: float = 1.6e-5
+    """AdamW's learning rate, as used (nothing is multiplied on)."""
+    cosine_decay: bool = False
+    """Let the learning rate fall to 2 % along a cosine; else constant after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly."""
+    ema_halflife_share: float = 0.05
+    """Half-life of the moving average of the weights, as a share of the steps so far (at most 0.1)."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+
+
+@dataclass(frozen=True)
+class SegmenterRecipe:
+    """A segmentation network that reads land cover: the judge of generated images, or the filter of pairs."""
+
+    backbone: str = "lite0"
+    """``lite0`` (EfficientNet-Lite0 with ImageNet weights) or ``unet`` (from random weights)."""
+    crop_size: int = 256
+    """Side of the square training crops, px; a multiple of 32."""
+    batch_size: int = 8
+    """Crops per step, over all processes."""
+    num_steps: int = 2000
+    """Optimiser steps."""
+    learning_rate: float = 1.0e-3
+    """AdamW's learning rate, as used; falls to 2 % along a cosine."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly."""
+    colour_jitter: float = 0.2
+    """Random factor on contrast (1 ± this) and shift of brightness (± this, of the range -1 to 1) per crop."""
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """A change detector: what it is, what it sees, how it learns. Defaults are the paper's (§3.2)."""
+
+    name: str = "changer_ex_r18"
+    """Which detector."""
+    pairs: str = ""
+    """Folder of bi-temporal pairs (generated, or A/B/label in any of the usual trees)."""
+    train_split: str | None = "train"
+    """Split to learn from; null = all pairs."""
+    train_list: str | None = None
+    """File of names: only these pairs of the split (few-shot)."""
+    change_classes: list[str] | None = None
+    """What becomes, or ceases to be, one of these counts as changed, and nothing else (sets with semantic masks), as
+    in LEVIR-CD, which labels buildings alone; null = every change."""
+    val_split: str | None = "val"
+    """Split that selects the best weights; null = no selection. Never give the test set."""
+    backbone_weights: str | None = None
+    """File of ImageNet weights of the backbone; default: random weights."""
+    crop_size: int = 256
+    """Side of the square training crops, px."""
+    batch_size: int = 8
+    """Pairs per step, over all processes."""
+    num_steps: int = 40_000
+    """Optimiser steps."""
+    learning_rate: float = 1.0e-3
+    """AdamW's learning rate; falls along a straight line to 0."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay."""
+    warmup_steps: int = 1000
+    """Steps over which the learning rate rises linearly."""
+    hard_examples: bool = False
+    """Online hard example mining (reference configurations of ChangerEx and LightCDNet)."""
+    rotate_degrees: float = 180.0
+    """Every second view is turned by up to this angle; 0 = never."""
+    flip: bool = True
+    """Mirror rows and columns, each with probability one half."""
+    photometric: bool = True
+    """Brightness, contrast, saturation and hue of each date on its own."""
+    exchange_dates: bool = False
+    """Exchange the dates with probability one half (reference configuration of ChangerEx)."""
+    val_every: int = 4000
+    """Steps between validations."""
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """How a run is carried out; only ``seed`` and ``mixed_precision`` change what is learned."""
+
+    seed: int = 0
+    """Every random number of the run follows from it."""
+    mixed_precision: str = "no"
+    """``no`` or ``bf16`` (the codebook and its search stay in float32)."""
+    compile: bool = False
+    """Compile first stage and denoiser with torch.compile; GPUs only (on CPUs torch 2.13 compiles wrong gradients)."""
+    accumulation_steps: int = 1
+    """Parts in which a process takes its share of a batch (first stage and denoiser); more = less memory; the same
+    result but for the adversarial loss, whose adaptive weight is found part by part."""
+    num_workers: int = 1
+    """Processes that read tiles or pairs, per training process (the denoiser reads encoded tiles and needs none)."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl (and TensorBoard)."""
+    save_every: int = 500
+    """Steps between checkpoints and sample grids."""
+
+
+@dataclass(frozen=True)
+class Sections:
+    """All that a recipe holds."""
+
+    data: DataRecipe = field(default_factory=DataRecipe)
+    first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
+    denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
+    detector: DetectorRecipe = field(default_factory=DetectorRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+    init: str | None = None
