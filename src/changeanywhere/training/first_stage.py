@@ -174,8 +174,8 @@ class FirstStageTrainer:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         restarted = restart_dead_codes(self.first_stage.codebook, usage, vectors, generator)
         self.processes.copy_from_main(self.first_stage.codebook.data)
-        self.usage.zero_()
         numbers = {"perplexity": perplexity(usage), "restarted_codes": float(restarted)}
+        self.usage.zero_()  # of a single process this is ``usage`` itself
         return {name: torch.tensor(value, device=raw.device) for name, value in numbers.items()}
 
     @torch.no_grad()
