@@ -20,6 +20,7 @@ from changeanywhere.models.detectors.pretrained import load_backbone
 from changeanywhere.models.import_opencd import detector_from_opencd, detector_from_state
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", DETECTORS)
 def test_any_size_and_any_batch(name: str) -> None:
     net = build_detector(name).eval()
