@@ -196,7 +196,7 @@ def test_a_filter_that_drops_everything_says_so(
     options: GenerateOptions, reader: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its random weights may read a pair rightly, all of it; which ones do hangs on the tests before this one.
-    monkeypatch.setattr(painter.FidelityFilter, "scores", lambda self, images, plans: [0.9] * len(plans))
+    monkeypatch.setattr(fidelity.FidelityFilter, "scores", lambda self, images, plans: [0.9] * len(plans))
     with pytest.raises(ShortfallError, match="the filter dropped all 12 pairs"):
         run.generate(replace(options, filter=FilterOptions(reader, min_score=1.0)))
     with pytest.raises(ConfigError, match=r"filter\.action is 'keep'; allowed: score, drop, resample"):
