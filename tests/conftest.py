@@ -14,9 +14,18 @@ from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model
 
-torch.set_num_threads(1)  # tiny nets: a second thread costs more than it brings
-
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, default=1, help="threads of PyTorch (one: the nets are tiny)")
+    parser.addoption("--bf16", choices=("native", "off"), default="native", help="off: as on a processor without it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(config.getoption("--threads"))
+    if config.getoption("--bf16") == "off":  # no setting of a library reaches this: it asks the processor itself
+        torch.cpu._is_avx512_bf16_supported = lambda: False
 
 
 def shared(*parts: str) -> Path:

@@ -22,6 +22,7 @@ from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import noise_schedule
 from conftest import tiny_model
 
+pytestmark = pytest.mark.numerical
 MODEL = tiny_model()
 MODEL.denoiser.eval()
 KNOWN = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

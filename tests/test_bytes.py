@@ -18,6 +18,7 @@ from PIL import Image
 from changeanywhere.cli import run
 from conftest import write_source
 
+pytestmark = pytest.mark.numerical
 EXAMPLES = Path(__file__).parents[1] / "src" / "changeanywhere" / "assets" / "examples"
 OF_THIS_RUN = ("settings", "versions", "model", "model_hash", "source")
 """What a record says of settings and machine; everything else in it follows from seed and source."""

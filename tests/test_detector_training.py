@@ -18,6 +18,7 @@ from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair, rgb8
 from changeanywhere.training.batches import loaded, step_rng
@@ -61,6 +62,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe(detector=detector, run=RunRecipe(num_workers=0, log_every=5, save_every=10))
 
 
+@pytest.mark.numerical
 def test_a_detector_learns_and_the_best_one_is_kept(recipe: Recipe, tmp_path: Path) -> None:
     train_detector(recipe, tmp_path / "out")
     test = load_pairs(recipe.detector.pairs, "test")
@@ -73,10 +75,13 @@ def test_a_detector_learns_and_the_best_one_is_kept(recipe: Recipe, tmp_path: Pa
     rows = [json.loads(line) for line in (tmp_path / "out/training/detector/validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [20, 40]
     val = load_pairs(recipe.detector.pairs, "val")
-    best = evaluate_detector(load_detector(tmp_path / "out" / "detector_best")[1], val, 2, torch.device("cpu"))
-    assert best.f1 == pytest.approx(max(row["f1"] or 0 for row in rows), abs=1e-6)
+    # In the layout and the batches of the training: in others a pixel between both classes may fall to the other one.
+    best = channels_last(load_detector(tmp_path / "out" / "detector_best")[1])
+    scores = evaluate_detector(best, val, recipe.detector.batch_size, torch.device("cpu"))
+    assert scores.f1 == max(row["f1"] or 0 for row in rows)
 
 
+@pytest.mark.numerical
 def test_resumed_training_ends_in_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
     short = replace(recipe, detector=replace(recipe.detector, num_steps=20, **UNSELECTED))
     whole = load_detector(train_detector(short, tmp_path / "whole"))[1].state_dict()
@@ -149,6 +154,7 @@ def test_both_dates_and_the_label_are_moved_together() -> None:
     assert 0.2 < shares < 0.8
 
 
+@pytest.mark.numerical
 def test_loss_ignores_unknown_ground_and_easy_pixels() -> None:
     logits = torch.zeros(1, 2, 4, 4)
     labels = torch.zeros(1, 4, 4, dtype=torch.long)

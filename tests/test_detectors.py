@@ -24,6 +24,7 @@ from changeanywhere.training.detector import train_detector
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", DETECTORS)
 def test_any_size_and_any_batch(name: str) -> None:
     net = build_detector(name).eval()

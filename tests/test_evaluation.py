@@ -31,6 +31,7 @@ from changeanywhere.training.segmenter import train_segmenter
 from conftest import write_source
 
 
+@pytest.mark.numerical
 def test_efficientnet_lite0_reproduces_the_reference() -> None:
     """Reference: ``extract_features(...).mean((2, 3))`` of efficientnet-lite-pytorch 0.1.0 on the same images."""
     net = EfficientNetLite0(find_weights()).eval()
@@ -231,6 +232,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_segmenter(tiles, recipe, folder / "run")
 
 
+@pytest.mark.numerical
 def test_segmenter_learns_to_read_classes(judge: Path, tmp_path: Path) -> None:
     net = Segmenter.load(judge)
     tiles = open_source(write_source(tmp_path / "source", num_tiles=3), SourceOptions(tile_size=64))
@@ -243,6 +245,7 @@ def test_segmenter_learns_to_read_classes(judge: Path, tmp_path: Path) -> None:
     assert Segmenter("lite0", net.legend, pretrained=True)(torch.zeros(1, 3, 64, 64)).shape == (1, 7, 64, 64)
 
 
+@pytest.mark.numerical
 def test_command_evaluates_a_model_and_a_set(
     judge: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
 
@@ -94,6 +95,7 @@ def test_same_command_again_does_nothing(options: GenerateOptions) -> None:
     assert tree(options.out) == before
 
 
+@pytest.mark.numerical
 def test_interrupted_run_ends_with_the_same_bytes(options: GenerateOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     generation.generate(options)
     unbroken = tree(options.out)
@@ -250,6 +252,34 @@ def test_other_settings_on_the_same_folder_are_refused(options: GenerateOptions)
         generation.generate(change(options, num_steps=3))
     with pytest.raises(OutputError, match="seed = 3, asked now: 4"):
         generation.generate(change(options, seed=4))
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize(("begun", "here"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_set_begun_on_the_other_kind_of_machine_is_finished_alike_and_says_so(
+    options: GenerateOptions, begun: str, here: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line; and the precision, here then every byte, is that of the machine which began it."""
+    options = change(options, dtype=None, device="cpu")
+
+    def paint_on_a_machine_of(dtype: str) -> list[str]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dtype == "bfloat16")
+        (options.out / "shards" / "00001.json").unlink(missing_ok=True)
+        assert generation.generate(options).num_new >= 3
+        return [line for line in capsys.readouterr().err.splitlines() if "begun in" in line]
+
+    assert paint_on_a_machine_of(begun) == []
+    before = tree(options.out)
+    (line,) = paint_on_a_machine_of(here)
+    assert line.startswith(f"{options.out}: begun in {begun}") and f"default is {here}" in line
+    assert ("slowly" in line) == (here == "float32")
+    assert tree(options.out) == before
+    assert paint_on_a_machine_of(begun) == []
+    for asked, refused in ((begun, False), (here, True)):  # who says it knows it
+        given = change(options, dtype=asked)
+        with pytest.raises(OutputError, match=r"was made with machine\.dtype") if refused else nullcontext():
+            generation.generate(given)
+        assert "begun in" not in capsys.readouterr().err
 
 
 def test_foreign_folder_is_refused_and_left_as_it_is(options: GenerateOptions) -> None:

@@ -21,7 +21,10 @@ from changeanywhere.models.folder import Model, noise_schedule
 from changeanywhere.models.import_ldm import import_ldm
 
 DUMP = Path(__file__).parents[2] / "shared" / "golden" / "ldm" / "tiny_conv_dump.safetensors"
-pytestmark = pytest.mark.skipif(not DUMP.is_file(), reason=f"golden numbers are not there: {DUMP}")
+pytestmark = [
+    pytest.mark.numerical,
+    pytest.mark.skipif(not DUMP.is_file(), reason=f"golden numbers are not there: {DUMP}"),
+]
 
 
 def test_schedule_and_timesteps_agree() -> None:

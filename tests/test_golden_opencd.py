@@ -14,6 +14,7 @@ from changeanywhere.models.detectors import DETECTORS, Detector, build_detector
 from changeanywhere.training.detection import OHEM, detection_loss
 from conftest import shared
 
+pytestmark = pytest.mark.numerical
 ZERO_GRADIENTS = ("decoder.7.ff.3.bias", "flow_make.0.bias", "key_conv.bias")
 
 

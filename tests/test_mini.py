@@ -10,18 +10,24 @@ import pytest
 import torch
 from scipy import ndimage
 
-from changeanywhere.diffusion.pipeline import ChangePairPipeline, to_uint8
+from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device, default_dtype, to_uint8
 from changeanywhere.events import pair_seed, simulate
 from changeanywhere.models.folder import find_model
 from changeanywhere.sources import open_source
 
+pytestmark = pytest.mark.numerical
 EXAMPLES = Path(str(resources.files("changeanywhere") / "assets" / "examples"))
 MINI = find_model("mini")
 
 
-@pytest.fixture(scope="module")
-def pipe() -> ChangePairPipeline:
-    return ChangePairPipeline.from_pretrained("mini", dtype="float32")
+@pytest.fixture(scope="module", params=["float32", "default"])
+def pipe(request: pytest.FixtureRequest) -> ChangePairPipeline:
+    """In float32, and in what ``generate`` would take here."""
+    if request.param == "float32":
+        return ChangePairPipeline.from_pretrained("mini", dtype="float32")
+    if default_dtype(default_device()) == "float32":
+        pytest.skip("the default is float32 here")
+    return ChangePairPipeline.from_pretrained("mini")
 
 
 def psnr(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float:

@@ -31,12 +31,14 @@ from changeanywhere.models.segmenter import Segmenter
 from conftest import tiny_model
 
 
+@pytest.mark.numerical
 def test_nearest_codes_agree_with_brute_force_across_chunks() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors, codes = torch.randn(20_000, 3, generator=generator), torch.randn(64, 3, generator=generator)
     assert torch.equal(nearest_codes(vectors, codes), torch.cdist(vectors, codes).argmin(1))
 
 
+@pytest.mark.numerical
 def test_latents_are_standardised_and_decoding_undoes_it() -> None:
     first_stage = tiny_model().first_stage.eval()
     images = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -59,6 +61,7 @@ def test_unknown_ground_and_dropped_masks_encode_to_zero() -> None:
     assert encoder(masks, torch.tensor([False, True]))[1].abs().sum() == 0
 
 
+@pytest.mark.numerical
 def test_model_folder_round_trip(tmp_path: Path) -> None:
     model = tiny_model()
     save_model(model, tmp_path)
@@ -163,6 +166,7 @@ def test_denoiser_loads_with_plain_diffusers(tiny_model_folder: Path) -> None:
     assert unet.config.in_channels == 3 + 4
 
 
+@pytest.mark.numerical
 def test_schedule_is_linear_in_the_root() -> None:
     roots = noise_schedule().betas.sqrt()
     torch.testing.assert_close(roots, torch.linspace(0.0015**0.5, 0.0205**0.5, 1000), rtol=1e-5, atol=1e-6)

@@ -91,6 +91,7 @@ def train_both(recipe: Recipe, out: Path) -> dict[str, torch.Tensor]:
     return weights(out / "model")
 
 
+@pytest.mark.numerical
 def test_interrupted_training_ends_with_the_same_weights(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ class Oracle:
         return self.target
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_loss_is_that_of_the_prediction_type(prediction_type: str) -> None:
     """Against diffusers' own velocity, and min-SNR weights (Hang et al. 2023) written out."""
@@ -208,6 +210,7 @@ def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
     assert not all(torch.equal(model[name].half(), value.half()) for name, value in state["denoiser"].items())
 
 
+@pytest.mark.numerical
 def test_masks_turn_with_their_latents(recipe: Recipe, tmp_path: Path) -> None:
     train_both(replace(recipe, denoiser=replace(DENOISER, views=8)), tmp_path)
     cache = LatentCache(tmp_path / "training/latents", 8)
@@ -340,6 +343,7 @@ def test_a_damaged_tile_is_one_line_whoever_reads_it(
     assert "not a readable image" in errors[-1] and "Traceback" not in "".join(errors)
 
 
+@pytest.mark.numerical
 def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dataclasses import asdict
 
@@ -363,6 +367,7 @@ def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, caps
         json.loads(line) for line in (tmp_path / "run/training/first_stage/metrics.jsonl").read_text().splitlines()
     ]
     assert {"l1", "psnr", "chroma", "codebook", "perplexity", "adversarial"} <= {k for m in metrics for k in m}
+    assert all(m["perplexity"] > 1 for m in metrics if "perplexity" in m), "of code use, before its counts are set back"
     assert list((tmp_path / "run/training/denoiser/samples").glob("*.png"))
     assert command(["train", "first-stage", "--config", str(file), "--out", out, "--first-stage.num-codes", "32"]) == 2
     assert "first_stage.num_codes = 16, now 32" in capsys.readouterr().err
@@ -390,6 +395,7 @@ def test_a_tile_that_is_left_out_is_listed(recipe: Recipe, tmp_path: Path, capsy
     assert image.name in (tmp_path / "run" / "skipped.txt").read_text()
 
 
+@pytest.mark.numerical
 def test_latents_are_standardised_by_the_training_set(recipe: Recipe, tmp_path: Path) -> None:
     train_both(recipe, tmp_path / "run")
     latents = np.load(tmp_path / "run/training/latents/latents.npy").astype(np.float32)
@@ -437,6 +443,7 @@ def test_refusals(recipe: Recipe, tmp_path: Path) -> None:
         TrainingFolder(tmp_path / "file" / "run", "first_stage", recipe, Processes(RunRecipe()), "content")
 
 
+@pytest.mark.numerical
 def test_denoiser_learns_to_paint_what_the_mask_says(tmp_path: Path) -> None:
     """Constant latents per class: after a few hundred steps the prediction depends on the mask."""
     torch.manual_seed(0)
@@ -475,6 +482,7 @@ def test_eight_views_are_different_and_the_first_is_the_tile() -> None:
     assert np.array_equal(dihedral(image, 0), image)
 
 
+@pytest.mark.numerical
 def test_ema_halflife_is_a_share_of_the_steps() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)
@@ -487,6 +495,7 @@ def test_ema_halflife_is_a_share_of_the_steps() -> None:
     assert 0.5 < float(average.weights["weight"]) < 0.55
 
 
+@pytest.mark.numerical
 def test_codebook_tools() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
@@ -501,6 +510,7 @@ def test_codebook_tools() -> None:
     assert perplexity(torch.tensor([9, 0, 0, 0])) == pytest.approx(1)
 
 
+@pytest.mark.numerical
 def test_adversarial_parts() -> None:
     net = PatchDiscriminator(3, 4)
     assert net(torch.zeros(2, 3, 64, 64)).shape[:2] == (2, 1)
@@ -517,6 +527,7 @@ def test_learning_rate() -> None:
     assert learning_rate_factor(100, 100, 0, True) == pytest.approx(0.02)
 
 
+@pytest.mark.numerical
 def test_linear_start_is_a_plain_reduction_and_enlargement() -> None:
     torch.manual_seed(0)
     model = build_vq_model([8, 16, 16], 1, num_codes=8, norm_groups=1, mid_attention=False)
@@ -532,6 +543,7 @@ def test_linear_start_is_a_plain_reduction_and_enlargement() -> None:
         linear_start(build_vq_model([8, 8, 8], 1, 8, norm_groups=2), images)
 
 
+@pytest.mark.numerical
 @pytest.mark.skipif(find_weights() is None, reason="stlpips-pytorch is not installed")
 def test_shift_tolerant_lpips_reproduces_the_reference() -> None:
     """Reference: ``LPIPS(net="alex", variant="shift_tolerant")`` of stlpips-pytorch 0.0.2 on the same images."""

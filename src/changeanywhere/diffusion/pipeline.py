@@ -48,6 +48,18 @@ def default_dtype(device: torch.device) -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
+def dtype_note(begun: str | None, device: torch.device) -> str | None:
+    """What to say of a dataset that was ``begun`` in another dtype than this machine's default; None: nothing.
+
+    It is finished in the one it was begun in, so that its pairs are of one kind, also where that is slow.
+    """
+    default = default_dtype(device)
+    if begun is None or begun == default:
+        return None
+    cost = ", which this machine has to emulate, slowly" if begun == "bfloat16" else ""
+    return f"begun in {begun}{cost}, and finished in it; this machine's own default is {default}"
+
+
 class ChangePairPipeline:
     """A model with its legend, ready to paint second dates.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -221,9 +222,11 @@ def _machine(options: GenerateOptions, computes: bool, before: Machine | None) -
     the device takes, which only painting tells."""
     if not computes:
         return Machine("cpu", "float32", options.batch_size or CPU_BATCH, 1, False)
-    from changeanywhere.diffusion.pipeline import default_dtype, find_device
+    from changeanywhere.diffusion.pipeline import default_dtype, dtype_note, find_device
 
     device = find_device(options.device)
+    if before and options.dtype is None and (note := dtype_note(before.dtype, device)):
+        print(f"{options.out}: {note}", file=sys.stderr)
     batch_size = options.batch_size or (before.batch_size if before else 0)
     return Machine(
         device=device.type,

@@ -198,8 +198,8 @@ class FirstStageTraining(Stage):
         vectors = self._vectors(self.processes.gather(torch.cat(latents)))
         restarted = restart_dead_codes(self.first_stage.codebook, usage, vectors, generator)
         self.processes.copy_from_main(self.first_stage.codebook.data)
-        self.usage.zero_()
         numbers = {"perplexity": perplexity(usage), "restarted_codes": float(restarted)}
+        self.usage.zero_()  # of a single process this is ``usage`` itself
         return {name: torch.tensor(value, device=vectors.device) for name, value in numbers.items()}
 
     @torch.no_grad()
