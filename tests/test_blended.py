@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import NoiseStreams, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.blended import Cells, NoiseStreams, changed_cells, sample_latents, unknown_cells
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
@@ -36,7 +36,7 @@ NOTHING = torch.zeros_like(CHANGED)
 def run(sampling: Sampling, unknown: Tensor = NOTHING, seeds: tuple[int, ...] = (1, 2), **kwargs: Any) -> Tensor:
     rows = slice(0, len(seeds))
     return sample_latents(
-        MODEL.denoiser, MODEL.schedule, MASKS[rows], KNOWN[rows], CHANGED[rows], unknown[rows],
+        MODEL.denoiser, MODEL.schedule, MASKS[rows], KNOWN[rows], Cells(CHANGED[rows], unknown[rows]),
         NoiseStreams(seeds, KNOWN.shape[1:]), sampling, **kwargs,
     )  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_windows_paint_the_change_and_leave_the_rest() -> None:
     def paint(sampling: Sampling) -> Tensor:
         nothing = torch.zeros_like(changed)
         noise = NoiseStreams((1, 2), known.shape[1:])
-        return sample_latents(MODEL.denoiser, MODEL.schedule, masks, known, changed, nothing, noise, sampling)
+        return sample_latents(MODEL.denoiser, MODEL.schedule, masks, known, Cells(changed, nothing), noise, sampling)
 
     held = paint(Sampling(num_steps=5, free_fraction=0.0, window_margin=2))
     outside = ~changed.expand_as(known)
@@ -228,7 +228,8 @@ class Oracle:
 def test_a_perfect_denoiser_paints_the_clean_latent(prediction_type: str, sampler: str, eta: float) -> None:
     clean = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     result = sample_latents(
-        cast(Denoiser, Oracle(clean, prediction_type)), noise_schedule(prediction_type), MASKS, KNOWN, CHANGED, NOTHING,
+        cast(Denoiser, Oracle(clean, prediction_type)), noise_schedule(prediction_type), MASKS, KNOWN,
+        Cells(CHANGED, NOTHING),
         NoiseStreams((1, 2), KNOWN.shape[1:]), Sampling(sampler, 20, 0.25, eta=eta, known_noise="fixed"),
     )  # fmt: skip
     # DDIM ends at ᾱ[0], one step before clean.

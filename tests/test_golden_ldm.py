@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from changeanywhere.cli import run
-from changeanywhere.diffusion.blended import sample_latents
+from changeanywhere.diffusion.blended import Cells, sample_latents
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.samplers import build_sampler
@@ -101,8 +101,7 @@ def test_whole_blended_run(model: Model, dump: dict[str, Tensor]) -> None:
         model.schedule,
         dump["label"] + 1,
         dump["latent"],
-        changed,
-        torch.zeros_like(changed),
+        Cells(changed, torch.zeros_like(changed)),
         Recorded(),
         Sampling("ddim", num_steps=5, free_fraction=0.3, known_noise="fresh", eta=1.0),
     )

@@ -15,26 +15,39 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "plan.order": (),  # in which order tiles are visited
     "plan.bank": (17,),  # which shapes a bank keeps of a large class
     "plan.targets": (23,),  # which place in the plan gets which request
+    "pair.events": (),  # the events of a pair, of the pair's own seed
     "pair.finish": (41,),  # order of the dates, nuisances
     "pair.donors": (53,),  # other tiles whose pixels are pasted
     "training.order": (1,),  # tiles of an epoch
     "training.crop": (2,),  # crop and view of a row of a step
-    "training.view": (3,),  # encoded view of a row of a step
-    "training.augment": (5,),  # crop, flip and colours of a pair
-    "training.jitter": (6,),  # colours of a segmenter's crop
+    "training.view": (3,),  # encoded views of a step
+    "training.augment": (5,),  # crop, flip and colours of a pair in a row of a step
     "evaluation.kernel": (0,),  # resampling of a kernel distance
-    "evaluation.halves": (1,),
-    "evaluation.bootstrap": (2,),
-    "evaluation.masks": (3,),
-    "evaluation.probe": (4,),
+    "evaluation.mean": (1,),  # resampling of a mean
+    "evaluation.share": (2,),  # resampling of a share
+    "evaluation.masks": (3,),  # which masks are painted
+    "evaluation.probe": (4,),  # folds of the probe
+    "benchmark.held_out": (),  # pairs held out for validation, the same for every seed of a protocol
     "benchmark.subset": (31,),  # which pairs are the labelled share
 }
+STEPS: dict[str, int] = {
+    "training.noise": 1,  # timesteps and noise of the denoiser, restarted codes of the first stage
+    "training.jitter": 64,  # colours of a segmenter's crops
+    "training.dropout": 64,  # torch's own stream in a detector, by process
+}
+"""Streams of torch that a step of a training draws from: the distance between two steps' seeds."""
+HELD_OUT_SEED = 47
 
 
 def stream(name: str, seed: int, *place: int) -> np.random.Generator:
     """The stream ``name`` of ``seed`` at ``place``."""
     path = (*NUMBERS[name], *place)
     return np.random.default_rng([seed, *path] if path else seed)
+
+
+def step_seed(name: str, seed: int, step: int, rank: int = 0) -> int:
+    """Seed of torch's stream ``name`` at a step; networks begin from ``seed`` itself."""
+    return (seed * 1_000_003 + step) * STEPS[name] + rank
 
 
 def pair_seed(seed: int, key: str, index: int) -> int:

@@ -26,6 +26,7 @@ from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.seeds import HELD_OUT_SEED, stream
 from changeanywhere.storage import atomic_write
 from changeanywhere.training.detection import ChangeScores
 from changeanywhere.training.detector import evaluate_detector, select_pairs, train_detector
@@ -93,7 +94,9 @@ class Benchmark:
         if not options.val_share:
             return train, load_pairs(options.pairs, options.val_split)
         held = max(1, round(len(train) * options.val_share / 100))
-        order = np.random.default_rng(47).permutation(len(train))  # the same pairs for every seed of the protocol
+        order = stream("benchmark.held_out", HELD_OUT_SEED).permutation(
+            len(train)
+        )  # the same pairs for every seed of the protocol
         names = sorted(train.names[i] for i in order[:held])
         atomic_write(options.out / "lists" / "val.txt", "".join(f"{name}\n" for name in names).encode())
         return train.subset(sorted(set(train.names) - set(names))), train.subset(names)
@@ -121,7 +124,7 @@ class Benchmark:
                 raise ConfigError(f"{given}: cannot be read ({error.strerror})") from error
         else:
             count = max(1, round(len(self.train) * share / 100))
-            order = np.random.default_rng([seed, 31]).permutation(len(self.train))
+            order = stream("benchmark.subset", seed).permutation(len(self.train))
             names = sorted(self.train.names[i] for i in order[:count])  # the 5 % are among the 10 %
             content = "".join(f"{name}\n" for name in names)
             atomic_write(self.options.out / "lists" / f"{share}-seed{seed}.txt", content.encode())

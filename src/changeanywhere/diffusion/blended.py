@@ -6,6 +6,7 @@ Shapes: B pairs, latents ``[B, 3, h, w]``, cell masks bool ``[B, 1, h, w]``, sem
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -68,6 +69,16 @@ def unknown_cells(masks: Tensor, changed: Tensor) -> Tensor:
     return kept
 
 
+@dataclass(frozen=True)
+class Cells:
+    """What of the latents is painted and what is kept: bool ``[B, 1, h, w]`` each."""
+
+    changed: Tensor
+    """Painted from the first call on."""
+    unknown: Tensor
+    """Kept to the last call."""
+
+
 @torch.no_grad()
 def paint_latents(
     denoiser: Denoiser,
@@ -85,9 +96,9 @@ def paint_latents(
     """
     masks_t2, change_masks = masks_t2.to(latents_t1.device), change_masks.to(latents_t1.device)
     changed = changed_cells(change_masks, sampling.dilate_cells)
-    unknown = unknown_cells(masks_t2, changed)
+    cells = Cells(changed, unknown_cells(masks_t2, changed))
     noise = NoiseStreams(seeds, latents_t1.shape[1:])
-    return sample_latents(denoiser, schedule, masks_t2, latents_t1, changed, unknown, noise, sampling)
+    return sample_latents(denoiser, schedule, masks_t2, latents_t1, cells, noise, sampling)
 
 
 @torch.no_grad()
@@ -96,21 +107,21 @@ def sample_latents(
     schedule: DDPMScheduler,
     masks_t2: Tensor,
     known: Tensor,
-    changed: Tensor,
-    unknown: Tensor,
+    cells: Cells,
     noise: NoiseSource,
     sampling: Sampling,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Paint ``masks_t2`` ``[B, H, W]`` while the ``known`` latents of t1 hold outside ``changed`` → ``[B, 3, h, w]``.
+    """Paint ``masks_t2`` ``[B, H, W]`` while the ``known`` latents of t1 hold where nothing changed → ``[B, 3, h, w]``.
 
     Before call i at timestep t_i, while i < int(N·(1 − free_fraction)): x = M ⊙ x + (1 − M) ⊙ q(known, t_i) (eq. 6,
-    with one mask M = ``changed``). Afterwards only ``unknown`` cells are still held. With ``free_fraction`` 0 the
+    with one mask M = ``cells.changed``). Afterwards only unknown cells are still held. With ``free_fraction`` 0 the
     known latent is put back clean at the end; unknown cells always are. ``on_step(i, x)`` sees the input of each call.
 
     With ``window_margin`` the held calls go to a window around each change alone: outside of it, and in pairs without
     a change, x is q(known, t) whatever the network says.
     """
+    changed, unknown = cells.changed, cells.unknown
     conditions = _conditions(denoiser, masks_t2, sampling.guidance_scale)
     known_noise = noise.draw("known").to(known) if sampling.known_noise == "fixed" else None
     calls = _Calls(denoiser, schedule, sampling, noise, on_step)

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import wasserstein_distance
 
+from changeanywhere.seeds import stream
+
 Array = npt.NDArray[np.float64]
 
 
@@ -39,7 +41,7 @@ def kid(
         ]
         return float(within[0] + within[1] - 2 * (x @ kernels[2] @ y) / (x.sum() * y.sum()))
 
-    rng = np.random.default_rng([seed, 0])
+    rng = stream("evaluation.kernel", seed)
     sizes = len(first), len(second)
     group_of = np.arange(sizes[0]) if groups is None else np.unique(groups, return_inverse=True)[1]
     num_groups = int(group_of.max()) + 1
@@ -78,7 +80,7 @@ def against_halves(values: Array, real: Array, seed: int = 0, splits: int = 200)
 
     ``values`` are held against half-sets too, cut to the same size, since the distance shrinks as sets grow.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = stream("evaluation.mean", seed)
     half = len(real) // 2
     distances, between = [], []
     for _ in range(splits):
@@ -93,7 +95,7 @@ def bootstrap_mean(
     values: Array, seed: int = 0, resamples: int = 1000, groups: npt.NDArray[np.integer] | None = None
 ) -> Estimate:
     """Mean of ``[N]``, resampled over its entries, or over ``groups`` ``[N]`` of entries that are drawn together."""
-    rng = np.random.default_rng([seed, 2])
+    rng = stream("evaluation.share", seed)
     group_of = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     sums, sizes = np.bincount(group_of, values), np.bincount(group_of)
     chosen = rng.integers(len(sums), size=(resamples, len(sums)))

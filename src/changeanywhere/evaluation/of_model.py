@@ -18,6 +18,7 @@ from changeanywhere.evaluation.scores import Confusion, Mask
 from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 
 MIN_JUDGE_IOU = 0.55
@@ -107,7 +108,7 @@ def _realism(
 ) -> list[Figure]:
     section = f"realism ({FEATURES})"
     ours, theirs = features(painted), features(real)
-    rng = np.random.default_rng([seed, 3])
+    rng = stream("evaluation.masks", seed)
     order = rng.permutation(len(theirs))
     half = len(theirs) // 2
     between = kid(theirs[order[:half]], theirs[order[half:]], seed)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.evaluation.distances import Array
+from changeanywhere.seeds import stream
 
 FOLDS = 5
 RIDGE = 1.0
@@ -17,7 +18,7 @@ def probe_accuracy(first: Array, second: Array, scenes: npt.NDArray[np.str_], se
     ``first``, ``second``: features ``[N, D]`` of image t1 and image t2; 0.5 = indistinguishable. Ridge regression on
     standardised features; no scene is in two folds.
     """
-    rng = np.random.default_rng([seed, 4])
+    rng = stream("evaluation.probe", seed)
     names = rng.permutation(np.unique(scenes))
     fold_of = dict(zip(names, np.arange(len(names)) % FOLDS, strict=True))
     folds = np.array([fold_of[scene] for scene in scenes])

@@ -12,6 +12,7 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.events.options import EventOptions
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.sample import ChangeEvent, ChangePlan, change_mask_of
+from changeanywhere.seeds import stream
 
 if TYPE_CHECKING:
     from changeanywhere.events.bank import ShapeBank
@@ -72,7 +73,7 @@ def simulate(
         raise ConfigError(f"kind is {asked!r}; allowed: {', '.join(kinds)}")
     if request.no_change:
         return ChangePlan(mask.copy(), np.zeros(mask.shape, bool), (), seed)
-    rng = np.random.default_rng(seed)
+    rng = stream("pair.events", seed)
     wanted = int(rng.integers(options.events_per_pair[0], options.events_per_pair[1] + 1))
     low, high = request.ratio or (0.0, 1.0)
     mask_t2 = mask.copy()

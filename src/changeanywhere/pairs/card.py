@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.names import SPLITS
+from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
 
 SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
@@ -14,15 +15,41 @@ SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0"
 
 def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
     """Markdown with YAML front matter; ``how`` the other date of a pair comes about: "is painted by …"."""
+    first = counts.first
+    assert first is not None  # a set has at least one pair
+    what = (
+        f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of `{first.source}`. "
+        f"{_dates(counts)} {how or 'is made by another method.'}"
+    )
+    return "\n".join(
+        [*_front_matter(counts), what, "", FOLDERS, *_counts(legend, counts), *_credit(counts), *_made(first)]
+    )
+
+
+FOLDERS = """\
+The change masks agree with the semantic masks by construction (checked for every pair written). That the \
+*pixels* show what the masks say is not guaranteed: they are generated.
+
+| folder | content |
+|---|---|
+| `A/`, `B/` | image of date 1 and date 2; `real_date` in the metadata says which is real |
+| `label/` | change mask, 0 or 255 |
+| `label1/`, `label2/` | semantic masks, index with palette, 0 = unknown |
+| `list/*.txt` | splits; no scene is in two of them |
+| `metadata.jsonl` | one line per pair: source, licence, events, seed, model, settings |
+
+```python
+import changeanywhere as ca
+pairs = ca.load_pairs("THIS_FOLDER", split="train")
+pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata
+```
+"""
+
+
+def _front_matter(counts: SetSummary) -> list[str]:
     licences = list(counts.licences)
     hub_licence = SPDX_TO_HUB.get(licences[0], "other") if len(licences) == 1 else "other"
-    first = counts.first
-    assert first is not None
-    made = first.provenance
-    splits = {name: counts.splits[name] for name in SPLITS}
-    ratios = sorted(counts.ratios)
-    changed = sum(counts.transitions.values()) or 1
-    lines = [
+    return [
         "---",
         f"license: {hub_licence}",
         "task_categories:\n- image-segmentation",
@@ -31,26 +58,14 @@ def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
         "---",
         "# Bi-temporal change-detection pairs",
         "",
-        f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of `{first.source}`. "
-        f"{_dates(counts)} {how or 'is made by another method.'}",
-        "",
-        "The change masks agree with the semantic masks by construction (checked for every pair written). That the "
-        "*pixels* show what the masks say is not guaranteed: they are generated.",
-        "",
-        "| folder | content |",
-        "|---|---|",
-        "| `A/`, `B/` | image of date 1 and date 2; `real_date` in the metadata says which is real |",
-        "| `label/` | change mask, 0 or 255 |",
-        "| `label1/`, `label2/` | semantic masks, index with palette, 0 = unknown |",
-        "| `list/*.txt` | splits; no scene is in two of them |",
-        "| `metadata.jsonl` | one line per pair: source, licence, events, seed, model, settings |",
-        "",
-        "```python",
-        "import changeanywhere as ca",
-        'pairs = ca.load_pairs("THIS_FOLDER", split="train")',
-        "pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata",
-        "```",
-        "",
+    ]
+
+
+def _counts(legend: Legend, counts: SetSummary) -> list[str]:
+    splits = {name: counts.splits[name] for name in SPLITS}
+    ratios = sorted(counts.ratios)
+    changed = sum(counts.transitions.values()) or 1
+    return [
         "## Counts",
         "",
         f"Splits: {_join(splits)}. Events: {_join(dict(sorted(counts.kinds.items())))}. "
@@ -65,6 +80,11 @@ def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
         "|---|---|",
         *[f"| {name.replace('->', ' → ')} | {n / changed:.1%} |" for name, n in counts.transitions.most_common(20)],
         "",
+    ]
+
+
+def _credit(counts: SetSummary) -> list[str]:
+    return [
         "## Licences and credit",
         "",
         *[f"- {licence}: {n} pairs (licence of the real tile)" for licence, n in sorted(counts.licences.items())],
@@ -73,6 +93,12 @@ def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
         "Method: Tang & Chen, *ChangeAnywhere: Sample Generation for Remote Sensing Change Detection via Semantic "
         "Latent Diffusion Model*, arXiv 2404.08892.",
         "",
+    ]
+
+
+def _made(first: PairRecord) -> list[str]:
+    made = first.provenance
+    return [
         "## How it was made",
         "",
         f"Model `{made.model}` (hash `{made.model_hash}`), {_join(made.versions)}.",
@@ -80,7 +106,6 @@ def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
         f"```json\n{json.dumps(made.settings, indent=1)}\n```",
         "",
     ]
-    return "\n".join(lines)
 
 
 def _dates(counts: SetSummary) -> str:

@@ -19,16 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from changeanywhere.errors import InputError
+from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 from changeanywhere.training.recipe import FirstStageRecipe, RunRecipe, SegmenterRecipe
 
 Batch = TypeVar("Batch")
 SECONDS_AFTER_SIGTERM = 30
-
-
-def step_rng(seed: int, *path: int) -> np.random.Generator:
-    """Generator for one purpose of one step."""
-    return np.random.default_rng([seed, *path])
 
 
 def tiles_of_step(num_tiles: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -42,7 +38,7 @@ def tiles_of_step(num_tiles: int, batch_size: int, seed: int, step: int) -> list
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def _order_of_epoch(num_tiles: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return step_rng(seed, 1, epoch).permutation(num_tiles)
+    return stream("training.order", seed, epoch).permutation(num_tiles)
 
 
 def dihedral(image: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
@@ -77,7 +73,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         tile, step, row = place
-        rng = step_rng(self.seed, 2, step, row)
+        rng = stream("training.crop", self.seed, step, row)
         sample = self.source.read(tile)
         height, width = sample.image.shape[:2]
         top, left = rng.integers(height - self.crop_size + 1), rng.integers(width - self.crop_size + 1)

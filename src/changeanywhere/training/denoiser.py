@@ -12,13 +12,14 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import NoiseStreams, sample_latents
+from changeanywhere.diffusion.blended import Cells, NoiseStreams, sample_latents
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
 from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
@@ -172,7 +173,7 @@ class DenoiserTraining(Stage):
         num_timesteps = int(self.schedule.config.num_train_timesteps)
         for step in range(first_step, self.num_steps):
             latents, masks = self.cache.batch(self.batch_size, self.seed, step, rows)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
             noise = draw_noise(
                 latents.shape[1:], self.batch_size, rows, settings.mask_dropout, num_timesteps, generator
             )
@@ -243,8 +244,7 @@ class DenoiserTraining(Stage):
                 model.schedule,
                 masks.to(device),
                 real,
-                everywhere,
-                ~everywhere,
+                Cells(changed=everywhere, unknown=~everywhere),
                 NoiseStreams(list(tiles), real.shape[1:]),
                 Sampling(num_steps=20, free_fraction=0.0),
             )

@@ -20,6 +20,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair
+from changeanywhere.seeds import step_seed
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_detector
 from changeanywhere.training.folder import TrainingFolder
@@ -158,7 +159,7 @@ class DetectorTraining(Stage):
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy of the head, and of auxiliary heads with their weight."""
         first, second, labels = part
-        torch.manual_seed((self.seed * 1_000_003 + step) * 64 + self.processes.rank)  # dropout
+        torch.manual_seed(step_seed("training.dropout", self.seed, step, self.processes.rank))  # dropout
         with self.processes.accelerator.autocast():
             heads = self.net.all_logits(first, second)
         loss = detection_loss(heads[0].float(), labels, OHEM if self.settings.hard_examples else None)

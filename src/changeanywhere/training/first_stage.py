@@ -16,6 +16,7 @@ from changeanywhere.models.folder import save_first_stage
 from changeanywhere.models.linear_start import linear_start
 from changeanywhere.models.perceptual import build_perceptual
 from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
 from changeanywhere.training.batches import crop_batches, loaded
@@ -194,7 +195,7 @@ class FirstStageTraining(Stage):
         if not self.codes_placed or (step + 1) % self.settings.restart_codes_every:
             return {}
         usage = self.processes.sum(self.usage)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
         vectors = self._vectors(self.processes.gather(torch.cat(latents)))
         restarted = restart_dead_codes(self.first_stage.codebook, usage, vectors, generator)
         self.processes.copy_from_main(self.first_stage.codebook.data)

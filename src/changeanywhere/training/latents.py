@@ -14,9 +14,10 @@ from torch import Tensor
 from changeanywhere.errors import OutputError
 from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
 from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 from changeanywhere.storage import atomic_write
-from changeanywhere.training.batches import dihedral, step_rng, tiles_of_step
+from changeanywhere.training.batches import dihedral, tiles_of_step
 from changeanywhere.training.processes import Processes
 
 ENCODE_BATCH = 8
@@ -36,7 +37,7 @@ class LatentCache:
     def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Latents float32 ``[rows, 3, h, w]`` and masks int64 ``[rows, H, W]`` of these rows of a step's batch."""
         tiles = tiles_of_step(len(self.masks), batch_size, seed, step)
-        views = step_rng(seed, 3, step).integers(self.views, size=batch_size)
+        views = stream("training.view", seed, step).integers(self.views, size=batch_size)
         latents = np.stack([self.latents[tiles[row], views[row]] for row in rows]).astype(np.float32)
         masks = np.stack([dihedral(self.masks[tiles[row]], int(views[row])) for row in rows])
         return torch.from_numpy(latents), torch.from_numpy(masks.astype(np.int64))

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from changeanywhere.errors import PairsError
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.sample import ChangePair, rgb8
-from changeanywhere.training.batches import StepSampler, outlive_sigterm, step_rng
+from changeanywhere.seeds import stream
+from changeanywhere.training.batches import StepSampler, outlive_sigterm
 from changeanywhere.training.detection import IGNORE
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 
@@ -54,7 +55,9 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
         number, step, row = place
-        first, second, label = augment(*self._decoded(number), self.recipe, step_rng(self.seed, 5, step, row))
+        first, second, label = augment(
+            *self._decoded(number), self.recipe, stream("training.augment", self.seed, step, row)
+        )
         return to_tensors(first, second, label)
 
     def _decoded(self, number: int) -> tuple[Array, Array, Array]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import crop_batches, loaded
 from changeanywhere.training.folder import TrainingFolder
@@ -47,7 +48,7 @@ def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: in
 
     Drawn for the whole batch, then cut: a row is changed alike whichever process takes it.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 64)
+    generator = torch.Generator().manual_seed(step_seed("training.jitter", seed, step))
     factor, shift = ((torch.rand(batch_size, 1, 1, 1, generator=generator) * 2 - 1) * amount for _ in range(2))
     own = slice(rows.start, rows.stop)
     return 1 + factor[own], shift[own]
