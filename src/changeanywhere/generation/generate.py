@@ -13,6 +13,7 @@ from typing import Any
 
 from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.dataset import finish_set, is_finished, open_shards, report_of
+from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.leases import Leases
@@ -112,14 +113,14 @@ def _paint(
         time.perf_counter(),
     )
 
-    def work(number: int) -> None:
+    def make(number: int) -> None:
         with suppress(StoppedError):  # nothing of it was begun
             paint_shard(job, turns.of(number), load_shard(store, number), store, progress=tally.add, stop=stop)
 
     def is_done(number: int) -> bool:
         return read_marker(store, number) is not None
 
-    ThreadExecutor().run(open_numbers, work, is_done, leases, stop)
+    ThreadExecutor().run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
     return tally.painted, time.perf_counter() - started
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from changeanywhere.errors import OutputError, ShortfallError
 from changeanywhere.generation.dataset import in_key_order
+from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.leases import Leases
@@ -87,10 +89,13 @@ def _write_shards(
             done[0] += count
             progress("writing masks", max(0, done[0]), plan.num_pairs)
 
-    def work(number: int) -> None:
+    def make(number: int) -> None:
         simulate_shard(job, load_shard(store, number), store, progress=add)
 
-    ThreadExecutor().run(open_numbers, work, lambda number: _content(store, number) is not None, leases, stop)
+    def is_done(number: int) -> bool:
+        return _content(store, number) is not None
+
+    ThreadExecutor().run(open_numbers, Work(make, is_done, time.sleep, lambda: None), leases, stop)
 
 
 def simulate_shard(job: Job, shard: ShardPlan, store: Store, *, progress: Callable[[int], object]) -> None:

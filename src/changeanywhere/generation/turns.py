@@ -1,42 +1,68 @@
-"""One device, several shards at once: batches take turns, those of the first shard before those of the next."""
+"""One device, several shards at once: batches take turns, those of the first shard before those of the next.
+
+All of them are painted in the thread that serves, whichever threads ask: OpenMP keeps a team of threads for every
+thread that computes, and two teams on one processor wait for each other asleep instead of awake.
+"""
 
 from __future__ import annotations
 
+import heapq
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from itertools import count
 
 from changeanywhere.painters.base import Batch, Painter, Painting
 
 
+class ClosedError(Exception):
+    """The device is not served any more: the run has ended."""
+
+
 class Turns:
-    """A painter that several threads share. Its device is used by one at a time, the lowest shard first: a shard's last
-    files are written while the next shard is painted, and a run that is killed has few shards begun."""
+    """A painter that several threads share, the lowest shard first: a shard's last files are written while the next
+    shard is painted, and a run that is killed has few shards begun."""
 
     def __init__(self, painter: Painter) -> None:
         self._painter = painter
         self._condition = threading.Condition()
-        self._waiting: list[int] = []
-        self._busy = False
+        self._asked: list[tuple[int, int, Batch, Future[list[Painting]]]] = []
+        self._order = count()
+        self._closed = False
 
     def of(self, shard: int) -> Painter:
         """The painter as the thread of ``shard`` sees it."""
         return _Turn(self, shard)
 
-    @contextmanager
-    def taken(self, shard: int) -> Iterator[Painter]:
-        """Hold the device."""
+    def ask(self, shard: int, batch: Batch) -> Future[list[Painting]]:
+        """Have ``batch`` painted when its turn comes."""
+        answer: Future[list[Painting]] = Future()
         with self._condition:
-            self._waiting.append(shard)
-            self._condition.wait_for(lambda: not self._busy and shard == min(self._waiting))
-            self._waiting.remove(shard)
-            self._busy = True
+            if self._closed:
+                raise ClosedError
+            heapq.heappush(self._asked, (shard, next(self._order), batch, answer))
+            self._condition.notify()
+        return answer
+
+    def serve(self, seconds: float) -> None:
+        """Paint the next batch in this thread; return without if none is asked for within ``seconds``."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: bool(self._asked), seconds):
+                return
+            _, _, batch, answer = heapq.heappop(self._asked)
         try:
-            yield self._painter
-        finally:
-            with self._condition:
-                self._busy = False
-                self._condition.notify_all()
+            answer.set_result(self._painter.paint(batch))
+        except Exception as error:  # whoever asked deals with it
+            answer.set_exception(error)
+        except BaseException:  # Ctrl-C, in the middle of a batch
+            answer.set_exception(ClosedError())
+            raise
+
+    def close(self) -> None:
+        """Refuse what is asked and what will be: :class:`ClosedError` for all who wait."""
+        with self._condition:
+            self._closed = True
+            while self._asked:
+                heapq.heappop(self._asked)[3].set_exception(ClosedError())
 
 
 class _Turn:
@@ -44,5 +70,4 @@ class _Turn:
         self._turns, self._shard = turns, shard
 
     def paint(self, batch: Batch) -> list[Painting]:
-        with self._turns.taken(self._shard) as painter:
-            return painter.paint(batch)
+        return self._turns.ask(self._shard, batch).result()
