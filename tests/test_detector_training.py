@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.pair_batches import KEPT_BYTES, TrainingPairs, augment, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
-UNSELECTED = {"val_split": None, "val_every": DetectorRecipe.val_every}
+UNSELECTED: dict[str, Any] = {"val_split": None, "val_every": DetectorRecipe.val_every}
 """Of a recipe: no validation."""
 
 
