@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from changeanywhere.diffusion import pipeline as pipeline_module
-from changeanywhere.diffusion import samplers
+from changeanywhere.diffusion import blended, samplers
 from changeanywhere.diffusion.blended import changed_cells
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
@@ -185,7 +184,7 @@ class Ablation:
                 continue
             pooling = nearest_cells if "nearest" in name else changed_cells
             spacing = next((SPACINGS[words] for words in SPACINGS if words in name), samplers.SPACING)
-            with patch.object(pipeline_module, "changed_cells", pooling), patch.object(samplers, "SPACING", spacing):
+            with patch.object(blended, "changed_cells", pooling), patch.object(samplers, "SPACING", spacing):
                 row = {"part": part, "name": name, **asdict(sampling), **measure(name, sampling)}
             rows.append(row)
             with file.open("a") as target:

@@ -36,6 +36,7 @@ from changeanywhere.generation.shard import read
 from changeanywhere.legend import load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model
+from changeanywhere.painters import diffusion
 from changeanywhere.painters.diffusion import DiffusionPainter
 from changeanywhere.pairs.writer import write_pair
 from changeanywhere.progress import silent
@@ -106,7 +107,7 @@ def instrumented(clock: Clock, job: Job, painter: DiffusionPainter) -> Iterator[
         (job.tiles.source, "read", "reading"),
         (shard, "change_of", "events"),
         (pipeline, "encode", "encode"),
-        (pipeline, "paint", "blended sampling, UNet included"),
+        (diffusion, "paint_latents", "blended sampling, UNet included"),
         (pipeline, "decode", "decode"),
         (pipeline.denoiser, "forward", "UNet"),
     ]

@@ -100,7 +100,7 @@ def test_a_folder_is_the_old_one_the_new_one_or_none(
     folder, replace_path = tmp_path / kind, Path.replace
 
     def save(value: float) -> None:
-        parts = {
+        parts: dict[str, tuple[object, Callable[[], object], torch.nn.Module]] = {
             "model": (model := tiny_model(), lambda: save_model(model, folder), model.denoiser),
             "first_stage": (model, lambda: save_first_stage(model.first_stage, folder), model.first_stage),
             "segmenter": (net := Segmenter("unet", load_legend("mini")), lambda: net.save(folder), net),
@@ -110,8 +110,8 @@ def test_a_folder_is_the_old_one_the_new_one_or_none(
                 detector,
             ),
         }
-        _, write, net = parts[kind]
-        for parameter in net.parameters():
+        _, write, written = parts[kind]
+        for parameter in written.parameters():
             torch.nn.init.constant_(parameter, value)
         write()
 
@@ -128,7 +128,7 @@ def test_a_folder_is_the_old_one_the_new_one_or_none(
     for renamings in range(20):
         save(1.0)
         (folder / "README.md").write_text("mine")
-        moved = []
+        moved: list[Path] = []
 
         def counting(self: Path, target: Path, moved: list[Path] = moved, allowed: int = renamings) -> Path:
             if len(moved) == allowed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -48,7 +49,7 @@ from changeanywhere.training.recipe import (
     RunRecipe,
     SegmenterRecipe,
 )
-from changeanywhere.training.stage import Stage, learning_rate_factor
+from changeanywhere.training.stage import Batch, Stage, learning_rate_factor
 from conftest import write_source
 
 FIRST_STAGE = FirstStageRecipe(
@@ -123,10 +124,11 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100, num_workers=1))
     unbroken = train_both(recipe, tmp_path / "unbroken")
     before, take_step = signal.getsignal(signal.SIGTERM), loop.take_step
-    for name, train_it in {"first_stage": train_first_stage, "denoiser": train_denoiser}.items():
+    stages: dict[str, Callable[..., Path]] = {"first_stage": train_first_stage, "denoiser": train_denoiser}
+    for name, train_it in stages.items():
         steps: list[int] = []
 
-        def step_and_sigterm(stage: Stage, batch: object, step: int, steps: list[int] = steps) -> object:
+        def step_and_sigterm(stage: Stage, batch: Batch, step: int, steps: list[int] = steps) -> object:
             steps.append(step)
             if len(steps) == 3:
                 for worker in active_children():  # the whole job is signalled, reading processes too
@@ -194,7 +196,7 @@ def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
     recipe = replace(recipe, denoiser=replace(DENOISER, warmup_steps=3, cosine_decay=True))
     rates, take_step = [], loop.take_step
 
-    def noting_step(stage: Stage, batch: object, step: int) -> object:
+    def noting_step(stage: Stage, batch: Batch, step: int) -> object:
         values = take_step(stage, batch, step)
         if stage.name == "denoiser":
             rates.append(stage.learners[0].optimizer.param_groups[0]["lr"])
@@ -272,7 +274,8 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
         replace(recipe, init="mini").check("segmenter")
     segmenter, detector = SegmenterRecipe(crop_size=64), DetectorRecipe(pairs="x")
     for stage in ("segmenter", "detector"):
-        for name, value in (("accumulation_steps", 2), ("compile", True)):
+        asked: dict[str, Any] = {"accumulation_steps": 2, "compile": True}
+        for name, value in asked.items():
             run = replace(recipe.run, **{name: value})
             with pytest.raises(ConfigError, match=rf"run\.{name} is {value}; allowed: .*{stage}"):
                 replace(recipe, run=run, segmenter=segmenter, detector=detector).check(stage)
@@ -297,7 +300,7 @@ PLAIN = replace(FIRST_STAGE, linear_start=False, quantise_from_step=0)
     ],
 )  # fmt: skip
 def test_options_that_others_switch_off_are_refused(
-    recipe: Recipe, stage: str, changes: dict[str, object], refused: str
+    recipe: Recipe, stage: str, changes: dict[str, Any], refused: str
 ) -> None:
     recipe = replace(recipe, **({"first_stage": PLAIN} | changes))
     with pytest.raises(ConfigError, match=f"{refused}, which does nothing while"):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, require
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 SCRATCH = "scratch"
@@ -82,8 +82,7 @@ class BenchmarkOptions:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
         rules = (*self._protocol_rules(), *self._arm_rules(), *self._stage_rules())
         for name, value, allowed, what in rules:
-            if not allowed:
-                raise ConfigError(f"{name} is {value!r}; allowed: {what}")
+            require(allowed, name, value, what)
         for stage, recipe in self._stages():
             try:
                 Recipe(detector=replace(recipe, pairs=self.pairs), run=self.run).check("detector")
@@ -98,7 +97,6 @@ class BenchmarkOptions:
         from changeanywhere.models.detectors import detector_names
 
         names = detector_names()
-
         unknown = [name for name in self.detectors if name not in names]
         yield "pairs", self.pairs, bool(self.pairs), "a folder"
         yield "detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(names)

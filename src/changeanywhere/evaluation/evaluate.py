@@ -74,7 +74,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
 def _tiles(options: EvaluateOptions, pipe: ChangePairPipeline, progress: Progress) -> Source:
     """The tiles that the model is held against, read as the options say, else as the model was trained."""
     assert options.source is not None
-    given = options.of_source(tile_size=pipe.model.tile_size)
+    given = options.of_source(pipe.model.tile_size, pipe.model.bands, pipe.model.stretch)
     source = open_source(options.source, given, progress=progress).with_legend(pipe.legend, options.legend_map)
     if len(source) < MIN_TILES:
         raise SourceError(f"{options.source}: {len(source)} tiles; distances between sets need at least {MIN_TILES}")
