@@ -7,6 +7,7 @@ import types
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,10 +85,8 @@ def test_a_detector_of_another_package_is_trained_and_loaded(tmp_path: Path) -> 
     """What is particular to it (four bands, sides of 8, two pairs at once) stands in its class."""
     assert detector_names() == [*DETECTORS, "broken", "four_bands", "missing", "no_net"]
     rng = np.random.default_rng(0)
-    pairs = [
-        ChangePair(str(i), *rng.integers(0, 256, (2, 20, 20, 4), np.uint8), rng.random((20, 20)) < 0.3)
-        for i in range(4)
-    ]
+    images = rng.integers(0, 256, (4, 2, 20, 20, 4), np.uint8)
+    pairs = [ChangePair(str(i), one, two, rng.random((20, 20)) < 0.3) for i, (one, two) in enumerate(images)]
     settings = DetectorRecipe(
         name="four_bands", pairs="in memory", crop_size=12, batch_size=2, num_steps=3, val_every=2, warmup_steps=0
     )
@@ -97,7 +96,7 @@ def test_a_detector_of_another_package_is_trained_and_loaded(tmp_path: Path) -> 
     assert (name, net.in_channels) == ("four_bands", 4)
     assert net(torch.zeros(1, 4, 20, 20), torch.zeros(1, 4, 20, 20)).shape == (1, 2, 20, 20)
 
-    def refused(match: str, **changes: object) -> None:
+    def refused(match: str, **changes: Any) -> None:
         with pytest.raises(ca.InputError, match=match):
             train_detector(replace(recipe, detector=replace(settings, **changes)), tmp_path / "other", pairs)
 

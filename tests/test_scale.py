@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ RATES = {"first_stage": 0.01, "denoiser": 0.1}
 """Learning rates of plain gradient steps."""
 
 
-def comparable(recipe: Recipe, **first_stage: object) -> Recipe:  # noqa: F811
+def comparable(recipe: Recipe, **first_stage: Any) -> Recipe:  # noqa: F811
     """With steps that move the weights well beyond the rounding of a float32."""
     return replace(
         recipe,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -48,7 +50,7 @@ from changeanywhere.training.recipe import (
     RunRecipe,
     SegmenterRecipe,
 )
-from changeanywhere.training.stage import Stage, learning_rate_factor
+from changeanywhere.training.stage import Batch, Stage, learning_rate_factor
 from conftest import write_source
 
 FIRST_STAGE = FirstStageRecipe(
@@ -123,10 +125,11 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
     recipe = replace(recipe, run=replace(recipe.run, save_every=100, log_every=100, num_workers=1))
     unbroken = train_both(recipe, tmp_path / "unbroken")
     before, take_step = signal.getsignal(signal.SIGTERM), loop.take_step
-    for name, train_it in {"first_stage": train_first_stage, "denoiser": train_denoiser}.items():
+    stages: dict[str, Callable[..., Path]] = {"first_stage": train_first_stage, "denoiser": train_denoiser}
+    for name, train_it in stages.items():
         steps: list[int] = []
 
-        def step_and_sigterm(stage: Stage, batch: object, step: int, steps: list[int] = steps) -> object:
+        def step_and_sigterm(stage: Stage, batch: Batch, step: int, steps: list[int] = steps) -> object:
             steps.append(step)
             if len(steps) == 3:
                 for worker in active_children():  # the whole job is signalled, reading processes too
@@ -194,7 +197,7 @@ def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
     recipe = replace(recipe, denoiser=replace(DENOISER, warmup_steps=3, cosine_decay=True))
     rates, take_step = [], loop.take_step
 
-    def noting_step(stage: Stage, batch: object, step: int) -> object:
+    def noting_step(stage: Stage, batch: Batch, step: int) -> object:
         values = take_step(stage, batch, step)
         if stage.name == "denoiser":
             rates.append(stage.learners[0].optimizer.param_groups[0]["lr"])
@@ -270,10 +273,12 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
             replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
     with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
         replace(recipe, init="mini").check("segmenter")
+    whole: list[dict[str, Any]] = [{"accumulation_steps": 2}, {"compile": True}]
     segmenter, detector = SegmenterRecipe(crop_size=64), DetectorRecipe(pairs="x")
     for stage in ("segmenter", "detector"):
-        for name, value in (("accumulation_steps", 2), ("compile", True)):
-            run = replace(recipe.run, **{name: value})
+        for changed in whole:
+            ((name, value),) = changed.items()
+            run = replace(recipe.run, **changed)
             with pytest.raises(ConfigError, match=rf"run\.{name} is {value}; allowed: .*{stage}"):
                 replace(recipe, run=run, segmenter=segmenter, detector=detector).check(stage)
 
@@ -297,7 +302,7 @@ PLAIN = replace(FIRST_STAGE, linear_start=False, quantise_from_step=0)
     ],
 )  # fmt: skip
 def test_options_that_others_switch_off_are_refused(
-    recipe: Recipe, stage: str, changes: dict[str, object], refused: str
+    recipe: Recipe, stage: str, changes: dict[str, Any], refused: str
 ) -> None:
     recipe = replace(recipe, **({"first_stage": PLAIN} | changes))
     with pytest.raises(ConfigError, match=f"{refused}, which does nothing while"):
@@ -329,6 +334,20 @@ def test_flags_of_other_stages_are_refused(stage: str, flag: str, tmp_path: Path
         train(stage, TrainOptions(tmp_path), given=frozenset({"out", "run.seed", flag}))
 
 
+def test_a_recipe_of_all_stages_is_shared_and_its_flags_are_not(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(asdict(replace(recipe, detector=DetectorRecipe(name="snunet_c16")))))
+    arguments = ["train", "first-stage", "--config", str(file), "--out", str(tmp_path / "run")]
+    assert command([*arguments, "--denoiser.loss=l2"]) == 2
+    assert "--denoiser.loss: train first-stage does not read it" in capsys.readouterr().err
+    assert command([*arguments, "--denoiser.los", "l2"]) == 2, "no abbreviations"
+    assert command([*arguments, "--first-stage.adversarial-weight", "0"]) == 0
+    frozen = json.loads((tmp_path / "run/training/first_stage/recipe.json").read_text())["first_stage"]
+    assert frozen["adversarial_from_step"] == FirstStageRecipe.adversarial_from_step
+
+
 def test_a_damaged_tile_is_one_line_whoever_reads_it(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,10 +364,6 @@ def test_a_damaged_tile_is_one_line_whoever_reads_it(
 
 @pytest.mark.numerical
 def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import asdict
-
-    import yaml
-
     file = tmp_path / "recipe.yaml"
     recipe = replace(recipe, run=replace(recipe.run, mixed_precision="bf16"))
     file.write_text(yaml.safe_dump(asdict(recipe)))
