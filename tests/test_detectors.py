@@ -85,10 +85,8 @@ def test_a_detector_of_another_package_is_trained_and_loaded(tmp_path: Path) -> 
     """What is particular to it (four bands, sides of 8, two pairs at once) stands in its class."""
     assert detector_names() == [*DETECTORS, "broken", "four_bands", "missing", "no_net"]
     rng = np.random.default_rng(0)
-    pairs = []
-    for i in range(4):
-        first, second = rng.integers(0, 256, (2, 20, 20, 4), np.uint8)
-        pairs.append(ChangePair(str(i), first, second, rng.random((20, 20)) < 0.3))
+    images = rng.integers(0, 256, (4, 2, 20, 20, 4), np.uint8)
+    pairs = [ChangePair(str(i), one, two, rng.random((20, 20)) < 0.3) for i, (one, two) in enumerate(images)]
     settings = DetectorRecipe(
         name="four_bands", pairs="in memory", crop_size=12, batch_size=2, num_steps=3, val_every=2, warmup_steps=0
     )

@@ -100,20 +100,19 @@ def test_a_folder_is_the_old_one_the_new_one_or_none(
     folder, replace_path = tmp_path / kind, Path.replace
 
     def save(value: float) -> None:
-        parts: dict[str, tuple[object, Callable[[], object], torch.nn.Module]] = {
-            "model": (model := tiny_model(), lambda: save_model(model, folder), model.denoiser),
-            "first_stage": (model, lambda: save_first_stage(model.first_stage, folder), model.first_stage),
-            "segmenter": (net := Segmenter("unet", load_legend("mini")), lambda: net.save(folder), net),
-            "detector": (
-                detector := build_detector("fc_ef"),
-                lambda: save_detector(detector, "fc_ef", folder),
-                detector,
-            ),
+        model, segmenter, detector = tiny_model(), Segmenter("unet", load_legend("mini")), build_detector("fc_ef")
+        nets: dict[str, torch.nn.Module] = {
+            "model": model.denoiser, "first_stage": model.first_stage, "segmenter": segmenter, "detector": detector,
+        }  # fmt: skip
+        writers: dict[str, Callable[[], None]] = {
+            "model": lambda: save_model(model, folder),
+            "first_stage": lambda: save_first_stage(model.first_stage, folder),
+            "segmenter": lambda: segmenter.save(folder),
+            "detector": lambda: save_detector(detector, "fc_ef", folder),
         }
-        _, write, written = parts[kind]
-        for parameter in written.parameters():
+        for parameter in nets[kind].parameters():
             torch.nn.init.constant_(parameter, value)
-        write()
+        writers[kind]()
 
     def values() -> set[float]:
         loaded: dict[str, Callable[[], torch.nn.Module]] = {

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -272,11 +273,12 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
             replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
     with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
         replace(recipe, init="mini").check("segmenter")
+    whole: list[dict[str, Any]] = [{"accumulation_steps": 2}, {"compile": True}]
     segmenter, detector = SegmenterRecipe(crop_size=64), DetectorRecipe(pairs="x")
     for stage in ("segmenter", "detector"):
-        asked: dict[str, Any] = {"accumulation_steps": 2, "compile": True}
-        for name, value in asked.items():
-            run = replace(recipe.run, **{name: value})
+        for changed in whole:
+            ((name, value),) = changed.items()
+            run = replace(recipe.run, **changed)
             with pytest.raises(ConfigError, match=rf"run\.{name} is {value}; allowed: .*{stage}"):
                 replace(recipe, run=run, segmenter=segmenter, detector=detector).check(stage)
 
@@ -332,6 +334,20 @@ def test_flags_of_other_stages_are_refused(stage: str, flag: str, tmp_path: Path
         train(stage, TrainOptions(tmp_path), given=frozenset({"out", "run.seed", flag}))
 
 
+def test_a_recipe_of_all_stages_is_shared_and_its_flags_are_not(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(asdict(replace(recipe, detector=DetectorRecipe(name="snunet_c16")))))
+    arguments = ["train", "first-stage", "--config", str(file), "--out", str(tmp_path / "run")]
+    assert command([*arguments, "--denoiser.loss=l2"]) == 2
+    assert "--denoiser.loss: train first-stage does not read it" in capsys.readouterr().err
+    assert command([*arguments, "--denoiser.los", "l2"]) == 2, "no abbreviations"
+    assert command([*arguments, "--first-stage.adversarial-weight", "0"]) == 0
+    frozen = json.loads((tmp_path / "run/training/first_stage/recipe.json").read_text())["first_stage"]
+    assert frozen["adversarial_from_step"] == FirstStageRecipe.adversarial_from_step
+
+
 def test_a_damaged_tile_is_one_line_whoever_reads_it(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,10 +364,6 @@ def test_a_damaged_tile_is_one_line_whoever_reads_it(
 
 @pytest.mark.numerical
 def test_command_trains_a_model_that_paints(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import asdict
-
-    import yaml
-
     file = tmp_path / "recipe.yaml"
     recipe = replace(recipe, run=replace(recipe.run, mixed_precision="bf16"))
     file.write_text(yaml.safe_dump(asdict(recipe)))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
-from changeanywhere.flags import parse
+from changeanywhere.flags import given_flags, parse
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
@@ -143,7 +143,7 @@ def _train(arguments: list[str]) -> None:
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
     with progress_bars() as progress, polite_stop() as stop:
-        result = train(arguments[0], options, progress, stop.is_set)
+        result = train(arguments[0], options, progress, stop.is_set, given_flags(arguments[1:]))
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
         print(f"finished: {result}")
 

@@ -25,7 +25,11 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(
-        prog=f"changeanywhere {command}", description=description, epilog=epilog, exit_on_error=False
+        prog=f"changeanywhere {command}",
+        description=description,
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
     _add_options(parser, kind, "")
@@ -34,6 +38,12 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
     except jsonargparse.ArgumentError as error:
         raise ConfigError(_shorten(str(error))) from error
     return _build(kind, values)
+
+
+def given_flags(arguments: list[str]) -> frozenset[str]:
+    """Names of the options that came as flags: ``--denoiser.num-steps 3`` → ``denoiser.num_steps``."""
+    flags = (argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--"))
+    return frozenset(flag.replace("-", "_") for flag in flags) - {"config"}
 
 
 def _shorten(message: str) -> str:
