@@ -64,21 +64,23 @@ class Filtered:
 
     def paint(self, batch: Batch) -> list[Painting]:
         """See :class:`Painter`."""
-        paintings = self._scored(self._painter.paint(batch))
+        kept = {painting.place: painting for painting in self._scored(self._painter.paint(batch))}
         for attempt in range(1, self._options.attempts if self._options.action == "resample" else 1):
-            poor = [i for i, painting in enumerate(paintings) if self._is_poor(painting)]
+            poor = [place for place, painting in kept.items() if self._is_poor(painting)]
             if not poor:
                 break
-            places = [paintings[i].place for i in poor]
-            seeds = [pair_seed(batch.seeds[place], "attempt", attempt) for place in places]
-            for i, other in zip(poor, self._scored(self._painter.paint(batch.again(places, seeds))), strict=True):
-                if (other.score or 0) > (paintings[i].score or 0):
-                    paintings[i] = replace(paintings[i], image_t2=other.image_t2, score=other.score, attempt=attempt)
+            seeds = [pair_seed(batch.seeds[place], "attempt", attempt) for place in poor]
+            for other in self._scored(self._painter.paint(batch.again(poor, seeds))):
+                place = poor[other.place]
+                if (other.score or 0) > (kept[place].score or 0):  # whole: with its own plan and donors
+                    kept[place] = replace(other, place=place, attempt=attempt)
         if self._options.action == "score":
-            return paintings
-        return [painting for painting in paintings if not self._is_poor(painting)]
+            return list(kept.values())
+        return [painting for painting in kept.values() if not self._is_poor(painting)]
 
     def _scored(self, paintings: list[Painting]) -> list[Painting]:
+        if not paintings:
+            return []
         images = np.stack([painting.image_t2 for painting in paintings])
         scores = self._reader.scores(
             torch.from_numpy(images).permute(0, 3, 1, 2), [painting.plan for painting in paintings]

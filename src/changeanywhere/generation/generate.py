@@ -149,7 +149,7 @@ def painter_of(job: Job) -> tuple[Painter, Job]:
 @contextmanager
 def threads_of(job: Job) -> Iterator[None]:
     """The CPU threads that the job froze, for as long as the context lasts."""
-    if job.machine is None or job.sampling is None:
+    if job.machine is None:
         yield
         return
     import torch

@@ -21,6 +21,7 @@ from changeanywhere.events import EventOptions
 from changeanywhere.generation.options import FinishingOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.generation.tiles import Learned, SourceSettings, Tiles, open_tiles
+from changeanywhere.painters.registry import package_of
 from changeanywhere.pairs.record import Provenance
 from changeanywhere.plain import from_plain, to_plain
 from changeanywhere.storage import Store
@@ -89,14 +90,18 @@ class Job:
         """What every record of the set says of how it was made."""
         if self.painter is None or self.machine is None:
             return Provenance(versions=current_versions())
-        settings: dict[str, Any] = {"painter": {"method": self.painter.method, **self.painter.options}}
+        painter: dict[str, Any] = {"method": self.painter.method}
+        if self.painter.options:
+            painter["options"] = self.painter.options
+        settings: dict[str, Any] = {"painter": painter}
         if self.sampling is not None:
             settings["sampling"] = to_plain(self.sampling)
         settings["machine"] = to_plain(self.machine)
         settings["source"] = {"stretch": to_plain(self.source.options.stretch)}
         settings["finishing"] = to_plain(self.finishing)
         name = self.painter.model.rstrip("/").rpartition("/")[2]
-        return Provenance(name, self.painter.model_hash, settings, current_versions())
+        versions = current_versions() | package_of(self.painter.method)
+        return Provenance(name, self.painter.model_hash, settings, versions)
 
     def save(self, store: Store) -> None:
         """Write ``plan/job.json``."""
@@ -132,7 +137,8 @@ def refuse_others(begun: Job, asked: Job, store: Store) -> None:
     before, now = flat(to_plain(begun)), flat(to_plain(asked))
     # The fingerprint last: it changes with whatever else says more.
     for name in sorted({*before, *now}, key=lambda name: ("fingerprint" in name, name)):
-        if before.get(name) != now.get(name) and not name.startswith(NOT_COMPARED):
+        compared = not any(name == free or name.startswith(f"{free}.") for free in NOT_COMPARED)
+        if compared and before.get(name) != now.get(name):
             raise OutputError(
                 f"{store.describe()}: was made with {name} = {before.get(name)!r}, asked now: {now.get(name)!r}; "
                 "give another --out, or the same settings to resume"
@@ -143,7 +149,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level of dotted names."""
     names: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             names |= flat(value, f"{prefix}{key}.")
         else:
             names[f"{prefix}{key}"] = value

@@ -20,6 +20,8 @@ PAINTER_FLAGS = (
     *("known_noise", "eta", "dilate_cells", "window_margin", "compile"),
 )
 """Options that some painters read and others do not."""
+DEVICE_FLAGS = ("device", "dtype", "num_threads")
+"""Those of them that whatever computes on a device reads: the filter and the first stage of ``reconstruct_t1`` too."""
 EVENTS_READ_BY = {
     "appearance": "margin max_coverage rotate flip scale group_size shape_bank",
     "disappearance": "fill",

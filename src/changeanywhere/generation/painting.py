@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -13,8 +12,9 @@ from changeanywhere.generation.fidelity import FidelityFilter, Filtered
 from changeanywhere.generation.job import Job
 from changeanywhere.models.info import DOWNSAMPLING
 from changeanywhere.painters.base import Painter, PainterSettings
+from changeanywhere.painters.checked import Checked
 from changeanywhere.painters.diffusion import DiffusionPainter, Reconstructed
-from changeanywhere.painters.registry import find_painter
+from changeanywhere.painters.registry import OWN, find_painter
 
 GPU_BATCHES = (64, 48, 32, 24, 16, 8, 4, 2)
 
@@ -36,17 +36,18 @@ def build_painter(job: Job) -> tuple[Painter, Job]:
         compile=machine.compile,
         options=choice.options,
     )
-    painter: Any = kind.build(settings)
+    built = kind.build(settings)
+    painter: Painter = built if choice.method in OWN else Checked(built, choice.method)
     if not machine.batch_size:
-        if isinstance(painter, DiffusionPainter):
-            size = fitting_batch_size(painter.pipeline, settings.sampling, settings.tile_size)
+        if isinstance(built, DiffusionPainter):
+            size = fitting_batch_size(built.pipeline, settings.sampling, settings.tile_size)
         else:
             size = GPU_BATCHES[-2]
         job = replace(job, machine=replace(machine, batch_size=size)).opened_with(job.tiles)
     finishing = job.finishing
     if finishing.reconstruct_t1:
-        if isinstance(painter, DiffusionPainter):
-            pipeline = painter.pipeline
+        if isinstance(built, DiffusionPainter):
+            pipeline = built.pipeline
         else:
             pipeline = ChangePairPipeline.from_pretrained(choice.model, machine.device, machine.dtype)
         painter = Reconstructed(painter, pipeline, kind.reconstructs)

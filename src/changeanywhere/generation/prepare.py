@@ -15,10 +15,16 @@ from typing import Any
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ConfigError, OutputError, require
 from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
-from changeanywhere.generation.options import PAINTER_FLAGS, FinishingOptions, GenerateOptions, SimulateOptions
+from changeanywhere.generation.options import (
+    DEVICE_FLAGS,
+    PAINTER_FLAGS,
+    FinishingOptions,
+    GenerateOptions,
+    SimulateOptions,
+)
 from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan, plan_given
 from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
-from changeanywhere.models.info import ModelInfo, find_model, read_info
+from changeanywhere.models.info import ModelInfo, find_model, hash_files, read_info
 from changeanywhere.painters.base import PainterKind
 from changeanywhere.painters.registry import find_painter
 from changeanywhere.plain import to_plain
@@ -47,8 +53,8 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
         (info.stretch if info else None) or DEFAULT_STRETCH,
     )
     masks_t2 = painted.masks_t2 if painted else None
-    if info is not None:
-        _refuse_misfits(options, source_options.bands or (), source_options.tile_size or 0, info)
+    if painted is not None:
+        _refuse_misfits(painted, source_options.bands or (), source_options.tile_size or 0, info)
     source = _in_legend(open_source(options.source, source_options, None, progress), options, info)
     second = (
         _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
@@ -133,9 +139,10 @@ def note_inputs(job: Job, store: Store) -> None:
         store.put("transitions.json", (json.dumps(used, indent=1) + "\n").encode())
 
 
-def uses_torch(options: GenerateOptions, kind: type[PainterKind]) -> bool:
-    """Whether anything of a run computes on a device."""
-    return "num_steps" in kind.reads or options.reconstruct_t1 or options.filter.model is not None
+def device_flags_read(options: GenerateOptions, kind: type[PainterKind]) -> frozenset[str]:
+    """Which of :data:`DEVICE_FLAGS` anything of a run reads; none: it computes on no device."""
+    others = options.reconstruct_t1 or options.filter.model is not None
+    return frozenset(DEVICE_FLAGS) if others else frozenset(DEVICE_FLAGS) & kind.reads
 
 
 def _painter_of(options: Any) -> tuple[type[PainterKind], ModelInfo | None]:
@@ -146,28 +153,29 @@ def _painter_of(options: Any) -> tuple[type[PainterKind], ModelInfo | None]:
         value = getattr(options, name)
         read = value == getattr(blank, name) or name in kind.reads
         require(read, name, value, f"with a method that reads it, which {options.method} does not")
-    if not uses_torch(options, kind):
-        for name in ("device", "dtype", "num_threads"):
-            value = getattr(options, name)
-            what = f"with a method that computes on a device, which {options.method} does not"
-            require(value is None, name, value, what)
+    for name in sorted(set(DEVICE_FLAGS) - device_flags_read(options, kind)):
+        value = getattr(options, name)
+        what = f"with a method that computes on a device and reads it, which {options.method} does not"
+        require(value is None, name, value, what)
     again = options.filter.action != "resample" or kind.repaints
     require(again, "filter.action", options.filter.action, "score, drop where there is no other noise to paint with")
     if kind.uses_model:
         return kind, read_info(find_model(options.model))
     require(not options.reconstruct_t1, "reconstruct_t1", True, "false with a painter that has no first stage")
+    what = "with a method that paints in a model's legend; this one's masks stay in the source's"
+    require(options.legend_map is None, "legend_map", str(options.legend_map), what)
     return kind, None
 
 
-def _refuse_misfits(options: Any, bands: Sequence[int], tile_size: int, info: ModelInfo) -> None:
-    """What this model cannot do with these tiles."""
-    if len(bands) != info.num_bands:
+def _refuse_misfits(options: GenerateOptions, bands: Sequence[int], tile_size: int, info: ModelInfo | None) -> None:
+    """What this model, if there is one, and these files cannot do with these tiles."""
+    if info is not None and len(bands) != info.num_bands:
         raise ConfigError(f"bands is {list(bands)}; this model takes {info.num_bands}")
-    if options.image_format == "png" and info.num_bands != 3:
-        raise ConfigError(f"image_format is 'png'; allowed for a model of {info.num_bands} band(s): geotiff")
-    if tile_size % info.size_multiple:
+    if options.image_format == "png" and len(bands) != 3:
+        raise ConfigError(f"image_format is 'png'; allowed for images of {len(bands)} band(s): geotiff")
+    if info is not None and tile_size % info.size_multiple:
         raise ConfigError(f"tile_size is {tile_size}; this model allows multiples of {info.size_multiple}")
-    if options.nuisances.jpeg != [0, 0] and info.num_bands != 3:
+    if options.nuisances.jpeg != [0, 0] and len(bands) != 3:
         raise ConfigError(f"nuisances.jpeg is {options.nuisances.jpeg}; allowed for images of three bands only")
 
 
@@ -203,34 +211,37 @@ def _finishing(options: GenerateOptions) -> FinishingOptions:
 def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelInfo | None, begun: Job | None) -> Job:
     """Who paints, how and on what."""
     sampling = None
-    if "num_steps" in kind.reads and info is not None:
+    if kind.reads & set(asdict(Sampling())):
         given = {name: getattr(options, name) for name in asdict(Sampling())}
-        sampling = replace(Sampling(**info.defaults), **{k: v for k, v in given.items() if v is not None})
+        recommended = Sampling(**info.defaults) if info else Sampling()
+        sampling = replace(recommended, **{k: v for k, v in given.items() if v is not None})
         sampling.check()
-        idle = options.eta is not None and sampling.sampler != "ddim"
+        idle = options.eta is not None and "sampler" in kind.reads and sampling.sampler != "ddim"
         require(not idle, "eta", options.eta, f"with sampler ddim; {sampling.sampler} has none")
-    choice = PainterChoice(
-        options.method, str(options.model), info.weights_hash if info else "", dict(options.painter_options)
-    )
-    before = begun.machine if begun else None
-    machine = _machine(options, uses_torch(options, kind), before)
+    model, weights = str(options.model), info.weights_hash if info else ""
+    if info is None:  # a painter with a model of its own, or with none: mini is then no more than the option's default
+        model = "" if model == GenerateOptions.model else model
+        weights = hash_files(Path(model)) if model else ""
+    choice = PainterChoice(options.method, model, weights, dict(options.painter_options))
+    machine = _machine(options, device_flags_read(options, kind), begun.machine if begun else None)
     return replace(job, painter=choice, sampling=sampling, machine=machine)
 
 
-def _machine(options: GenerateOptions, computes: bool, before: Machine | None) -> Machine:
+def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | None) -> Machine:
     """On what the set is painted: as asked, else as begun, else the fastest that is there. ``batch_size`` 0: whatever
     the device takes, which only painting tells."""
-    if not computes:
+    if not read:
         return Machine("cpu", "float32", options.batch_size or CPU_BATCH, 1, False)
     from changeanywhere.diffusion.pipeline import default_dtype, dtype_note, find_device
 
-    device = find_device(options.device)
+    device = find_device(options.device if "device" in read else "cpu")
+    fastest = default_dtype(device) if "dtype" in read else "float32"
     if before and options.dtype is None and (note := dtype_note(before.dtype, device)):
         print(f"{options.out}: {note}", file=sys.stderr)
     batch_size = options.batch_size or (before.batch_size if before else 0)
     return Machine(
         device=device.type,
-        dtype=options.dtype or (before.dtype if before else default_dtype(device)),
+        dtype=options.dtype or (before.dtype if before else fastest),
         batch_size=batch_size or (CPU_BATCH if device.type == "cpu" else 0),
         num_threads=options.num_threads or (before.num_threads if before else os.cpu_count() or 1),
         compile=options.compile,

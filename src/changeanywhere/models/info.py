@@ -87,6 +87,19 @@ def hash_model(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def hash_files(place: Path) -> str:
+    """Of a model whose format is not ours: sha256 over names and bytes of all its files but hidden ones, 16 hexadecimal
+    digits; "" where there is nothing."""
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(place).as_posix()
+        if not any(part.startswith(".") and part != "." for part in name.split("/")):
+            with file.open("rb") as content:
+                digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16] if files else ""
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())

@@ -64,7 +64,7 @@ class Batch:
         return len(self.plans)
 
     def again(self, chosen: Sequence[int], seeds: Sequence[int]) -> Batch:
-        """The pairs ``chosen`` alone, with other seeds."""
+        """The pairs ``chosen`` alone, with other seeds; what was taken from donors before does not count for them."""
 
         def of(values: Sequence[Any]) -> list[Any]:
             return [values[i] for i in chosen]
@@ -75,7 +75,7 @@ class Batch:
             plans=of(self.plans),
             seeds=list(seeds),
             rows=of(self.rows),
-            donors=of(self.donors),
+            donors=[replace(donors, used=[]) for donors in of(self.donors)],
         )
 
 
@@ -108,7 +108,8 @@ class Painter(Protocol):
 
 @dataclass(frozen=True)
 class PainterSettings:
-    """What a painter is built from. ``model`` is a folder or ``mini``; ``options`` are a painter's own, by name."""
+    """What a painter is built from. ``model`` is what ``--model`` says: a folder or ``mini``, or, for a painter with
+    ``uses_model`` False, whatever it takes, "" where nothing was said. ``options`` are a painter's own, by name."""
 
     model: str
     legend: Legend
@@ -125,7 +126,9 @@ class PainterKind(Protocol):
     """What a name of ``--method`` stands for: a class with these, whose instances are :class:`Painter`."""
 
     reads: ClassVar[frozenset[str]]
-    """Options of ``generate`` that it reads; one that it does not read is refused when it is given."""
+    """Options of ``generate`` that it reads, of those that not every painter reads: the fields of
+    :class:`~changeanywhere.diffusion.options.Sampling`, ``compile``, ``device``, ``dtype``, ``num_threads``. One that
+    it does not read is refused when it is given."""
     how: ClassVar[str]
     """How the other date comes about, for the dataset card: "is painted by …"."""
     repaints: ClassVar[bool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -28,6 +29,9 @@ class DiffusionPainter:
             "dilate_cells",
             "window_margin",
             "compile",
+            "device",
+            "dtype",
+            "num_threads",
         ]
     )
     how: ClassVar[str] = (
@@ -78,12 +82,14 @@ class Reconstructed:
             batch.memo["reconstructed"] = to_pixels(self._pipeline.decode(encoded(self._pipeline, batch)))
         first: Pixels = batch.memo["reconstructed"]
         paintings = self._painter.paint(batch)
+        if not paintings:
+            return []
         second = np.stack([painting.image_t2 for painting in paintings])
         if not self._reconstructs:
             second = to_pixels(self._pipeline.decode(self._pipeline.encode(to_tensor(second))))
         return [
-            Painting(p.place, p.plan, first[batch.rows[p.place]], image, p.donors)
-            for p, image in zip(paintings, second, strict=True)
+            replace(painting, image_t1=first[batch.rows[painting.place]], image_t2=image)
+            for painting, image in zip(paintings, second, strict=True)
         ]
 
 

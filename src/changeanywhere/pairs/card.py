@@ -101,7 +101,9 @@ def _made(first: PairRecord) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"Model `{made.model}` (hash `{made.model_hash}`), {_join(made.versions)}.",
+        f"Model `{made.model}` (hash `{made.model_hash}`), {_join(made.versions)}."
+        if made.model
+        else f"No model, {_join(made.versions)}.",
         "",
         f"```json\n{json.dumps(made.settings, indent=1)}\n```",
         "",
