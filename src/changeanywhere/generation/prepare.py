@@ -236,7 +236,7 @@ def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | N
 
     device = find_device(options.device if "device" in read else "cpu")
     fastest = default_dtype(device) if "dtype" in read else "float32"
-    if before and options.dtype is None and (note := dtype_note(before.dtype, device)):
+    if before and "dtype" in read and options.dtype is None and (note := dtype_note(before.dtype, device)):
         print(f"{options.out}: {note}", file=sys.stderr)
     batch_size = options.batch_size or (before.batch_size if before else 0)
     return Machine(
