@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ class Line(Stage):
             Learner(self.late, torch.optim.SGD(self.late.parameters(), 0.1), norm_name="late_norm"),
         )
         self.calls: list[str] = []
+        self.stop, self.stop_at = Event(), ""
 
     def learning_rate(self, step: int) -> float:
         return 0.1
@@ -64,6 +66,8 @@ class Line(Stage):
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         self.calls.append(f"step {step}")
+        if self.stop_at == self.calls[-1]:
+            self.stop.set()
         return {"after": torch.tensor(float(step))}
 
     def validate(self, done: int, folder: TrainingFolder) -> None:
@@ -114,11 +118,13 @@ def test_who_is_asked_to_stop_leaves_a_checkpoint_and_goes_on_to_the_same_end(tm
     unbroken, folder = line(tmp_path / "a")
     train_stage(unbroken, folder)
     stopped, folder = line(tmp_path / "b")
+    stopped.stop_at = "step 3"
     with pytest.raises(KeyboardInterrupt):
-        train_stage(stopped, folder, stop=lambda: "step 3" in stopped.calls)
+        train_stage(stopped, folder, stop=stopped.stop)
     assert stopped.calls[-2:] == ["step 3", "validate 4"]
     resumed, folder = line(tmp_path / "b")
-    train_stage(resumed, folder, stop=lambda: "step 5" in resumed.calls)  # too late: it is done
+    resumed.stop_at = "step 5"
+    train_stage(resumed, folder, stop=resumed.stop)  # too late: it is done
     assert resumed.calls[0] == "step 4"
     assert torch.equal(unbroken.line.weight, resumed.line.weight) and torch.equal(unbroken.late.bias, resumed.late.bias)
 
@@ -170,8 +176,14 @@ def test_a_training_is_its_steps_written_out(tmp_path: Path) -> None:
 def test_a_resumed_segmenter_ends_in_the_same_bits(tmp_path: Path) -> None:
     source, recipe = segmenter(tmp_path / "source")
     whole = Segmenter.load(train_segmenter(source, recipe, tmp_path / "whole")).state_dict()
-    asked = iter([False, False, True])
+    stop = Event()
+
+    def after_three(what: str, done: int, total: int) -> None:
+        if done == 3:
+            stop.set()
+
     with pytest.raises(KeyboardInterrupt):
-        train_segmenter(source, recipe, tmp_path / "broken", stop=lambda: next(asked))
+        train_segmenter(source, recipe, tmp_path / "broken", after_three, stop)
+    assert torch.load(tmp_path / "broken/training/segmenter/checkpoint.pt", weights_only=True)["step"] == 4
     resumed = Segmenter.load(train_segmenter(source, recipe, tmp_path / "broken")).state_dict()
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

@@ -141,7 +141,7 @@ def test_sigterm_ends_a_training_after_a_checkpoint_of_its_own(
 
         monkeypatch.setattr(loop, "take_step", step_and_sigterm)
         with polite_stop() as stop, pytest.raises(KeyboardInterrupt):
-            train_it(source_of(recipe), recipe, tmp_path / "broken", stop=stop.is_set)
+            train_it(source_of(recipe), recipe, tmp_path / "broken", stop=stop)
         assert len(steps) == 3 and not active_children(), "reading processes ended with the loop"
         state = torch.load(tmp_path / "broken" / "training" / name / "checkpoint.pt", weights_only=True)
         assert state["step"] == 3

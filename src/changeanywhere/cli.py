@@ -143,7 +143,7 @@ def _train(arguments: list[str]) -> None:
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
     with progress_bars() as progress, polite_stop() as stop:
-        result = train(arguments[0], options, progress, stop.is_set, given_flags(arguments[1:]))
+        result = train(arguments[0], options, progress, stop, given_flags(arguments[1:]))
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
         print(f"finished: {result}")
 
@@ -205,7 +205,8 @@ def _benchmark(arguments: list[str]) -> None:
     options = _parse("benchmark", BenchmarkOptions, arguments)
     from changeanywhere.benchmark.protocol import run_benchmark
 
-    records = run_benchmark(options)
+    with progress_bars() as progress, polite_stop() as stop:
+        records = run_benchmark(options, progress, stop)
     print((options.out / "table.md").read_text())
     print(f"{len(records)} cells: {options.out}")
 

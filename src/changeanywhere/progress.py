@@ -27,7 +27,7 @@ def progress_bars() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars = Bars(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
-    begun: dict[str, tuple[object, float, int]] = {}
+    begun: dict[str, tuple[Any, float, int]] = {}
 
     def show(what: str, done: int, total: int) -> None:
         if not begun:
@@ -36,22 +36,16 @@ def progress_bars() -> Iterator[Progress]:
         if name not in begun:
             begun[name] = (bars.add_task(what, total=total, completed=done), time.perf_counter(), done)
         task, started, first = begun[name]
+        if bars.tasks[task].finished and done < bars.tasks[task].completed:  # the same kind of work begins again
+            bars.reset(task)
+            started, first = time.perf_counter(), done
+            begun[name] = (task, started, first)
         rate = (done - first) / max(time.perf_counter() - started, 1e-9)
         described = f"{what}  {rate:.2f}/s" if done > first else what
-        bars.update(task, completed=done, total=total, description=described)  # type: ignore[arg-type]
+        bars.update(task, completed=done, total=total, description=described)
 
     try:
         yield show
     finally:
         if begun:  # a bar that never began leaves no line
             bars.stop()
-
-
-def progress_bar(visible: bool = True) -> Any:
-    """Description, bar, counts, elapsed and remaining time."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Bars(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), disable=not visible)

@@ -84,8 +84,11 @@ def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]]
     for i in np.unique(np.linspace(0, len(test) - 1, options.num_panels).astype(int)):
         pair = test[int(i)]
         images = list(rgb8(pair))
-        first, second, _ = to_tensors(images[0], images[1], pair.change_mask.astype(np.uint8))
-        found = [net(first[None], second[None])[0].argmax(0).numpy() == 1 for net in nets]
+        inputs = (to_tensors(*rgb8(pair, net.in_channels), pair.change_mask.astype(np.uint8)) for net in nets)
+        found = [
+            net(first[None], second[None])[0].argmax(0).numpy() == 1
+            for net, (first, second, _) in zip(nets, inputs, strict=True)
+        ]
         label = np.repeat(pair.change_mask[..., None] * np.uint8(255), 3, 2)
         pictures = [*images, label, *(outcome(f, pair.change_mask) for f in found)]
         rows.append(np.hstack([np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255) for picture in pictures]))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import HELD_OUT_SEED, stream
 from changeanywhere.storage import atomic_write
 from changeanywhere.training.detection import ChangeScores
@@ -57,9 +59,9 @@ class Cell:
 class Benchmark:
     """The protocol on one folder."""
 
-    def __init__(self, options: BenchmarkOptions) -> None:
+    def __init__(self, options: BenchmarkOptions, progress: Progress = silent, stop: Event | None = None) -> None:
         options.check()
-        self.options = options
+        self.options, self.progress, self.stop = options, progress, stop
         self.device = default_device()
         self.train, self.val = self._training_splits()
         self.test = load_pairs(options.pairs, options.test_split)
@@ -144,7 +146,7 @@ class Benchmark:
         out = self.options.out / "pretrain" / f"{detector}-{arm}"
         if not (out / "detector" / "detector.json").is_file():
             recipe = self._recipe(self._pretraining(arm), detector, self.options.pretraining[arm], seed=0)
-            train_detector(recipe, out, self.sets[arm], None)
+            train_detector(recipe, out, self.sets[arm], None, self.progress, self.stop)
         return out / "detector"
 
     def finish(self, cell: Cell) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class Benchmark:
         out = self.options.out / "training" / f"{cell.key}-{what}"
         recipe = self._recipe(settings, cell.detector, self.options.pairs, cell.seed, init)
         if not (out / "detector" / "detector.json").is_file():
-            train_detector(recipe, out, self.few(cell.share, cell.seed), self.val)
+            train_detector(recipe, out, self.few(cell.share, cell.seed), self.val, self.progress, self.stop)
         best = out / "detector_best"
         return best if (best / "detector.json").is_file() else out / "detector"
 
@@ -225,9 +227,14 @@ def constant_scores(pairs: PairDataset) -> dict[str, ChangeScores]:
     }
 
 
-def run_benchmark(options: BenchmarkOptions) -> list[dict[str, Any]]:
-    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed."""
-    benchmark = Benchmark(options)
+def run_benchmark(
+    options: BenchmarkOptions, progress: Progress = silent, stop: Event | None = None
+) -> list[dict[str, Any]]:
+    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed.
+
+    Once ``stop`` is set the training at work ends with a checkpoint, in a :class:`KeyboardInterrupt`.
+    """
+    benchmark = Benchmark(options, progress, stop)
     benchmark.freeze()
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
     records, failed = [], []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import load_legend
@@ -69,14 +69,14 @@ def train(
     stage: str,
     options: TrainOptions,
     progress: Progress = silent,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Event | None = None,
     given: frozenset[str] = frozenset(),
 ) -> Path:
     """Train one of :data:`STAGES`, or resume it; returns the folder of the result.
 
     ``given``: names of the options that came as flags (``denoiser.loss``): one that the stage does not read is refused,
     and what one switches off may stay in the recipe file.
-    Where ``stop()`` becomes true it ends after the step it is at, with a checkpoint, in a :class:`KeyboardInterrupt`.
+    Once ``stop`` is set it ends after the step it is at, with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
     section = stage.replace("-", "_")
     refuse_unread_flags(section, given)

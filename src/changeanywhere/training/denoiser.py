@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initialise_denoiser
 from changeanywhere.training.latents import LatentCache, build_latent_cache
-from changeanywhere.training.loop import never, train_stage
+from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
@@ -40,7 +41,7 @@ def train_denoiser(
     out: Path,
     first_stage_folder: Path | None = None,
     progress: Progress = silent,
-    stop: Callable[[], bool] = never,
+    stop: Event | None = None,
 ) -> Path:
     """Train, or resume, in ``out/training/denoiser``; returns ``out/model``, a folder that ``--model`` takes.
 

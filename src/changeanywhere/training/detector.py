@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from changeanywhere.seeds import step_seed
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_detector
 from changeanywhere.training.folder import TrainingFolder
-from changeanywhere.training.loop import never, train_stage
+from changeanywhere.training.loop import train_stage
 from changeanywhere.training.pair_batches import training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
@@ -39,7 +40,7 @@ def train_detector(
     train: Pairs | None = None,
     val: Pairs | None = None,
     progress: Progress = silent,
-    stop: Callable[[], bool] = never,
+    stop: Event | None = None,
 ) -> Path:
     """Train, or resume, in ``out/training/detector``; returns ``out/detector`` (the last weights).
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from changeanywhere.training.batches import crop_batches, loaded
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initialise_first_stage
-from changeanywhere.training.loop import never, train_stage
+from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
@@ -34,7 +35,7 @@ STATISTICS_BATCH = 8
 
 
 def train_first_stage(
-    source: Source, recipe: Recipe, out: Path, progress: Progress = silent, stop: Callable[[], bool] = never
+    source: Source, recipe: Recipe, out: Path, progress: Progress = silent, stop: Event | None = None
 ) -> Path:
     """Train, or resume, in ``out/training/first_stage``; returns ``out/first_stage``, the finished folder."""
     recipe.check("first_stage")

@@ -8,9 +8,9 @@ parts, are averaged over the processes, and the weights move. Step N is a functi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -26,17 +26,10 @@ STOP_AGREED_EVERY = 10
 """Steps between two moments at which several processes agree to stop: a collective that the device is waited for."""
 
 
-def never() -> bool:
-    """The ``stop`` of who never wants a training to end early."""
-    return False
-
-
-def train_stage(
-    stage: Stage, folder: TrainingFolder, progress: Progress = silent, stop: Callable[[], bool] = never
-) -> Path:
+def train_stage(stage: Stage, folder: TrainingFolder, progress: Progress = silent, stop: Event | None = None) -> Path:
     """Train ``stage``, or resume it, in ``folder``; returns the folder of the result.
 
-    Where ``stop()`` becomes true the run ends after the step it is at, with a checkpoint of its own, in a
+    Once ``stop`` is set the run ends after the step it is at, with a checkpoint of its own, in a
     :class:`KeyboardInterrupt`. Raises :class:`TrainingDivergedError` before a loss that is no number reaches a
     checkpoint.
     """
@@ -102,8 +95,9 @@ def take_step(stage: Stage, batch: Batch, step: int) -> dict[str, Tensor]:
     return values | stage.after_step(step)
 
 
-def _agreed(stop: Callable[[], bool], done: int, processes: Processes) -> bool:
+def _agreed(stop: Event | None, done: int, processes: Processes) -> bool:
     """Whether any process was asked to stop: all of them must, after the same step."""
+    asked = stop is not None and stop.is_set()
     if processes.count == 1:
-        return stop()
-    return done % STOP_AGREED_EVERY == 0 and processes.any(stop())
+        return asked
+    return done % STOP_AGREED_EVERY == 0 and processes.any(asked)

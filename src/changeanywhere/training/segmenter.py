@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import crop_batches, loaded
 from changeanywhere.training.folder import TrainingFolder
-from changeanywhere.training.loop import never, train_stage
+from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
@@ -27,7 +28,7 @@ WEIGHT_DECAY = 0.01
 
 
 def train_segmenter(
-    source: Source, recipe: Recipe, out: Path, progress: Progress = silent, stop: Callable[[], bool] = never
+    source: Source, recipe: Recipe, out: Path, progress: Progress = silent, stop: Event | None = None
 ) -> Path:
     """Train, or resume, in ``out/training/segmenter``; returns ``out/segmenter``."""
     recipe.check("segmenter")
