@@ -27,7 +27,7 @@ TRAINED_STEPS = 1000
 @dataclass(frozen=True)
 class Exemplars:
     """Latents ``[B, 3, h, w]`` of images in which changed ground shows its new class, and the strength f32
-    ``[B, H, W]`` with which it is painted over: 0 keeps the exemplar as it is, 1 begins from noise. Read where something changed."""
+    ``[B, H, W]`` with which it is painted over: 0 keeps the exemplar as it is, 1 begins from noise."""
 
     latents: Tensor
     strength: Tensor

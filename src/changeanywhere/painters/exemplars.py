@@ -1,8 +1,8 @@
 """Exemplars: what changed ground may look like, in real pixels, before a network paints over them. No torch here.
 
 What appears brings the pixels of the instance whose shape it copies (its donor), turned as the shape was, with a ring
-of its surroundings, where its shadow lies. What vanishes, grows or converts becomes ground of the new class from the same
-tile, as near as may be, else from another tile.
+of its surroundings, where its shadow lies. What vanishes, grows or converts becomes ground of the new class from the
+same tile, as near as may be, else from another tile.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def _paste_donor(canvas: Canvas, event: ChangeEvent, donor: ShapeDonor, shape: S
 
 
 def turned(pixels: Pixels, of_class: Shape, donor: ShapeDonor) -> tuple[Pixels, Shape]:
-    """The donor's box and :data:`RING` px around it, turned and scaled as its shape was: pixels ``[h, w, C]``, and where
-    the shape's class is in the box bool ``[h, w]``. Quarter turns and mirrors agree with the shape exactly, other turns
-    and scales within a pixel."""
+    """The donor's box and :data:`RING` px around it, turned and scaled as its shape was: pixels ``[h, w, C]``, and
+    where the shape's class is in the box bool ``[h, w]``. Quarter turns and mirrors agree with the shape exactly, other
+    turns and scales within a pixel."""
     row, column, height, width = donor.box
     rows = np.arange(row - RING, row + height + RING).clip(0, pixels.shape[0] - 1)
     columns = np.arange(column - RING, column + width + RING).clip(0, pixels.shape[1] - 1)
