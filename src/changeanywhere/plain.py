@@ -6,6 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ def _build(hint: Any, content: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if content is None and type(None) in arguments:
             return None
-        (hint,) = (each for each in arguments if each is not type(None))
-        return _build(hint, content, where)
+        alternatives = [each for each in arguments if each is not type(None)]
+        for each in alternatives[:-1]:
+            with suppress(ValueError):
+                return _build(each, content, where)
+        return _build(alternatives[-1], content, where)
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, content, where)
     if origin is tuple and isinstance(content, list):

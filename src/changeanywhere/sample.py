@@ -90,6 +90,21 @@ class SourceSample:
 
 
 @dataclass(frozen=True)
+class ShapeDonor:
+    """Where the shape of an appearance was taken from, and how it was turned: quarter turns, mirror, scale, angle in
+    degrees, in this order."""
+
+    tile: int | None
+    """Number of the tile in its source; None: the tile that changes."""
+    box: tuple[int, int, int, int]
+    """(row, column, height, width) in px."""
+    turns: int = 0
+    mirrored: bool = False
+    factor: float = 1.0
+    angle: float = 0.0
+
+
+@dataclass(frozen=True)
 class ChangeEvent:
     """One change: ``kind`` ("appearance", "disappearance"), classes, and where.
 
@@ -103,10 +118,12 @@ class ChangeEvent:
     bbox: tuple[int, int, int, int]
     offset: tuple[int, int]
     area: int
+    donor: ShapeDonor | None = None
 
     def to_dict(self, legend: Legend) -> dict[str, Any]:
         """For ``metadata.jsonl``: classes by name."""
         record = asdict(self)
+        del record["donor"]  # other tiles stand in the record's donors
         record["from_class"] = legend.name_of(self.from_class)
         record["to_class"] = legend.name_of(self.to_class)
         return record

@@ -18,6 +18,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "pair.events": (),  # the events of a pair, of the pair's own seed
     "pair.finish": (41,),  # order of the dates, nuisances
     "pair.donors": (53,),  # other tiles whose pixels are pasted
+    "pair.exemplar": (59,),  # other tiles whose ground is an exemplar, strengths drawn from a range
     "training.order": (1,),  # tiles of an epoch
     "training.crop": (2,),  # crop and view of a row of a step
     "training.view": (3,),  # encoded views of a step

@@ -122,9 +122,9 @@ def sample_latents(
     a change, x is q(known, t) whatever the network says.
     """
     changed, unknown = cells.changed, cells.unknown
-    conditions = _conditions(denoiser, masks_t2, sampling.guidance_scale)
+    conditions = mask_conditions(denoiser, masks_t2, sampling.guidance_scale)
     known_noise = noise.draw("known").to(known) if sampling.known_noise == "fixed" else None
-    calls = _Calls(denoiser, schedule, sampling, noise, on_step)
+    calls = Calls(denoiser, schedule, sampling, noise, on_step)
     held_calls = range(int(sampling.num_steps * (1 - sampling.free_fraction)))
     x = noise.draw("start").to(known)
     if not sampling.window_margin:
@@ -146,7 +146,7 @@ def sample_latents(
     return torch.where(put_back, known, x)
 
 
-class _Calls:
+class Calls:
     """The sampler's calls of one run, on whole tiles or on windows of them."""
 
     def __init__(
@@ -155,21 +155,21 @@ class _Calls:
         schedule: DDPMScheduler,
         sampling: Sampling,
         noise: NoiseSource,
-        on_step: Callable[[int, Tensor], None] | None,
+        on_step: Callable[[int, Tensor], None] | None = None,
     ) -> None:
         self._denoiser, self._schedule, self._sampling = denoiser, schedule, sampling
         self._noise, self._on_step = noise, on_step
         # On the CPU: a scheduler that looks its timesteps up on a GPU makes the host wait at every call.
-        self._timesteps = [int(t) for t in self._sampler().timesteps]
+        self.timesteps = [int(t) for t in self._sampler().timesteps]
 
     def _sampler(self) -> Any:
         return build_sampler(self._sampling.sampler, self._schedule, self._sampling.num_steps, torch.device("cpu"))
 
     def noised(self, known: Tensor, noise: Tensor, call: int) -> Tensor:
         """q(known, t) at the timestep of ``call``; the clean latent after the last one."""
-        if call == len(self._timesteps):
+        if call == len(self.timesteps):
             return known.clone()
-        alpha = float(self._schedule.alphas_cumprod[self._timesteps[call]])
+        alpha = float(self._schedule.alphas_cumprod[self.timesteps[call]])
         noisy: Tensor = alpha**0.5 * known + (1 - alpha) ** 0.5 * noise
         return noisy
 
@@ -187,7 +187,7 @@ class _Calls:
             if self._on_step is not None:
                 self._on_step(call, x)
             timestep = sampler.timesteps[call]
-            times = torch.full((len(x),), self._timesteps[call], device=x.device)
+            times = torch.full((len(x),), self.timesteps[call], device=x.device)
             x = _step(sampler, self._predict(x, times, conditions), timestep, x, self._sampling.eta, self._noise)
         return x
 
@@ -202,7 +202,7 @@ class _Calls:
         return guided
 
 
-def _conditions(denoiser: Denoiser, masks: Tensor, scale: float) -> list[Tensor]:
+def mask_conditions(denoiser: Denoiser, masks: Tensor, scale: float) -> list[Tensor]:
     """What the masks say and, with guidance, the null condition: ``[B, mask_channels, h, w]`` each."""
     conditions = [denoiser.encode_masks(masks)]
     if scale != 1:

@@ -30,6 +30,9 @@ class Sampling:
     """Latent cells (4 px) by which the repainted part reaches over the change mask."""
     window_margin: int = 0
     """Latent cells around the change that the network sees until the free tail; 0 = the whole tile."""
+    exemplar_strength: float | list[float] | dict[str, float] | None = None
+    """How much of changed ground is painted: 1 (or None) all of it, from noise, as in the paper; 0 nothing: real pixels
+    of an exemplar. By class of mask t2 ({building: 0.25, default: 0.5}), or a range to draw each pair's from."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -54,5 +57,12 @@ class Sampling:
                 "0 with known_noise fresh, and with ddim where eta is above 0",
             ),
         ]
+        strengths = self.exemplar_strength
+        numbers = list(strengths.values()) if isinstance(strengths, dict) else strengths
+        numbers = [] if numbers is None else numbers if isinstance(numbers, list) else [numbers]
+        ranged = not isinstance(strengths, list) or (len(strengths) == 2 and strengths[0] <= strengths[1])
+        fits = all(0 <= number <= 1 for number in numbers) and ranged
+        what = "0 to 1, [low, high], or {class: 0 to 1}"
+        checks.append(("exemplar_strength", strengths, fits, what))
         for name, value, allowed, what in checks:
             require(allowed, name, value, what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy import ndimage, signal
 
 from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
+from changeanywhere.sample import ShapeDonor
 
 MAX_REGIONS = 12  # receiving regions tried per donor before the next donor has its turn
 MAX_DONORS = 24  # donors tried before the tile counts as infeasible
@@ -20,11 +21,17 @@ FFT_FROM = 2_000_000  # shape px × region px above which correlating by FFT is 
 
 @dataclass(frozen=True)
 class Donor:
-    """A shape that may appear: bool ``[h, w]``, and where in the tile it was taken from (None: from the bank)."""
+    """A shape that may appear: bool ``[h, w]``, and where it was taken from (tile None: the one that changes)."""
 
     class_index: int
     shape: Shape
-    origin: tuple[int, int] | None
+    tile: int | None
+    box: tuple[int, int, int, int]
+
+    @property
+    def origin(self) -> tuple[int, int] | None:
+        """Where in the tile that changes it was."""
+        return self.box[:2] if self.tile is None else None
 
 
 class Appearance:
@@ -39,7 +46,7 @@ class Appearance:
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
         for donor in islice(_donors(ground, rng), MAX_DONORS):
-            shape = transform(donor.shape, ground, rng)
+            shape, turn = transform(donor.shape, ground, rng)
             area = int(np.count_nonzero(shape))
             if not ground.within(area) or not ground.usual(donor.class_index, area):
                 continue
@@ -58,7 +65,8 @@ class Appearance:
                 mask_t2 = ground.mask.copy()
                 mask_t2[row : row + shape.shape[0], column : column + shape.shape[1]][shape] = donor.class_index
                 offset = (int(row) - donor.origin[0], int(column) - donor.origin[1]) if donor.origin else (0, 0)
-                return mask_t2, describe(self.name, ground.mask, mask_t2, offset)
+                came_from = replace(turn, tile=donor.tile, box=donor.box)
+                return mask_t2, describe(self.name, ground.mask, mask_t2, offset, came_from)
         return None
 
 
@@ -67,7 +75,7 @@ def _donors(ground: Ground, rng: np.random.Generator) -> Iterable[Donor]:
     if ground.bank is not None:
         bank = ground.bank
         drawn = bank.draw(rng, MAX_DONORS, ground.min_area, ground.max_area)
-        return (Donor(c, bank.shape(c, number), None) for c, number in drawn)  # read when its turn comes
+        return (Donor(c, bank.shape(c, n), *bank.place(c, n)) for c, n in drawn)  # read when its turn comes
     whole = [i for i in ground.instances if not i.cut and i.area <= ground.max_area]
     smallest = 1 if ground.options.group_size > 1 else ground.min_area
     return [_group(i, whole, ground, rng) for i in class_by_class([i for i in whole if i.area >= smallest], rng)]
@@ -91,15 +99,16 @@ def _group(instance: Instance, whole: list[Instance], ground: Ground, rng: np.ra
         shape[m.row - top : m.row - top + m.shape.shape[0], m.column - left : m.column - left + m.shape.shape[1]] |= (
             m.shape
         )
-    return Donor(instance.class_index, shape, (top, left))
+    return Donor(instance.class_index, shape, None, (top, left, height, width))
 
 
-def transform(shape: Shape, ground: Ground, rng: np.random.Generator) -> Shape:
-    """Rotate, mirror and scale ``shape`` as the options say; trimmed to its bounding box."""
+def transform(shape: Shape, ground: Ground, rng: np.random.Generator) -> tuple[Shape, ShapeDonor]:
+    """Rotate, mirror and scale ``shape`` as the options say; trimmed to its bounding box. And how it was turned."""
     options = ground.options
-    if options.rotate == "right_angles":
-        shape = np.rot90(shape, int(rng.integers(4)))
-    if options.flip and rng.integers(2):
+    turns = int(rng.integers(4)) if options.rotate == "right_angles" else 0
+    shape = np.rot90(shape, turns)
+    mirrored = bool(options.flip and rng.integers(2))
+    if mirrored:
         shape = shape[:, ::-1]
     angle = float(rng.uniform(0, 360)) if options.rotate == "any" else 0.0
     factor = float(rng.uniform(*options.scale)) if options.scale != (1.0, 1.0) else 1.0
@@ -107,10 +116,10 @@ def transform(shape: Shape, ground: Ground, rng: np.random.Generator) -> Shape:
         grey = ndimage.zoom(shape.astype(np.float32), factor, order=1) if factor != 1.0 else shape.astype(np.float32)
         shape = ndimage.rotate(grey, angle, order=1) > 0.5 if angle else grey > 0.5
         if not shape.any():
-            return np.zeros((1, 1), bool)
+            return np.zeros((1, 1), bool), ShapeDonor(None, (0, 0, 1, 1))
         rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
         shape = shape[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.ascontiguousarray(shape)
+    return np.ascontiguousarray(shape), ShapeDonor(None, (0, 0, *shape.shape), turns, mirrored, factor, angle)
 
 
 def feasible_places(region: Shape, shape: Shape, margin: int) -> npt.NDArray[np.int64]:

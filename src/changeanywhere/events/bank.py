@@ -60,6 +60,11 @@ class ShapeBank:
         """Shape ``number`` of a class, bool ``[h, w]``, read from its mask."""
         return self._shape(class_index, self.references[class_index][number])
 
+    def place(self, class_index: int, number: int) -> tuple[int, tuple[int, int, int, int]]:
+        """Tile and box of a shape."""
+        reference = self.references[class_index][number]
+        return reference.tile, reference.box
+
     def draw(self, rng: np.random.Generator, count: int, min_area: int, max_area: int) -> list[tuple[int, int]]:
         """``count`` random (class, number of the shape) within the area limits, every class with the same chance."""
         fitting = {c: np.flatnonzero((min_area <= areas) & (areas <= max_area)) for c, areas in self.areas.items()}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from changeanywhere.events.instances import Instance, find_instances
 from changeanywhere.events.options import EventOptions
 from changeanywhere.legend import Mask
-from changeanywhere.sample import ChangeEvent
+from changeanywhere.sample import ChangeEvent, ShapeDonor
 
 if TYPE_CHECKING:
     from changeanywhere.events.bank import ShapeBank
@@ -66,7 +66,9 @@ class EventKind(Protocol):
         ...
 
 
-def describe(kind: str, before: Mask, after: Mask, offset: tuple[int, int] = (0, 0)) -> tuple[ChangeEvent, ...]:
+def describe(
+    kind: str, before: Mask, after: Mask, offset: tuple[int, int] = (0, 0), donor: ShapeDonor | None = None
+) -> tuple[ChangeEvent, ...]:
     """One :class:`ChangeEvent` per class transition between two masks, as the pixels say."""
     changed = before != after
     codes = before[changed].astype(np.int64) * 256 + after[changed]
@@ -76,7 +78,7 @@ def describe(kind: str, before: Mask, after: Mask, offset: tuple[int, int] = (0,
         part = changed & (before == start) & (after == end)
         rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
         box = (int(rows[0]), int(columns[0]), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
-        events.append(ChangeEvent(kind, start, end, box, offset, int(part.sum())))
+        events.append(ChangeEvent(kind, start, end, box, offset, int(part.sum()), donor))
     return tuple(events)
 
 

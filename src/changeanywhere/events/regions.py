@@ -104,7 +104,7 @@ class Rebuild:
                 else:
                     assert ground.bank is not None
                     shape = ground.bank.shape(old.class_index, int(number) - len(shapes))
-                shape = transform(shape, ground, rng)
+                shape, _ = transform(shape, ground, rng)
                 mask_t2 = self._place(ground, old, cleared, surrounding, shape, rng)
                 if mask_t2 is not None:
                     return mask_t2, describe(self.name, ground.mask, mask_t2)

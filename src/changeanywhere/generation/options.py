@@ -17,7 +17,7 @@ FILTER_ACTIONS = ("score", "drop", "resample")
 IMAGE_FORMATS = ("png", "geotiff")
 PAINTER_FLAGS = (
     *("sampler", "num_steps", "free_fraction", "guidance_scale"),
-    *("known_noise", "eta", "dilate_cells", "window_margin", "compile"),
+    *("known_noise", "eta", "dilate_cells", "window_margin", "exemplar_strength", "compile"),
 )
 """Options that some painters read and others do not."""
 DEVICE_FLAGS = ("device", "dtype", "num_threads")
@@ -143,6 +143,9 @@ class GenerateOptions(SimulateOptions):
     """Latent cells (4 px) by which the painted part reaches over the change mask."""
     window_margin: int | None = None
     """Latent cells around the change that the network sees until the free tail; 0 = the whole tile."""
+    exemplar_strength: float | list[float] | dict[str, float] | None = None
+    """How much of changed ground is painted over real pixels: 1 = all of it, from noise (the paper's); 0 = nothing. By
+    class, '{"building": 0.25, "default": 0.5}', or a range to draw from, '[0.2, 0.4]'."""
     reconstruct_t1: bool = False
     """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""
     paste_back: bool = False

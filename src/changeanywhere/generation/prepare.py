@@ -24,6 +24,7 @@ from changeanywhere.generation.options import (
 )
 from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan, plan_given
 from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
+from changeanywhere.legend import Legend
 from changeanywhere.models.info import ModelInfo, find_model, hash_files, read_info
 from changeanywhere.painters.base import PainterKind
 from changeanywhere.painters.registry import find_painter
@@ -216,6 +217,11 @@ def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelIn
         recommended = Sampling(**info.defaults) if info else Sampling()
         sampling = replace(recommended, **{k: v for k, v in given.items() if v is not None})
         sampling.check()
+        if isinstance(sampling.exemplar_strength, dict):
+            names = ("default", *Legend.from_dict(job.source.legend, "the job").names)
+            unknown = sorted(set(sampling.exemplar_strength) - {*names})
+            allowed = ", ".join(names)
+            require(not unknown, "exemplar_strength", unknown, allowed)
         idle = options.eta is not None and "sampler" in kind.reads and sampling.sampler != "ddim"
         require(not idle, "eta", options.eta, f"with sampler ddim; {sampling.sampler} has none")
     model, weights = str(options.model), info.weights_hash if info else ""

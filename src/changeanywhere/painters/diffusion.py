@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import paint_latents
+from changeanywhere.diffusion.exemplars import Exemplars, paint_from_exemplars
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import require
 from changeanywhere.painters.base import Batch, Painter, PainterSettings, Painting, Pixels
+from changeanywhere.painters.exemplars import exemplar_of, strength_of
+from changeanywhere.sample import SourceItem
 
 
 class DiffusionPainter:
@@ -28,6 +31,7 @@ class DiffusionPainter:
             "eta",
             "dilate_cells",
             "window_margin",
+            "exemplar_strength",
             "compile",
             "device",
             "dtype",
@@ -61,12 +65,28 @@ class DiffusionPainter:
         masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans]).astype(np.int64))
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
         denoiser, schedule = self.pipeline.denoiser, self.pipeline.model.schedule
-        painted = paint_latents(denoiser, schedule, latents, masks, changes, batch.seeds, self.sampling)
+        if self.sampling.exemplar_strength is None:
+            donors: list[list[SourceItem]] = [[] for _ in batch.plans]
+            painted = paint_latents(denoiser, schedule, latents, masks, changes, batch.seeds, self.sampling)
+        else:
+            exemplars, donors = self._exemplars(batch, self.sampling.exemplar_strength)
+            given = (masks, changes)
+            painted = paint_from_exemplars(denoiser, schedule, latents, exemplars, given, batch.seeds, self.sampling)
         images = to_pixels(self.pipeline.decode(painted))
         return [
-            Painting(i, plan, batch.images[row], image)
-            for i, (plan, row, image) in enumerate(zip(batch.plans, batch.rows, images, strict=True))
+            Painting(i, plan, batch.images[row], image, own)
+            for i, (plan, row, image, own) in enumerate(zip(batch.plans, batch.rows, images, donors, strict=True))
         ]
+
+    def _exemplars(
+        self, batch: Batch, strength: float | list[float] | dict[str, float]
+    ) -> tuple[Exemplars, list[list[SourceItem]]]:
+        """Changed ground in real pixels, encoded, and the other tiles that gave them, pair by pair."""
+        pairs = zip(batch.rows, batch.samples, batch.plans, batch.donors, strict=True)
+        made = [exemplar_of(batch.images[row], sample, plan, donors) for row, sample, plan, donors in pairs]
+        latents = self.pipeline.encode(to_tensor(np.stack([image for image, _ in made])))
+        strengths = [strength_of(strength, plan, self.pipeline.legend) for plan in batch.plans]
+        return Exemplars(latents, torch.from_numpy(np.stack(strengths))), [donors for _, donors in made]
 
 
 class Reconstructed:

@@ -1,0 +1,147 @@
+"""Blended diffusion that begins from exemplars: changed ground from q(exemplar, t) instead of from noise.
+
+After SDEdit (Meng et al. 2022) for the start, and paper §2.4 for what is held. The paper paints changed ground from
+pure noise; that is strength 1. Shapes as in :mod:`.blended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from changeanywhere.diffusion.blended import Calls, NoiseStreams, changed_cells, mask_conditions, unknown_cells
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.windows import LatentWindow, change_windows, cut
+from changeanywhere.models.denoiser import Denoiser
+from changeanywhere.models.first_stage import DOWNSAMPLING
+
+TRAINED_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Latents ``[B, 3, h, w]`` of images in which changed ground shows its new class, and the strength f32
+    ``[B, H, W]`` with which it is painted over: 0 keeps the exemplar as it is, 1 begins from noise."""
+
+    latents: Tensor
+    strength: Tensor
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """All that a call needs, of the whole batch."""
+
+    target: Tensor
+    """What is held, clean: the exemplar on changed cells, date 1 elsewhere."""
+    noise: Tensor | None
+    changed: Tensor
+    start: Tensor
+    """First call that paints a cell, int64 ``[B, 1, h, w]``; ``num_steps``: none does."""
+    conditions: list[Tensor]
+
+
+@torch.no_grad()
+def paint_from_exemplars(
+    denoiser: Denoiser,
+    schedule: DDPMScheduler,
+    known: Tensor,
+    exemplars: Exemplars,
+    masks: tuple[Tensor, Tensor],
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> Tensor:
+    """Latents ``known`` of date 1 → latents of date 2, ``[B, 3, h, w]``, on the device of ``known``.
+
+    ``masks``: mask t2 int64 and change mask bool, ``[B, H, W]``. A changed cell is held at q(exemplar, t) until the
+    call whose timestep is nearest to strength × 1000, and painted from there on; everything else is held as in
+    :func:`.sample_latents`. Cells of less strength wait for their call while others are painted around them. Calls
+    before the first start of a pair are not made for it. Strengths below the free tail begin with the tail, or never.
+    """
+    masks_t2, change_masks = (mask.to(known.device) for mask in masks)
+    changed = changed_cells(change_masks, sampling.dilate_cells)
+    unknown = unknown_cells(masks_t2, changed)
+    streams = NoiseStreams(seeds, known.shape[1:])
+    calls = Calls(denoiser, schedule, sampling, streams)
+    num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
+    start = first_calls(exemplars.strength.to(known.device), change_masks, calls.timesteps, num_held, sampling)
+    scene = _Scene(
+        target=torch.where(changed, exemplars.latents.to(known.device), known),
+        noise=streams.draw("known").to(known) if sampling.known_noise == "fixed" else None,
+        changed=changed,
+        start=torch.where(changed, start, sampling.num_steps),
+        conditions=mask_conditions(denoiser, masks_t2, sampling.guidance_scale),
+    )
+    x = calls.noised(scene.target, _noise(scene, streams), num_held)
+    margin, multiple = sampling.window_margin, denoiser.size_multiple // DOWNSAMPLING
+    windows = change_windows(changed, margin, multiple) if margin else _whole_tiles(changed)
+    for starts, some in _alike(windows, scene.start, num_held):
+        painted = _paint_windows(calls, scene, starts, some, streams)
+        for window, part in zip(some, painted, strict=True):
+            window.of(x).copy_(part)
+    never = changed & (scene.start == sampling.num_steps)
+    x = calls.run(range(num_held, sampling.num_steps), x, scene.target, scene.noise, unknown | never, scene.conditions)
+    put_back = ~changed | never if sampling.free_fraction == 0 else unknown | never
+    return torch.where(put_back, scene.target, x)
+
+
+def first_calls(
+    strength: Tensor, change_masks: Tensor, timesteps: Sequence[int], num_held: int, sampling: Sampling
+) -> Tensor:
+    """First call of each cell, int64 ``[B, 1, h, w]``: the one whose timestep is nearest to strength × 1000.
+
+    Where classes of several strengths meet in a cell, the largest counts. ``num_steps``: none.
+    """
+    pixels = torch.where(change_masks, strength, 0).unsqueeze(1)
+    cells = F.max_pool2d(pixels, DOWNSAMPLING)
+    if sampling.dilate_cells:
+        reach = sampling.dilate_cells
+        cells = F.max_pool2d(cells, 2 * reach + 1, stride=1, padding=reach)
+    # After the last call the sample is clean: timestep 0.
+    moments = torch.tensor([*timesteps, 0], device=strength.device, dtype=torch.float32)
+    nearest = (cells.unsqueeze(-1) * TRAINED_STEPS - moments).abs().argmin(-1)
+    nearest = torch.where(cells >= 1, 0, nearest)
+    inside_tail = nearest > num_held
+    halfway = (num_held + len(timesteps)) / 2
+    return torch.where(inside_tail, torch.where(nearest < halfway, num_held, len(timesteps)), nearest)
+
+
+def _paint_windows(
+    calls: Calls, scene: _Scene, starts: tuple[int, ...], windows: list[LatentWindow], streams: NoiseStreams
+) -> Tensor:
+    """The held calls on windows of one size whose cells begin at the same calls, ``starts`` and the end of them."""
+    target, changed, start = (cut(tensor, windows) for tensor in (scene.target, scene.changed, scene.start))
+    noise = None if scene.noise is None else cut(scene.noise, windows)
+    conditions = [cut(condition, windows) for condition in scene.conditions]
+    x = calls.noised(target, cut(_noise(scene, streams), windows), starts[0])
+    for begin, end in pairwise(starts):
+        held = ~changed | (start > begin)
+        x = calls.run(range(begin, end), x, target, noise, held, conditions)
+    return x
+
+
+def _alike(
+    windows: Iterable[LatentWindow], start: Tensor, num_held: int
+) -> list[tuple[tuple[int, ...], list[LatentWindow]]]:
+    """Windows by size and by the calls at which their cells begin: a solver begins anew at each of these, so that what
+    is painted together must begin together. Windows in which nothing begins before the tail are left out."""
+    groups: dict[tuple[int, int, tuple[int, ...]], list[LatentWindow]] = {}
+    for window in windows:
+        begins = sorted({int(call) for call in window.of(start).unique() if int(call) < num_held})
+        if begins:
+            groups.setdefault((window.height, window.width, (*begins, num_held)), []).append(window)
+    return [(starts, groups[height, width, starts]) for height, width, starts in sorted(groups)]
+
+
+def _whole_tiles(changed: Tensor) -> list[LatentWindow]:
+    height, width = changed.shape[2:]
+    return [LatentWindow(i, 0, 0, height, width) for i in range(len(changed)) if bool(changed[i].any())]
+
+
+def _noise(scene: _Scene, streams: NoiseStreams) -> Tensor:
+    return streams.draw("known").to(scene.target) if scene.noise is None else scene.noise

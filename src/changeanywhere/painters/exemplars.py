@@ -1,0 +1,211 @@
+"""Exemplars: what changed ground may look like, in real pixels, before a network paints over them. No torch here.
+
+What appears brings the pixels of the instance whose shape it copies (its donor), turned as the shape was, with a ring
+of its surroundings, where its shadow lies. What vanishes, grows or converts becomes ground of the new class from the
+same tile, as near as may be, else from another tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, signal
+
+from changeanywhere.legend import Legend
+from changeanywhere.painters.base import Donors, Pixels
+from changeanywhere.sample import ChangeEvent, ChangePlan, ShapeDonor, SourceItem, SourceSample
+from changeanywhere.seeds import stream
+
+RING = 6
+"""Pixels around a donor that come along, fading out: its shadow and its edge."""
+GROUND_RING = 3
+"""The same around ground."""
+COVERED = 0.98
+"""Share of a hole that ground must fill to be taken without looking further."""
+POOR = 0.6
+"""Below this share, other tiles are looked at."""
+DONOR_TILES = 12
+MIN_PIXELS = 64
+SPREAD = (0.7, 1.4)
+"""Limits of the factor on a donor's contrast."""
+
+Shape = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An image that is being filled, and whose other tiles' pixels went into it."""
+
+    image: Pixels
+    sample: SourceSample
+    plan: ChangePlan
+    donors: Donors
+    rng: np.random.Generator
+
+
+def exemplar_of(
+    image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors
+) -> tuple[Pixels, list[SourceItem]]:
+    """``image`` float32 ``[H, W, C]`` in [-1, 1] with real pixels of the new classes on changed ground, and the other
+    tiles that gave them; all that is random follows from the plan's seed."""
+    used = Donors(donors.source, donors.allowed)
+    canvas = Canvas(image.copy(), sample, plan, used, stream("pair.exemplar", plan.seed))
+    for event in plan.events:
+        shape = _changed_by(event, sample, plan)
+        pasted = event.donor is not None and _paste_donor(canvas, event, event.donor, shape)
+        if not pasted:
+            _fill_with_ground(canvas, event.to_class, shape)
+    return canvas.image, used.used
+
+
+def strength_of(
+    strength: float | list[float] | dict[str, float], plan: ChangePlan, legend: Legend
+) -> npt.NDArray[np.float32]:
+    """Strength by pixel f32 ``[H, W]``; a class that is not named takes ``default``, else 1."""
+    if isinstance(strength, dict):
+        by_class = np.ones(256, np.float32) * strength.get("default", 1.0)
+        for name, value in strength.items():
+            if name != "default":
+                by_class[legend.index_of(name)] = value
+        return by_class[plan.mask_t2]
+    if isinstance(strength, list):
+        strength = float(stream("pair.exemplar", plan.seed, 1).uniform(strength[0], strength[1]))
+    return np.full(plan.mask_t2.shape, strength, np.float32)
+
+
+def _changed_by(event: ChangeEvent, sample: SourceSample, plan: ChangePlan) -> Shape:
+    """Ground that an event changed, bool ``[H, W]``."""
+    row, column, height, width = event.bbox
+    box = (slice(row, row + height), slice(column, column + width))
+    shape = np.zeros(sample.mask.shape, bool)
+    shape[box] = (sample.mask[box] == event.from_class) & (plan.mask_t2[box] == event.to_class)
+    return shape & plan.change_mask
+
+
+def _paste_donor(canvas: Canvas, event: ChangeEvent, donor: ShapeDonor, shape: Shape) -> bool:
+    """Put the donor's own pixels where its shape is; False where they cannot be had (a donor of another split)."""
+    if donor.tile is None:
+        giver, pixels = canvas.sample, canvas.image
+    elif donor.tile in canvas.donors.allowed:
+        giver = canvas.donors.source.read(donor.tile)
+        pixels = giver.pixels()
+    else:
+        return False
+    patch, inside = turned(pixels, giver.mask == event.to_class, donor)
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if not len(rows):
+        return False
+    # The place of the patch: its shape's box lies on the event's.
+    top, left = event.bbox[0] - int(rows[0]), event.bbox[1] - int(columns[0])
+    height, width = shape.shape
+    into = (
+        slice(max(top, 0), min(top + patch.shape[0], height)),
+        slice(max(left, 0), min(left + patch.shape[1], width)),
+    )
+    of = (slice(into[0].start - top, into[0].stop - top), slice(into[1].start - left, into[1].stop - left))
+    if giver is not canvas.sample:
+        patch = _matched(patch, giver, canvas)
+        if giver.item.key != canvas.sample.item.key:
+            canvas.donors.note(giver.item)
+    share = _soft(shape, RING)[into][..., None]
+    canvas.image[into] = share * patch[of] + (1 - share) * canvas.image[into]
+    return True
+
+
+def turned(pixels: Pixels, of_class: Shape, donor: ShapeDonor) -> tuple[Pixels, Shape]:
+    """The donor's box and :data:`RING` px around it, turned and scaled as its shape was: pixels ``[h, w, C]``, and
+    where the shape's class is in the box bool ``[h, w]``. Quarter turns and mirrors agree with the shape exactly, other
+    turns and scales within a pixel."""
+    row, column, height, width = donor.box
+    rows = np.arange(row - RING, row + height + RING).clip(0, pixels.shape[0] - 1)
+    columns = np.arange(column - RING, column + width + RING).clip(0, pixels.shape[1] - 1)
+    patch = pixels[np.ix_(rows, columns)]
+    inside = np.zeros(patch.shape[:2], bool)
+    inside[RING:-RING, RING:-RING] = of_class[row : row + height, column : column + width]
+    patch, inside = np.rot90(patch, donor.turns), np.rot90(inside, donor.turns)
+    if donor.mirrored:
+        patch, inside = patch[:, ::-1], inside[:, ::-1]
+    if donor.factor != 1.0:
+        patch = ndimage.zoom(patch, (donor.factor, donor.factor, 1), order=1)
+        inside = ndimage.zoom(inside.astype(np.float32), donor.factor, order=1) > 0.5
+    if donor.angle:
+        patch = ndimage.rotate(patch, donor.angle, axes=(1, 0), order=1, mode="nearest")
+        inside = ndimage.rotate(inside.astype(np.float32), donor.angle, order=1) > 0.5
+    return np.ascontiguousarray(patch, np.float32), inside
+
+
+def _fill_with_ground(canvas: Canvas, class_index: int, shape: Shape) -> None:
+    """Ground of a class over ``shape``: shifted from where the tile has it, else from another tile."""
+    here = (canvas.sample.mask == class_index) & ~canvas.plan.change_mask
+    covered, shift = _nearest_cover(here, shape)
+    source, pixels, giver = here, canvas.image, canvas.sample
+    for _ in range(DONOR_TILES if covered < POOR else 0):
+        other = canvas.donors.source.read(canvas.donors.draw(canvas.rng))
+        there = other.mask == class_index
+        its_cover, its_shift = _nearest_cover(there, shape)
+        if other.item.key != canvas.sample.item.key and its_cover > covered:
+            covered, shift, source, giver = its_cover, its_shift, there, other
+        if covered >= COVERED:
+            break
+    if not covered:
+        return
+    if giver is not canvas.sample:
+        pixels = _matched(giver.pixels(), giver, canvas)
+        canvas.donors.note(giver.item)
+    # Where the shifted ground is of another class, the nearest pixel of the class stands in.
+    nearest = ndimage.distance_transform_edt(~source, return_distances=False, return_indices=True)
+    box = _box(shape, GROUND_RING)
+    rows = np.arange(box[0].start, box[0].stop) + shift[0]
+    columns = np.arange(box[1].start, box[1].stop) + shift[1]
+    at = np.ix_(rows.clip(0, shape.shape[0] - 1), columns.clip(0, shape.shape[1] - 1))
+    filled = pixels[nearest[0][at], nearest[1][at]]
+    share = _soft(shape, GROUND_RING)[box][..., None]
+    canvas.image[box] = share * filled + (1 - share) * canvas.image[box]
+
+
+def _nearest_cover(source: Shape, shape: Shape) -> tuple[float, tuple[int, int]]:
+    """The shift (rows, columns) at which ``source`` covers most of ``shape``, the shortest of those as good as
+    :data:`COVERED`; (share covered, shift)."""
+    if not source.any() or not shape.any():
+        return 0.0, (0, 0)
+    box = _box(shape, 0)
+    part = shape[box].astype(np.float32)
+    hits = signal.fftconvolve(source.astype(np.float32), part[::-1, ::-1], mode="valid") / part.sum()
+    rows, columns = np.indices(hits.shape)
+    way = np.hypot(rows - box[0].start, columns - box[1].start)
+    good = hits >= COVERED
+    place = np.where(good, way, np.inf).argmin() if good.any() else (hits - 1e-6 * way).argmax()
+    row, column = np.unravel_index(int(place), hits.shape)
+    return float(hits[row, column].clip(0, 1)), (int(row) - box[0].start, int(column) - box[1].start)
+
+
+def _matched(pixels: Pixels, giver: SourceSample, canvas: Canvas) -> Pixels:
+    """Another tile's pixels in the light of this one: mean and spread of the classes that both have, band by band."""
+    shared = []
+    for class_index in np.intersect1d(np.unique(giver.mask), np.unique(canvas.sample.mask)):
+        there, here = giver.mask == class_index, (canvas.sample.mask == class_index) & ~canvas.plan.change_mask
+        if class_index and min(there.sum(), here.sum()) >= MIN_PIXELS:
+            shared.append((giver.pixels()[there], canvas.sample.pixels()[here]))
+    if not shared:
+        return pixels
+    theirs, ours = (np.concatenate([pair[i] for pair in shared]) for i in (0, 1))
+    factor = (ours.std(0) / np.maximum(theirs.std(0), 1e-3)).clip(*SPREAD)
+    matched: Pixels = ((pixels - theirs.mean(0)) * factor + ours.mean(0)).clip(-1, 1).astype(np.float32)
+    return matched
+
+
+def _soft(shape: Shape, ring: int) -> Pixels:
+    """1 inside ``shape``, falling to 0 over ``ring`` px around it."""
+    distance = ndimage.distance_transform_edt(~shape)
+    share: Pixels = (1 - distance / (ring + 1)).clip(0, 1).astype(np.float32)
+    return share
+
+
+def _box(shape: Shape, ring: int) -> tuple[slice, slice]:
+    rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
+    return (
+        slice(max(int(rows[0]) - ring, 0), min(int(rows[-1]) + 1 + ring, shape.shape[0])),
+        slice(max(int(columns[0]) - ring, 0), min(int(columns[-1]) + 1 + ring, shape.shape[1])),
+    )

@@ -1,0 +1,232 @@
+"""Exemplars: real pixels on changed ground, and blended diffusion that begins from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import changeanywhere as ca
+from changeanywhere.cli import run
+from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.errors import ConfigError
+from changeanywhere.events import EventContext, EventOptions, simulate
+from changeanywhere.events.bank import ShapeBank, find_shapes
+from changeanywhere.legend import load_legend
+from changeanywhere.painters.base import Donors
+from changeanywhere.painters.exemplars import GROUND_RING, RING, exemplar_of, strength_of, turned
+from changeanywhere.sample import ChangePlan, ShapeDonor
+from changeanywhere.sources import SourceOptions, open_source
+from conftest import tiny_model, write_source
+
+MODEL = tiny_model()
+MODEL.denoiser.eval()
+LEGEND = load_legend("mini")
+KNOWN = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+FILLED = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+MASKS = torch.ones(2, 64, 64, dtype=torch.int64)
+CHANGE = torch.zeros(2, 64, 64, dtype=torch.bool)
+CHANGE[0, 8:24, 8:24] = CHANGE[1, 30:50, 20:44] = True
+CELLS = torch.nn.functional.max_pool2d(CHANGE.float().unsqueeze(1), 4).bool()
+
+
+def paint(strength: float | torch.Tensor, sampling: Sampling, rows: slice = slice(0, 2)) -> torch.Tensor:
+    seeds = list(range(5, 7))[rows]
+    whole = torch.full((2, 64, 64), strength) if isinstance(strength, float) else strength
+    exemplars = Exemplars(FILLED[rows], whole[rows])
+    masks = (MASKS[rows], CHANGE[rows])
+    return paint_from_exemplars(MODEL.denoiser, MODEL.schedule, KNOWN[rows], exemplars, masks, seeds, sampling)
+
+
+@pytest.mark.parametrize("margin", [0, 2])
+def test_strength_zero_keeps_the_exemplar_and_the_tail_paints_what_did_not_change(margin: int) -> None:
+    result = paint(0.0, Sampling(num_steps=4, free_fraction=0.25, window_margin=margin))
+    changed = CELLS.expand_as(result)
+    assert torch.equal(result[changed], FILLED[changed])
+    assert not torch.equal(result[~changed], KNOWN[~changed])
+    still = paint(0.4, Sampling(num_steps=4, free_fraction=0.0, window_margin=margin))
+    assert torch.equal(still[~changed], KNOWN[~changed]) and not torch.equal(still[changed], FILLED[changed])
+
+
+def test_less_strength_stays_closer_to_the_exemplar_and_asks_the_network_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    forward = type(MODEL.denoiser).forward
+
+    def counted(self: Any, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return forward(self, x, *rest)
+
+    monkeypatch.setattr(type(MODEL.denoiser), "forward", counted)
+    away, made = [], []
+    for strength in (0.15, 0.4, 0.9):
+        calls.clear()
+        result = paint(strength, Sampling(num_steps=10, free_fraction=0.1, window_margin=2))
+        changed = CELLS.expand_as(result)
+        away.append(float((result - FILLED)[changed].norm()))
+        made.append(sum(calls))
+    assert away == sorted(away) and made == sorted(made) and made[0] < made[-1] / 2
+
+
+@pytest.mark.parametrize("margin", [0, 2])
+def test_a_pair_does_not_depend_on_its_batch(margin: int) -> None:
+    """Though its classes begin at other calls than those of the pair beside it."""
+    strength = torch.full((2, 64, 64), 0.3)
+    strength[0, 16:] = 0.8
+    strength[1] = 0.5
+    sampling = Sampling(num_steps=10, free_fraction=0.2, window_margin=margin)
+    together = paint(strength, sampling)
+    for row in (0, 1):
+        alone = paint(strength, sampling, slice(row, row + 1))
+        assert torch.allclose(alone[0], together[row], atol=1e-4)
+
+
+def test_a_cell_begins_at_the_timestep_nearest_to_its_strength() -> None:
+    timesteps = [999, 800, 600, 400, 200, 50]
+    strength = torch.zeros(1, 4, 32)
+    for cell, value in enumerate((1.0, 0.79, 0.52, 0.49, 0.13, 0.03, 0.0)):
+        strength[0, :, 4 * cell : 4 * cell + 4] = value
+    change = torch.ones(1, 4, 32, dtype=torch.bool)
+    first = first_calls(strength, change, timesteps, num_held=6, sampling=Sampling())
+    assert first[0, 0, 0, :7].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert first_calls(strength, change, timesteps, 4, Sampling())[0, 0, 0, :7].tolist() == [0, 1, 2, 3, 4, 6, 6]
+
+
+def source_with_texture(folder: Path) -> ca.SourceSample:
+    """A tile whose pixels are all different, so that it shows where each came from."""
+    write_source(folder, num_tiles=3)
+    rng = np.random.default_rng(7)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+            folder / "images" / f"tile_{number}.png"
+        )
+    return open_source(folder, SourceOptions(tile_size=64))[0]
+
+
+def plan_of(sample: ca.SourceSample, kind: str, seed: int, **options: Any) -> ChangePlan:
+    plan = simulate(sample.mask, LEGEND, seed, kind=kind, options=EventOptions(min_area=16, **options))
+    assert plan is not None
+    return plan
+
+
+@pytest.mark.parametrize("options", [{}, {"rotate": "right_angles"}, {"flip": True, "rotate": "right_angles"}])
+def test_what_appears_brings_the_pixels_of_its_donor(tmp_path: Path, options: dict[str, Any]) -> None:
+    sample = source_with_texture(tmp_path / "source")
+    source = open_source(tmp_path / "source", SourceOptions(tile_size=64))
+    for seed in range(8):
+        plan = plan_of(sample, "appearance", seed, **options)
+        (event,) = plan.events
+        assert event.donor is not None and event.donor.tile is None
+        row, column, height, width = event.donor.box
+        given = sample.pixels()[row : row + height, column : column + width]
+        given = np.rot90(given, event.donor.turns)
+        given = given[:, ::-1] if event.donor.mirrored else given
+        exemplar, used = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0, 1, 2]))
+        top, left, tall, wide = event.bbox
+        shape = plan.change_mask[top : top + tall, left : left + wide]
+        assert np.array_equal(exemplar[top : top + tall, left : left + wide][shape], given[shape]) and not used
+        untouched = np.ones((64, 64), bool)
+        untouched[max(top - RING, 0) : top + tall + RING, max(left - RING, 0) : left + wide + RING] = False
+        assert np.array_equal(exemplar[untouched], sample.pixels()[untouched])
+
+
+def test_a_donor_of_the_bank_brings_its_tile_and_stays_in_its_split(tmp_path: Path) -> None:
+    sample = source_with_texture(tmp_path / "source")
+    source = open_source(tmp_path / "source", SourceOptions(tile_size=64))
+    options = EventOptions(min_area=16, shape_bank=True)
+    bank = ShapeBank(find_shapes([source.read_mask(i) for i in range(3)], options, 0), source.read_mask, 8)
+    givers = set()
+    for seed in range(20):
+        plan = simulate(sample.mask, LEGEND, seed, kind="appearance", options=options, context=EventContext(bank=bank))
+        assert plan is not None and plan.events[0].donor is not None
+        givers.add(plan.events[0].donor.tile)
+        _, used = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0, 2]))
+        assert {item.key for item in used} <= {"tile_2"}
+    assert givers == {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", ["disappearance", "conversion", "growth"])
+def test_what_vanishes_becomes_ground_of_its_new_class(tmp_path: Path, kind: str) -> None:
+    sample = source_with_texture(tmp_path / "source")
+    source = open_source(tmp_path / "source", SourceOptions(tile_size=64))
+    for seed in range(4):
+        plan = plan_of(sample, kind, seed)
+        exemplar, _ = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0]))
+        for event in plan.events:
+            here = (sample.mask == event.to_class) & ~plan.change_mask
+            if not here.any():  # a class that only other tiles have
+                continue
+            own = {tuple(pixel) for pixel in sample.pixels()[here]}
+            filled = exemplar[plan.change_mask & (plan.mask_t2 == event.to_class)]
+            assert {tuple(pixel) for pixel in filled} <= own
+        far = np.ones((64, 64), bool)
+        rows, columns = np.nonzero(plan.change_mask)
+        for row, column in zip(rows, columns, strict=True):
+            far[
+                max(row - GROUND_RING, 0) : row + GROUND_RING + 1,
+                max(column - GROUND_RING, 0) : column + GROUND_RING + 1,
+            ] = 0
+        assert np.array_equal(exemplar[far], sample.pixels()[far])
+
+
+def test_a_turned_and_scaled_donor_has_the_size_of_its_shape() -> None:
+    pixels, inside = np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), bool)
+    inside[20:30, 20:26] = True
+    donor = ShapeDonor(None, (20, 20, 10, 6), turns=1, factor=2.0)
+    patch, there = turned(pixels, inside, donor)
+    assert patch.shape[:2] == there.shape
+    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+    assert abs(len(rows) - 12) <= 1 and abs(len(columns) - 20) <= 1
+
+
+def test_strengths_by_class_by_range_and_for_all() -> None:
+    mask = np.array([[1, 4], [4, 2]], np.uint8)
+    plan = ChangePlan(mask, mask > 0, (), seed=3)
+    by_class = strength_of({"building": 0.25, "default": 0.5}, plan, LEGEND)
+    assert by_class.tolist() == [[0.5, 0.25], [0.25, 0.5]]
+    assert strength_of({"building": 0.25}, plan, LEGEND)[0, 0] == 1
+    drawn = [strength_of([0.2, 0.4], replace(plan, seed=seed), LEGEND)[0, 0] for seed in range(50)]
+    assert 0.2 <= min(drawn) < 0.25 and 0.35 < max(drawn) <= 0.4
+    for wrong in (1.5, [0.4, 0.2], {"building": -1.0}):
+        with pytest.raises(ConfigError, match="exemplar_strength is"):
+            Sampling(exemplar_strength=wrong).check()
+
+
+def test_generate_with_exemplars(source_folder: Path, tiny_model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = ["patch,licence", *(f"tile_{i},licence-{i}" for i in range(6))]
+    (source_folder / "provenance.csv").write_text("\n".join(rows))
+    given = ["--source", str(source_folder), "--model", str(tiny_model_folder), "--tile-size", "64", "--num-steps", "4"]
+    given += ["--events.shape-bank", "--num-pairs", "8", "--dtype", "float32", "--seed", "2"]
+    strength = ["--exemplar-strength", '{"building": 0.2, "default": 0.5}']
+    out = tmp_path / "out"
+    assert run(["generate", *given, *strength, "--out", str(out)]) == 0
+    records = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert all(r["settings"]["sampling"]["exemplar_strength"] == {"building": 0.2, "default": 0.5} for r in records)
+    with_donors = [r for r in records if r["donors"]]
+    assert with_donors, "shapes of the bank bring other tiles' pixels"
+    for record in with_donors:
+        named = [record["source_key"], *record["donors"]]
+        assert record["licence"] == " AND ".join(dict.fromkeys(f"licence-{key[5:]}" for key in named))
+    again = tmp_path / "again"
+    assert run(["generate", *given, *strength, "--out", str(again), "--batch-size", "3"]) == 0
+    pure = tmp_path / "pure"
+    assert run(["generate", *given, "--out", str(pure)]) == 0
+    for one, same, other in zip(*(ca.load_pairs(folder) for folder in (out, again, pure)), strict=True):
+        assert np.array_equal(one.mask_t2, same.mask_t2) and np.array_equal(one.mask_t2, other.mask_t2)
+        assert np.abs(one.image_t2.astype(int) - same.image_t2).max() <= 2, "whatever its batch"
+        assert not np.array_equal(one.image_t2, other.image_t2)
+    capsys.readouterr()
+    assert run(["generate", *given, "--exemplar-strength", '{"castle": 0.2}', "--out", str(tmp_path / "x")]) == 2
+    assert "exemplar_strength is ['castle']; allowed: default, bareland" in capsys.readouterr().err
+    wrong = ["--method", "copy_paste", "--exemplar-strength", "0.5"]
+    assert (
+        run(["generate", "--source", str(source_folder), *wrong, "--out", str(tmp_path / "y"), "--tile-size", "64"])
+        == 2
+    )
+    assert "exemplar_strength is 0.5; allowed: with a method that reads it" in capsys.readouterr().err
