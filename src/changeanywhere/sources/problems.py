@@ -1,8 +1,12 @@
-"""What is wrong with single tiles: raised at once, or collected."""
+"""What is wrong with single tiles: raised at once, or collected. And what is passed over without being wrong."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from changeanywhere.errors import InputError
+
+SYSTEM = "hidden or system files"
 
 
 class Problems:
@@ -12,9 +16,19 @@ class Problems:
         self.skip = skip
         self.found: list[str] = []
         """One line per tile left out."""
+        self.passed: dict[str, set[Path]] = {}
+        """Files that are not read, by the reason why; nothing is wrong with them."""
 
     def add(self, error: InputError) -> None:
         """Raise ``error``, or note it."""
         if not self.skip:
             raise error
         self.found.append(" ".join(str(error).split()))
+
+    def pass_over(self, reason: str, *files: Path) -> None:
+        """Note that ``files`` are not read."""
+        self.passed.setdefault(reason, set()).update(files)
+
+    def passed_over(self) -> tuple[str, ...]:
+        """A line per reason, with its count."""
+        return tuple(f"{len(files)} {reason}" for reason, files in self.passed.items() if files)
