@@ -35,7 +35,7 @@ def is_system(name: str) -> bool:
 def entries_of(folder: Path, passed: set[Path] | None = None) -> list[Path]:
     """What lies in ``folder`` itself, sorted; hidden and system names go to ``passed``."""
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not is_system(path.name):
             found.append(path)
         elif passed is not None:
@@ -45,7 +45,7 @@ def entries_of(folder: Path, passed: set[Path] | None = None) -> list[Path]:
 
 def folders_of(folder: Path) -> list[Path]:
     """Folders in ``folder``, links to folders among them, sorted."""
-    return [path for path in entries_of(folder) if path.is_dir()] if folder.is_dir() else []
+    return [path for path in entries_of(folder) if path.is_dir()]
 
 
 def files_below(folder: Path, passed: set[Path] | None = None) -> list[Path]:

@@ -187,6 +187,8 @@ def parse_legend(data: Any, where: str, first_class: int | None = None) -> tuple
                 )
         else:
             classes.append({**entry, "index": index + 1 - first})
+    if first == 1 and stated != 0:
+        ignored = tuple(number for number in ignored if number != 0)  # it is unknown anyway
     legend = _with_colours(str(data.get("name", Path(where).parent.name or "legend")), classes)
     values = _stored(classes, 0 if stated == 0 else 1)
     clash = set(ignored) & set(values or range(1, legend.num_classes + 1))

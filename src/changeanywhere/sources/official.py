@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from changeanywhere.errors import SourceError
-from changeanywhere.folders import folders_of, read_names
+from changeanywhere.folders import entries_of, folders_of, read_names
 from changeanywhere.legend import find_legend_file
 from changeanywhere.sources.entries import SPLITS, Found, Layout, make_layout
 from changeanywhere.sources.matching import (
@@ -73,9 +73,7 @@ def _has_own_legend(root: Path) -> bool:
 
 
 def _named_after(region: Path) -> bool:
-    files = (
-        file for folder in ("images", "labels") if (region / folder).is_dir() for file in (region / folder).iterdir()
-    )
+    files = (file for folder in ("images", "labels") for file in entries_of(region / folder))
     return any(re.fullmatch(rf"{re.escape(region.name)}_\d+\.tiff?", file.name, re.IGNORECASE) for file in files)
 
 
@@ -162,9 +160,7 @@ def landcoverai(root: Path, problems: Problems, masks: Path | None) -> Layout | 
 
 def _sheets(folder: Path) -> bool:
     """Whether the first image in ``folder`` is named as LandCover.ai names its own."""
-    if not folder.is_dir():
-        return False
-    first = next((file for file in sorted(folder.iterdir()) if file.suffix.lower() in (".tif", ".jpg", ".png")), None)
+    first = next((file for file in entries_of(folder) if file.suffix.lower() in (".tif", ".jpg", ".png")), None)
     return first is not None and SHEET.fullmatch(first.stem.removesuffix("_m")) is not None
 
 

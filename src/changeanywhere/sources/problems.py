@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from changeanywhere.errors import InputError
 
 SYSTEM = "hidden or system files"
+
+
+class HasPassed(Protocol):
+    """A source, as far as :func:`say_passed_over` looks at it."""
+
+    root: Path
+
+    @property
+    def passed(self) -> Sequence[str]:
+        """A line per reason."""
 
 
 class Problems:
@@ -32,3 +45,10 @@ class Problems:
     def passed_over(self) -> tuple[str, ...]:
         """A line per reason, with its count."""
         return tuple(f"{len(files)} {reason}" for reason, files in self.passed.items() if files)
+
+
+def say_passed_over(source: HasPassed) -> None:
+    """One line on standard error for the files that a source's layout leaves out, such as masks without an image."""
+    lines = [line for line in source.passed if SYSTEM not in line]
+    if lines:
+        print(f"{source.root}: passed over {', '.join(lines)}", file=sys.stderr)
