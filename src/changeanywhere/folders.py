@@ -102,7 +102,7 @@ def safe_keys(names: Iterable[str]) -> dict[str, str]:
     for key in folded.values():
         owners[key] = owners.get(key, 0) + 1
     return {
-        name: key if key == name or (owners[key] == 1 and len(key.encode()) <= LONGEST_KEY) else _marked(name, key)
+        name: key if (key == name or owners[key] == 1) and len(key.encode()) <= LONGEST_KEY else _marked(name, key)
         for name, key in folded.items()
     }
 

@@ -177,7 +177,7 @@ def parse_legend(data: Any, where: str, first_class: int | None = None) -> tuple
     classes = []
     for entry in listed:
         index, name = entry["index"], entry["name"]
-        if index in ignored or (index == 255 and _means_unknown(name)):
+        if _means_unknown(name) and (index in ignored or index == 255):
             ignored = tuple(sorted({*ignored, index}))
         elif index == 0 and first == 1:
             if not _means_unknown(name):
@@ -211,7 +211,8 @@ def _means_unknown(name: str) -> bool:
 def _listed(entries: list[Any] | dict[Any, Any], first_class: int | None, where: str) -> list[dict[str, Any]]:
     """Index, name, color (None where there is none) and value of every class that is listed."""
     if isinstance(entries, dict):
-        entries = [{"index": index, "name": name} for index, name in entries.items()]
+        numbers = (int(key) if str(key).isdecimal() else key for key in entries)  # JSON has no other keys than words
+        entries = [{"index": index, "name": name} for index, name in zip(numbers, entries.values(), strict=True)]
     if entries and all(isinstance(entry, str) for entry in entries):
         first = 0 if first_class == 0 or _means_unknown(entries[0]) else 1
         entries = [{"index": index, "name": name} for index, name in enumerate(entries, first)]
