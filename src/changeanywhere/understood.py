@@ -117,7 +117,7 @@ def warnings_of(shares: ClassShares, bands: BandFigures, names: Sequence[str], z
         )
     if never and len(never) < shares.legend.num_classes:
         listed = ", ".join(never[:6]) + (", …" if len(never) > 6 else "")
-        shifted = never[-1] == shares.legend.names[-1] and unknown > 0 and zero_is_unknown
+        shifted = never == [shares.legend.names[-1]] and unknown > 0 and zero_is_unknown
         mend = "; if masks count from 0: --first-class 0" if shifted else "; is it the right --legend?"
         found.append(f"never seen in {shares.num_masks} masks: {listed}{mend}")
     constant = bands.constant(names)

@@ -108,7 +108,7 @@ def draft(seen: Seen, name: str, names: Sequence[str] | None = None) -> dict[str
             raise SourceError(
                 f"masks hold {len(colours)} colours beside black, and {len(given)} class names were given"
             )
-        return _coloured(seen, name, dict(zip(colours, given, strict=True)))
+        return _coloured(name, dict(zip(colours, given, strict=True)), names is None)
     numbers = sorted(seen.numbers)
     ignored = IGNORED in numbers and len(numbers) > 2 and numbers[-2] < MAX_CLASSES
     counted = [number for number in numbers if not (ignored and number == IGNORED)]
@@ -133,10 +133,10 @@ def draft(seen: Seen, name: str, names: Sequence[str] | None = None) -> dict[str
     return content
 
 
-def _coloured(seen: Seen, name: str, names: dict[tuple[int, int, int], str]) -> dict[str, Any]:
-    """Classes under the names of built-in legends where these have the colour."""
+def _coloured(name: str, names: dict[tuple[int, int, int], str], guess: bool) -> dict[str, Any]:
+    """Classes by colour; ``guess``: under the names of a built-in legend that has all of the colours."""
     known: dict[tuple[int, int, int], str] = {}
-    for builtin in ("openearthmap", "loveda"):
+    for builtin in ("openearthmap", "loveda") if guess else ():
         legend = load_legend(builtin)
         if {c.color for c in legend.classes} >= set(names):
             known = {c.color: c.name for c in legend.classes}
