@@ -21,7 +21,15 @@ from changeanywhere.sources.layouts import find_layout
 from changeanywhere.sources.legends import legend_of, where_from
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.sources.problems import SYSTEM, Problems
-from changeanywhere.understood import BandFigures, ClassShares, aligned, percent, warnings_of, warnings_of_pairs
+from changeanywhere.understood import (
+    BandFigures,
+    ClassShares,
+    aligned,
+    beside,
+    percent,
+    warnings_of,
+    warnings_of_pairs,
+)
 
 MAX_SAMPLES = 64  # tiles or pairs whose pixels are read; spread evenly
 NO_SOURCE = "not a model, dataset or training run, and as a source: "
@@ -144,8 +152,7 @@ def describe_pairs(folder: Path, preview: Path | None = None) -> str:
     if compared:
         lines.append(f"change masks agree with the semantic masks in the {compared} pairs read")
     lines += shares.lines() if shares is not None and shares.num_masks else []
-    for name, bands in (("date 1", first), ("date 2", second)):
-        lines += [f"{name}:", *bands.lines()]
+    lines += beside(first, second)
     lines += [f"warning: {each}" for each in warnings_of_pairs(ratios)]
     if preview is not None:
         chosen = [pairs[i] for i in range(0, len(pairs), -(-len(pairs) // NUM_ROWS))]

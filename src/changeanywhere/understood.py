@@ -98,6 +98,16 @@ class BandFigures:
         return [names[i] if i < len(names) else str(i + 1) for i in same]
 
 
+def beside(first: BandFigures, second: BandFigures) -> list[str]:
+    """Tables of both dates beside each other."""
+    left, right = first.lines(), second.lines()
+    if len(left) != len(right):
+        return ["  date 1", *left, "  date 2", *right]
+    width = max(map(len, left), default=0)
+    heads = [f"  {'date 1':<{width}} date 2"]
+    return heads + [f"{one:<{width}}  {other[7:]}" for one, other in zip(left, right, strict=True)]
+
+
 def warnings_of(shares: ClassShares, bands: BandFigures, names: Sequence[str], zero_is_unknown: bool) -> list[str]:
     """What looks like a mistake in tiles, each with the option that mends it."""
     found = []
