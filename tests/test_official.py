@@ -27,7 +27,9 @@ def image_at(path: Path, bands: int = 3) -> None:
     """A small picture in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = RNG.integers(0, 255, (bands, 64, 64)).astype(np.uint8)
-    if path.suffix == ".tif":
+    if path.suffix == ".jp2":
+        write_tif(path, pixels, driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES")
+    elif path.suffix == ".tif":
         write_tif(path, pixels)
     else:
         Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
@@ -104,7 +106,7 @@ def landcoverai_tiles(root: Path) -> None:
 def geonrw(root: Path) -> None:
     """Images, heights and masks of a city in one folder."""
     for city, place in (("aachen", "288_5628"), ("herne", "374_5710")):
-        image_at(root / city / f"{place}_rgb.tif")
+        image_at(root / city / f"{place}_rgb.jp2")
         write_tif(root / city / f"{place}_dem.tif", np.zeros((1, 64, 64), np.float32))
         mask_at(root / city / f"{place}_seg.tif", 10)
 

@@ -27,9 +27,8 @@ PLACE = {"crs": "EPSG:32633", "transform": from_origin(400_000, 5_000_000, 0.5, 
 def write_tif(path: Path, bands: npt.NDArray[np.generic], **profile: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **(PLACE | profile)
-    ) as file:
+    given = {"driver": "GTiff", **PLACE, **profile}
+    with rasterio.open(path, "w", count=count, height=height, width=width, dtype=bands.dtype, **given) as file:
         file.write(bands)
     return path
 

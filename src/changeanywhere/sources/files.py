@@ -24,7 +24,7 @@ from changeanywhere.legend import Legend, Mask, MaskValues
 from changeanywhere.sample import GeoReference, Image, Normalisation
 from changeanywhere.sources.values import PLAIN, to_classes
 
-GEOTIFF_SUFFIXES = (".tif", ".tiff")
+GEOTIFF_SUFFIXES = (".tif", ".tiff", ".jp2")  # what rasterio opens; GeoNRW comes as JPEG 2000
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 SUFFIXES = (".png", *LOSSY_SUFFIXES, *GEOTIFF_SUFFIXES)
 DIGEST_PARTS, DIGEST_PART = 16, 1 << 18  # 4 MiB of a large file say whether it was changed
