@@ -7,10 +7,12 @@ import typing
 from pathlib import Path
 
 from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.check import CheckOptions
 from changeanywhere.cli import COMMANDS
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import GenerateOptions, SimulateOptions
+from changeanywhere.init import InitOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
 from changeanywhere.training.command import STAGES, TrainOptions
 
@@ -22,6 +24,8 @@ OPTIONS: dict[str, type] = {
     "import opencd CHECKPOINT": ImportDetectorOptions,
     "evaluate": EvaluateOptions,
     "benchmark": BenchmarkOptions,
+    "init PATH": InitOptions,
+    "check PATH": CheckOptions,
 }
 HEAD = """# Options of every command
 
@@ -65,7 +69,6 @@ def reference() -> str:
     for command, kind in OPTIONS.items():
         parts += [f"## {command}", "", COMMANDS[command.split()[0]], ""]
         parts += ["| option | default | meaning |", "|---|---|---|", *rows(kind), ""]
-    parts += ["## check PATH", "", COMMANDS["check"], ""]
     return "\n".join(parts)
 
 

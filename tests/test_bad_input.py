@@ -171,10 +171,29 @@ def cases() -> dict[str, Spoil]:
         "index 0": '{"name": "x", "classes": [{"index": 0, "name": "a", "color": [0, 0, 9]}]}',
         "index 300": '{"name": "x", "classes": [{"index": 300, "name": "a", "color": [0, 0, 9]}]}',
         "foreign names": '{"name": "x", "classes": [{"index": 1, "name": "lava", "color": [0, 0, 9]}]}',
+        "index 0 is a class": '{"classes": [{"index": 0, "name": "background"}, {"index": 1, "name": "road"}]}',
+        "ignores a class": '{"classes": ["bareland", "road"], "ignore_index": 2}',
+        "ignores a word": '{"classes": ["bareland", "road"], "ignore_index": "void"}',
+        "counts from two": '{"classes": ["bareland", "road"], "first_class": 2}',
+        "colour is a word": '{"classes": [{"index": 1, "name": "road", "color": "grey"}]}',
+        "value is a word": '{"classes": [{"index": 1, "name": "road", "value": "one"}]}',
+        "names by word": '{"names": {"one": "road"}}',
+        "deep": "[" * 3000,
         "bytes": "\udcff".encode("utf-8", "surrogatepass").decode("latin-1"),
     }
     for name, legend in legends.items():
         found[f"legend {name}"] = text("legend.json", legend)
+    rows = {
+        "row without a patch": "scene,patch\nx\n",
+        "other columns": "a,b\n1,2,3\n",
+        "row too long": "patch,scene\ntile_0,a,b\n",
+        "semicolons": "patch;scene\ntile_0;a\n",
+        "open quote": 'patch,scene\n"tile_0,a\n',
+        "two columns of one name": "patch,patch\ntile_0,a\n",
+        "a huge cell": "patch,scene\ntile_0," + "x" * 200_000 + "\n",
+    }
+    for name, content in rows.items():
+        found[f"provenance {name}"] = text("provenance.csv", content)
     parts = ("denoiser", "first_stage", "mask_encoder")
     for part in parts:
         weights = f"{part}/diffusion_pytorch_model.safetensors"
@@ -225,7 +244,7 @@ def test_one_line_and_exit_code_2(
     assert {k: v for k, v in snapshot(tmp_path).items() if not k.startswith("out/")} == before
 
 
-WHOLE_SOURCE = ("model ", "legend ", "no images", "no masks", "empty images")
+WHOLE_SOURCE = ("model ", "legend ", "provenance ", "no images", "no masks", "empty images")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(WHOLE_SOURCE)])
@@ -266,6 +285,12 @@ CONFIGS = {
     "not a number": "free_fraction: .nan\n",
     "nested wrong": "events: {min_area: tiny}\n",
     "nested unknown": "events: {size: 3}\n",
+    "classes twice": "class_names: [a, b]\nlegend: mini\n",
+    "classes of one name": "class_names: [a, a]\n",
+    "class names are a number": "class_names: 7\n",
+    "first class": "first_class: 7\n",
+    "ignored below zero": "ignore_value: -1\n",
+    "ignored class": "class_names: [a, b]\nignore_value: 2\n",
     "class path": "events: {class_path: os.system, init_args: {command: touch HACKED}}\n",
 }
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors"],
-    ["flags", "plain", "progress", "seeds", "stopping", "storage"],
+    ["colours", "flags", "folders", "plain", "progress", "seeds", "stopping", "storage"],
     ["legend"],
     ["sample"],
     ["events"],
@@ -24,7 +24,9 @@ FLOORS = [
     ["generation"],
     ["training"],
     ["evaluation", "benchmark"],
-    ["api", "check"],
+    ["preview", "understood"],
+    ["check_data"],
+    ["api", "check", "init"],
     ["__init__"],
     ["cli"],
     ["__main__"],
@@ -43,7 +45,8 @@ LIGHT = {"diffusion.options", "models.info"}
 """Files of heavy rooms that hold words alone: whoever needs the words may read them, without torch."""
 INSIDE = {
     "events": "options instances bank ground appearance disappearance regions transitions engine __init__",
-    "sources": "options problems base files layouts tiles __init__",
+    "sources": "options problems base values files entries matching provenance official layouts drafts legends tiles "
+    "__init__",
     "pairs": "names split layouts annotations record summary card reader report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
     "generation": "nuisances targets options tiles job plan leases executors finish shard turns fidelity painting "

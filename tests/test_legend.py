@@ -15,7 +15,8 @@ from conftest import shared
 
 
 def test_builtin_legends_have_the_official_classes() -> None:
-    assert set(builtin_legends()) == {"openearthmap", "loveda", "mini"}
+    names = {"openearthmap", "loveda", "mini", "flair", "landcoverai", "geonrw", "dfc2022"}
+    assert set(builtin_legends()) == names
     oem = load_legend("openearthmap")
     assert oem.names[0] == "bareland" and oem.names[7] == "building" and oem.num_classes == 8
     assert oem.classes[5].color == (0, 69, 255)

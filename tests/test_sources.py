@@ -16,6 +16,8 @@ from rasterio.transform import from_origin
 from changeanywhere.errors import LegendError, SourceError
 from changeanywhere.legend import load_legend
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.sources.layouts import find_layout
+from changeanywhere.sources.problems import Problems
 from conftest import shared, write_source
 
 SMALL = SourceOptions(tile_size=64)
@@ -25,9 +27,8 @@ PLACE = {"crs": "EPSG:32633", "transform": from_origin(400_000, 5_000_000, 0.5, 
 def write_tif(path: Path, bands: npt.NDArray[np.generic], **profile: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **(PLACE | profile)
-    ) as file:
+    given = {"driver": "GTiff", **PLACE, **profile}
+    with rasterio.open(path, "w", count=count, height=height, width=width, dtype=bands.dtype, **given) as file:
         file.write(bands)
     return path
 
@@ -273,17 +274,33 @@ def test_content_hash_follows_the_files(source_folder: Path) -> None:
 
 
 def test_a_legend_in_the_folder_says_that_it_is_no_openearthmap(tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        write_source(tmp_path / split)
-        (tmp_path / split / "masks").rename(tmp_path / split / "labels")
-    with pytest.raises(SourceError, match="two tiles would be called tile_0"):  # as OpenEarthMap it has equal names
-        open_source(tmp_path, SMALL)
-    for file in (tmp_path / "val").glob("*/*.png"):
-        file.rename(file.with_name(f"val_{file.name}"))
-    assert open_source(tmp_path, SMALL).legend.name == "openearthmap"
+    for region in ("aachen", "kyoto"):
+        write_source(tmp_path / region)
+        (tmp_path / region / "masks").rename(tmp_path / region / "labels")
+        for file in (tmp_path / region).glob("*/*.png"):
+            file.rename(file.with_name(f"{region}_{file.stem[-1]}.tif"))  # a PNG by content; names are what counts here
+        (tmp_path / region / "legend.json").unlink()
+    assert find_layout(tmp_path, Problems(skip=False)).legend == "openearthmap"
     load_legend("mini").save(tmp_path / "legend.json")
+    layout = find_layout(tmp_path, Problems(skip=False))
+    assert layout.legend is None and {entry.licence for entry in layout.entries} == {"unknown"}
+
+
+def test_folders_of_splits_are_no_openearthmap(tmp_path: Path) -> None:
+    """Its legend would be given to anybody's tiles; equal names in two splits are two tiles."""
+    for split in ("train", "valid"):
+        write_source(tmp_path / split, num_tiles=2)
+        (tmp_path / split / "masks").rename(tmp_path / split / "labels")
     source = open_source(tmp_path, SMALL)
     assert source.legend.name == "mini" and {item.licence for item in source.items} == {"unknown"}
+    assert {item.key: item.split for item in source.items} == {
+        "train__tile_0": "train", "train__tile_1": "train", "valid__tile_0": "val", "valid__tile_1": "val",
+    }  # fmt: skip
+    for file in (tmp_path / "valid").glob("*/*.png"):
+        file.rename(file.with_name(f"val_{file.name}"))
+    assert [item.key for item in open_source(tmp_path, SMALL).items] == [
+        "tile_0", "tile_1", "val_tile_0", "val_tile_1",
+    ]  # fmt: skip
 
 
 def _wrong_size(folder: Path) -> None:

@@ -7,21 +7,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError, require
+from changeanywhere.check_data import describe_pairs, describe_source
+from changeanywhere.errors import ConfigError, InputError, PairsError, require
 from changeanywhere.generation.plan import load_summary
-from changeanywhere.legend import Legend
-from changeanywhere.pairs.layouts import layout_of
-from changeanywhere.pairs.names import FINAL_FILES, SPLITS
-from changeanywhere.pairs.reader import load_pairs
-from changeanywhere.sample import change_mask_of
-from changeanywhere.sources import SourceOptions, open_source
-from changeanywhere.sources.files import read_info
-from changeanywhere.sources.layouts import find_layout
-from changeanywhere.sources.options import DEFAULT_TILE_SIZE
-from changeanywhere.sources.problems import Problems
+from changeanywhere.pairs.layouts import below, trees_of
+from changeanywhere.pairs.names import FINAL_FILES
+from changeanywhere.preview import check_target
+from changeanywhere.sources import SourceOptions
 from changeanywhere.storage import LocalStore, file_hash
-
-MAX_SAMPLES = 64  # tiles or pairs whose pixels are read; spread evenly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +23,12 @@ class CheckOptions(SourceOptions):
 
     path: Path
     """Folder to look at."""
+    preview: Path | None = None
+    """PNG to draw a few tiles (image, mask, mask over image) or pairs into, where the folder holds such."""
+    legend_map: Path | None = None
+    """YAML file, class of the tiles → class of the model, as generate takes it."""
+    model: str | None = None
+    """Model (mini or a folder) in whose classes the tiles are shown; default: their own, with legend_map mini's."""
 
 
 def check_path(path: str | Path, options: SourceOptions | None = None) -> str:
@@ -42,17 +41,26 @@ def check_path(path: str | Path, options: SourceOptions | None = None) -> str:
         raise InputError(f"{folder}: does not exist")
     if folder.is_file():
         raise InputError(f"{folder}: is a file; give the folder it lies in")
-    described = _described(folder)
+    asked = options if isinstance(options, CheckOptions) else CheckOptions(path=folder)
+    if asked.preview is not None:
+        check_target(asked.preview)
+    described = _described(folder, asked.preview)
     if described is None:
-        return _source(folder, options or SourceOptions())
+        of_source = options.of_source() if options else SourceOptions()
+        return describe_source(folder, of_source, asked.preview, asked.model, asked.legend_map)
     given = options.of_source() if options else SourceOptions()
     for each in fields(SourceOptions):
         value = getattr(given, each.name)
         require(value == each.default, each.name, value, f"for single-date tiles, which {folder} does not hold")
+    for name in ("model", "legend_map"):
+        value = getattr(asked, name)
+        require(value is None, name, value, f"for single-date tiles, which {folder} does not hold")
+    if asked.preview is not None and "picture: " not in described:
+        raise ConfigError(f"preview is {str(asked.preview)!r}; {folder} holds neither tiles nor whole pairs to draw")
     return described
 
 
-def _described(folder: Path) -> str | None:
+def _described(folder: Path, preview: Path | None) -> str | None:
     """What a folder is that is no source."""
     if (folder / "model.json").is_file():
         return _model(folder)
@@ -62,11 +70,14 @@ def _described(folder: Path) -> str | None:
     if (folder / "cells").is_dir():
         return _benchmark(folder)
     if (folder / "plan").is_dir() or (folder / "shards").is_dir():
-        return _generated(folder)
+        return _generated(folder, preview)
     if (folder / "training").is_dir():
         return _training(folder)
-    if trees := [tree for tree in (folder, *(folder / split for split in SPLITS)) if layout_of(tree)]:
-        return "\n".join(_pairs(tree) for tree in trees)
+    if trees := trees_of(folder):
+        return "\n".join(describe_pairs(tree, preview if tree == trees[0] else None) for tree in trees)
+    if inside := below(folder):
+        listed = ", ".join(str(tree) for tree in inside[:6])
+        raise InputError(f"{folder}: holds datasets of pairs in folders of their own; check one of {listed}")
     return None
 
 
@@ -84,7 +95,7 @@ def _model(folder: Path) -> str:
     )
 
 
-def _generated(folder: Path) -> str:
+def _generated(folder: Path, preview: Path | None) -> str:
     num_shards = _planned_shards(folder)
     if (folder / "events.jsonl").is_file():
         return f"{folder}: masks of change events (simulate), without images"
@@ -111,7 +122,9 @@ def _generated(folder: Path) -> str:
     for name in FINAL_FILES:
         if not (folder / name).is_file():
             raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
-    return f"{folder}: a generated dataset; every image and mask is as it was written\n" + _pairs(folder)
+    return f"{folder}: a generated dataset; every image and mask is as it was written\n" + describe_pairs(
+        folder, preview
+    )
 
 
 def _planned_shards(folder: Path) -> int:
@@ -173,44 +186,3 @@ def _training(folder: Path) -> str:
     else:
         lines.append(f"next: changeanywhere train first-stage --config RECIPE --out {folder}")
     return "\n".join(lines)
-
-
-def _pairs(folder: Path) -> str:
-    pairs = load_pairs(folder)
-    changed, compared, rows = 0.0, 0, range(0, len(pairs), -(-len(pairs) // MAX_SAMPLES))
-    for i in rows:
-        pair = pairs[i]
-        changed += float(pair.change_mask.mean())
-        if pair.mask_t1 is not None and pair.mask_t2 is not None:
-            wrong = int((pair.change_mask != change_mask_of(pair.mask_t1, pair.mask_t2)).sum())
-            compared += 1
-            if wrong:
-                raise PairsError(f"{folder}: change mask of {pair.key} disagrees with its semantic masks in {wrong} px")
-    lines = [f"{folder}: {len(pairs)} bi-temporal pairs, change ratio {changed / len(rows):.3f} (mean of {len(rows)})"]
-    if (folder / "legend.json").is_file():
-        lines.append(f"legend: {', '.join(Legend.load(folder / 'legend.json').names)}")
-    if compared:
-        lines.append(f"change masks agree with the semantic masks in the {compared} pairs read")
-    return "\n".join(lines)
-
-
-def _source(folder: Path, options: SourceOptions) -> str:
-    try:
-        first = read_info(find_layout(folder, Problems(options.on_error == "skip")).entries[0].image)
-        fitting = max(16, min(DEFAULT_TILE_SIZE, first.height // 16 * 16, first.width // 16 * 16))
-        chosen = options.of_source(tile_size=fitting)
-        source = open_source(folder, chosen)
-    except ChangeAnywhereError as error:
-        raise InputError(f"not a model, dataset or training run, and as a source: {error}") from error
-    rows = range(0, len(source), -(-len(source) // MAX_SAMPLES))
-    for i in rows:
-        source.read(i)
-    scenes = len({item.scene for item in source.items})
-    licences = sorted({item.licence for item in source.items})
-    return (
-        f"{folder}: {len(source)} single-date tiles of {chosen.tile_size} px, {scenes} scenes, "
-        f"legend {source.legend.name}, "
-        f"licences {', '.join(licences)}; {len(rows)} read without a fault"
-        f"{f', {len(source.skipped)} left out' if source.skipped else ''}\n"
-        f"next: changeanywhere generate --source {folder} --out DIR"
-    )

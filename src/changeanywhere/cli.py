@@ -27,6 +27,7 @@ COMMANDS = {
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
     "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
+    "init": "draft legend.json and a legend map from what the masks of a folder hold",
     "check": "say what a folder is, what is wrong with it, what to do next",
 }
 EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 done, 1 failed, 2 your input is wrong."
@@ -58,6 +59,7 @@ def run(arguments: list[str]) -> int:
         "import": _import,
         "evaluate": _evaluate,
         "benchmark": _benchmark,
+        "init": _init,
         "check": _check,
     }
     try:
@@ -211,13 +213,24 @@ def _benchmark(arguments: list[str]) -> None:
     print(f"{len(records)} cells: {options.out}")
 
 
+def _init(arguments: list[str]) -> None:
+    from changeanywhere.init import InitOptions, init
+
+    print(init(_parse("init", InitOptions, _with_path(arguments))))
+
+
 def _check(arguments: list[str]) -> None:
     from changeanywhere.check import CheckOptions, check_path
 
+    options = _parse("check", CheckOptions, _with_path(arguments))
+    print(check_path(options.path, options))
+
+
+def _with_path(arguments: list[str]) -> list[str]:
+    """``FOLDER …`` as ``--path FOLDER …``."""
     positional = arguments[:1] if arguments[:1] and not arguments[0].startswith("-") else []
     flags = ["--path", *positional] if positional else []
-    options = _parse("check", CheckOptions, [*flags, *arguments[len(positional) :]])
-    print(check_path(options.path, options))
+    return [*flags, *arguments[len(positional) :]]
 
 
 def _overview() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import textwrap
 import typing
@@ -34,10 +35,40 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
     _add_options(parser, kind, "")
     try:
-        values = parser.parse_args(_config_first(arguments))
+        values = parser.parse_args(_with_lists(_config_first(arguments), _lists_of_words(kind)))
     except jsonargparse.ArgumentError as error:
         raise ConfigError(_shorten(str(error))) from error
     return _build(kind, values)
+
+
+def _lists_of_words(kind: type, prefix: str = "") -> set[str]:
+    """Flags of the fields that are lists of words."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _lists_of_words(typing.cast(type, hint), f"{prefix}{name}.")
+        elif tuple[str, ...] in (hint, *typing.get_args(hint)):
+            found.add(f"--{prefix}{name}".replace("_", "-"))
+    return found
+
+
+def _with_lists(arguments: list[str], flags: set[str]) -> list[str]:
+    """``--class-names water,road`` → ``--class-names ["water", "road"]``, which is what the parser reads."""
+    found, flag = [], ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if flag in flags and not argument.startswith(("[", "--", "null")):
+            found.append(_as_list(argument))
+        elif name in flags and equals and not value.startswith(("[", "null")):
+            found.append(f"{name}={_as_list(value)}")
+        else:
+            found.append(argument)
+        flag = argument
+    return found
+
+
+def _as_list(words: str) -> str:
+    return json.dumps([word.strip() for word in words.split(",")])
 
 
 def given_flags(arguments: list[str]) -> frozenset[str]:

@@ -23,6 +23,7 @@ from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
+from changeanywhere.folders import read_names
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
@@ -121,7 +122,7 @@ class Benchmark:
         given = self.options.lists / f"{share}.txt" if self.options.lists else None
         if given is not None:
             try:
-                names = [line.strip() for line in given.read_text().splitlines() if line.strip()]
+                names = read_names(given)
             except OSError as error:
                 raise ConfigError(f"{given}: cannot be read ({error.strerror})") from error
         else:

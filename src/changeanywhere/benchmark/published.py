@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.folders import read_text
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def read_published(file: Path | None, benchmark: str) -> list[Published]:
     if file is None:
         return []
     try:
-        rows = list(csv.DictReader(io.StringIO(file.read_text())))
+        rows = list(csv.DictReader(io.StringIO(read_text(file))))
         return [
             Published(
                 plain(row["detector"]),

@@ -22,6 +22,7 @@ from changeanywhere.legend import Legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source, open_source
+from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write
 
 MIN_TILES = 4
@@ -76,6 +77,7 @@ def _tiles(options: EvaluateOptions, pipe: ChangePairPipeline, progress: Progres
     assert options.source is not None
     given = options.of_source(pipe.model.tile_size, pipe.model.bands, pipe.model.stretch)
     source = open_source(options.source, given, progress=progress).with_legend(pipe.legend, options.legend_map)
+    say_passed_over(source)
     if len(source) < MIN_TILES:
         raise SourceError(f"{options.source}: {len(source)} tiles; distances between sets need at least {MIN_TILES}")
     return source

@@ -16,8 +16,10 @@ from changeanywhere.evaluation.figures import Figure, share_of_ceiling
 from changeanywhere.evaluation.probe import probe_accuracy
 from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader
 from changeanywhere.evaluation.scores import Confusion, matched_recall, read_instances
+from changeanywhere.folders import entries_of
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
-from changeanywhere.pairs.reader import IMAGE_SUFFIXES, PairDataset
+from changeanywhere.pairs.layouts import IMAGE_SUFFIXES
+from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair, rgb8
 
@@ -185,7 +187,7 @@ def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int, prog
 def read_real_pairs(folder: Path) -> list[tuple[Image, Image, npt.NDArray[np.bool_]]]:
     """``A/`` and ``B/`` with equal stems, and ``label/`` (0 = unchanged) where there is one; else nothing changed."""
     found = []
-    for file in sorted((folder / "A").glob("*")) if (folder / "A").is_dir() else []:
+    for file in entries_of(folder / "A"):
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         first, second = _read(file), _read(_same_stem(folder / "B", file.stem))

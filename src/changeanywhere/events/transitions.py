@@ -25,6 +25,7 @@ import yaml
 from changeanywhere.errors import LegendError
 from changeanywhere.events.instances import find_instances
 from changeanywhere.events.options import EventOptions
+from changeanywhere.folders import read_text
 from changeanywhere.legend import Legend, Mask
 
 ANY = "*"
@@ -62,7 +63,7 @@ def load_table(name_or_file: str, legend: Legend) -> TransitionTable:
         text = (resources.files("changeanywhere") / "assets" / "transitions" / f"{name_or_file}.yaml").read_text()
         return parse_table(yaml.safe_load(text), legend, name_or_file, foreign_names=True)
     try:
-        content = yaml.safe_load(Path(name_or_file).read_text())
+        content = yaml.safe_load(read_text(Path(name_or_file)))
     except OSError as error:
         raise LegendError(f"{name_or_file}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

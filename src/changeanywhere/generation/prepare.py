@@ -14,6 +14,7 @@ from typing import Any
 
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ConfigError, OutputError, require
+from changeanywhere.folders import files_below
 from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
 from changeanywhere.generation.options import (
     DEVICE_FLAGS,
@@ -24,7 +25,7 @@ from changeanywhere.generation.options import (
 )
 from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan, plan_given
 from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
-from changeanywhere.legend import Legend
+from changeanywhere.legend import LEGEND_FILES, Legend
 from changeanywhere.models.info import ModelInfo, find_model, hash_files, read_info
 from changeanywhere.painters.base import PainterKind
 from changeanywhere.painters.registry import find_painter
@@ -32,6 +33,7 @@ from changeanywhere.plain import to_plain
 from changeanywhere.progress import Progress
 from changeanywhere.sources import Source, open_source
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE
+from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import LocalStore, Store
 
 CPU_BATCH = 4
@@ -57,6 +59,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     if painted is not None:
         _refuse_misfits(painted, source_options.bands or (), source_options.tile_size or 0, info)
     source = _in_legend(open_source(options.source, source_options, None, progress), options, info)
+    say_passed_over(source)
     second = (
         _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
     )
@@ -263,7 +266,7 @@ def _named_files(options: SimulateOptions) -> Iterator[Path]:
     """Files and folders that an answer may depend on."""
     yield options.source
     for parent in options.source.resolve().parents:  # legends and provenance are looked for there
-        yield from (parent / name for name in ("legend.json", "classes.json", "provenance.csv"))
+        yield from (parent / name for name in (*LEGEND_FILES, "provenance.csv"))
     for name in ("legend", "legend_map", "masks_t2"):
         value = getattr(options, name, None)
         if value is not None:
@@ -280,13 +283,11 @@ def _looks(places: Iterator[Path]) -> str:
     """Hash of names, sizes and times of files, as a build tool sees them."""
     seen = hashlib.sha256()
     for place in places:
-        files = [place] if place.is_file() else sorted(_files_below(place)) if place.is_dir() else []
+        files = [place] if place.is_file() else files_below(place) if place.is_dir() else []
         for file in files:
+            if not file.exists():  # a link to nowhere
+                seen.update(f"{file}\n".encode())
+                continue
             status = file.stat()
-            seen.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+            seen.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return seen.hexdigest()[:16]
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for top, _, names in os.walk(folder, followlinks=True):
-        yield from (Path(top) / name for name in names)

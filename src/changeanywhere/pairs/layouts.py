@@ -1,7 +1,9 @@
-"""How bi-temporal datasets lie on disk: names of their folders, and what their labels say."""
+"""How bi-temporal datasets lie on disk: names of their folders and files, and what their labels say."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
+from changeanywhere.errors import PairsError
+from changeanywhere.folders import composed, entries_of, files_below, folders_of, read_text
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 UNCHANGED_COLOUR = 255
 """SECOND paints unchanged ground white; changed ground has its class's colour."""
+SPLIT_FOLDERS = {
+    "train": ("train", "training", "SECOND_train_set"),
+    "val": ("val", "valid", "validation", "SECOND_val_set"),
+    "test": ("test", "testing", "SECOND_test_set"),
+}
+"""Folders of a split, by its name; the first that holds pairs is taken."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders of one kind of dataset."""
+    """Folders of one kind of dataset, files of equal names in them."""
 
     images: tuple[str, str]
     """Folders of date 1 and date 2."""
@@ -25,30 +36,183 @@ class Layout:
     """Folder of the labels that say what has changed."""
     masks: tuple[str, ...] = ()
     """Folders of full semantic masks of both dates, where there are any."""
+    names_classes: bool = False
+    """Whether labels name classes of changed ground by colour and leave the rest white (SECOND)."""
+
+    def lies_in(self, root: Path) -> bool:
+        """Whether every folder that is needed is in ``root``."""
+        return all((root / name).is_dir() for name in (*self.images, self.change))
+
+    def files(self, root: Path, folder: str, passed: set[Path] | None = None) -> dict[str, Path]:
+        """Name of a pair → its file in one of the folders; hidden and system files go to ``passed``."""
+        return {file.name: file for file in _images(entries_of(root / folder, passed))}
+
+    def split(self, root: Path, split: str) -> list[str]:
+        """Names of the pairs of a split. :class:`PairsError` if the set does not say."""
+        listing = root / "list" / f"{split}.txt"
+        if not listing.is_file():
+            raise PairsError(f"{listing}: missing, so there is no split {split!r} in {root}")
+        return _listed(listing)
 
     def changed(self, label: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Label as read, ``[H, W]`` or ``[H, W, C]`` → changed ground, bool ``[H, W]``."""
-        if self.change == CHANGE_FOLDER or label.ndim == 2:
+        if not self.names_classes or label.ndim == 2:
             return (label if label.ndim == 2 else label[..., 0]) > 0
         changed: npt.NDArray[np.bool_] = (label[..., :3] != UNCHANGED_COLOUR).any(axis=-1)
         return changed
 
 
-LAYOUTS = (
-    Layout(IMAGE_FOLDERS, masks=MASK_FOLDERS),  # ours, LEVIR-CD, WHU-CD tiles, anything prepared for Open-CD
+class Hrscd(Layout):
+    """HRSCD: ``images_2006/2006/D14/14-2005-0415-6890-LA93.tif`` and so on: the year is part of the names."""
+
+    def files(self, root: Path, folder: str, passed: set[Path] | None = None) -> dict[str, Path]:
+        """By department and corner, as ``14-0415-6890``; by their own name where files are named otherwise."""
+        return {self.key(file): file for file in _images(files_below(root / folder, passed))}
+
+    @staticmethod
+    def key(file: Path) -> str:
+        """Name of the pair that a file is of."""
+        named = re.match(r"(\d+)-\d{4}-(\d+)-(\d+)", file.stem)
+        return "-".join(named.groups()) if named else f"{file.parent.name}-{file.stem}"
+
+
+class Oscd(Layout):
+    """OSCD: ``… - Images/CITY/pair/img1.png``, ``… - Train Labels/CITY/cm/cm.png``; lists with commas."""
+
+    def lies_in(self, root: Path) -> bool:
+        """Whether a city has both images."""
+        return any(True for _ in self._of_cities(root, "pair/img1", "pair/img2"))
+
+    def files(self, root: Path, folder: str, passed: set[Path] | None = None) -> dict[str, Path]:
+        """By city. The labels are ``cm.png`` (0, 255), or ``CITY-cm.tif`` (1, 2) where that is all there is."""
+        if folder != self.change:
+            return dict(self._of_cities(root, folder))
+        found = {}
+        for top in _tops(root):
+            for city in folders_of(top):
+                for name in (f"{city.name}-cm.tif", "cm.png"):
+                    if (city / "cm" / name).is_file():
+                        found[city.name] = city / "cm" / name
+        return found
+
+    def split(self, root: Path, split: str) -> list[str]:
+        """Cities of ``train.txt`` or ``test.txt``."""
+        for top in _tops(root):
+            if (top / f"{split}.txt").is_file():
+                text = _text_of(top / f"{split}.txt")
+                return [name for name in re.split(r"[,\s]+", text) if name]
+        raise PairsError(f"{root}: no {split}.txt beside the cities, so there is no split {split!r}")
+
+    @staticmethod
+    def _of_cities(root: Path, *names: str) -> Iterator[tuple[str, Path]]:
+        for top in _tops(root):
+            for city in folders_of(top):
+                files = [file for name in names for file in city.glob(f"{name}.*") if file.suffix in IMAGE_SUFFIXES]
+                if len(files) >= len(names):
+                    yield city.name, files[0]
+
+
+class WhuWhole(Layout):
+    """WHU-CD as it is downloaded: one image per date and split, ``2012/whole_image/train/image/2012_train.tif``."""
+
+    def files(self, root: Path, folder: str, passed: set[Path] | None = None) -> dict[str, Path]:
+        """By split."""
+        found = {}
+        for split in folders_of(root / folder):
+            inside = split / "image" if (split / "image").is_dir() else split
+            files = list(_images(entries_of(inside, passed)))
+            if len(files) == 1:
+                found[split.name] = files[0]
+        return found
+
+    def split(self, root: Path, split: str) -> list[str]:
+        """The one pair of it."""
+        if split not in self.files(root, self.change):
+            raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(self.files(root, self.change))}")
+        return [split]
+
+
+class OneImage(Layout):
+    """WHU-CD in its first edition: ``before/before.tif``, ``after/after.tif``, ``change label/change_label.tif``."""
+
+    def files(self, root: Path, folder: str, passed: set[Path] | None = None) -> dict[str, Path]:
+        """The one image of the folder that is named after it (labels of buildings lie there too)."""
+        named = [file for file in _images(entries_of(root / folder, passed)) if not file.stem.endswith("_label")]
+        if folder == self.change:
+            named = list(_images(entries_of(root / folder, passed)))
+        return {"whole": named[0]} if named else {}
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(IMAGE_FOLDERS, masks=MASK_FOLDERS),  # ours, LEVIR-CD(+), WHU-CD tiles, anything prepared for Open-CD
     Layout(("time1", "time2")),  # SYSU-CD, CLCD
     Layout(("im1", "im2")),  # WHU-GCD, and SECOND with labels made binary
-    Layout(("im1", "im2"), change="label1"),  # SECOND; classes of changed ground only, so they are not read as masks
+    Layout(("im1", "im2"), change="label1", names_classes=True),  # SECOND; classes of changed ground only: no masks
     Layout(("Image1", "Image2")),  # S2Looking
+    Layout(IMAGE_FOLDERS, change="OUT"),  # CDD
+    Layout(("t1", "t2"), change="mask"),  # DSIFN
+    Hrscd(("images_2006", "images_2012"), change="labels_change"),
+    Oscd(("pair/img1", "pair/img2"), change="cm"),
+    WhuWhole(("2012/whole_image", "2016/whole_image"), change="change_label"),
+    OneImage(("before", "after"), change="change label"),
+    OneImage(("before", "after"), change="change_label"),
 )
 
 
 def layout_of(folder: Path) -> Layout | None:
     """What ``folder`` holds: the first of :data:`LAYOUTS` of which every needed folder exists."""
-    whole = (layout for layout in LAYOUTS if all((folder / name).is_dir() for name in (*layout.images, layout.change)))
-    return next(whole, None)
+    return next((layout for layout in LAYOUTS if layout.lies_in(folder)), None) if folder.is_dir() else None
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split → the folder of it in ``root``, of those that hold pairs."""
+    found = {}
+    for split in SPLITS:
+        places = (root / name for name in SPLIT_FOLDERS[split])
+        place = next((place for place in places if layout_of(place)), None)
+        if place is not None:
+            found[split] = place
+    return found
+
+
+def trees_of(root: Path) -> list[Path]:
+    """``root`` where it holds pairs itself, else the folders of its splits."""
+    return [root] if layout_of(root) else list(split_folders(root).values())
+
+
+def below(root: Path, depth: int = 2) -> list[Path]:
+    """Folders below ``root`` that hold datasets: downloads put them into folders of their own."""
+    found = []
+    for folder in folders_of(root):
+        if trees_of(folder):
+            found.append(folder)
+        elif depth > 1:
+            found += below(folder, depth - 1)
+    return found
 
 
 def expected() -> str:
     """For error messages."""
-    return ", or ".join(", ".join(f"{name}/" for name in (*layout.images, layout.change)) for layout in LAYOUTS)
+    plain = (layout for layout in LAYOUTS if type(layout) is Layout)
+    folders = ", or ".join(", ".join(f"{name}/" for name in (*layout.images, layout.change)) for layout in plain)
+    return f"{folders}, or HRSCD, OSCD or WHU-CD as downloaded"
+
+
+def _images(files: Sequence[Path]) -> Iterator[Path]:
+    return (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _tops(root: Path) -> list[Path]:
+    """Folders that hold cities: ``root``, and those of images and labels in it."""
+    return [root, *(folder for folder in folders_of(root) if re.search(r"(?i)images|labels", folder.name))]
+
+
+def _listed(listing: Path) -> list[str]:
+    return [composed(line.strip()) for line in _text_of(listing).split("\n") if line.strip()]
+
+
+def _text_of(listing: Path) -> str:
+    try:
+        return read_text(listing)
+    except UnicodeDecodeError as error:
+        raise PairsError(f"{listing}: not readable as UTF-8 ({error})") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from changeanywhere.errors import EmptySplitError, PairsError
+from changeanywhere.folders import composed
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.layouts import LAYOUTS, Layout, expected, layout_of
-from changeanywhere.pairs.names import SPLITS
+from changeanywhere.pairs.layouts import IMAGE_SUFFIXES, LAYOUTS, Layout, below, expected, layout_of, split_folders
 from changeanywhere.sample import ChangePair
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 class Metadata:
@@ -61,6 +59,7 @@ class PairDataset:
         self.folder = folder
         self.names = tuple(names)
         self._metadata, self._layout, self._counted = metadata, layout, tuple(counted)
+        self._files: dict[str, dict[str, Path]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,7 +76,7 @@ class PairDataset:
                 raise PairsError(
                     f"{self.folder / what / name}: {array.shape[:2]} px, image {layout.images[0]} has {first.shape[:2]}"
                 )
-        key = Path(name).stem
+        key = stem_of(name)
         record = self._metadata.of(key) if self._metadata else {}
         mask_t1, mask_t2 = (masks.get(folder) for folder in layout.masks or ("", ""))
         if self._counted:
@@ -104,11 +103,11 @@ class PairDataset:
         return PairDataset(self.folder, self.names, self._metadata, self._layout, counted)
 
     def _find(self, folder: str, name: str) -> Path | None:
-        stem = Path(name).with_suffix("")
-        for candidate in (name, *(f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)):
-            if (self.folder / folder / candidate).is_file():
-                return self.folder / folder / candidate
-        return None
+        """The file of a pair in a folder of the layout: of that name, else of another suffix."""
+        if folder not in self._files:
+            self._files[folder] = by_name(self._layout.files(self.folder, folder))
+        files = self._files[folder]
+        return files.get(composed(name)) or files.get(stem_of(composed(name)))
 
     def _file(self, folder: str, name: str) -> Path:
         file = self._find(folder, name)
@@ -130,17 +129,18 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
     if layout is None:
         return _of_split(root, split)
     images = root / layout.images[0]
-    present = sorted(f.name for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    first = layout.files(root, layout.images[0])
+    # Cities and sheets whose labels are not published are left out; of folders with equal names each must be whole.
+    labelled = first if type(layout) is Layout else layout.files(root, layout.change)
+    present = sorted(name for name in first if name in labelled)
     if split is not None:
-        listing = root / "list" / f"{split}.txt"
-        if not listing.is_file():
-            raise PairsError(f"{listing}: missing, so there is no split {split!r} in {root}")
-        names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
-        stems = {Path(name).stem for name in present}
-        absent = [name for name in names if Path(name).stem not in stems]
+        names = layout.split(root, split)
+        known = by_name(first)
+        absent = [name for name in names if composed(name) not in known and stem_of(composed(name)) not in known]
         if absent:
-            raise PairsError(f"{listing}: names {absent[0]}, which is not in {images}")
-        present = names
+            where = root / "list" / f"{split}.txt"
+            raise PairsError(f"{where}: names {absent[0]}, which is not in {images}")
+        present = [name for name in names if type(layout) is Layout or name in labelled]
     if not present and split:
         raise EmptySplitError(f"{root}: split {split!r} is empty")
     if not present:
@@ -151,14 +151,33 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
 
 def _of_split(root: Path, split: str | None) -> PairDataset:
     """Of ``root`` without images of its own: the layout of one split."""
-    layouts = [name for name in SPLITS if layout_of(root / name)]
-    if not layouts:
+    folders = split_folders(root)
+    if not folders:
+        inside = [str(folder.relative_to(root)) for folder in below(root)]
+        if inside:
+            raise PairsError(f"{root}: holds datasets in folders of their own; give one of {', '.join(inside[:6])}")
         raise PairsError(f"{root}: no bi-temporal dataset; expected {expected()}; or these in train/, val/ or test/")
     if split is None:
-        raise PairsError(f"{root}: has the splits {', '.join(layouts)} as folders; say which")
-    if split not in layouts:
-        raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(layouts)}")
-    return load_pairs(root / split)
+        raise PairsError(f"{root}: has the splits {', '.join(folders)} as folders; say which")
+    if split not in folders:
+        raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(folders)}")
+    return load_pairs(folders[split])
+
+
+def stem_of(name: str) -> str:
+    """A pair's name without the suffix of an image, if it has one."""
+    suffix = Path(name).suffix
+    return name[: -len(suffix)] if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def by_name(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Files by whole name and, in the order of their kinds, by name without suffix."""
+    found = {composed(name): file for name, file in files.items()}
+    for suffix in IMAGE_SUFFIXES:
+        for name, file in files.items():
+            if file.suffix.lower() == suffix:
+                found.setdefault(stem_of(composed(name)), file)
+    return found
 
 
 def _read(path: Path) -> npt.NDArray[Any]:

@@ -23,6 +23,8 @@ class Source(ABC):
     items: tuple[SourceItem, ...]
     skipped: tuple[str, ...]
     """Why tiles were left out, a line each (``on_error: skip``)."""
+    passed: tuple[str, ...] = ()
+    """Files that are not read although nothing is wrong with them, a line per reason."""
     mapping: LegendMap | None = None
     """How the masks were rewritten into ``legend``, if they were."""
 
@@ -81,7 +83,7 @@ class _MappedSource(Source):
     def __init__(self, source: Source, mapping: LegendMap) -> None:
         self._source, self.mapping = source, mapping
         self.root, self.name, self.items = source.root, source.name, source.items
-        self.legend, self.skipped = mapping.target, source.skipped
+        self.legend, self.skipped, self.passed = mapping.target, source.skipped, source.passed
 
     def content_hash(self) -> str:
         return self._source.content_hash()

@@ -20,10 +20,11 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from changeanywhere.errors import LegendError, SourceError
-from changeanywhere.legend import Legend, Mask
+from changeanywhere.legend import Legend, Mask, MaskValues
 from changeanywhere.sample import GeoReference, Image, Normalisation
+from changeanywhere.sources.values import PLAIN, to_classes
 
-GEOTIFF_SUFFIXES = (".tif", ".tiff")
+GEOTIFF_SUFFIXES = (".tif", ".tiff", ".jp2")  # what rasterio opens; GeoNRW comes as JPEG 2000
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 SUFFIXES = (".png", *LOSSY_SUFFIXES, *GEOTIFF_SUFFIXES)
 DIGEST_PARTS, DIGEST_PART = 16, 1 << 18  # 4 MiB of a large file say whether it was changed
@@ -162,8 +163,8 @@ def read_valid(path: Path, window: Window, bands: tuple[int, ...]) -> npt.NDArra
     return valid
 
 
-def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
-    """Mask uint8 ``[h, w]`` in ``legend``.
+def read_mask(path: Path, window: Window, legend: Legend, numbers: MaskValues = PLAIN) -> Mask:
+    """Mask uint8 ``[h, w]`` in ``legend``; ``numbers``: what the file's own mean.
 
     One band: the values are the indices. Palette: if every colour in use anywhere in the file is a colour of the
     legend, the colour says the class (files are often saved with an order of their own); else the index. Three or four
@@ -187,9 +188,11 @@ def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
         raise SourceError(
             f"{path}: mask has {whole.shape[2]} bands; allowed: one (indices), or three and more (colours)"
         )
+    if whole.ndim == 3 and not numbers.own_colours:
+        raise LegendError(f"{path}: mask holds colours, and the legend has none; give each class its color [r, g, b]")
     if whole.ndim == 3:
         return _by_colour(whole[..., :3], legend, path)
-    if palette is not None:
+    if palette is not None and numbers.own_colours:
         indices = _palette_indices(path, _stamp(path), legend)
         if indices is not None:
             found: Mask = indices[whole]
@@ -197,13 +200,7 @@ def read_mask(path: Path, window: Window, legend: Legend) -> Mask:
     if np.issubdtype(whole.dtype, np.floating) and not (np.isfinite(whole) & (whole == np.rint(whole))).all():
         value = whole[~(np.isfinite(whole) & (whole == np.rint(whole)))].flat[0]
         raise LegendError(f"{path}: mask value {value} is not a class; allowed: 0 (unknown) to {legend.num_classes}")
-    low, high = int(whole.min(initial=0)), int(whole.max(initial=0))
-    if low < 0 or high > legend.num_classes:
-        raise LegendError(
-            f"{path}: mask value {low if low < 0 else high} is outside the legend {legend.name!r}; "
-            f"allowed: 0 (unknown) to {legend.num_classes} ({legend.names[-1]})"
-        )
-    return np.ascontiguousarray(whole).astype(np.uint8)
+    return to_classes(whole, legend, numbers, path)
 
 
 @lru_cache(maxsize=64)

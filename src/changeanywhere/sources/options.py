@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from changeanywhere.errors import require
+from changeanywhere.legend import MAX_CLASSES, UNKNOWN
 
 DEFAULT_TILE_SIZE = 256
 DEFAULT_BANDS = (1, 2, 3)
@@ -18,6 +19,12 @@ class SourceOptions:
 
     legend: str | None = None
     """Legend of the source, a name or file; default: legend.json or classes.json there or in a parent folder."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, in the order of their numbers, where there is no legend: water,building,road."""
+    first_class: int | None = None
+    """Number of the first class in the masks: 1 (0 is unknown ground) or 0; default: what the legend says, else 1."""
+    ignore_value: int | None = None
+    """Number in the masks that stands for ground without a class (255); default: what the legend says."""
     tile_size: int | None = None
     """Tile height and width in px; larger images are cut, read by window. Default: 256 (evaluate: the model's)."""
     bands: tuple[int, ...] | None = None
@@ -31,9 +38,10 @@ class SourceOptions:
     the bad ones and list them in OUT/skipped.txt."""
 
     def __post_init__(self) -> None:
-        for name in ("bands", "stretch", "licences"):  # YAML, flags and callers give lists
+        for name in ("bands", "stretch", "licences", "class_names"):  # YAML, flags and callers give lists
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
+        self._check_classes()
         require(self.on_error in ON_ERROR, "on_error", self.on_error, ", ".join(ON_ERROR))
         size, bands, stretch = self.tile_size, self.bands, self.stretch
         require(size is None or (size >= 16 and size % 16 == 0), "tile_size", size, "a multiple of 16 px")
@@ -44,6 +52,19 @@ class SourceOptions:
             stretch,
             "two percentiles, 0 to 100, rising",
         )
+
+    def _check_classes(self) -> None:
+        names, first, ignored = self.class_names, self.first_class, self.ignore_value
+        require(first in (None, 0, 1), "first_class", first, "0 or 1")
+        if names is not None:
+            require(self.legend is None, "class_names", ",".join(names), "nothing beside legend, which names them too")
+            sound = bool(names) and all(names) and len(set(names)) == len(names) and len(names) <= MAX_CLASSES
+            require(sound, "class_names", ",".join(names), f"1 to {MAX_CLASSES} names, each once")
+            require(UNKNOWN not in names, "class_names", UNKNOWN, "classes alone; unknown ground needs no name")
+        begin = 1 if first is None else first
+        taken = range(begin, begin + len(names or ()))
+        free = ignored is None or (0 <= ignored <= 65535 and ignored not in taken and not (first == 0 and ignored == 0))
+        require(free, "ignore_value", ignored, "a number from 0 to 65535 that is no class")
 
     def of_source(
         self,

@@ -1,8 +1,25 @@
-"""What is wrong with single tiles: raised at once, or collected."""
+"""What is wrong with single tiles: raised at once, or collected. And what is passed over without being wrong."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
 from changeanywhere.errors import InputError
+
+SYSTEM = "hidden or system files"
+
+
+class HasPassed(Protocol):
+    """A source, as far as :func:`say_passed_over` looks at it."""
+
+    root: Path
+
+    @property
+    def passed(self) -> Sequence[str]:
+        """A line per reason."""
 
 
 class Problems:
@@ -12,9 +29,26 @@ class Problems:
         self.skip = skip
         self.found: list[str] = []
         """One line per tile left out."""
+        self.passed: dict[str, set[Path]] = {}
+        """Files that are not read, by the reason why; nothing is wrong with them."""
 
     def add(self, error: InputError) -> None:
         """Raise ``error``, or note it."""
         if not self.skip:
             raise error
         self.found.append(" ".join(str(error).split()))
+
+    def pass_over(self, reason: str, *files: Path) -> None:
+        """Note that ``files`` are not read."""
+        self.passed.setdefault(reason, set()).update(files)
+
+    def passed_over(self) -> tuple[str, ...]:
+        """A line per reason, with its count."""
+        return tuple(f"{len(files)} {reason}" for reason, files in self.passed.items() if files)
+
+
+def say_passed_over(source: HasPassed) -> None:
+    """One line on standard error for the files that a source's layout leaves out, such as masks without an image."""
+    lines = [line for line in source.passed if SYSTEM not in line]
+    if lines:
+        print(f"{source.root}: passed over {', '.join(lines)}", file=sys.stderr)

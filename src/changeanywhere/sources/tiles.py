@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from changeanywhere.errors import InputError, SourceError
-from changeanywhere.legend import Legend, Mask, find_legend, load_legend
+from changeanywhere.legend import Mask
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 from changeanywhere.sources.base import Source
+from changeanywhere.sources.entries import Entry
 from changeanywhere.sources.files import (
     FileInfo,
     Window,
@@ -26,7 +27,8 @@ from changeanywhere.sources.files import (
     read_stretch,
     read_valid,
 )
-from changeanywhere.sources.layouts import Entry, find_layout
+from changeanywhere.sources.layouts import find_layout
+from changeanywhere.sources.legends import legend_of
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE, SourceOptions
 from changeanywhere.sources.problems import Problems
 
@@ -46,7 +48,7 @@ class TileSource(Source):
         problems = Problems(options.on_error == "skip")
         layout = find_layout(root, problems, masks)
         self.root, self.name = root, layout.name
-        self.legend = _legend_of(root, options, layout.legend)
+        self.legend, self._numbers = legend_of(root, options, layout)
         self._bands = options.bands or DEFAULT_BANDS
         self._stretch = options.stretch or DEFAULT_STRETCH
         self._tile_size = options.tile_size or DEFAULT_TILE_SIZE
@@ -75,7 +77,7 @@ class TileSource(Source):
                 raise SourceError(f"{root}: two tiles would be called {after.key}; rename one of the files")
         if problems.skip:
             self._leave_out_unreadable(problems, progress)
-        self.skipped = tuple(problems.found)
+        self.skipped, self.passed = tuple(problems.found), problems.passed_over()
 
     def _leave_out_unreadable(self, problems: Problems, progress: Progress) -> None:
         """Read every tile once."""
@@ -96,11 +98,13 @@ class TileSource(Source):
         for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
             seen.update(f"{entry.stem} {entry.image.stat().st_size} {digest(entry.mask)}\n".encode())
         seen.update(json.dumps([self._bands, self._stretch]).encode())
+        if not self._numbers.is_plain:
+            seen.update(json.dumps([self._numbers.of_classes, self._numbers.ignored]).encode())
         return seen.hexdigest()[:16]
 
     def read_mask(self, index: int) -> Mask:
         tile = self._tiles[index]
-        mask = read_mask(tile.entry.mask, tile.window, self.legend)
+        mask = read_mask(tile.entry.mask, tile.window, self.legend, self._numbers)
         valid = read_valid(tile.entry.image, tile.window, self._bands)
         # Ground that was not imaged is unknown.
         return mask if valid is None or valid.all() else np.where(valid, mask, 0).astype(np.uint8)
@@ -161,19 +165,6 @@ def _windows(entry: Entry, info: FileInfo, size: int) -> list[tuple[str, Window]
         for row in rows
         for column in columns
     ]
-
-
-def _legend_of(root: Path, options: SourceOptions, native: str | None) -> Legend:
-    if options.legend is not None:
-        return load_legend(options.legend)
-    if native is not None:
-        return load_legend(native)
-    legend = find_legend(root)
-    if legend is None:
-        raise SourceError(
-            f"{root}: no legend.json or classes.json here or in a parent folder; give --legend NAME or FILE"
-        )
-    return legend
 
 
 def open_source(

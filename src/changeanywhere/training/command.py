@@ -13,6 +13,7 @@ from changeanywhere.legend import load_legend
 from changeanywhere.models.info import find_model, read_info
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source, open_source
+from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write
 from changeanywhere.training.checks import refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
@@ -105,7 +106,10 @@ def train(
 
 
 def _note_skipped(source: Source, out: Path) -> None:
-    if source.skipped and os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
+    if os.environ.get("RANK", "0") != "0":  # of the processes that a launcher started, one speaks
+        return
+    say_passed_over(source)
+    if source.skipped:
         atomic_write(out / "skipped.txt", "".join(f"{line}\n" for line in source.skipped).encode())
         print(
             f"left out: {len(source.skipped)} that could not be read, listed in {out / 'skipped.txt'}", file=sys.stderr

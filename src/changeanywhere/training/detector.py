@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from changeanywhere.errors import ConfigError, EmptySplitError, require
+from changeanywhere.folders import read_names
 from changeanywhere.models.detectors import Detector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import channels_last
@@ -64,9 +65,11 @@ def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None 
     if listing is None:
         return pairs
     try:
-        names = [line.strip() for line in Path(listing).read_text().splitlines() if line.strip()]
+        names = read_names(Path(listing))
     except OSError as error:
         raise ConfigError(f"{listing}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{listing}: not readable as UTF-8 ({error})") from error
     stems = {Path(name).stem: name for name in pairs.names}
     absent = [name for name in names if Path(name).stem not in stems]
     if absent or not names:
