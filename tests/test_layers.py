@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors"],
-    ["flags", "plain", "progress", "seeds", "stopping", "storage"],
+    ["documents", "flags", "plain", "progress", "seeds", "stopping", "storage"],
     ["legend"],
     ["sample"],
     ["events"],

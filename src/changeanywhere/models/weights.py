@@ -31,6 +31,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: Path |
         own_memory: dict[str, Any] = {
             name: value.to(wanted[name].dtype, copy=True).contiguous() for name, value in weights.items()
         }
+        for name, value in own_memory.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ModelError(f"{where}: {name} holds numbers beyond {value.dtype}; give --dtype float32")
         module.load_state_dict(own_memory, assign=True)
     else:
         module.load_state_dict(dict(weights))
