@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors"],
-    ["documents", "flags", "plain", "progress", "seeds", "stopping", "storage"],
+    ["documents", "text"],
+    ["flags", "plain", "progress", "seeds", "stopping", "storage"],
     ["legend"],
     ["sample"],
     ["events"],

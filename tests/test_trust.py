@@ -246,6 +246,12 @@ def test_images_are_finite_before_they_are_written(value: float, date: int) -> N
         _check_finite("tile_0", Painting(0, plan, images[0], images[1]))
 
 
+def test_loading_says_nothing(tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for dtype in ("float32", "float16"):
+        ChangePairPipeline.from_pretrained(tiny_model_folder, dtype=dtype)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_info_and_model_agree_on_what_is_sound(tiny_model_folder: Path) -> None:
     assert read_info(tiny_model_folder).tile_size == load_model(tiny_model_folder).tile_size == 64
     assert read_info(find_model("mini")).defaults["num_steps"] == 8

@@ -19,6 +19,7 @@ from changeanywhere.flags import given_flags, parse
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
+from changeanywhere.text import one_line, visible
 
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> int:
     except ChangeAnywhereError as error:
         if isinstance(error, ShortfallError):
             _print_shortfall(error)
-        return _fail(" ".join(str(error).split()), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk or a lost network folder, wherever it was noticed
         return _fail(f"{error.filename or command}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
@@ -117,7 +118,7 @@ def _simulate(arguments: list[str]) -> None:
 
 def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
     for name, asked, reached in rows:
-        print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
+        print(f"{one_line(name)}: asked {asked:.1%}, reached {reached:.1%}")
 
 
 def _print_shortfall(error: ShortfallError) -> None:
@@ -194,7 +195,7 @@ def _evaluate(arguments: list[str]) -> None:
         if figure.section != section:
             section = figure.section
             print(section)
-        print(f"  {figure.name}: {figure.in_words()}")
+        print(f"  {one_line(figure.name)}: {one_line(figure.in_words())}")
     _print_skipped(evaluation.skipped, options.out)
     print(f"report: {options.out / 'evaluation.html'}")
 
@@ -206,7 +207,7 @@ def _benchmark(arguments: list[str]) -> None:
     from changeanywhere.benchmark.protocol import run_benchmark
 
     records = run_benchmark(options)
-    print((options.out / "table.md").read_text())
+    print(visible((options.out / "table.md").read_text()))
     print(f"{len(records)} cells: {options.out}")
 
 
@@ -216,7 +217,7 @@ def _check(arguments: list[str]) -> None:
     positional = arguments[:1] if arguments[:1] and not arguments[0].startswith("-") else []
     flags = ["--path", *positional] if positional else []
     options = _parse("check", CheckOptions, [*flags, *arguments[len(positional) :]])
-    print(check_path(options.path, options))
+    print(visible(check_path(options.path, options)))
 
 
 def _overview() -> str:
@@ -226,7 +227,7 @@ def _overview() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"changeanywhere: error: {message}", file=sys.stderr)
+    print(f"changeanywhere: error: {one_line(message)}", file=sys.stderr)
     return code
 
 

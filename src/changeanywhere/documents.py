@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,16 @@ def _refuse_constant(name: str) -> float:
 
 def to_json(content: Any, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """JSON as the standard has it: what is not a finite number becomes null."""
+    encode = _encoder(indent, ensure_ascii).encode
     try:
-        return json.dumps(content, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+        return encode(content)
     except ValueError:  # rare: looked for only where there is one
-        return json.dumps(finite(content), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+        return encode(finite(content))
+
+
+@lru_cache  # json.dumps makes a new one at every call
+def _encoder(indent: int | None, ensure_ascii: bool) -> json.JSONEncoder:
+    return json.JSONEncoder(indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
 def finite(content: Any) -> Any:
@@ -77,7 +84,7 @@ def parse_yaml(text: str | bytes) -> Any:
     if len(text) > MAX_BYTES:
         raise DocumentError(f"{len(text)} bytes; allowed: {MAX_BYTES}")
     try:
-        _check_events(text)
+        check_yaml(text)
         return yaml.safe_load(text)
     except RecursionError as error:
         raise DocumentError(f"not YAML (nested more than {MAX_DEPTH} deep)") from error
@@ -95,8 +102,11 @@ def read_yaml(file: Path) -> Any:
         return parse_yaml(opened.read(MAX_BYTES + 1))
 
 
-def _check_events(text: str | bytes) -> None:
-    """Depth, aliases, and how many values there would be with all aliases written out."""
+def check_yaml(text: str | bytes) -> None:
+    """:class:`DocumentError` where YAML goes beyond a bound: depth, aliases, values with all aliases written out.
+
+    ``yaml.YAMLError`` where it is none.
+    """
     depth = aliases = 0
     sizes: dict[str, int] = {}
     open_anchors: list[tuple[str | None, int]] = []

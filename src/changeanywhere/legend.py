@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from changeanywhere.documents import DocumentError, parse_json, parse_yaml
 from changeanywhere.errors import LegendError
 from changeanywhere.storage import atomic_write
 
@@ -141,11 +141,11 @@ class Legend:
     def load(path: Path) -> Legend:
         """Read a legend file (JSON)."""
         try:
-            data = json.loads(path.read_text())
+            data = parse_json(path.read_text())
         except OSError as error:
             raise LegendError(f"{path}: cannot be read ({error.strerror})") from error
         except ValueError as error:
-            raise LegendError(f"{path}: not JSON ({error})") from error
+            raise LegendError(f"{path}: {error}") from error
         return Legend.from_dict(data, str(path))
 
 
@@ -241,11 +241,11 @@ def load_legend_map(source: Legend, target: Legend, file: Path | None) -> Legend
 
 def _read_map(read_text: Any, where: str) -> dict[str, str]:
     try:
-        data = yaml.safe_load(read_text())
+        data = parse_yaml(read_text())
     except OSError as error:
         raise LegendError(f"{where}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LegendError(f"{where}: not YAML ({' '.join(str(error).split())})") from error
+    except (DocumentError, UnicodeDecodeError) as error:
+        raise LegendError(f"{where}: {error}") from error
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in data.items()):
         raise LegendError(f"{where}: not a legend map; expected lines 'class: class-or-unknown'")
     return dict(data)

@@ -201,7 +201,8 @@ def _load_network(kind: Any, folder: Path, rules: Mapping[str, Rule], dtype: tor
     place = folder / "config.json"
     known, unknown = read_configuration(place, kind.__name__, rules)
     with torch.device("meta"):
-        network = _built(kind, known, unknown, place).to(dtype)
+        network = _built(kind, known, unknown, place)
+    torch.nn.Module.to(network, dtype)  # diffusers' own says that weights should be cast while they are read
     load_weights(network, _weights_of(folder), folder, f"the {kind.__name__} of config.json")
     return network.eval()
 
