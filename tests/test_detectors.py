@@ -172,7 +172,7 @@ class Evil:
 
 def test_nothing_is_executed(tmp_path: Path) -> None:
     torch.save({"state_dict": build_detector("fc_ef").state_dict(), "message_hub": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ModelError, match=r"names builtins\.exec, which no trainer stores"):
+    with pytest.raises(ModelError, match=r"names __builtin__\.exec, which no trainer stores"):
         ca.models.import_opencd.import_opencd(tmp_path / "evil.pth")
 
 

@@ -14,6 +14,7 @@ FLOORS = [
     ["errors"],
     ["documents", "text"],
     ["flags", "plain", "progress", "seeds", "stopping", "storage"],
+    ["leases"],
     ["legend"],
     ["sample"],
     ["events"],
@@ -47,7 +48,7 @@ INSIDE = {
     "sources": "options problems base files layouts tiles __init__",
     "pairs": "names split layouts annotations record summary card reader report sheet writer __init__",
     "painters": "base checked pasting diffusion registry __init__",
-    "generation": "nuisances targets options tiles job plan leases executors finish shard turns fidelity painting "
+    "generation": "nuisances targets options tiles job plan executors finish shard turns fidelity painting "
     "dataset prepare generate simulate __init__",
 }
 """Files of a room, each of which may import those before it."""

@@ -143,7 +143,7 @@ def _train(arguments: list[str]) -> None:
             return
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
-    with progress_bars() as progress, polite_stop() as stop:
+    with progress_bars() as progress, polite_stop(on_key=True) as stop:
         result = train(arguments[0], options, progress, stop.is_set, given_flags(arguments[1:]))
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
         print(f"finished: {result}")
