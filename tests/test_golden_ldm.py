@@ -126,5 +126,5 @@ def test_command_writes_a_model_that_generate_takes(tmp_path: Path, capsys: pyte
     with pytest.raises(ModelError, match="masks have 8 classes, legend 'mini' has 7"):
         import_ldm(CHECKPOINT, load_legend("mini"), num_heads=4)
     (tmp_path / "broken.ckpt").write_bytes(CHECKPOINT.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="not a checkpoint of plain tensors"):
+    with pytest.raises(ModelError, match=r"not a readable checkpoint \(cut off"):
         import_ldm(tmp_path / "broken.ckpt", OEM, num_heads=4)

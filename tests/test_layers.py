@@ -12,7 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors"],
+    ["documents", "text"],
     ["colours", "flags", "folders", "plain", "progress", "seeds", "stopping", "storage"],
+    ["leases"],
     ["legend"],
     ["sample"],
     ["events"],
@@ -49,7 +51,7 @@ INSIDE = {
     "__init__",
     "pairs": "names split layouts annotations record summary card reader report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
-    "generation": "nuisances targets options tiles job plan leases executors finish shard turns fidelity painting "
+    "generation": "nuisances targets options tiles job plan executors finish shard turns fidelity painting "
     "dataset prepare generate simulate __init__",
 }
 """Files of a room, each of which may import those before it."""

@@ -19,6 +19,7 @@ from changeanywhere.flags import given_flags, parse
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
+from changeanywhere.text import one_line, visible
 
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
@@ -67,7 +68,7 @@ def run(arguments: list[str]) -> int:
     except ChangeAnywhereError as error:
         if isinstance(error, ShortfallError):
             _print_shortfall(error)
-        return _fail(" ".join(str(error).split()), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except OSError as error:  # a full disk or a lost network folder, wherever it was noticed
         return _fail(f"{error.filename or command}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
@@ -119,7 +120,7 @@ def _simulate(arguments: list[str]) -> None:
 
 def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
     for name, asked, reached in rows:
-        print(f"{name}: asked {asked:.1%}, reached {reached:.1%}")
+        print(f"{one_line(name)}: asked {asked:.1%}, reached {reached:.1%}")
 
 
 def _print_shortfall(error: ShortfallError) -> None:
@@ -144,7 +145,7 @@ def _train(arguments: list[str]) -> None:
             return
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
-    with progress_bars() as progress, polite_stop() as stop:
+    with progress_bars() as progress, polite_stop(on_key=True) as stop:
         result = train(arguments[0], options, progress, stop, given_flags(arguments[1:]))
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
         print(f"finished: {result}")
@@ -196,7 +197,7 @@ def _evaluate(arguments: list[str]) -> None:
         if figure.section != section:
             section = figure.section
             print(section)
-        print(f"  {figure.name}: {figure.in_words()}")
+        print(f"  {one_line(figure.name)}: {one_line(figure.in_words())}")
     _print_skipped(evaluation.skipped, options.out)
     print(f"report: {options.out / 'evaluation.html'}")
 
@@ -209,7 +210,7 @@ def _benchmark(arguments: list[str]) -> None:
 
     with progress_bars() as progress, polite_stop() as stop:
         records = run_benchmark(options, progress, stop)
-    print((options.out / "table.md").read_text())
+    print(visible((options.out / "table.md").read_text()))
     print(f"{len(records)} cells: {options.out}")
 
 
@@ -223,7 +224,7 @@ def _check(arguments: list[str]) -> None:
     from changeanywhere.check import CheckOptions, check_path
 
     options = _parse("check", CheckOptions, _with_path(arguments))
-    print(check_path(options.path, options))
+    print(visible(check_path(options.path, options)))
 
 
 def _with_path(arguments: list[str]) -> list[str]:
@@ -240,7 +241,7 @@ def _overview() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"changeanywhere: error: {message}", file=sys.stderr)
+    print(f"changeanywhere: error: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -14,8 +14,12 @@ import re
 import textwrap
 import typing
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml
 from changeanywhere.errors import ConfigError
 
 Options = typing.TypeVar("Options")
@@ -34,8 +38,10 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
     _add_options(parser, kind, "")
+    arguments = _config_first(arguments)
+    _check_yaml(arguments)
     try:
-        values = parser.parse_args(_with_lists(_config_first(arguments), _lists_of_words(kind)))
+        values = parser.parse_args(_with_lists(arguments, _lists_of_words(kind)))
     except jsonargparse.ArgumentError as error:
         raise ConfigError(_shorten(str(error))) from error
     return _build(kind, values)
@@ -75,6 +81,32 @@ def given_flags(arguments: list[str]) -> frozenset[str]:
     """Names of the options that came as flags: ``--denoiser.num-steps 3`` → ``denoiser.num_steps``."""
     flags = (argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--"))
     return frozenset(flag.replace("-", "_") for flag in flags) - {"config"}
+
+
+def _check_yaml(arguments: list[str]) -> None:
+    """Recipe files, and values that are YAML themselves, within bounds: jsonargparse reads them without any."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if not name.startswith("-") or not equals:
+            value = argument
+        is_file = (name if equals else arguments[i - 1] if i else "") == "--config" and Path(value).is_file()
+        try:
+            check_yaml(_bounded(Path(value)) if is_file else value)
+        except DocumentError as error:
+            raise ConfigError(f"{value if is_file else name[:80]}: {error}") from error
+        except (yaml.YAMLError, UnicodeError) as error:
+            if is_file:
+                raise ConfigError(f"{value}: not YAML ({' '.join(str(error).split())[:200]})") from error
+        except RecursionError as error:
+            raise ConfigError(f"{value if is_file else name[:80]}: nested without end") from error
+
+
+def _bounded(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise DocumentError(f"more than {MAX_BYTES} bytes")
+    return content
 
 
 def _shorten(message: str) -> str:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from changeanywhere.colours import distinct_colours
+from changeanywhere.documents import DocumentError, parse_json, parse_yaml
 from changeanywhere.errors import LegendError
 from changeanywhere.folders import read_text
 from changeanywhere.storage import atomic_write
@@ -274,10 +274,9 @@ def read_legend(path: Path, first_class: int | None = None) -> tuple[Legend, Mas
     if kind == ".txt":
         return parse_legend([line.strip() for line in text.split("\n") if line.strip()], str(path), first_class)
     try:
-        data = yaml.safe_load(text) if kind in (".yaml", ".yml") else json.loads(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        language = "YAML" if kind in (".yaml", ".yml") else "JSON"
-        raise LegendError(f"{path}: not {language} ({' '.join(str(error).split())})") from error
+        data = parse_yaml(text) if kind in (".yaml", ".yml") else parse_json(text)
+    except DocumentError as error:
+        raise LegendError(f"{path}: {error}") from error
     return parse_legend(data, str(path), first_class)
 
 
@@ -386,11 +385,11 @@ def load_legend_map(source: Legend, target: Legend, file: Path | None) -> Legend
 
 def _read_map(read_text: Any, where: str) -> dict[str, str]:
     try:
-        data = yaml.safe_load(read_text())
+        data = parse_yaml(read_text())
     except OSError as error:
         raise LegendError(f"{where}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LegendError(f"{where}: not YAML ({' '.join(str(error).split())})") from error
+    except (DocumentError, UnicodeDecodeError) as error:
+        raise LegendError(f"{where}: {error}") from error
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in data.items()):
         raise LegendError(f"{where}: not a legend map; expected lines 'class: class-or-unknown'")
     return dict(data)

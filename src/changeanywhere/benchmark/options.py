@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.errors import ConfigError, require
+from changeanywhere.text import is_plain_name
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 SCRATCH = "scratch"
@@ -119,6 +120,9 @@ class BenchmarkOptions:
         """Names of arms."""
         arms = set(self.pretraining)
         yield "pretraining", list(self.pretraining), SCRATCH not in arms, f"names other than {SCRATCH}"
+        for what, names in (("pretraining", self.pretraining), ("detectors", self.detectors)):
+            paths = [name for name in names if not is_plain_name(name)]
+            yield what, paths, not paths, "names of letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
         for name, asked in (
             ("change_classes", list(self.change_classes)),
             ("rivals", self.rivals),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from changeanywhere import text
 from changeanywhere.benchmark.options import SCRATCH
 from changeanywhere.benchmark.published import Published
 from changeanywhere.benchmark.summary import SCORES
@@ -75,15 +76,9 @@ def score_cells(row: Mapping[str, Any] | None) -> list[str]:
 
 def latex(tables: Sequence[tuple[str, list[list[str]]]]) -> str:
     """The tables as ``tabular`` environments, titles as comments."""
-
-    def escape(text: str) -> str:
-        for character in "%_&":
-            text = text.replace(character, f"\\{character}")
-        return text.replace("±", r"$\pm$")
-
     parts = []
     for title, lines in tables:
-        body = "\n".join(" & ".join(escape(cell) for cell in line) + r" \\" for line in lines)
+        body = "\n".join(" & ".join(map(text.latex, line)) + r" \\" for line in lines)
         columns = "l" + "r" * (len(lines[0]) - 1)
-        parts.append(f"% {title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n")
+        parts.append(f"% {text.one_line(title)}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n")
     return "\n".join(parts)

@@ -15,6 +15,7 @@ from changeanywhere.models.detectors import Detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.sample import rgb8
+from changeanywhere.text import xml
 from changeanywhere.training.pair_batches import to_tensors
 
 HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
@@ -35,7 +36,7 @@ def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
         def y(f1: float) -> float:
             return base - (base - 40) * f1
 
-        drawn = [f'<text x="{left}" y="22" font-weight="600">{detector}</text>']
+        drawn = [f'<text x="{left}" y="22" font-weight="600">{xml(detector)}</text>']
         for tick in (0, 0.25, 0.5, 0.75, 1):
             drawn.append(f'<path d="M{left} {y(tick):.1f}H{width - 12}" stroke="#ddd"/>')
             drawn.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
@@ -56,7 +57,7 @@ def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
     for i, arm in enumerate(arms):
         colour = COLOURS[i % len(COLOURS)]
         parts.append(f'<circle cx="{left + 170 * i}" cy="{legend_y - 4}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{left + 170 * i + 10}" y="{legend_y}">{arm}</text>')
+        parts.append(f'<text x="{left + 170 * i + 10}" y="{legend_y}">{xml(arm)}</text>')
     total = (min(3, len(detectors)) * width, legend_y + 16)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}"'
     style = 'font-family="sans-serif" font-size="11"'

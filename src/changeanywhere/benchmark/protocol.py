@@ -22,6 +22,7 @@ from changeanywhere.benchmark.options import SCRATCH, BenchmarkOptions
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.diffusion.pipeline import default_device
+from changeanywhere.documents import to_json
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
 from changeanywhere.folders import read_names
 from changeanywhere.models.detectors.folder import load_detector
@@ -253,7 +254,7 @@ def run_benchmark(
                 raise
             failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
             continue
-        atomic_write(file, (json.dumps(record, indent=1) + "\n").encode())
+        atomic_write(file, (to_json(record, indent=1) + "\n").encode())
         records.append(record)
     constants = {name: scores.to_dict() for name, scores in constant_scores(benchmark.test).items()}
     write_results(options, records, constants, benchmark.test)

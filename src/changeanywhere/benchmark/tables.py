@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from changeanywhere.benchmark.paper_shape import constant_cells, latex, score_ce
 from changeanywhere.benchmark.pictures import curves, write_panels
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.summary import SCORES, summarise
+from changeanywhere.documents import to_json
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.storage import atomic_write
+from changeanywhere.text import csv_cell, markdown
 
 NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
@@ -64,26 +65,26 @@ def write_results(
     for name, scores in constants.items():
         lines.append([f"({name})", "", "", "", *constant_cells(scores), *[""] * (len(headings) - len(HEADINGS))])
     shaped = shaped_tables(rows, constants, paper)
-    markdown = [f"# {options.name}", "", NOTE]
+    page = [f"# {markdown(options.name)}", "", NOTE]
     for title, table in (*shaped, ("Every arm beside training from scratch and its rivals", [list(headings), *lines])):
-        markdown += ["", f"## {title}", "", _line(table[0]), "|---" * len(table[0]) + "|", *map(_line, table[1:])]
-    atomic_write(options.out / "table.md", ("\n".join(markdown) + "\n").encode())
+        page += ["", f"## {title}", "", _line(table[0]), "|---" * len(table[0]) + "|", *map(_line, table[1:])]
+    atomic_write(options.out / "table.md", ("\n".join(page) + "\n").encode())
     _write_csv(options.out / "table.csv", [headings, *lines])
     keys = ("detector", "arm", "share", "seed", "learning_rate", *SCORES, "predicted_share", "collapsed")
     _write_csv(options.out / "cells.csv", [keys, *([record.get(key) for key in keys] for record in records)])
     atomic_write(options.out / "table.tex", latex(shaped).encode())
     named = {name: dict(scores) for name, scores in constants.items()}
     content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
-    atomic_write(options.out / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+    atomic_write(options.out / "results.json", (to_json(content, indent=1) + "\n").encode())
     atomic_write(options.out / "curves.svg", curves(rows, constants["all changed"]["f1"] or 0.0).encode())
     write_panels(options, records, test)
 
 
 def _write_csv(file: Path, rows: Iterable[Sequence[object]]) -> None:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([csv_cell(cell) for cell in row] for row in rows)
     atomic_write(file, buffer.getvalue().encode())
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(map(markdown, cells)) + " |"

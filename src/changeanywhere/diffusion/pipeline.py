@@ -14,7 +14,7 @@ from torch import Tensor
 
 from changeanywhere.diffusion.blended import paint_latents
 from changeanywhere.diffusion.options import Sampling
-from changeanywhere.errors import ConfigError, InputError
+from changeanywhere.errors import ConfigError, InputError, ModelError
 from changeanywhere.legend import Legend
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.folder import Model, find_model, load_model, save_model
@@ -108,7 +108,15 @@ class ChangePairPipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Standardised latents ``[B, 3, h, w]`` → images f32 ``[B, C, 4h, 4w]`` in [-1, 1]."""
+        """Standardised latents ``[B, 3, h, w]`` → images f32 ``[B, C, 4h, 4w]`` in [-1, 1].
+
+        Raises :class:`ModelError` for latents with NaN or infinity, of which some code is the nearest all the same.
+        """
+        if not bool(torch.isfinite(latents).all()):
+            raise ModelError(
+                f"painted latents are not finite: the model overflows in {self.denoiser.dtype}, or is damaged; "
+                "give --dtype float32, or another --model"
+            )
         return self.first_stage.decode(latents.to(self.device))
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
+from changeanywhere.documents import to_json
 from changeanywhere.errors import OutputError, PairsError, SourceError
 from changeanywhere.evaluation.figures import Figure
 from changeanywhere.evaluation.of_model import evaluate_model
@@ -65,7 +65,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
         "options": given,
         "figures": [figure.to_dict() for figure in figures],
     }
-    atomic_write(options.out / "evaluation.json", (json.dumps(record, indent=1) + "\n").encode())
+    atomic_write(options.out / "evaluation.json", (to_json(record, indent=1) + "\n").encode())
     write_page(options.out / "evaluation.html", figures, pictures, given)
     if skipped:
         atomic_write(options.out / "skipped.txt", "".join(f"{line}\n" for line in skipped).encode())

@@ -18,6 +18,7 @@ from changeanywhere.evaluation.scores import Mask
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.report import data_uri
 from changeanywhere.storage import atomic_write
+from changeanywhere.text import visible, xml
 
 MAX_PICTURES = 24
 
@@ -35,7 +36,7 @@ def write_page(file: Path, figures: Sequence[Figure], pictures: Pictures, option
     template = Template((resources.files("changeanywhere") / "assets" / "evaluation.html").read_text())
     sections = "".join(_section(name, list(rows)) for name, rows in groupby(figures, key=lambda f: f.section))
     made = "\n".join(f"{name}: {value}" for name, value in options.items())
-    page = template.substitute(sections=sections, pictures=_pictures(pictures), made=html.escape(made))
+    page = template.substitute(sections=sections, pictures=_pictures(pictures), made=html.escape(visible(made)))
     atomic_write(file, page.encode())
 
 
@@ -46,12 +47,12 @@ def _section(name: str, figures: Sequence[Figure]) -> str:
         ceiling = f"{figure.ceiling:.3f}" if figure.ceiling is not None else ""
         verdict = "" if figure.reached is None else "reached" if figure.reached else "missed"
         rows.append(
-            f'<tr><th scope="row">{html.escape(figure.name)}<small>{html.escape(figure.note)}</small></th>'
+            f'<tr><th scope="row">{xml(figure.name)}<small>{xml(figure.note)}</small></th>'
             f"<td>{figure.value:.3f}</td><td>{interval}</td><td>{ceiling}</td>"
-            f'<td class="{verdict}">{verdict}<small>{html.escape(figure.target)}</small></td></tr>'
+            f'<td class="{verdict}">{verdict}<small>{xml(figure.target)}</small></td></tr>'
         )
     head = "<tr><th></th><th>value</th><th>95 % interval</th><th>real data</th><th>asked</th></tr>"
-    return f"<h2>{html.escape(name)}</h2><table>{head}{''.join(rows)}</table>"
+    return f"<h2>{xml(name)}</h2><table>{head}{''.join(rows)}</table>"
 
 
 def _pictures(pictures: Pictures) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from changeanywhere.documents import DocumentError, parse_yaml
 from changeanywhere.errors import LegendError
 from changeanywhere.events.instances import find_instances
 from changeanywhere.events.options import EventOptions
@@ -61,13 +61,13 @@ def load_table(name_or_file: str, legend: Legend) -> TransitionTable:
     """A shipped table (:data:`SHIPPED`, by class names) or a YAML file; :class:`LegendError` naming what is wrong."""
     if name_or_file in SHIPPED:
         text = (resources.files("changeanywhere") / "assets" / "transitions" / f"{name_or_file}.yaml").read_text()
-        return parse_table(yaml.safe_load(text), legend, name_or_file, foreign_names=True)
+        return parse_table(parse_yaml(text), legend, name_or_file, foreign_names=True)
     try:
-        content = yaml.safe_load(read_text(Path(name_or_file)))
+        content = parse_yaml(read_text(Path(name_or_file)))
     except OSError as error:
         raise LegendError(f"{name_or_file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LegendError(f"{name_or_file}: not YAML ({' '.join(str(error).split())})") from error
+    except DocumentError as error:
+        raise LegendError(f"{name_or_file}: {error}") from error
     return parse_table(content, legend, name_or_file)
 
 

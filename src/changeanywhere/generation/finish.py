@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from changeanywhere.errors import ModelError
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.nuisances import Pixels, disturb
 from changeanywhere.generation.options import FinishingOptions
@@ -40,6 +41,7 @@ def finished_pair(
 ) -> tuple[ChangePair, PairRecord]:
     """A painted pair as it is written, and its record."""
     plan, options, tiles = painting.plan, job.finishing, job.tiles
+    _check_finite(key, painting)
 
     def other_tile(rng: np.random.Generator) -> Pixels:
         return _shares(tiles.source.read(int(rng.integers(len(tiles.source)))).pixels())
@@ -56,6 +58,16 @@ def finished_pair(
     origin = Origin(item, job.source.name, tiles.splits[item.scene], sample.bands, sample.normalisation)
     done = Finish(finished.real_date, finished.nuisances, painting.score, painting.attempt, painting.donors)
     return pair, record_of(pair, plan, legend, origin, done, options.image_format, provenance)
+
+
+def _check_finite(key: str, painting: Painting) -> None:
+    """NaN becomes black in a file of whole numbers, and nobody sees it again."""
+    for date, image in ((1, painting.image_t1), (2, painting.image_t2)):
+        if not np.isfinite(image).all():
+            raise ModelError(
+                f"{key}: image t{date} was painted with NaN or infinity in it; the model or the painter is damaged, or "
+                "overflows: give --dtype float32, or another --model"
+            )
 
 
 def finish(

@@ -16,12 +16,12 @@ from changeanywhere.generation.dataset import finish_set, is_finished, open_shar
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.job import Job
-from changeanywhere.generation.leases import Leases
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
 from changeanywhere.generation.prepare import get_plan, is_asked_again, job_of, note_asked, note_inputs, refuse_foreign
 from changeanywhere.generation.shard import StoppedError, marker_name, paint_shard, read, read_marker
 from changeanywhere.generation.turns import Turns
+from changeanywhere.leases import Leases
 from changeanywhere.painters.base import Painter
 from changeanywhere.pairs.writer import Targets
 from changeanywhere.progress import Progress, silent

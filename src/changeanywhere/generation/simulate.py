@@ -26,11 +26,11 @@ from changeanywhere.generation.dataset import in_key_order
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.job import Job
-from changeanywhere.generation.leases import Leases
 from changeanywhere.generation.options import SimulateOptions
 from changeanywhere.generation.plan import PlannedPair, PlanSummary, ShardPlan, change_of, load_shard, load_summary
 from changeanywhere.generation.prepare import get_plan, job_of, note_inputs, refuse_foreign
 from changeanywhere.generation.shard import marker_name
+from changeanywhere.leases import Leases
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_file, event_record
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.pairs.writer import Targets, write_labels, write_targets

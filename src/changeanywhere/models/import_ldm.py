@@ -1,16 +1,18 @@
 """``changeanywhere import ldm``: semantic-synthesis checkpoints of the published latent-diffusion code family.
 
 Read are PyTorch-Lightning files (``state_dict`` with ``model.diffusion_model.*``, ``model_ema.*``,
-``first_stage_model.*``, ``cond_stage_model.*``), only through ``torch.load(weights_only=True)``. Shapes tell the
-architecture; what they cannot tell (the number of attention heads, the legend) is asked for; what this package has no
-counterpart for is refused by name.
+``first_stage_model.*``, ``cond_stage_model.*``). What else such a file holds (callbacks, configurations) is passed
+over, and nothing of it is run. Shapes tell the architecture; what they cannot tell (the number of attention heads, the
+legend) is asked for; what this package has no counterpart for is refused by name.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel, VQModel
@@ -18,12 +20,15 @@ from torch import Tensor
 
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
+from changeanywhere.models.checkpoint import read_weights_file
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage, build_vq_model
 from changeanywhere.models.folder import Model
+from changeanywhere.models.weights import check_finite, check_shape, in_words, load_weights
 
-Weights = dict[str, Tensor]
+Built = TypeVar("Built")
 UNET, FIRST_STAGE, CONDITION = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+MAX_TIMESTEPS = 100_000
 RESNET_NAMES = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -34,12 +39,33 @@ RESNET_NAMES = {
 }
 
 
+class Weights(dict[str, Tensor]):
+    """Tensors of one part of a checkpoint; asking for one that is not there is a :class:`ModelError` naming it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], checkpoint: Path, prefix: str = "") -> None:
+        super().__init__(tensors)
+        self.checkpoint, self.prefix = checkpoint, prefix
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ModelError(f"{self.checkpoint}: no {self.prefix}{name} in it; cut short, or of another code family?")
+
+    def shape(self, name: str, dimensions: int) -> torch.Size:
+        """Of a tensor that must have so many dimensions."""
+        shape = self[name].shape
+        if len(shape) != dimensions:
+            found = f"{self.prefix}{name} is {in_words(shape)}"
+            raise ModelError(f"{self.checkpoint}: {found}; allowed: {dimensions} dimensions")
+        return shape
+
+
 def import_ldm(checkpoint: Path, legend: Legend, num_heads: int | None = None, use_ema: bool = True) -> Model:
     """Read ``checkpoint``; ``use_ema``: the averaged UNet weights, as sampling should.
 
     Raises :class:`ModelError` naming what is missing, does not fit the legend or is not supported.
     """
-    state = _read(checkpoint)
+    state = Weights(read_weights_file(checkpoint), checkpoint)
+    if not any(name.startswith(UNET) for name in state):
+        raise ModelError(f"{checkpoint}: no {UNET}* in it; allowed: checkpoints of the latent-diffusion code family")
     unet = _import_unet(_unet_weights(state, use_ema, checkpoint), num_heads, checkpoint)
     kernel = _fold_rescaler(_part(state, CONDITION, checkpoint), checkpoint)
     if kernel.shape[1] != legend.num_classes:
@@ -55,7 +81,7 @@ def import_ldm(checkpoint: Path, legend: Legend, num_heads: int | None = None, u
             f"{checkpoint}: the UNet takes {latent_channels} latent channels, the first stage gives "
             f"{vq_model.config.latent_channels}"
         )
-    scale = float(state["scale_factor"]) if "scale_factor" in state else 1.0
+    scale = _scale(state)
     return Model(
         first_stage=FirstStage(vq_model, [0.0] * latent_channels, [1.0 / scale] * latent_channels).eval(),
         denoiser=Denoiser(unet, encoder).eval(),
@@ -76,24 +102,11 @@ def fold_convolutions(first: Tensor, second: Tensor, mapper: Tensor) -> Tensor:
     return folded.reshape(mapper.shape[0], first.shape[1], 4, 4)
 
 
-def _read(checkpoint: Path) -> Weights:
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"{checkpoint}: no such file") from error
-    except Exception as error:  # torch raises its own kinds for a damaged file and for pickled objects
-        raise ModelError(f"{checkpoint}: not a checkpoint of plain tensors ({type(error).__name__})") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not any(name.startswith(UNET) for name in state):
-        raise ModelError(f"{checkpoint}: no {UNET}* in it; allowed: checkpoints of the latent-diffusion code family")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
 def _part(state: Weights, prefix: str, checkpoint: Path) -> Weights:
     part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not part:
         raise ModelError(f"{checkpoint}: no {prefix}* in it")
-    return part
+    return Weights(part, checkpoint, prefix)
 
 
 def _unet_weights(state: Weights, use_ema: bool, checkpoint: Path) -> Weights:
@@ -105,7 +118,7 @@ def _unet_weights(state: Weights, use_ema: bool, checkpoint: Path) -> Weights:
     missing = [name for name in averaged.values() if name not in state]
     if missing:
         raise ModelError(f"{checkpoint}: no averaged weights ({missing[0]}); take the raw ones with --use-ema false")
-    return {name: state[other] for name, other in averaged.items()}
+    return Weights({name: state[other] for name, other in averaged.items()}, checkpoint, UNET)
 
 
 def _import_unet(weights: Weights, num_heads: int | None, checkpoint: Path) -> UNet2DModel:
@@ -118,37 +131,46 @@ def _import_unet(weights: Weights, num_heads: int | None, checkpoint: Path) -> U
     if elsewhere:
         raise ModelError(f"{checkpoint}: UNet attention outside the middle block ({elsewhere[0]}) is not supported")
     channels, layers = _unet_levels(weights)
-    width = weights["middle_block.1.qkv.weight"].shape[1]
+    width = weights.shape("middle_block.1.qkv.weight", 3)[1]
     if num_heads is None:
         raise ModelError(f"{checkpoint}: shapes do not tell the number of attention heads; give --num-heads (often 8)")
     if num_heads < 1 or width % num_heads:
         raise ModelError(f"{checkpoint}: num_heads is {num_heads}; allowed: divisors of {width}")
-    inputs, outputs = weights["input_blocks.0.0.weight"].shape[1], weights["out.2.weight"].shape[0]
+    inputs, outputs = weights.shape("input_blocks.0.0.weight", 4)[1], weights.shape("out.2.weight", 4)[0]
     # diffusers fixes the dimension of a head where that code family fixes their number.
-    unet = build_unet(channels, layers, inputs - outputs, outputs, head_dim=width // num_heads)
+    unet = _built(
+        lambda: build_unet(channels, layers, inputs - outputs, outputs, head_dim=width // num_heads), "UNet", checkpoint
+    )
     renamed = _rename_unet(weights, len(channels), layers)
-    qkv = weights["middle_block.1.qkv.weight"].view(num_heads, 3, width // num_heads, width)
-    bias = weights["middle_block.1.qkv.bias"].view(num_heads, 3, width // num_heads)
+    for name, shape in (("weight", (3 * width, width, 1)), ("bias", (3 * width,))):
+        check_shape(weights[f"middle_block.1.qkv.{name}"], shape, f"{UNET}middle_block.1.qkv.{name}", checkpoint, "it")
+    qkv = weights["middle_block.1.qkv.weight"].reshape(num_heads, 3, width // num_heads, width)
+    bias = weights["middle_block.1.qkv.bias"].reshape(num_heads, 3, width // num_heads)
     for i, name in enumerate(("to_q", "to_k", "to_v")):
         renamed[f"mid_block.attentions.0.{name}.weight"] = qkv[:, i].reshape(width, width)
         renamed[f"mid_block.attentions.0.{name}.bias"] = bias[:, i].reshape(width)
-    _load(unet, renamed, "UNet", checkpoint)
+    load_weights(unet, renamed, checkpoint, "the UNet")
     return unet
 
 
 def _unet_levels(weights: Weights) -> tuple[list[int], int]:
     """Channels per level and residual blocks per level, from the sequence of input blocks."""
-    numbers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("input_blocks.")})
+    numbers = _indices(weights, "input_blocks")
     levels: list[list[int]] = [[]]
     for number in numbers[1:]:
         if f"input_blocks.{number}.0.op.weight" in weights:
             levels.append([])
         else:
-            levels[-1].append(weights[f"input_blocks.{number}.0.out_layers.3.weight"].shape[0])
+            levels[-1].append(weights.shape(f"input_blocks.{number}.0.out_layers.3.weight", 4)[0])
+    if any(len(level) != len(levels[0]) or not level for level in levels):
+        counts = ", ".join(str(len(level)) for level in levels)
+        raise ModelError(
+            f"{weights.checkpoint}: UNet levels of {counts} residual blocks; allowed: the same number, above 0"
+        )
     return [level[-1] for level in levels], len(levels[0])
 
 
-def _rename_unet(weights: Weights, levels: int, layers: int) -> Weights:
+def _rename_unet(weights: Weights, levels: int, layers: int) -> dict[str, Tensor]:
     places = {"middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1"}
     for level in range(levels):
         for layer in range(layers + 1):
@@ -171,7 +193,7 @@ def _rename_unet(weights: Weights, levels: int, layers: int) -> Weights:
     for name, value in weights.items():
         if ".qkv." in name:
             continue
-        module, kind = name.rsplit(".", 1)
+        module, _, kind = name.rpartition(".")
         inner = next((part for part in RESNET_NAMES if module.endswith("." + part)), None)
         place = places.get(module.removesuffix(f".{inner}") if inner else module, module)
         target = f"{place}.{RESNET_NAMES[inner]}" if inner else place
@@ -180,28 +202,39 @@ def _rename_unet(weights: Weights, levels: int, layers: int) -> Weights:
 
 
 def _import_vq(weights: Weights, checkpoint: Path) -> VQModel:
-    widths = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in _indices(weights, "encoder.down")]
-    if 2 ** (len(widths) - 1) != DOWNSAMPLING:
-        raise ModelError(f"{checkpoint}: first stage with f = {2 ** (len(widths) - 1)}; allowed: f = {DOWNSAMPLING}")
+    levels = _indices(weights, "encoder.down")
+    widths = [weights.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
+    if not widths or 2 ** (len(widths) - 1) != DOWNSAMPLING:
+        raise ModelError(f"{checkpoint}: first stage with {len(widths)} levels; allowed: 3, f = {DOWNSAMPLING}")
     if any(re.match(r"(encoder\.down|decoder\.up)\.\d+\.attn\.", name) for name in weights):
         raise ModelError(f"{checkpoint}: first stage with attention outside its middle is not supported")
     if "quantize.embedding.weight" not in weights:
         raise ModelError(f"{checkpoint}: first stage without a codebook (a KL autoencoder?) is not supported")
-    codes, dimension = weights["quantize.embedding.weight"].shape
-    latent_channels = weights["encoder.conv_out.weight"].shape[0]
+    codes, dimension = weights.shape("quantize.embedding.weight", 2)
+    latent_channels = weights.shape("encoder.conv_out.weight", 4)[0]
     if latent_channels != dimension:
         raise ModelError(
             f"{checkpoint}: first stage with z {latent_channels} and codes of {dimension} is not supported"
         )
-    vq_model = build_vq_model(
-        widths,
-        len(_indices(weights, "encoder.down.0.block")),
-        codes,
-        dimension,
-        mid_attention="encoder.mid.attn_1.q.weight" in weights,
-        image_channels=weights["encoder.conv_in.weight"].shape[1],
+    image_channels = weights.shape("encoder.conv_in.weight", 4)[1]
+    vq_model = _built(
+        lambda: build_vq_model(
+            widths,
+            len(_indices(weights, "encoder.down.0.block")),
+            codes,
+            dimension,
+            mid_attention="encoder.mid.attn_1.q.weight" in weights,
+            image_channels=image_channels,
+        ),
+        "first stage",
+        checkpoint,
     )
-    top = len(widths) - 1
+    load_weights(vq_model, _renamed_vq(weights, len(widths) - 1), checkpoint, "the first stage")
+    return vq_model
+
+
+def _renamed_vq(weights: Weights, top: int) -> dict[str, Tensor]:
+    """``top``: the number of the coarsest level."""
     rules: list[tuple[str, str]] = [
         (r"\.nin_shortcut\.", ".conv_shortcut."),
         (r"\.down\.(\d+)\.block\.(\d+)\.", r".down_blocks.\1.resnets.\2."),
@@ -223,24 +256,40 @@ def _import_vq(weights: Weights, checkpoint: Path) -> VQModel:
             # That code family counts the decoder's levels from full resolution, diffusers in the order of work.
             name = re.sub(r"up_blocks\.(\d+)\.", lambda found: f"up_blocks.{top - int(found.group(1))}.", name)
             renamed[name] = value[:, :, 0, 0] if ".attentions." in name and value.dim() == 4 else value
-    _load(vq_model, renamed, "first stage", checkpoint)
-    return vq_model
+    return renamed
 
 
 def _fold_rescaler(weights: Weights, checkpoint: Path) -> Tensor:
     """Either mask rescaler as one 4×4 kernel ``[mask_channels, K, 4, 4]``."""
     if any(name.endswith("bias") for name in weights):
         raise ModelError(f"{checkpoint}: mask rescaler with a bias is not supported (unknown ground must encode to 0)")
-    mapper = weights.get("channel_mapper.weight")
-    if mapper is None:
+    if "channel_mapper.weight" not in weights:
         raise ModelError(f"{checkpoint}: mask encoder without channel_mapper is not supported")
+    mapper = weights["channel_mapper.weight"]
+    check_finite(weights, checkpoint)
+    if weights.shape("channel_mapper.weight", 4)[2:] != (1, 1):
+        raise ModelError(f"{checkpoint}: channel_mapper is {in_words(mapper.shape)}; allowed: a 1x1 convolution")
     stages = [weights[f"interpolator.{i}.weight"] for i in _indices(weights, "interpolator")]
     if not stages:
         # Halving bilinearly is the mean of 2×2; twice, the mean of 4×4.
         return mapper.expand(-1, -1, 4, 4) / 16
-    if len(stages) != 2 or any(stage.shape[2:] != (2, 2) for stage in stages):
+    if len(stages) != 2 or any(stage.dim() != 4 or stage.shape[2:] != (2, 2) for stage in stages):
         raise ModelError(f"{checkpoint}: mask rescaler other than two strided 2x2 convolutions is not supported")
+    if (stages[1].shape[1], mapper.shape[1]) != (stages[0].shape[0], stages[1].shape[0]):
+        chain = ", ".join(in_words(each.shape) for each in (*stages, mapper))
+        raise ModelError(f"{checkpoint}: convolutions of the mask rescaler do not fit one another: {chain}")
     return fold_convolutions(stages[0], stages[1], mapper)
+
+
+def _scale(state: Weights) -> float:
+    """What latents are multiplied by before they diffuse; 1 where nothing is said."""
+    if "scale_factor" not in state:
+        return 1.0
+    value = state["scale_factor"]
+    scale = float(value.reshape(-1)[0]) if value.numel() == 1 else math.nan
+    if not (math.isfinite(scale) and scale > 0):
+        raise ModelError(f"{state.checkpoint}: scale_factor is {value.tolist()!r:.60}; allowed: a number above 0")
+    return scale
 
 
 def _import_schedule(state: Weights, checkpoint: Path) -> DDPMScheduler:
@@ -248,6 +297,8 @@ def _import_schedule(state: Weights, checkpoint: Path) -> DDPMScheduler:
     if "betas" not in state:
         raise ModelError(f"{checkpoint}: no noise schedule (betas) in it")
     betas = state["betas"].float()
+    if betas.dim() != 1 or not 2 <= len(betas) <= MAX_TIMESTEPS or not bool(((betas > 0) & (betas < 1)).all()):
+        raise ModelError(f"{checkpoint}: betas are no noise schedule; allowed: 2 to {MAX_TIMESTEPS} numbers, 0 to 1")
     schedule = DDPMScheduler(
         num_train_timesteps=len(betas),
         beta_start=float(betas[0]),
@@ -260,13 +311,15 @@ def _import_schedule(state: Weights, checkpoint: Path) -> DDPMScheduler:
     return schedule
 
 
-def _indices(weights: Weights, prefix: str) -> list[int]:
+def _indices(weights: Mapping[str, Tensor], prefix: str) -> list[int]:
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return sorted({int(found.group(1)) for name in weights if (found := pattern.match(name))})
 
 
-def _load(module: torch.nn.Module, weights: Weights, what: str, checkpoint: Path) -> None:
+def _built(build: Callable[[], Built], what: str, checkpoint: Path) -> Built:
+    """A network that shapes ask for; :class:`ModelError` where there is none (channels that no group divides)."""
     try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ModelError(f"{checkpoint}: {what} does not fit ({' '.join(str(error).split())[:200]})") from error
+        return build()
+    except (ValueError, ZeroDivisionError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ModelError(f"{checkpoint}: its shapes are those of no {what} ({reason})") from error

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.errors import ModelError
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.errors import ConfigError, ModelError
 from changeanywhere.legend import Legend
+from changeanywhere.models.configuration import (
+    DENOISER,
+    FIRST_STAGE,
+    MODEL,
+    check_rules,
+    read_configuration,
+    read_object,
+)
 
 FORMAT = "changeanywhere-model"
 FORMAT_VERSION = 1
@@ -53,28 +61,52 @@ def read_info(folder: Path) -> ModelInfo:
     """:class:`ModelError` naming the file if ``folder`` is no model of this format."""
     if not (folder / "model.json").is_file():
         raise ModelError(f"{folder}: not a model folder (no model.json); train one, or use --model mini")
-    description = _json(folder / "model.json")
+    file = folder / "model.json"
+    description = read_object(file)
     found = (description.get("format"), description.get("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
-        raise ModelError(f"{folder / 'model.json'}: format {found}; this version reads {(FORMAT, FORMAT_VERSION)}")
-    first_stage = _json(folder / "first_stage" / "config.json")
-    unet = _json(folder / "denoiser" / "config.json")
+        raise ModelError(f"{file}: format {found}; this version reads {(FORMAT, FORMAT_VERSION)}")
+    check_rules(description, MODEL, file, ("mask_dropout", "tile_size", "defaults"))
+    first_stage, _ = read_configuration(
+        folder / "first_stage" / "config.json", "VQModel", FIRST_STAGE, ("in_channels", "latent_channels")
+    )
+    unet, _ = read_configuration(
+        folder / "denoiser" / "config.json", "UNet2DModel", DENOISER, ("in_channels", "block_out_channels")
+    )
+    bands, stretch = description.get("bands"), description.get("stretch")
+    if stretch is not None and stretch[0] >= stretch[1]:
+        raise ModelError(f"{file}: stretch is {stretch}; allowed: the smaller percentile first")
+    if bands is not None and len(bands) != first_stage["in_channels"]:
+        raise ModelError(f"{file}: bands is {bands}; the first stage takes {first_stage['in_channels']}")
+    return ModelInfo(
+        folder=folder,
+        legend=Legend.load(folder / "legend.json"),
+        weights_hash=hash_model(folder),
+        mask_dropout=float(description["mask_dropout"]),
+        tile_size=description["tile_size"],
+        num_bands=first_stage["in_channels"],
+        size_multiple=DOWNSAMPLING * int(2 ** (len(unet["block_out_channels"]) - 1)),
+        defaults=_sampling(description["defaults"], file),
+        bands=None if bands is None else tuple(bands),
+        stretch=None if stretch is None else (float(stretch[0]), float(stretch[1])),
+    )
+
+
+def _sampling(defaults: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Settings that a model recommends: those of :class:`Sampling`, of its types, within its bounds."""
+    usual = asdict(Sampling())
+    for name, value in defaults.items():
+        if name not in usual:
+            raise ModelError(f"{file}: defaults.{name} is unknown; allowed: {', '.join(usual)}")
+        kind: Any = type(usual[name])
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (isinstance(value, kind) and not isinstance(value, bool)) and not (kind is float and is_number):
+            raise ModelError(f"{file}: defaults.{name} is {value!r:.80}; allowed: as in {usual[name]!r}")
     try:
-        bands, stretch = description.get("bands"), description.get("stretch")
-        return ModelInfo(
-            folder=folder,
-            legend=Legend.load(folder / "legend.json"),
-            weights_hash=hash_model(folder),
-            mask_dropout=float(description["mask_dropout"]),
-            tile_size=int(description["tile_size"]),
-            num_bands=int(first_stage["in_channels"]),
-            size_multiple=DOWNSAMPLING * int(2 ** (len(unet["block_out_channels"]) - 1)),
-            defaults=dict(description["defaults"]),
-            bands=None if bands is None else tuple(int(band) for band in bands),
-            stretch=None if stretch is None else (float(stretch[0]), float(stretch[1])),
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(f"{folder}: cannot be loaded (a configuration lacks {error})") from error
+        Sampling(**defaults).check()
+    except ConfigError as error:
+        raise ModelError(f"{file}: defaults: {error}") from error
+    return dict(defaults)
 
 
 def hash_model(folder: Path) -> str:
@@ -98,13 +130,3 @@ def hash_files(place: Path) -> str:
             with file.open("rb") as content:
                 digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16] if files else ""
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file.parent}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: not a JSON object")
-    return content

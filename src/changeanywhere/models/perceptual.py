@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.models.checkpoint import read_weights_file
+from changeanywhere.models.weights import check_finite, in_words
 
 PACKAGE = "stlpips_pytorch"
 WEIGHTS = Path("weights/vST0.0/alex_shift_tolerant.pth")
@@ -36,9 +37,10 @@ def find_weights() -> Path | None:
 def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
     """A state dict with the entry ``expected``; :class:`ConfigError` naming the file otherwise."""
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        raise ConfigError(f"{path}: not a readable weight file ({' '.join(str(error).split())[:100]})") from error
+        state = read_weights_file(path)
+        check_finite(state, path)
+    except ModelError as error:
+        raise ConfigError(f"not a readable weight file: {error}") from error
     if expected not in state:
         raise ConfigError(f"{path}: has no entry {expected!r}; another network's weights?")
     return state
@@ -67,6 +69,26 @@ def build_perceptual(features: str, weights: Path | None = None) -> nn.Module:
     return ShiftTolerantLPIPS(weights)
 
 
+def _check(state: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> None:
+    if name not in state or tuple(state[name].shape) != shape:
+        found = f"is {in_words(state[name].shape)}" if name in state else "is missing"
+        raise ConfigError(f"{path}: {name} {found}; needed: {in_words(shape)}; cut short, or another network's?")
+
+
+def _convolution(state: dict[str, Tensor], name: str, shape: tuple[int, int, int, int], path: Path) -> nn.Conv2d:
+    """A convolution of ``shape`` with weight and bias of ``state``; sides are kept, but for AlexNet's first."""
+    outputs, inputs, size, _ = shape
+    _check(state, f"{name}.weight", shape, path)
+    _check(state, f"{name}.bias", (outputs,), path)
+    conv = nn.Conv2d(inputs, outputs, size, padding=2 if size > 3 else 1)
+    conv.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
+    return conv
+
+
+ALEXNET = ((64, 11), (192, 5), (384, 3), (256, 3), (256, 3))
+"""Channels and kernel of its convolutions."""
+
+
 class ShiftTolerantLPIPS(nn.Module):
     """Distance of two image batches ``[B, 3, H, W]`` in [-1, 1] → ``[B]``, ≥ 0; smaller is more alike.
 
@@ -85,16 +107,18 @@ class ShiftTolerantLPIPS(nn.Module):
                 "(or, in training, set first_stage.perceptual_weight to 0)"
             )
         state = read_weights(path, "scaling_layer.shift")
+        for name in ("shift", "scale"):
+            _check(state, f"scaling_layer.{name}", (1, 3, 1, 1), path)
         self.register_buffer("shift", state["scaling_layer.shift"])
         self.register_buffer("scale", state["scaling_layer.scale"])
         names = ["slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13"]
         self.convolutions = nn.ModuleList()
-        for name in names:
-            weight, bias = state[f"net.{name}.weight"], state[f"net.{name}.bias"]
-            size = weight.shape[2]
-            conv = nn.Conv2d(weight.shape[1], weight.shape[0], size, padding=2 if size > 3 else 1)
-            conv.load_state_dict({"weight": weight, "bias": bias})
-            self.convolutions.append(conv)
+        inputs = 3
+        for name, (outputs, size) in zip(names, ALEXNET, strict=True):
+            self.convolutions.append(_convolution(state, f"net.{name}", (outputs, inputs, size, size), path))
+            inputs = outputs
+        for i, (outputs, _) in enumerate(ALEXNET):
+            _check(state, f"lin{i}.model.1.weight", (1, outputs, 1, 1), path)
         self.heads = nn.ParameterList([state[f"lin{i}.model.1.weight"] for i in range(len(names))])
         self.requires_grad_(False)
 
@@ -121,6 +145,8 @@ class ShiftTolerantLPIPS(nn.Module):
 VGG16_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Numbers of the convolutions in torchvision's ``features``, block by block; pooling stands between the blocks."""
 
+VGG16_CHANNELS = (64, 128, 256, 512, 512)
+
 
 class VGG16Distance(nn.Module):
     """Squared difference of unit-length VGG16 features (last ReLU of each block), without learned weights → ``[B]``.
@@ -135,13 +161,12 @@ class VGG16Distance(nn.Module):
         super().__init__()
         state = read_weights(weights, "features.28.weight")
         self.blocks = nn.ModuleList()
-        for numbers in VGG16_CONVOLUTIONS:
+        inputs = 3
+        for numbers, outputs in zip(VGG16_CONVOLUTIONS, VGG16_CHANNELS, strict=True):
             block = nn.Sequential()
             for number in numbers:
-                weight, bias = state[f"features.{number}.weight"], state[f"features.{number}.bias"]
-                conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-                conv.load_state_dict({"weight": weight, "bias": bias})
-                block.extend([conv, nn.ReLU()])
+                block.extend([_convolution(state, f"features.{number}", (outputs, inputs, 3, 3), weights), nn.ReLU()])
+                inputs = outputs
             self.blocks.append(block)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
+from changeanywhere.models.checkpoint import read_safetensors
+from changeanywhere.models.configuration import read_description
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
+from changeanywhere.models.weights import load_weights
 from changeanywhere.storage import atomic_folder
 
 FORMAT, FORMAT_VERSION = "changeanywhere-segmenter", 1
@@ -123,12 +125,11 @@ class Segmenter(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> Segmenter:
         """Read a segmenter folder; :class:`ModelError` naming it if it is not one."""
-        try:
-            description = json.loads((folder / "segmenter.json").read_text())
-            if (description["format"], description["format_version"]) != (FORMAT, FORMAT_VERSION):
-                raise ModelError(f"{folder}: not a segmenter of format {FORMAT} {FORMAT_VERSION}")
-            net = cls(description["backbone"], Legend.load(folder / "legend.json"))
-            net.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{folder}: not a readable segmenter ({' '.join(str(error).split())[:150]})") from error
+        description = read_description(folder / "segmenter.json", FORMAT, FORMAT_VERSION)
+        backbone = description.get("backbone")
+        if not isinstance(backbone, str) or backbone not in BACKBONES:
+            raise ModelError(f"{folder}: not a readable segmenter (backbone {backbone!r:.80}; {', '.join(BACKBONES)})")
+        net = cls(backbone, Legend.load(folder / "legend.json"))
+        file = folder / "model.safetensors"
+        load_weights(net, read_safetensors(file), file, "the segmenter")
         return net.eval()

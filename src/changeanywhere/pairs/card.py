@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
+from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
+from changeanywhere.text import code_span, markdown, one_line
 
 SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
 
@@ -18,8 +19,8 @@ def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
     first = counts.first
     assert first is not None  # a set has at least one pair
     what = (
-        f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of `{first.source}`. "
-        f"{_dates(counts)} {how or 'is made by another method.'}"
+        f"{counts.count} pairs made by `changeanywhere generate` from single-date tiles of {code_span(first.source)}. "
+        f"{_dates(counts)} {one_line(how) or 'is made by another method.'}"
     )
     return "\n".join(
         [*_front_matter(counts), what, "", FOLDERS, *_counts(legend, counts), *_credit(counts), *_made(first)]
@@ -65,6 +66,7 @@ def _counts(legend: Legend, counts: SetSummary) -> list[str]:
     splits = {name: counts.splits[name] for name in SPLITS}
     ratios = sorted(counts.ratios)
     changed = sum(counts.transitions.values()) or 1
+    most = counts.transitions.most_common(20)
     return [
         "## Counts",
         "",
@@ -74,11 +76,11 @@ def _counts(legend: Legend, counts: SetSummary) -> list[str]:
         "",
         "| class | index | colour |",
         "|---|---|---|",
-        *[f"| {c.name} | {c.index} | {c.color[0]}, {c.color[1]}, {c.color[2]} |" for c in legend.classes],
+        *[f"| {markdown(c.name)} | {c.index} | {c.color[0]}, {c.color[1]}, {c.color[2]} |" for c in legend.classes],
         "",
         "| change | share of changed pixels |",
         "|---|---|",
-        *[f"| {name.replace('->', ' → ')} | {n / changed:.1%} |" for name, n in counts.transitions.most_common(20)],
+        *[f"| {markdown(name.replace('->', ' → '))} | {n / changed:.1%} |" for name, n in most],
         "",
     ]
 
@@ -87,8 +89,11 @@ def _credit(counts: SetSummary) -> list[str]:
     return [
         "## Licences and credit",
         "",
-        *[f"- {licence}: {n} pairs (licence of the real tile)" for licence, n in sorted(counts.licences.items())],
-        *[f"- credit: {name} ({n} pairs)" for name, n in sorted(counts.credits.items())],
+        *[
+            f"- {markdown(licence)}: {n} pairs (licence of the real tile)"
+            for licence, n in sorted(counts.licences.items())
+        ],
+        *[f"- credit: {markdown(name)} ({n} pairs)" for name, n in sorted(counts.credits.items())],
         "",
         "Method: Tang & Chen, *ChangeAnywhere: Sample Generation for Remote Sensing Change Detection via Semantic "
         "Latent Diffusion Model*, arXiv 2404.08892.",
@@ -101,11 +106,11 @@ def _made(first: PairRecord) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"Model `{made.model}` (hash `{made.model_hash}`), {_join(made.versions)}."
+        f"Model {code_span(made.model)} (hash {code_span(made.model_hash)}), {_join(made.versions)}."
         if made.model
         else f"No model, {_join(made.versions)}.",
         "",
-        f"```json\n{json.dumps(made.settings, indent=1)}\n```",
+        f"```json\n{to_json(made.settings, indent=1)}\n```",
         "",
     ]
 
@@ -118,7 +123,7 @@ def _dates(counts: SetSummary) -> str:
 
 
 def _join(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{markdown(str(name))} {markdown(str(value))}" for name, value in values.items())
 
 
 def _size_category(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,18 @@ class PairDataset:
         legend = Legend.load(file)
         counted = [legend.index_of(name) for name in classes]
         return PairDataset(self.folder, self.names, self._metadata, self._layout, counted)
+
+    def content_hash(self) -> str:
+        """Of names in their order, labels and masks by their bytes, images by their size, and what counts as changed:
+        16 hexadecimal digits. Changes when labels are corrected."""
+        digest = hashlib.sha256(repr((self._layout.change, self._counted)).encode())
+        for name in self.names:
+            digest.update(name.encode())
+            digest.update(repr([self._file(folder, name).stat().st_size for folder in self._layout.images]).encode())
+            for folder in (self._layout.change, *self._layout.masks):
+                file = self._find(folder, name)
+                digest.update(hashlib.sha256(file.read_bytes()).digest() if file else b"none")
+        return digest.hexdigest()[:16]
 
     def _find(self, folder: str, name: str) -> Path | None:
         """The file of a pair in a folder of the layout: of that name, else of another suffix."""

@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 from changeanywhere.pairs.reader import decode_image
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.storage import Store
+from changeanywhere.text import visible, xml
 
 MAX_PAIRS = 48  # shown, spread evenly over the set: keeps the page below a few megabytes
 SIDE = 256  # px; larger images are shown reduced
@@ -37,7 +39,7 @@ def write_report(store: Store, counts: SetSummary) -> None:
         shown = [PairRecord.from_dict(json.loads(line)) for i, line in enumerate(lines) if i in places]
     template = Template((resources.files("changeanywhere") / "assets" / "report.html").read_text())
     page = template.substitute(
-        title=html.escape(f"Change-detection pairs: {Path(store.describe()).resolve().name}"),
+        title=xml(f"Change-detection pairs: {Path(store.describe()).resolve().name}"),
         facts=_facts(counts),
         classes="".join(_class_item(c.name, c.color) for c in legend.classes),
         sheet_note=f"{len(shown)} of {counts.count} pairs, evenly spaced in the order of their keys, not chosen.",
@@ -45,7 +47,7 @@ def write_report(store: Store, counts: SetSummary) -> None:
         matrix=_matrix(counts.transitions, legend),
         histogram=_histogram(counts.ratios),
         targets=_targets(store),
-        made=html.escape(_made(counts.first)),
+        made=html.escape(visible(_made(counts.first))),
     )
     store.put("report.html", page.encode())
 
@@ -55,18 +57,18 @@ def _facts(counts: SetSummary) -> str:
     facts += [(str(n), kind) for kind, n in sorted(counts.kinds.items())]
     facts += [(str(counts.splits[name]), name) for name in SPLITS]
     facts += [(str(n), licence) for licence, n in sorted(counts.licences.items())]
-    return "".join(f'<div class="fact"><b>{html.escape(n)}</b>{html.escape(what)}</div>' for n, what in facts)
+    return "".join(f'<div class="fact"><b>{xml(n)}</b>{xml(what)}</div>' for n, what in facts)
 
 
 def _class_item(name: str, color: tuple[int, int, int]) -> str:
     red, green, blue = color
-    return f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{html.escape(name)}</li>'
+    return f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{xml(name)}</li>'
 
 
 def _pair(store: Store, record: PairRecord, legend: Legend) -> str:
     images = {folder: decode_image(store.get(name), name) for folder, name in record.files.items()}
     changes = ", ".join(name.replace("->", " → ") for name in record.transitions) or "no change"
-    caption = f"<b>{html.escape(record.key)}</b> · {html.escape(record.kind)}: {html.escape(changes)}"
+    caption = f"<b>{xml(record.key)}</b> · {xml(record.kind)}: {xml(changes)}"
     caption += f" · {record.change_ratio:.2%} changed"
     first, second = (_photo(images[folder], record) for folder in IMAGE_FOLDERS)
     masks = [data_uri(legend.colorize(images[folder]), "PNG") for folder in MASK_FOLDERS]
@@ -110,7 +112,7 @@ def data_uri(pixels: npt.NDArray[np.uint8], kind: str) -> str:
 def _matrix(transitions: Counter[str], legend: Legend) -> str:
     total = sum(transitions.values()) or 1
     largest = max(transitions.values(), default=1)
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in legend.names)
+    head = "".join(f'<th scope="col">{xml(name)}</th>' for name in legend.names)
     rows = []
     for before in legend.names:
         cells = []
@@ -118,7 +120,7 @@ def _matrix(transitions: Counter[str], legend: Legend) -> str:
             count = transitions[f"{before}->{after}"]
             shade = f' style="background:rgba(var(--heat),{0.08 + 0.42 * count / largest:.2f})"' if count else ""
             cells.append(f"<td{shade}>{f'{count / total:.1%}<br>{count:,} px' if count else ''}</td>")
-        rows.append(f'<tr><th scope="row">{html.escape(before)}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row">{xml(before)}</th>{"".join(cells)}</tr>')
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
@@ -153,8 +155,7 @@ def _targets(store: Store) -> str:
     if not store.exists("targets.json"):
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(row["target"])}</th>'
-        f"<td>{row['asked']:.1%}</td><td>{row['reached']:.1%}</td></tr>"
+        f'<tr><th scope="row">{xml(row["target"])}</th><td>{row["asked"]:.1%}</td><td>{row["reached"]:.1%}</td></tr>'
         for row in json.loads(store.get("targets.json"))
     )
     return f"<h2>Asked and reached</h2><table><tr><th></th><th>asked</th><th>reached</th></tr>{rows}</table>"
@@ -163,4 +164,4 @@ def _targets(store: Store) -> str:
 def _made(record: PairRecord | None) -> str:
     assert record is not None  # a set has at least one pair
     shown = {"source": record.source, "bands": record.bands, "normalisation": record.normalisation}
-    return json.dumps(shown | record.provenance.to_dict(), indent=1)
+    return to_json(shown | record.provenance.to_dict(), indent=1)

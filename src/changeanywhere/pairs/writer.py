@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
+from changeanywhere.documents import to_json
 from changeanywhere.errors import PairsError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.card import dataset_card
@@ -89,7 +89,6 @@ def finalise(
     for the card.
     """
     counts = SetSummary()
-    encode = json.JSONEncoder(ensure_ascii=False).encode  # one for all: json.dumps makes a new one at every call
     last: Provenance | None = None
     tail = ""
     with ExitStack() as files:
@@ -100,9 +99,9 @@ def finalise(
             name = record.files["A"].rpartition("/")[2]
             lists[record.split].write(f"{name}\n".encode())
             if record.provenance is not last:  # encoded once, not a million times
-                last, tail = record.provenance, encode(record.provenance.to_dict())[1:]
-            lines.write(f"{encode(record.own())[:-1]}, {tail}\n".encode())
-    store.put("legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
+                last, tail = record.provenance, to_json(record.provenance.to_dict(), ensure_ascii=False)[1:]
+            lines.write(f"{to_json(record.own(), ensure_ascii=False)[:-1]}, {tail}\n".encode())
+    store.put("legend.json", (to_json(legend.to_dict(), indent=1) + "\n").encode())
     targets = reached(counts)
     write_targets(store, targets)
     store.put("README.md", dataset_card(legend, counts, how).encode())
@@ -114,7 +113,7 @@ def write_targets(store: Store, targets: Targets) -> None:
     """``targets.json``, where there are any."""
     if targets:
         rows = [{"target": name, "asked": asked, "reached": share} for name, asked, share in targets]
-        store.put("targets.json", (json.dumps(rows, indent=1) + "\n").encode())
+        store.put("targets.json", (to_json(rows, indent=1) + "\n").encode())
 
 
 def _put(store: Store, name: str, content: bytes) -> tuple[str, str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from changeanywhere.errors import InputError
+from changeanywhere.errors import ChangeAnywhereError, InputError
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 from changeanywhere.training.recipe import FirstStageRecipe, RunRecipe, SegmenterRecipe
@@ -94,6 +94,13 @@ def loaded(batches: Iterable[Batch]) -> Generator[Batch, None, None]:
     except InputError as error:
         kind = type(error)
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
+    except (OSError, MemoryError) as error:
+        if "in DataLoader worker" not in str(error):
+            raise
+        last = str(error).strip().splitlines()[-1][:200]
+        raise ChangeAnywhereError(
+            f"a process that reads for the training failed: {last}; the same command resumes"
+        ) from error
 
 
 def outlive_sigterm(_: int) -> None:
@@ -103,6 +110,7 @@ def outlive_sigterm(_: int) -> None:
     for ever.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM) and None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
 
 
 def crop_batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -224,6 +225,13 @@ class DenoiserTraining(Stage):
             bands=self.recipe.data.bands,
             stretch=self.recipe.data.stretch,
         )
+
+    def publish(self, out: Path) -> None:
+        """``out/model`` as far as it is: ``generate --model`` takes it."""
+        if self.processes.is_main:
+            model = self.finished_model()
+            model.first_stage = deepcopy(model.first_stage)  # saving casts it, and this training goes on with it
+            save_model(model, out / "model", torch.float16)
 
     def finish(self, out: Path) -> Path:
         """``out/model``, in float16."""

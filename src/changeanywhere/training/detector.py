@@ -90,9 +90,15 @@ def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
 
 
 def _hash_of(pairs: Pairs) -> str:
-    """Of the names of the pairs, in their order: another one would change every step."""
-    names = pairs.names if isinstance(pairs, PairDataset) else [pair.key for pair in pairs]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    """Of the pairs in their order and of their labels: another one would change every step."""
+    if isinstance(pairs, PairDataset):
+        return pairs.content_hash()
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr((pair.key, pair.change_mask.shape)).encode())
+        digest.update(pair.change_mask.tobytes())
+        digest.update(b"" if pair.mask_t1 is None else (pair.mask_t1 == 0).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def start_detector(recipe: DetectorRecipe, init: str | None) -> Detector:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from changeanywhere.errors import ModelError, OutputError
-from changeanywhere.storage import atomic_file, atomic_write
+from changeanywhere.leases import Leases
+from changeanywhere.storage import LocalStore, atomic_file, atomic_write
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 
 ADJUSTABLE = ("accumulation_steps", "num_workers", "log_every", "save_every")
 """Settings of ``run`` that may change when a run resumes: they change nothing but the last bits."""
 LOGS = ("metrics.jsonl", "validation.jsonl")
+_claimed: dict[Path, ExitStack] = {}
+"""Leases of this process, by folder."""
+_at_work: set[Path] = set()
+"""Folders in which this process takes steps."""
 
 
 class TrainingFolder:
@@ -34,15 +40,53 @@ class TrainingFolder:
 
     def __init__(self, out: Path, stage: str, recipe: Recipe, processes: Processes, content: str) -> None:
         self.out, self.path, self.processes = out, out / "training" / stage, processes
+        self.stage = stage
         self._writer = None
         if processes.is_main:
             try:
                 (self.path / "samples").mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
-            self._freeze(stage, recipe, content)
-            self._writer = self._tensorboard()
+            self._claim()
+            try:
+                self._freeze(stage, recipe, content)
+                self._writer = self._tensorboard()
+            except BaseException:
+                self.close()
+                raise
         processes.wait()
+
+    def _claim(self) -> None:
+        """Nobody else trains here: two would write one checkpoint, and each would resume from the other's."""
+        place = self.path.resolve()
+        if place in _at_work:
+            raise OutputError(f"{self.path}: is being trained in this process; give another --out, or wait for its end")
+        if place in _claimed:  # of a training that ended before its first step
+            _claimed.pop(place).close()
+        leases, held = Leases(LocalStore(self.path)), ExitStack()
+        holder = leases.claim_alone("training")
+        if holder is not None:
+            raise OutputError(f"{self.path}: {holder} is training in it; give another --out, or wait for its end")
+        held.enter_context(leases.renewed())
+        _claimed[place] = held
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While the context lasts, a training in this folder is refused in this process too; then it is free."""
+        _at_work.add(self.path.resolve())
+        try:
+            yield
+        finally:
+            _at_work.discard(self.path.resolve())
+            self.close()
+
+    def close(self) -> None:
+        """Give the folder back."""
+        held = _claimed.pop(self.path.resolve(), None)
+        if held is not None:
+            held.close()
+            with suppress(OSError):  # a lease of somebody who came at once
+                (self.path / "leases").rmdir()
 
     def _freeze(self, stage: str, recipe: Recipe, content: str) -> None:
         # As JSON has them: a list that was written is a list that is read, whatever the recipe holds.
@@ -81,18 +125,29 @@ class TrainingFolder:
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, None at a fresh start. Unpickles tensors and plain containers only."""
         file = self.path / "checkpoint.pt"
-        if not file.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ModelError(
-                f"{file}: not a readable checkpoint ({type(error).__name__}); delete it to start over"
-            ) from error
-        if self.processes.is_main:
+        state: dict[str, Any] | None = None
+        if file.exists():
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise ModelError(
+                    f"{file}: not a readable checkpoint ({type(error).__name__}); delete it to start over"
+                ) from error
+            self._check_state(file, state)
+        if self.processes.is_main:  # without a checkpoint every step is taken again
             for name in LOGS:
-                _keep_rows(self.path / name, int(state["step"]))
+                _keep_rows(self.path / name, int(state["step"]) if state else 0)
         return state
+
+    def _check_state(self, file: Path, state: Any) -> None:
+        step = state.get("step") if isinstance(state, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ModelError(f"{file}: no checkpoint of a training (it has no step); delete it to start over")
+        stage = state.get("stage", self.stage)
+        if stage != self.stage:
+            raise ModelError(
+                f"{file}: a checkpoint of stage {stage!r:.40}, not of {self.stage}; delete it to start over"
+            )
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Put a checkpoint in the place of the last one, whole: a crash leaves the old one."""
@@ -101,7 +156,7 @@ class TrainingFolder:
         file = self.path / "checkpoint.pt"
         try:
             with atomic_file(file) as target:
-                torch.save(dict(state), target)
+                torch.save({"stage": self.stage, "threads": torch.get_num_threads(), **state}, target)
         except RuntimeError as error:  # how torch reports a full disk
             raise OutputError(f"{file}: cannot be written ({error}); the last checkpoint is intact") from error
 

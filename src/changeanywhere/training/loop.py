@@ -8,20 +8,23 @@ parts, are averaged over the processes, and the weights move. Step N is a functi
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from changeanywhere.errors import ModelError
+from changeanywhere.errors import ChangeAnywhereError, ModelError
 from changeanywhere.progress import Progress, silent
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.metrics import Metrics
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.stage import Batch, Stage
 
+MAX_THREADS = 1024
 STOP_AGREED_EVERY = 10
 """Steps between two moments at which several processes agree to stop: a collective that the device is waited for."""
 
@@ -33,6 +36,26 @@ def train_stage(stage: Stage, folder: TrainingFolder, progress: Progress = silen
     :class:`KeyboardInterrupt`. Raises :class:`TrainingDivergedError` before a loss that is no number reaches a
     checkpoint.
     """
+    with folder.at_work(), _in_one_line(folder):
+        return _train(stage, folder, progress, stop)
+
+
+@contextmanager
+def _in_one_line(folder: TrainingFolder) -> Iterator[None]:
+    """What ends a reading process from outside (no memory left, a kill) reaches this one as a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChangeAnywhereError(
+            f"{folder.path}: a process that reads for the training died ({' '.join(str(error).split())[:120]}), often "
+            "for want of memory; the last checkpoint is intact: the same command resumes, with a smaller "
+            "--run.num-workers where memory is short"
+        ) from error
+
+
+def _train(stage: Stage, folder: TrainingFolder, progress: Progress, stop: Event | None) -> Path:
     processes, settings = stage.processes, stage.recipe.run
     first_step = _resume(stage, folder)
     metrics = Metrics(folder, stage.batch_size, first_step)
@@ -48,6 +71,8 @@ def train_stage(stage: Stage, folder: TrainingFolder, progress: Progress = silen
             stage.validate(done, folder)
             if save:
                 folder.save_checkpoint({"step": done, **stage.state()})
+                if not last:
+                    stage.publish(folder.out)
             if stopping:
                 processes.wait()  # nobody leaves before the checkpoint is there
                 raise KeyboardInterrupt
@@ -66,7 +91,14 @@ def _resume(stage: Stage, folder: TrainingFolder) -> int:
     if state is None:
         stage.begin()
     else:
-        stage.load_state(state)
+        _keep_threads(stage, state)
+        try:
+            stage.load_state(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise ModelError(
+                f"{folder.path / 'checkpoint.pt'}: does not fit this training ({reason}); delete it to start over"
+            ) from error
         first_step = int(state["step"])
     if not stage.processes.agree(first_step):
         raise ModelError(
@@ -75,6 +107,19 @@ def _resume(stage: Stage, folder: TrainingFolder) -> int:
     if stage.processes.is_main:
         print(f"{stage.name.replace('_', '-')}: {stage.processes} from step {first_step}", file=sys.stderr)
     return first_step
+
+
+def _keep_threads(stage: Stage, state: Mapping[str, Any]) -> None:
+    """On a CPU sums depend on the number of threads in their last bits: a run goes on with as many as it began with."""
+    threads, own = state.get("threads"), torch.get_num_threads()
+    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS or stage.processes.device.type != "cpu":
+        return
+    if threads != own:
+        torch.set_num_threads(threads)
+        if stage.processes.is_main:
+            print(
+                f"going on with {threads} thread(s) as the run began, not {own}: results depend on it", file=sys.stderr
+            )
 
 
 def take_step(stage: Stage, batch: Batch, step: int) -> dict[str, Tensor]:

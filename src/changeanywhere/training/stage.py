@@ -97,6 +97,9 @@ class Stage(ABC):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state`."""
 
+    def publish(self, out: Path) -> None:  # noqa: B027
+        """Beside a checkpoint that is not the last: write what can be tried already."""
+
     @abstractmethod
     def finish(self, out: Path) -> Path:
         """Write the result below ``out``, in the main process; returns its folder in all of them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from changeanywhere.generation.leases import Leases
+from changeanywhere.leases import Leases
 
 
 @dataclass(frozen=True)

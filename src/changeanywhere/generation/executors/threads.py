@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from changeanywhere.generation.executors import Work
-from changeanywhere.generation.leases import Leases
+from changeanywhere.leases import Leases
 
 WORKERS = 2
 SERVED = 0.02  # seconds between two looks at what is finished, while nothing is asked for

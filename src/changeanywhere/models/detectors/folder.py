@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
-from changeanywhere.errors import ChangeAnywhereError, ModelError
+from changeanywhere.errors import ModelError
+from changeanywhere.models.checkpoint import read_safetensors
+from changeanywhere.models.configuration import read_description
 from changeanywhere.models.detectors import Detector, build_detector
+from changeanywhere.models.weights import load_weights
 from changeanywhere.storage import atomic_folder
 
 FORMAT, FORMAT_VERSION = "changeanywhere-detector", 1
@@ -30,14 +32,11 @@ def save_detector(net: Detector, name: str, folder: Path) -> None:
 
 def load_detector(folder: Path) -> tuple[str, Detector]:
     """Name and network of a detector folder; :class:`ModelError` naming it if it is not one."""
-    try:
-        description = json.loads((folder / "detector.json").read_text())
-        if (description["format"], description["format_version"]) != (FORMAT, FORMAT_VERSION):
-            raise ModelError(f"{folder}: not a detector of format {FORMAT} {FORMAT_VERSION}")
-        net = build_detector(description["name"])
-        net.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ChangeAnywhereError):
-            raise
-        raise ModelError(f"{folder}: not a readable detector ({' '.join(str(error).split())[:150]})") from error
-    return description["name"], net.eval()
+    description = read_description(folder / "detector.json", FORMAT, FORMAT_VERSION)
+    name = description.get("name")
+    if not isinstance(name, str):
+        raise ModelError(f"{folder}: not a readable detector (its name is {name!r:.80})")
+    net = build_detector(name)
+    file = folder / "model.safetensors"
+    load_weights(net, read_safetensors(file), file, f"the detector {name}")
+    return name, net.eval()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from changeanywhere.errors import ModelError
+from changeanywhere.models.checkpoint import read_weights_file
+from changeanywhere.models.weights import check_finite
 
 STAGE = r"(?P<stage>\d)"
 BLOCK = rf"{STAGE}\.(?P<block>\d+)"
@@ -52,13 +51,14 @@ def load_backbone(net: nn.Module, file: Path) -> list[str]:
     :class:`ModelError` naming what else is missing or has another shape.
     """
     own: dict[str, Tensor] = net.get_submodule("backbone").state_dict()
-    given = _renamed(_read(file))
+    given = _renamed(read_weights_file(file))
     found = {key: given[key].reshape(value.shape) for key, value in own.items() if _fits(given.get(key), value)}
     missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
     for key in missing:
         if not key.startswith("stem."):
             what = f"{key} of shape {tuple(given[key].shape)}" if key in given else f"no {key}"
             raise ModelError(f"{file}: has {what}; the backbone needs {tuple(own[key].shape)}")
+    check_finite(found, file)
     net.get_submodule("backbone").load_state_dict(found, strict=False)
     return missing
 
@@ -72,7 +72,7 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All known namings → ours."""
     result: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = re.sub(r"^(module|backbone|model|segformer)\.", "", key)
+        name = re.sub(r"^((module|backbone|model|segformer)\.)+", "", key)
         result[_ours(name) or name] = value
     return _joined(result)
 
@@ -93,18 +93,7 @@ def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for key in [k for k in state if k.endswith(f".attn.attn.{parts[0]}.weight")]:
             prefix = key.removesuffix(f"{parts[0]}.weight")
             for leaf in ("weight", "bias"):
-                state[f"{prefix}in_proj_{leaf}"] = torch.cat([state.pop(f"{prefix}{p}.{leaf}") for p in parts])
-    return state
-
-
-def _read(file: Path) -> Mapping[str, Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, UnpicklingError) as error:
-        raise ModelError(f"{file}: not a readable file of weights ({' '.join(str(error).split())[:150]})") from error
-    if not isinstance(content, Mapping):
-        raise ModelError(f"{file}: holds a {type(content).__name__}; allowed: weights by name")
-    state: Mapping[str, Tensor] = content.get("state_dict", content)
+                names = [f"{prefix}{part}.{leaf}" for part in parts]
+                if all(name in state for name in names):  # else the whole is missing, and is named
+                    state[f"{prefix}in_proj_{leaf}"] = torch.cat([state.pop(name) for name in names])
     return state

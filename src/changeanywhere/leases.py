@@ -1,4 +1,4 @@
-"""Who works on which shard: a small object per shard beside the plan, so that several processes share one set.
+"""Who works on what: a small object per shard, or one per training, so that several processes know of each other.
 
 A lease is no lock: what it guards (a shard, the plan) is written whole and has the same bytes whoever writes it, so the
 worst that a lost race can do is work done twice. A lease whose process is dead is taken over at once on the same
@@ -25,6 +25,8 @@ EXPIRES_AFTER = 120.0
 """Seconds without a renewal after which another machine's lease is nobody's."""
 RENEWED_EVERY = 30.0
 """Seconds between two renewals."""
+POLL = 1.0
+"""Seconds between two looks at another machine's lease."""
 
 
 class Leases:
@@ -55,6 +57,31 @@ class Leases:
         with self._lock:
             if self._held.pop(name, None) is not None:
                 self._store.delete(_file(name))
+
+    def claim_alone(self, name: str) -> str | None:
+        """Take the lease ``name``, or say who has it. One of this process is taken over: who had it is not at work.
+
+        Where another machine has it, this waits until it is renewed (somebody is at work) or expires.
+        """
+        file = _file(name)
+        before: bytes | None = None
+        while not self.claim(name):
+            try:
+                content = self._store.get(file)
+                holder: Any = json.loads(content)
+                machine, pid = str(holder["machine"]), int(holder["pid"])
+            except FileNotFoundError:  # released this moment
+                continue
+            except (ValueError, KeyError, TypeError):
+                content, machine, pid = b"", "", 0
+            if machine == this_machine() and pid == os.getpid():
+                self._store.delete(file)
+            elif machine == this_machine() or before not in (None, content):
+                return f"process {pid} on {machine.partition(' ')[0]}"
+            else:
+                before = content
+                time.sleep(POLL)
+        return None
 
     @contextmanager
     def renewed(self) -> Iterator[None]:

@@ -1,0 +1,309 @@
+"""A training's folder: one training at a time, and no resume that is another run than was begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing import active_children
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from changeanywhere import leases
+from changeanywhere.cli import run
+from changeanywhere.errors import ChangeAnywhereError, ModelError, OutputError
+from changeanywhere.leases import Leases
+from changeanywhere.models.folder import load_model
+from changeanywhere.pairs import load_pairs
+from changeanywhere.sample import ChangePair
+from changeanywhere.storage import LocalStore
+from changeanywhere.training import loop
+from changeanywhere.training.denoiser import train_denoiser
+from changeanywhere.training.detector import train_detector
+from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.processes import Processes
+from changeanywhere.training.recipe import DataRecipe, DetectorRecipe, Recipe, RunRecipe, SegmenterRecipe
+from changeanywhere.training.segmenter import train_segmenter
+from conftest import write_source
+from test_detector_training import write_pairs
+from test_training import recipe, source_of, train_both, weights  # noqa: F401
+
+SEGMENTER = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=2, num_steps=6, warmup_steps=1)
+
+
+@pytest.fixture
+def segmenting(tmp_path: Path) -> Recipe:
+    source = write_source(tmp_path / "tiles")
+    data = DataRecipe(source=str(source), tile_size=64)
+    return Recipe(data, segmenter=SEGMENTER, run=RunRecipe(num_workers=0, log_every=1, save_every=2))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def steps_of(out: Path, stage: str = "segmenter") -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "training" / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def command(source: str, out: Path, num_steps: int) -> list[str]:
+    settings = {"data.source": source, "data.tile-size": 64, "segmenter.backbone": "unet", "segmenter.crop-size": 32}
+    settings |= {"segmenter.batch-size": 2, "segmenter.warmup-steps": 1, "segmenter.num-steps": num_steps}
+    settings |= {"run.num-workers": 1, "run.log-every": 1, "run.save-every": 1, "out": out}
+    return ["train", "segmenter", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
+
+
+def started(arguments: list[str], out: Path) -> subprocess.Popen[str]:
+    """A training in a process of its own that has saved a checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "changeanywhere", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (out / "training" / "segmenter" / "checkpoint.pt").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def test_two_processes_in_one_folder_and_what_a_key_keeps(
+    segmenting: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reported case; then Ctrl-C, which reaches every process of a terminal; then a kill."""
+    out, source = tmp_path / "out", str(segmenting.data.source)
+    first = started(command(source, out, 5000), out)
+    assert run(command(source, out, 5000)) == 2
+    error = capsys.readouterr().err
+    assert f"process {first.pid} on" in error and "is training in it" in error and error.count("\n") == 1
+    os.killpg(first.pid, signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 1 and "Traceback" not in said and "interrupted; what is finished is kept" in said
+    state = torch.load(out / "training" / "segmenter" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == max(steps_of(out))
+    second = started(command(source, out, 5000), out)
+    time.sleep(0.3)
+    os.killpg(second.pid, signal.SIGKILL)
+    second.communicate(timeout=60)
+    done = torch.load(out / "training" / "segmenter" / "checkpoint.pt", weights_only=True)["step"]
+    assert run(command(source, out, done + 2)) == 0, "a dead process holds nothing"
+    assert max(Counter(steps_of(out)).values()) == 1 and steps_of(out) == list(range(1, done + 3))
+
+
+def test_two_trainings_of_one_process_in_one_folder(segmenting: Recipe, tmp_path: Path) -> None:
+    def open_folder(stage: str = "segmenter") -> TrainingFolder:
+        return TrainingFolder(tmp_path / "out", stage, segmenting, Processes(segmenting.run), "x")
+
+    folder = open_folder()
+    folder = open_folder()  # the other one was never at work
+    with folder.at_work():
+        with pytest.raises(OutputError, match="is being trained in this process"):
+            open_folder()
+        open_folder("detector").close()  # another stage
+    open_folder().close()
+    assert not (folder.path / "leases").exists()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_another_machine_is_waited_for_until_it_is_heard_or_lost(
+    segmenting: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    monkeypatch.setattr(leases, "EXPIRES_AFTER", 1.0)
+    monkeypatch.setattr(leases, "POLL", 0.05)
+    place = tmp_path / "out" / "training" / "segmenter"
+    store = LocalStore(place)
+
+    def renew(number: int) -> None:
+        holder = {"machine": "far away", "pid": 7, "started": "1", "token": "x", "renewals": number}
+        store.put("leases/training.json", json.dumps(holder).encode())
+
+    renew(0)
+    timer = threading.Timer(0.3, renew, [1])
+    if alive:
+        timer.start()
+        with pytest.raises(OutputError, match="process 7 on far is training in it"):
+            TrainingFolder(tmp_path / "out", "segmenter", segmenting, Processes(segmenting.run), "x")
+        timer.join()
+    else:
+        TrainingFolder(tmp_path / "out", "segmenter", segmenting, Processes(segmenting.run), "x").close()
+    assert Leases(store).claim("other")
+
+
+class StoppedAfter(Event):
+    """A ``stop`` that is set after ``count`` looks at it, one a step."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._left = count
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left <= 0
+
+
+def invert(file: Path) -> None:
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+
+
+def invert_all(root: Path) -> None:
+    for file in sorted((root / "label").iterdir()):
+        invert(file)
+
+
+def shrink(file: Path) -> None:
+    content = np.asarray(Image.open(file)) // 2
+    Image.fromarray(content).save(file)
+
+
+def rename(root: Path, name: str) -> None:
+    for folder in ("A", "B", "label"):
+        (root / folder / name).rename(root / folder / f"z{name}")
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "all labels": invert_all,
+    "one label": lambda root: invert(sorted((root / "label").iterdir())[0]),
+    "an image": lambda root: shrink(sorted((root / "A").iterdir())[0]),
+    "a name": lambda root: rename(root, sorted(file.name for file in (root / "A").iterdir())[0]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_detector_does_not_resume_on_other_labels(tmp_path: Path, change: str) -> None:
+    root = write_pairs(tmp_path / "pairs")
+    settings = DetectorRecipe("fc_siam_diff", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=6)
+    given = Recipe(detector=replace(settings, warmup_steps=1), run=RunRecipe(num_workers=0, save_every=1))
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(given, tmp_path / "out", stop=StoppedAfter(2))
+    CHANGES[change](root / "train")
+    with pytest.raises(OutputError, match=r"was started with data\.content"):
+        train_detector(given, tmp_path / "out")
+
+
+def test_a_detector_does_not_resume_on_other_labels_in_memory(tmp_path: Path) -> None:
+    stored = load_pairs(write_pairs(tmp_path / "pairs"), "train")
+    pairs = [stored[i] for i in range(4)]
+    settings = DetectorRecipe(
+        "fc_ef", "in memory", crop_size=64, batch_size=2, num_steps=4, warmup_steps=0, val_split=None
+    )
+    given = Recipe(detector=settings, run=RunRecipe(num_workers=0, save_every=1))
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(given, tmp_path / "out", pairs, stop=StoppedAfter(2))
+    other: list[ChangePair] = [replace(pair, change_mask=~pair.change_mask) for pair in pairs]
+    with pytest.raises(OutputError, match=r"data\.content"):
+        train_detector(given, tmp_path / "out", other)
+    assert train_detector(given, tmp_path / "out", pairs).is_dir()
+
+
+@pytest.mark.numerical
+@pytest.mark.usefixtures("threads")
+def test_a_run_goes_on_with_the_threads_it_began_with(
+    segmenting: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    train_segmenter(source_of(segmenting), segmenting, tmp_path / "unbroken")
+    for other in (2, 3):
+        torch.set_num_threads(1)
+        out = tmp_path / f"broken{other}"
+        with pytest.raises(KeyboardInterrupt):
+            train_segmenter(source_of(segmenting), segmenting, out, stop=StoppedAfter(3))
+        torch.set_num_threads(other)
+        train_segmenter(source_of(segmenting), segmenting, out)
+        assert torch.get_num_threads() == 1
+        assert f"going on with 1 thread(s) as the run began, not {other}" in capsys.readouterr().err
+        broken, unbroken = weights(out / "segmenter"), weights(tmp_path / "unbroken" / "segmenter")
+        assert all(torch.equal(value, broken[name]) for name, value in unbroken.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"stage": "denoiser"}, "of stage 'denoiser', not of segmenter"),
+        ({"step": None}, "it has no step"),
+        ({"step": -3}, "it has no step"),
+        ({"step": "3"}, "it has no step"),
+        ({"segmenter": {}}, "does not fit this training"),
+        ({"segmenter": {"x": torch.zeros(1)}}, "does not fit this training"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "does not fit this training"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(
+    segmenting: Recipe, tmp_path: Path, change: dict[str, object], match: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_segmenter(source_of(segmenting), segmenting, tmp_path, stop=StoppedAfter(2))
+    file = tmp_path / "training" / "segmenter" / "checkpoint.pt"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | change, file)
+    with pytest.raises(ModelError, match=match) as caught:
+        train_segmenter(source_of(segmenting), segmenting, tmp_path)
+    assert str(file) in str(caught.value) and "delete it to start over" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_step_is_logged_twice(segmenting: Recipe, tmp_path: Path) -> None:
+    """Not where the checkpoint is gone, not where a run ended between a line and a checkpoint, not when it goes on."""
+    with pytest.raises(KeyboardInterrupt):
+        train_segmenter(source_of(segmenting), segmenting, tmp_path, stop=StoppedAfter(3))
+    (tmp_path / "training" / "segmenter" / "checkpoint.pt").unlink()
+    train_segmenter(source_of(segmenting), segmenting, tmp_path)
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5, 6]
+    longer = replace(segmenting, segmenter=replace(SEGMENTER, num_steps=8))
+    train_segmenter(source_of(longer), longer, tmp_path)
+    assert steps_of(tmp_path) == list(range(1, 9))
+
+
+def test_a_reading_process_that_dies_is_one_line(
+    segmenting: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = replace(segmenting, run=replace(segmenting.run, num_workers=1))
+    take_step = loop.take_step
+
+    def step_and_kill(*given: object) -> object:
+        for worker in active_children():
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+        return take_step(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "take_step", step_and_kill)
+    with pytest.raises(ChangeAnywhereError, match="a process that reads for the training died") as caught:
+        train_segmenter(source_of(running), replace(running, segmenter=replace(SEGMENTER, num_steps=500)), tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.numerical
+def test_a_model_that_paints_is_there_from_the_first_checkpoint(
+    recipe: Recipe,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And training goes on as if nobody had looked."""
+    unbroken = train_both(recipe, tmp_path / "unbroken")
+    train_both(replace(recipe, denoiser=replace(recipe.denoiser, num_steps=1)), tmp_path / "out")
+    for file in (tmp_path / "out").rglob("checkpoint.pt"):
+        if file.parent.name == "denoiser":
+            file.unlink()
+    stop = StoppedAfter(2)
+    with pytest.raises(KeyboardInterrupt):
+        train_denoiser(source_of(recipe), recipe, tmp_path / "out", stop=stop)
+    model = load_model(tmp_path / "out" / "model")
+    state = torch.load(tmp_path / "out" / "training" / "denoiser" / "checkpoint.pt", weights_only=True)
+    average = state["average"]["unet.conv_in.weight"].half().float()
+    assert state["step"] == 2 and torch.equal(model.denoiser.unet.conv_in.weight, average)
+    arguments = ["generate", "--source", str(recipe.data.source), "--model", str(tmp_path / "out" / "model")]
+    arguments += ["--num-pairs", "1", "--tile-size", "64", "--num-steps", "2", "--events.min-area", "16"]
+    assert run([*arguments, "--out", str(tmp_path / "set")]) == 0
+    train_denoiser(source_of(recipe), recipe, tmp_path / "out")
+    found = weights(tmp_path / "out" / "model")
+    assert all(torch.equal(value, found[name]) for name, value in unbroken.items())
