@@ -192,8 +192,8 @@ def cases() -> dict[str, Spoil]:
         "two columns of one name": "patch,patch\ntile_0,a\n",
         "a huge cell": "patch,scene\ntile_0," + "x" * 200_000 + "\n",
     }
-    for name, content in rows.items():
-        found[f"provenance {name}"] = text("provenance.csv", content)
+    for name, table in rows.items():
+        found[f"provenance {name}"] = text("provenance.csv", table)
     parts = ("denoiser", "first_stage", "mask_encoder")
     for part in parts:
         weights = f"{part}/diffusion_pytorch_model.safetensors"
