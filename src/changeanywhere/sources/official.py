@@ -24,6 +24,8 @@ from changeanywhere.sources.problems import Problems
 
 SHEET = re.compile(r"[MN]-3[34]-\d+-[A-D]-[a-d]-\d-\d(_\d+)?")
 """A map sheet of LandCover.ai, or a tile of it."""
+PLACE = re.compile(r"\d+_\d+_seg\.tif")
+"""A mask of GeoNRW, by its corner in kilometres."""
 DOMAIN = re.compile(r"D\d{3}[A-Z]?_\d{4}")
 """A domain of FLAIR: a department and a year."""
 
@@ -166,7 +168,7 @@ def _sheets(folder: Path) -> bool:
 
 def geonrw(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     """``CITY/E_N_rgb.jp2`` with ``CITY/E_N_seg.tif``; heights (``_dem``) are not read; three cities are tests."""
-    cities = [folder for folder in folders_of(root) if next(folder.glob("[0-9]*_[0-9]*_seg.tif"), None)]
+    cities = [folder for folder in folders_of(root) if any(PLACE.fullmatch(file.name) for file in entries_of(folder))]
     if not cities:
         return None
     found: list[Found] = []
