@@ -15,6 +15,7 @@ FLOORS = [
     ["flags", "plain", "progress", "seeds", "stopping", "storage"],
     ["legend"],
     ["sample"],
+    ["rasters"],
     ["events"],
     ["sources"],
     ["pairs"],
@@ -44,7 +45,8 @@ LIGHT = {"diffusion.options", "models.info"}
 INSIDE = {
     "events": "options instances bank ground appearance disappearance regions transitions engine __init__",
     "sources": "options problems base files layouts tiles __init__",
-    "pairs": "names split layouts annotations record summary card reader report sheet writer __init__",
+    "rasters": "facts ground tiff flat gate classes __init__",
+    "pairs": "names split layouts annotations record summary card labels codec reader report sheet writer __init__",
     "painters": "base checked pasting diffusion registry __init__",
     "generation": "nuisances targets options tiles job plan leases executors finish shard turns fidelity painting "
     "dataset prepare generate simulate __init__",

@@ -10,6 +10,8 @@ from typing import Any
 from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError, require
 from changeanywhere.generation.plan import load_summary
 from changeanywhere.legend import Legend
+from changeanywhere.models.info import find_model, outside_sampling
+from changeanywhere.models.info import read_info as read_model_info
 from changeanywhere.pairs.layouts import layout_of
 from changeanywhere.pairs.names import FINAL_FILES, SPLITS
 from changeanywhere.pairs.reader import load_pairs
@@ -187,6 +189,7 @@ def _pairs(folder: Path) -> str:
             if wrong:
                 raise PairsError(f"{folder}: change mask of {pair.key} disagrees with its semantic masks in {wrong} px")
     lines = [f"{folder}: {len(pairs)} bi-temporal pairs, change ratio {changed / len(rows):.3f} (mean of {len(rows)})"]
+    lines.append(f"labels: {pairs.label_rule}")
     if (folder / "legend.json").is_file():
         lines.append(f"legend: {', '.join(Legend.load(folder / 'legend.json').names)}")
     if compared:
@@ -205,6 +208,7 @@ def _source(folder: Path, options: SourceOptions) -> str:
     rows = range(0, len(source), -(-len(source) // MAX_SAMPLES))
     for i in rows:
         source.read(i)
+    sampling = outside_sampling(read_model_info(find_model("mini")), (item.gsd_m for item in source.items))
     scenes = len({item.scene for item in source.items})
     licences = sorted({item.licence for item in source.items})
     return (
@@ -212,5 +216,6 @@ def _source(folder: Path, options: SourceOptions) -> str:
         f"legend {source.legend.name}, "
         f"licences {', '.join(licences)}; {len(rows)} read without a fault"
         f"{f', {len(source.skipped)} left out' if source.skipped else ''}\n"
+        f"{f'for the embedded model: {sampling}{chr(10)}' if sampling else ''}"
         f"next: changeanywhere generate --source {folder} --out DIR"
     )

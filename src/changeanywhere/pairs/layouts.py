@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
-
-UNCHANGED_COLOUR = 255
-"""SECOND paints unchanged ground white; changed ground has its class's colour."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +19,10 @@ class Layout:
     masks: tuple[str, ...] = ()
     """Folders of full semantic masks of both dates, where there are any."""
 
-    def changed(self, label: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Label as read, ``[H, W]`` or ``[H, W, C]`` → changed ground, bool ``[H, W]``."""
-        if self.change == CHANGE_FOLDER or label.ndim == 2:
-            return (label if label.ndim == 2 else label[..., 0]) > 0
-        changed: npt.NDArray[np.bool_] = (label[..., :3] != UNCHANGED_COLOUR).any(axis=-1)
-        return changed
+    @property
+    def names_classes(self) -> bool:
+        """Whether labels name classes of changed ground by colour and leave the rest white (SECOND)."""
+        return self.change != CHANGE_FOLDER
 
 
 LAYOUTS = (

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from changeanywhere.legend import Legend
+from changeanywhere.pairs.codec import decode_image
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
-from changeanywhere.pairs.reader import decode_image
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.storage import Store
