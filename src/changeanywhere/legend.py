@@ -141,7 +141,7 @@ class Legend:
     def load(path: Path) -> Legend:
         """Read a legend file (JSON)."""
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise LegendError(f"{path}: cannot be read ({error.strerror})") from error
         except ValueError as error:

@@ -157,7 +157,11 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
         listing = root / "list" / f"{split}.txt"
         if not listing.is_file():
             raise PairsError(f"{listing}: missing, so there is no split {split!r} in {root}")
-        names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+        try:
+            lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PairsError(f"{listing}: not readable as UTF-8 text ({error})") from error
+        names = [line.strip() for line in lines if line.strip()]
         stems = {Path(name).stem for name in present}
         absent = [name for name in names if Path(name).stem not in stems]
         if absent:

@@ -21,8 +21,8 @@ from changeanywhere.errors import RasterError
 from changeanywhere.rasters.facts import Facts, Palette, Valid, Values, Window, check_size, shown, stamp_of
 from changeanywhere.rasters.ground import place_of
 
-BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 258, 259, 262, 274
-WANTED = (BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION)
+BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, COLOUR_MAP = 258, 259, 262, 274, 320
+WANTED = (BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, COLOUR_MAP)
 SIZES = {1: (1, "B"), 3: (2, "H"), 4: (4, "I"), 16: (8, "Q")}
 """Bytes and struct code by type of a tag: BYTE, SHORT, LONG, LONG8."""
 LOSSLESS = {1, 2, 3, 4, 5, 8, 32773, 32809, 32946, 34676, 34677, 34925, 50000}
@@ -77,7 +77,7 @@ def _directory(file: BinaryIO) -> dict[int, tuple[int, ...]]:
     found = {}
     for number in range(count):
         tag, kind, length, value = struct.unpack(order + entry_code, entries[number * size : (number + 1) * size])
-        if tag not in WANTED or kind not in SIZES or not 0 < length <= 65536:
+        if tag not in WANTED or kind not in SIZES or not 0 < length <= 3 * 65536:
             continue
         width, code = SIZES[kind]
         if width * length > len(value):
@@ -93,7 +93,9 @@ def facts_of(path: Path, max_megapixels: float | None) -> Facts:
         raise RasterError(f"{path}: has a mask beside it, {path.name}.msk, which is not read; put it into the file")
     tags = tags_of(path)
     photometric = tags.get(PHOTOMETRIC, (1,))[0]
-    colour, orientation = COLOURS.get(photometric, "bands"), tags.get(ORIENTATION, (1,))[0]
+    # Files with a colour map may say that they are grey, as GDAL writes them where colours come after the pixels.
+    colour = "palette" if COLOUR_MAP in tags and photometric <= 1 else COLOURS.get(photometric, "bands")
+    orientation = tags.get(ORIENTATION, (1,))[0]
     orientation = orientation if 1 <= orientation <= 8 else 1  # readers take other numbers for 1
     with opened(path) as raster:
         _refuse(path, raster)
@@ -122,12 +124,12 @@ def facts_of(path: Path, max_megapixels: float | None) -> Facts:
             width=width,
             count=bands,
             dtype="uint8" if palette is not None else raster.dtypes[0],
-            bits=tags.get(BITS, (8,))[0],
+            bits=tags.get(BITS, (1,))[0],
             colour=colour if colour != "rgb" or raster.count <= 4 else "bands",
             lossy=_loss(tags, raster),
             alpha=alpha[0] if alpha and space != "CMYK" and palette is None else None,
             orientation=orientation,
-            inverted=photometric == 0,
+            inverted=photometric == 0 and palette is None,
             palette=palette,
             has_mask="per_dataset" in flags and not alpha,
             nodata=(raster.nodatavals[0],) * bands if bands > raster.count else tuple(raster.nodatavals),
@@ -208,13 +210,13 @@ def validity(values: Values, nodata: list[float | None]) -> Valid | None:
     Of 8 bits, ground is missing where every band is nodata: a roof that is white in one band is no hole. Of other
     depths, where any band is: no sensor measures -9999 in one band alone.
     """
-    missing: Valid | None = None
+    missing: Any = None
     if any(value is not None for value in nodata):
         every = values.dtype == np.uint8
         of_band = [_equal(band, value) for band, value in zip(values, nodata, strict=True)]
         missing = np.all(of_band, axis=0) if every else np.any(of_band, axis=0)
     if np.issubdtype(values.dtype, np.floating):
-        unmeasured: Valid = ~np.isfinite(values).all(axis=0)
+        unmeasured = ~np.isfinite(values).all(axis=0)
         missing = unmeasured if missing is None else missing | unmeasured
     return None if missing is None or not missing.any() else ~missing
 

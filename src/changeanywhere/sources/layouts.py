@@ -96,7 +96,11 @@ def _openearthmap(root: Path, problems: Problems, masks: Path | None) -> Layout 
     for split in SPLITS:
         listing = root / f"{split}.txt"
         if listing.is_file():
-            splits |= {Path(line.strip()).stem: split for line in listing.read_text().splitlines() if line.strip()}
+            splits |= {
+                Path(line.strip()).stem: split
+                for line in listing.read_text(encoding="utf-8-sig").splitlines()
+                if line.strip()
+            }
     entries = [
         (Entry(stem, image, mask, stem, splits.get(stem), "CC-BY-NC-SA-4.0"), folder)
         for folder, stem, image, mask in matched
@@ -172,7 +176,7 @@ def _read_provenance(root: Path) -> tuple[Path, dict[str, dict[str, str]]] | Non
         if not file.is_file():
             continue
         try:
-            with file.open(newline="", encoding="utf-8") as lines:
+            with file.open(newline="", encoding="utf-8-sig") as lines:
                 rows = list(csv.DictReader(lines))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SourceError(f"{file}: not readable as UTF-8 CSV ({error})") from error
