@@ -175,9 +175,8 @@ class LabelReader:
         with raising(PairsError):
             values, valid, facts = read_whole(file)
         if values.ndim == 3:
-            if values.shape[2] not in (3, 4) or (values.shape[2] == 4 and facts.colour != "rgb"):
+            if values.shape[2] != 3:
                 raise PairsError(f"{file}: label has {values.shape[2]} bands; allowed: one, or red, green, blue")
-            values = values[..., :3]
             if not self.colours and not (values != values[..., :1]).any():
                 values = values[..., 0]
         if facts.scale > 1:

@@ -32,8 +32,11 @@ def check_mask(path: Path, facts: Facts) -> None:
             f"{path}: mask has {facts.count} bands; allowed: one (indices), or red, green, blue; one band per class "
             "becomes one of indices by argmax + 1"
         )
-    if facts.count > 2 and facts.palette is None and facts.dtype != "uint8":
-        raise RasterError(f"{path}: mask colours of {facts.dtype}; allowed: 8 bits per colour, or one band of indices")
+    if facts.count > 2 and facts.palette is None and (facts.dtype, facts.bits) != ("uint8", 8):
+        raise RasterError(
+            f"{path}: mask colours of {facts.bits} bits ({facts.dtype}); allowed: 8 bits per colour, or one band of "
+            "indices"
+        )
 
 
 def read_classes(path: Path, facts: Facts, window: Window, legend: Legend) -> Mask:
