@@ -1,5 +1,5 @@
-"""Container × depth × bands × compression × alpha, mask, nodata and orientation, in the four places where files are read:
-image and mask of a source, image and label of a pair. Each cell is read to the exact pixels, or refused by name, as the
+"""Container × depth × bands × compression × alpha, mask, nodata and orientation, where files are read: image and mask of
+a source, image and label of a pair. Each cell is read to the exact pixels, or refused by name, as the
 table in docs/data.md says; no third outcome."""
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def saved(path: Path, cell: Cell, values: Values, nodata: float = 0) -> Values:
             profile["nbits"] = int(cell.depth)
         if cell.extra == "alpha":
             profile |= {"ALPHA": "YES", "photometric": "RGB" if cell.bands == 3 else "MINISBLACK"}
-        elif cell.bands == 4 and cell.depth == "uint8" and not cell.extra == "infrared":
+        elif cell.bands == 4 and cell.depth == "uint8" and cell.extra != "infrared":
             profile |= {"ALPHA": "NO", "photometric": "RGB"}
         if cell.extra == "nodata":
             profile["nodata"] = nodata
@@ -192,7 +192,7 @@ def levels(cell: Cell) -> Values:
 
 def refusal_of_bands(cell: Cell) -> bool:
     """More bands than colours have, or two."""
-    return cell.bands in (2, 4, 6) and not (cell.container == "jpeg")
+    return cell.bands in (2, 4, 6) and cell.container != "jpeg"
 
 
 def good(folder: Path, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""The gate for rasters: kinds of files that went into a set wrongly and without a word, and who may be opened at all."""
+"""The gate for rasters: kinds of files that went into a set wrongly without a word, and what may be opened at all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine, from_origin
 
 from changeanywhere.check import check_path
+from changeanywhere.cli import run
 from changeanywhere.errors import LegendError, ModelError, PairsError, SourceError
 from changeanywhere.legend import load_legend
 from changeanywhere.models.info import ModelInfo, find_model, hash_model, outside_sampling, read_info, sampling_range
@@ -435,6 +436,18 @@ def test_a_model_says_its_ground_sampling(tmp_path: Path) -> None:
     assert isinstance(mini, ModelInfo)
 
 
+def test_generate_warns_outside_the_ground_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = source_of(tmp_path / "s", tif(RGB, transform=from_origin(400_000, 5_000_000, 10, 10)))
+    for folder_of in ("images", "masks"):
+        write_png(folder / folder_of / "b.png", RGB if folder_of == "images" else CLASSES)
+    command = ["--source", str(folder), "--tile-size", "64", "--num-pairs", "1", "--out", str(tmp_path / "out")]
+    limits = ["--events.min-area", "4", "--events.min-area-m2", "5"]
+    assert run(["generate", *command, *limits, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "1 of 1 tiles have a ground sampling of 10 m; the model knows 0.5 to 0.7 m" in said
+    assert "1 of 2 tiles have no known ground sampling; limits in m2 do not hold" in said
+
+
 # Trust
 
 
@@ -502,7 +515,8 @@ def huge(suffix: str) -> Write:
         if suffix == ".tif":
             file.parent.mkdir(parents=True, exist_ok=True)
             with rasterio.open(
-                file, "w", driver="GTiff", count=3, height=20_000, width=20_000, dtype="uint8", blockysize=20_000,
+                file, "w", driver="GTiff", count=3, height=20_000, width=20_000, dtype="uint8", tiled=True,
+                blockxsize=20_000, blockysize=20_000,
                 compress="deflate", SPARSE_OK=True, **{"crs": UTM, "transform": turned(0)},
             ):  # fmt: skip
                 pass
@@ -526,6 +540,6 @@ def test_sizes_are_bounded_before_memory_is_taken(suffix: str, tmp_path: Path) -
 
 def test_the_bound_can_be_lowered_and_raised(tmp_path: Path) -> None:
     folder = write_source(tmp_path, num_tiles=1)
-    with pytest.raises(SourceError, match="64x64 px are 0 megapixels at once; allowed: 0.001"):
+    with pytest.raises(SourceError, match=r"64x64 px are 0 megapixels at once; allowed: 0\.001"):
         open_source(folder, SourceOptions(tile_size=64, max_megapixels=0.001))
     assert len(open_source(folder, SourceOptions(tile_size=64, max_megapixels=5000)))
