@@ -1,6 +1,8 @@
-"""Container × depth × bands × compression × alpha, mask, nodata and orientation, where files are read: image and mask of
-a source, image and label of a pair. Each cell is read to the exact pixels, or refused by name, as the
-table in docs/data.md says; no third outcome."""
+"""Every kind of file in every place: read to the exact pixels, or refused by name, as docs/data.md says.
+
+Container × depth × bands × compression × alpha, mask, nodata and orientation; image and mask of a source, image and label
+of a pair.
+"""
 
 from __future__ import annotations
 
