@@ -78,7 +78,7 @@ def kinds_of_rasters() -> dict[str, tuple[str, str, bytes]]:
 
     def by_pillow(image: Image.Image, kind: str, **options: object) -> bytes:
         buffer = io.BytesIO()
-        image.save(buffer, kind, **options)  # type: ignore[arg-type]
+        image.save(buffer, kind, **options)
         return buffer.getvalue()
 
     def by_gdal(array: np.ndarray, **profile: object) -> bytes:

@@ -1,7 +1,7 @@
 """Every kind of file in every place: read to the exact pixels, or refused by name, as docs/data.md says.
 
-Container × depth × bands × compression × alpha, mask, nodata and orientation; image and mask of a source, image and label
-of a pair.
+Container × depth × bands × compression × alpha, mask, nodata and orientation; image and mask of a source, image and
+label of a pair.
 """
 
 from __future__ import annotations
