@@ -72,6 +72,46 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def kinds_of_rasters() -> dict[str, tuple[str, str, bytes]]:
+    """Files that are whole, and are refused by name: (images or masks, suffix, content)."""
+    picture, masked = Image.fromarray(PIXELS), Image.fromarray(MASK)
+
+    def by_pillow(image: Image.Image, kind: str, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    def by_gdal(array: np.ndarray, **profile: object) -> bytes:
+        with rasterio.io.MemoryFile() as memory, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            bands = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+            with memory.open(
+                driver="GTiff", height=64, width=64, count=len(bands), dtype=array.dtype, **profile
+            ) as file:
+                file.write(bands)
+            return bytes(memory.read())
+
+    vrt = b'<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
+    one_hot = np.eye(7, dtype=np.uint8)[MASK % 7]
+    return {
+        **{f"image {suffix} is a VRT": ("images", suffix, vrt) for suffix in ("tif", "png", "jpg")},
+        "image is WebP": ("images", "png", by_pillow(picture, "WEBP")),
+        "image is JPEG 2000": ("images", "jpg", by_pillow(picture, "JPEG2000")),
+        "image is GIF": ("images", "tif", by_pillow(picture, "GIF")),
+        "image is CIELab": ("images", "tif", by_pillow(picture.convert("LAB"), "TIFF")),
+        "image of two pages": ("images", "tif", by_pillow(picture, "TIFF", save_all=True, append_images=[picture])),
+        "image of complex numbers": ("images", "tif", by_gdal(PIXELS.astype(np.complex64))),
+        "mask is a VRT": ("masks", "tif", vrt),
+        "mask is JPEG under PNG": ("masks", "png", by_pillow(masked, "JPEG")),
+        "mask is JPEG in TIFF": ("masks", "tif", by_gdal(MASK, compress="jpeg")),
+        "mask of LERC with loss": ("masks", "tif", by_gdal(MASK, compress="lerc", MAX_Z_ERROR=1)),
+        "mask of lossy WebP": ("masks", "tif", by_gdal(PIXELS, compress="webp", WEBP_LOSSLESS=False)),
+        "mask is one-hot": ("masks", "tif", by_gdal(one_hot)),
+        "mask is white at 0": ("masks", "tif", by_gdal(MASK, photometric="MINISWHITE")),
+        "mask in CMYK": ("masks", "tif", by_pillow(Image.fromarray(PIXELS).convert("CMYK"), "TIFF")),
+    }
+
+
 def text(name: str, content: str) -> Spoil:
     def spoil(source: Path, _: Path) -> None:
         (source / name).write_text(content)
@@ -145,6 +185,8 @@ def cases() -> dict[str, Spoil]:
     found["mask of negative numbers"] = put("masks", "tif", encoded(np.full((64, 64), -1, np.int16), "tif"))
     found["mask of large numbers"] = put("masks", "tif", encoded(np.full((64, 64), 300, np.uint16), "tif"))
     found["image of one band"] = put("images", "tif", encoded(PIXELS[..., 0], "tif"))
+    for name, (what, suffix, content) in kinds_of_rasters().items():
+        found[name] = put(what, suffix, content)
     for how in (
         "no images", "no masks", "empty images", "missing mask", "image is a folder", "link to itself",
         "link to nowhere", "two images of one name",

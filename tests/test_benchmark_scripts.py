@@ -95,6 +95,11 @@ def rows(table: str) -> list[str]:
     return [line for line in table.splitlines() if line.startswith("| ")][1:]
 
 
+def test_reading(run: Run) -> None:
+    lines = run("reading", "--tiles", 4, "--size", 64, "--repeats", 1).splitlines()
+    assert len(lines) == 5 and all(" ms per " in line for line in lines)
+
+
 def test_ablation(
     run: Run, tiles: Path, judge: Path, real_pairs: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

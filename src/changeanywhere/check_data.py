@@ -161,9 +161,9 @@ def describe_pairs(folder: Path, preview: Path | None = None) -> str:
     return "\n".join(lines)
 
 
-def _label_rule(pairs: Any) -> str:
+def _label_rule(pairs: PairDataset) -> str:
     """Which values of labels count as changed, where the reader says so."""
-    return str(getattr(pairs, "label_rule", ""))
+    return pairs.label_rule
 
 
 def _passed(folder: Path) -> str:

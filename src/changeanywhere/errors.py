@@ -6,6 +6,7 @@
     └── InputError                 exit code 2: what the user gave is wrong
         ├── ConfigError            an option or recipe value
         ├── LegendError            a legend, a legend map, or a mask value outside the legend
+        ├── RasterError            an image file by itself; sources and pairs pass it on as their own kind
         ├── SourceError            single-date imagery
         ├── PairsError             a bi-temporal dataset
         ├── ModelError             a model folder or checkpoint
@@ -45,6 +46,10 @@ class ConfigError(InputError):
 
 class LegendError(InputError):
     """A legend or legend map is malformed, or a mask holds a value outside its legend."""
+
+
+class RasterError(InputError):
+    """An image file is not what it must be: its container, bands, depth, colours, compression or size."""
 
 
 class SourceError(InputError):

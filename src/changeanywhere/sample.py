@@ -143,7 +143,9 @@ class ChangePlan:
 class ChangePair:
     """Two dates with labels: images ``[H, W, C]``, masks ``uint8 [H, W]``, change mask ``bool [H, W]``.
 
-    ``metadata`` is the pair's line in ``metadata.jsonl``; ``mask_t1``/``mask_t2`` are None where a dataset has none.
+    ``metadata`` is the pair's line in ``metadata.jsonl``; ``mask_t1``/``mask_t2`` are None where a dataset has none;
+    ``ignored`` is ground that no label speaks of (nodata, transparent, 255 beside 0 and 1), bool ``[H, W]``, None where
+    there is none.
     """
 
     key: str
@@ -154,6 +156,7 @@ class ChangePair:
     mask_t2: Mask | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     georef: GeoReference | None = None
+    ignored: ChangeMask | None = None
 
 
 def rgb8(pair: ChangePair, bands: int = 3) -> tuple[Image, Image]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
 
 from changeanywhere.errors import PairsError
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
@@ -18,9 +17,12 @@ from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader
 from changeanywhere.evaluation.scores import Confusion, matched_recall, read_instances
 from changeanywhere.folders import entries_of
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
+from changeanywhere.pairs.labels import LabelReader
 from changeanywhere.pairs.layouts import IMAGE_SUFFIXES
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
+from changeanywhere.rasters.facts import raising
+from changeanywhere.rasters.gate import read_whole
 from changeanywhere.sample import ChangePair, rgb8
 
 ASKED_RECALL = 0.70
@@ -185,17 +187,21 @@ def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int, prog
 
 
 def read_real_pairs(folder: Path) -> list[tuple[Image, Image, npt.NDArray[np.bool_]]]:
-    """``A/`` and ``B/`` with equal stems, and ``label/`` (0 = unchanged) where there is one; else nothing changed."""
-    found = []
+    """``A/`` and ``B/`` with equal stems, and ``label/`` where there is one; else nothing changed."""
+    found, labels = [], folder / "label"
+    told = LabelReader(lambda: [file for file in entries_of(labels) if file.suffix.lower() in IMAGE_SUFFIXES])
     for file in entries_of(folder / "A"):
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         first, second = _read(file), _read(_same_stem(folder / "B", file.stem))
         if first.shape != second.shape:
             raise PairsError(f"{file}: {first.shape[:2]} px, image B has {second.shape[:2]}")
-        labels = folder / "label"
-        label = _read(_same_stem(labels, file.stem))[..., 0] if labels.is_dir() else np.zeros(first.shape[:2], np.uint8)
-        found.append((first, second, label > 0))
+        changed = np.zeros(first.shape[:2], bool)
+        if labels.is_dir():
+            changed, _ = told.read(_same_stem(labels, file.stem))
+        if changed.shape != first.shape[:2]:
+            raise PairsError(f"{file}: {first.shape[:2]} px, its label has {changed.shape}")
+        found.append((first, second, changed))
     if not found:
         raise PairsError(f"{folder}: no image pairs; expected A/ and B/ with equal file names")
     return found
@@ -209,11 +215,11 @@ def _same_stem(folder: Path, stem: str) -> Path:
 
 
 def _read(file: Path) -> Image:
-    try:
-        with PillowImage.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise PairsError(f"{file}: not a readable image ({error})") from error
+    """uint8 ``[H, W, 3]``."""
+    with raising(PairsError):
+        image, _, _ = read_whole(file)
+    pair = ChangePair(file.name, image, image, np.zeros(image.shape[:2], bool))
+    return rgb8(pair)[0]
 
 
 def shortcut(pairs: list[ChangePair], as_written: list[ChangePair], features: Extractor, seed: int) -> list[Figure]:

@@ -26,7 +26,7 @@ from changeanywhere.generation.options import (
 from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan, plan_given
 from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
 from changeanywhere.legend import LEGEND_FILES, Legend
-from changeanywhere.models.info import ModelInfo, find_model, hash_files, read_info
+from changeanywhere.models.info import ModelInfo, find_model, hash_files, outside_sampling, read_info
 from changeanywhere.painters.base import PainterKind
 from changeanywhere.painters.registry import find_painter
 from changeanywhere.plain import to_plain
@@ -64,6 +64,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
         _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
     )
     _refuse_areas_without_sampling(options, source)
+    _warn_of_sampling(options, source, info)
     learned = _learned(options, source, begun)
     settings = SourceSettings(
         folder=str(options.source),
@@ -192,6 +193,20 @@ def _refuse_areas_without_sampling(options: SimulateOptions, source: Source) -> 
         value = getattr(options.events, name)
         known = value is None or any(item.gsd_m is not None for item in source.items)
         require(known, f"events.{name}", value, "where the ground sampling is known (a CRS, or provenance.csv)")
+
+
+def _warn_of_sampling(options: SimulateOptions, source: Source, info: ModelInfo | None) -> None:
+    """Say on stderr which tiles the model does not know at their size, and for which limits in m² do not hold."""
+    gsds = [item.gsd_m for item in source.items]
+    if info is not None and (warning := outside_sampling(info, gsds)):
+        print(f"{options.source}: {warning}", file=sys.stderr)
+    limited = any(getattr(options.events, name) is not None for name in ("min_area_m2", "max_area_m2"))
+    if limited and (unknown := gsds.count(None)):
+        print(
+            f"{options.source}: {unknown} of {len(gsds)} tiles have no known ground sampling; limits in m2 do not hold "
+            "for them (give gsd_m in provenance.csv)",
+            file=sys.stderr,
+        )
 
 
 def _learned(options: SimulateOptions, source: Source, begun: Job | None) -> Learned:

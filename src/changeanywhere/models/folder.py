@@ -1,7 +1,8 @@
 """A model on disk.
 
 MODEL/model.json                what it is: format, mask dropout, tile size, default generation settings, and bands and
-                                stretch of the images it was trained on (left out where they are the usual ones)
+                                stretch of the images it was trained on (left out where they are the usual ones),
+                                and their ground sampling in metres, finest and coarsest (left out where not known)
 MODEL/legend.json               its legend
 MODEL/first_stage/              diffusers VQModel (config.json, safetensors) + latent_statistics.json
 MODEL/denoiser/                 diffusers UNet2DModel
@@ -77,6 +78,8 @@ class Model:
     """Band numbers, from 1, of the images that it was trained on; None: the first three."""
     stretch: tuple[float, float] | None = None
     """Percentiles that became black and white in images of other than 8 bits; None: 2 and 98."""
+    gsd_m: tuple[float, float] | None = None
+    """Finest and coarsest ground sampling in metres of the images that it was trained on; None: not known."""
 
 
 def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
@@ -154,7 +157,9 @@ def save_model(model: Model, folder: Path, weights_dtype: torch.dtype = torch.fl
         "defaults": model.defaults,
     }
     # Only where they are not the usual ones: a model of the usual ones has the hash that it always had.
-    description |= {name: list(value) for name in ("bands", "stretch") if (value := getattr(model, name)) is not None}
+    description |= {
+        name: list(value) for name in ("bands", "stretch", "gsd_m") if (value := getattr(model, name)) is not None
+    }
     with atomic_folder(folder, "model.json") as part:
         _write_first_stage(model.first_stage, part / "first_stage")
         _save_part(model.denoiser.unet, part / "denoiser")
@@ -193,6 +198,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
         weights_hash=info.weights_hash,
         bands=info.bands,
         stretch=info.stretch,
+        gsd_m=info.gsd_m,
     )
 
 

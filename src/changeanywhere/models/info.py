@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -24,6 +26,7 @@ FORMAT = "changeanywhere-model"
 FORMAT_VERSION = 1
 DOWNSAMPLING = 4
 """Image px per latent cell (f = 4)."""
+SAMPLING_SLACK = 1.25
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class ModelInfo:
     """1-based band numbers that it was trained on; None: not said (first edition)."""
     stretch: tuple[float, float] | None = None
     """Percentiles that were black and white in training; None: not said."""
+    gsd_m: tuple[float, float] | None = None
+    """Finest and coarsest ground sampling, in metres, of the images that it was trained on; None: not said."""
 
 
 def find_model(name_or_folder: str | Path) -> Path:
@@ -73,7 +78,7 @@ def read_info(folder: Path) -> ModelInfo:
     unet, _ = read_configuration(
         folder / "denoiser" / "config.json", "UNet2DModel", DENOISER, ("in_channels", "block_out_channels")
     )
-    bands, stretch = description.get("bands"), description.get("stretch")
+    bands, stretch, gsd = (description.get(name) for name in ("bands", "stretch", "gsd_m"))
     if stretch is not None and stretch[0] >= stretch[1]:
         raise ModelError(f"{file}: stretch is {stretch}; allowed: the smaller percentile first")
     if bands is not None and len(bands) != first_stage["in_channels"]:
@@ -89,6 +94,7 @@ def read_info(folder: Path) -> ModelInfo:
         defaults=_sampling(description["defaults"], file),
         bands=None if bands is None else tuple(bands),
         stretch=None if stretch is None else (float(stretch[0]), float(stretch[1])),
+        gsd_m=None if gsd is None else (float(gsd[0]), float(gsd[1])),
     )
 
 
@@ -109,14 +115,53 @@ def _sampling(defaults: dict[str, Any], file: Path) -> dict[str, Any]:
     return dict(defaults)
 
 
+def sampling_range(gsds: Iterable[float | None]) -> tuple[float, float] | None:
+    """Finest and coarsest of the ground samplings of tiles, in metres to three digits; None where one is not known."""
+    known = list(gsds)
+    stated = [float(f"{gsd:.3g}") for gsd in known if gsd is not None]
+    return (min(stated), max(stated)) if stated and len(stated) == len(known) else None
+
+
+def outside_sampling(info: ModelInfo, gsds: Iterable[float | None]) -> str | None:
+    """A warning, with the figure, where tiles are sampled finer or coarser than ``info``'s model knows; None else.
+
+    A quarter more or less is no warning: that is the difference between the flights of one campaign.
+    """
+    known = [gsd for gsd in gsds if gsd is not None]
+    if info.gsd_m is None or not known:
+        return None
+    low, high = info.gsd_m
+    strange = [gsd for gsd in known if not low / SAMPLING_SLACK <= gsd <= high * SAMPLING_SLACK]
+    if not strange:
+        return None
+    found = f"{min(strange):.3g}" if min(strange) == max(strange) else f"{min(strange):.3g} to {max(strange):.3g}"
+    return (
+        f"{len(strange)} of {len(known)} tiles have a ground sampling of {found} m; the model knows {low:g} to {high:g}"
+        " m, and paints objects of the wrong size elsewhere: resample them, or train on such tiles"
+    )
+
+
 def hash_model(folder: Path) -> str:
-    """sha256 over names and bytes of all weights and configurations, 16 hexadecimal digits."""
+    """sha256 over names and bytes of all weights and configurations, 16 hexadecimal digits.
+
+    Without the ``gsd_m`` of model.json, on which no pixel depends: a model that says it is the model it was before.
+    """
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.suffix in (".safetensors", ".json"):
             digest.update(file.relative_to(folder).as_posix().encode())
-            digest.update(file.read_bytes())
+            digest.update(_without_sampling(file.read_bytes()) if file.name == "model.json" else file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _without_sampling(content: bytes) -> bytes:
+    """``model.json`` without the ground sampling: it says what the weights know, and is none of them."""
+    try:
+        description = json.loads(content)
+        del description["gsd_m"]
+    except (ValueError, KeyError, TypeError):
+        return content
+    return (json.dumps(description, indent=1) + "\n").encode()
 
 
 def hash_files(place: Path) -> str:

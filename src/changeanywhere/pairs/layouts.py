@@ -6,18 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from changeanywhere.errors import PairsError
 from changeanywhere.folders import composed, entries_of, files_below, folders_of, read_text
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-UNCHANGED_COLOUR = 255
-"""SECOND paints unchanged ground white; changed ground has its class's colour."""
 SPLIT_FOLDERS = {
     "train": ("train", "training", "SECOND_train_set"),
     "val": ("val", "valid", "validation", "SECOND_val_set"),
@@ -53,13 +47,6 @@ class Layout:
         if not listing.is_file():
             raise PairsError(f"{listing}: missing, so there is no split {split!r} in {root}")
         return _listed(listing)
-
-    def changed(self, label: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Label as read, ``[H, W]`` or ``[H, W, C]`` → changed ground, bool ``[H, W]``."""
-        if not self.names_classes or label.ndim == 2:
-            return (label if label.ndim == 2 else label[..., 0]) > 0
-        changed: npt.NDArray[np.bool_] = (label[..., :3] != UNCHANGED_COLOUR).any(axis=-1)
-        return changed
 
 
 class Hrscd(Layout):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 
 from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.folders import composed
-from changeanywhere.legend import Legend
+from changeanywhere.legend import Legend, Mask
+from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader
 from changeanywhere.pairs.layouts import IMAGE_SUFFIXES, LAYOUTS, Layout, below, expected, layout_of, split_folders
+from changeanywhere.rasters.classes import check_mask, read_classes
+from changeanywhere.rasters.facts import Valid, raising
+from changeanywhere.rasters.gate import inspect, read_stored, read_whole, whole
 from changeanywhere.sample import ChangePair
 
 
@@ -61,6 +62,9 @@ class PairDataset:
         self.names = tuple(names)
         self._metadata, self._layout, self._counted = metadata, layout, tuple(counted)
         self._files: dict[str, dict[str, Path]] = {}
+        file = folder / "legend.json"
+        self._legend = Legend.load(file) if layout.masks and file.is_file() else None
+        self._labels = LabelReader(self._some_labels, layout.names_classes, None if metadata is None else OWN)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,10 +72,10 @@ class PairDataset:
     def __getitem__(self, index: int) -> ChangePair:
         name = self.names[index]
         layout = self._layout
-        first, second = (_read(self._file(folder, name)) for folder in layout.images)
-        change_mask = layout.changed(_read(self._file(layout.change, name)))
+        (first, valid), (second, valid_t2) = (_read(self._file(folder, name)) for folder in layout.images)
+        change_mask, ignored = self._labels.read(self._file(layout.change, name))
         files = {folder: self._find(folder, name) for folder in layout.masks}
-        masks = {folder: _read(file) for folder, file in files.items() if file is not None}
+        masks = {folder: _read_mask(file, self._legend) for folder, file in files.items() if file is not None}
         for what, array in {layout.images[1]: second, layout.change: change_mask, **masks}.items():
             if array.shape[:2] != first.shape[:2]:
                 raise PairsError(
@@ -84,11 +88,29 @@ class PairDataset:
             if mask_t1 is None or mask_t2 is None:
                 raise PairsError(f"{self.folder}: {name} has no semantic masks; changes of some classes cannot be told")
             change_mask = change_mask & (np.isin(mask_t1, self._counted) != np.isin(mask_t2, self._counted))
-        return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record)
+        for seen in (valid, valid_t2):
+            if seen is not None:  # no label holds where one of the dates shows nothing
+                ignored = ~seen if ignored is None else ignored | ~seen
+                change_mask = change_mask & seen
+        return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record, ignored=ignored)
+
+    @property
+    def label_rule(self) -> str:
+        """What values of labels were taken for changed, in words; :class:`PairsError` where they fit no rule."""
+        return self._labels.told
+
+    def _some_labels(self) -> list[Path]:
+        """Evenly spaced over the set."""
+        return [self._file(self._layout.change, name) for name in self.names[:: -(-len(self.names) // SAMPLED) or 1]]
 
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
-        return PairDataset(self.folder, names, self._metadata, self._layout, self._counted)
+        return self._like(PairDataset(self.folder, names, self._metadata, self._layout, self._counted))
+
+    def _like(self, other: PairDataset) -> PairDataset:
+        """``other`` under the rule of these labels: a few pairs of a set may not tell it."""
+        other._labels = self._labels
+        return other
 
     def counting(self, classes: Sequence[str]) -> PairDataset:
         """The same pairs, in which only what becomes, or ceases to be, one of ``classes`` counts as changed.
@@ -101,7 +123,7 @@ class PairDataset:
             raise PairsError(f"{file}: missing; without a legend, changes of {', '.join(classes)} cannot be told")
         legend = Legend.load(file)
         counted = [legend.index_of(name) for name in classes]
-        return PairDataset(self.folder, self.names, self._metadata, self._layout, counted)
+        return self._like(PairDataset(self.folder, self.names, self._metadata, self._layout, counted))
 
     def content_hash(self) -> str:
         """Of names in their order, labels and masks by their bytes, images by their size, and what counts as changed:
@@ -193,36 +215,24 @@ def by_name(files: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PairsError(f"{path}: not a readable image ({error})") from error
-    return decode_image(content, str(path))
+def _read(path: Path) -> tuple[npt.NDArray[Any], Valid | None]:
+    """Image ``[H, W]`` or ``[H, W, C]``, and where it is valid, bool ``[H, W]`` (None: everywhere)."""
+    with raising(PairsError):
+        image, valid, _ = read_whole(path)
+    return image, valid
 
 
-def decode_image(content: bytes, name: str) -> npt.NDArray[Any]:
-    """Image file as it is: ``[H, W]`` or ``[H, W, C]``; a palette image gives its indices."""
-    try:
-        if name.lower().endswith((".tif", ".tiff")):
-            return _decode_geotiff(content, name)
-        with PillowImage.open(io.BytesIO(content)) as image:
-            return np.asarray(image)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise PairsError(f"{name}: not a readable image ({error})") from error
-
-
-def _decode_geotiff(content: bytes, name: str) -> npt.NDArray[Any]:
-    import warnings
-
-    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
-    from rasterio.io import MemoryFile
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(content) as memory, memory.open() as file:
-                bands: npt.NDArray[Any] = file.read()
-    except RasterioIOError as error:
-        raise PairsError(f"{name}: not a readable image ({error})") from error
-    return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
+def _read_mask(path: Path, legend: Legend | None) -> Mask:
+    """Semantic mask uint8 ``[H, W]``, in ``legend`` where the set has one; else indices as they are stored."""
+    with raising(PairsError):
+        facts = inspect(path)
+        if legend is not None:
+            return read_classes(path, facts, whole(facts), legend)
+        check_mask(path, facts)
+        if facts.count > 2 and facts.palette is None:
+            raise PairsError(f"{path}: a mask in colours; put the set's legend.json beside {path.parent.name}/")
+        values, valid = read_stored(path, facts, whole(facts), None)
+    indices = values[..., 0] if valid is None else np.where(valid, values[..., 0], 0)
+    if indices.min(initial=0) < 0 or indices.max(initial=0) > 255 or (indices % 1).any():
+        raise PairsError(f"{path}: mask values {indices.min():g} to {indices.max():g}; allowed: whole numbers 0 to 255")
+    return np.ascontiguousarray(indices).astype(np.uint8)

@@ -19,8 +19,8 @@ from PIL import Image as PillowImage
 
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
+from changeanywhere.pairs.codec import decode_image
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
-from changeanywhere.pairs.reader import decode_image
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.storage import Store

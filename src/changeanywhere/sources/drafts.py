@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as PillowImage
 
 from changeanywhere.errors import InputError, SourceError
 from changeanywhere.legend import MAX_CLASSES, Legend, MaskValues, load_legend, parse_legend
+from changeanywhere.rasters import gate
+from changeanywhere.rasters.facts import raising
 from changeanywhere.sources.entries import Entry
-from changeanywhere.sources.files import GEOTIFF_SUFFIXES
+from changeanywhere.sources.files import read_info
 
 MAX_MASKS = 64
 """Masks that are looked at, evenly spaced."""
@@ -61,25 +61,11 @@ class Seen:
 
 def _read(file: Path) -> tuple[Any, Any]:
     """Numbers ``[H, W]`` or colours ``[H, W, C]`` as they are stored, and a palette's colours."""
-    try:
-        if file.suffix.lower() in GEOTIFF_SUFFIXES:
-            import rasterio
-            from rasterio.errors import NotGeoreferencedWarning, RasterioError
-
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                    with rasterio.open(file) as raster:
-                        bands = raster.read()
-            except RasterioError as error:
-                raise SourceError(f"{file}: not a readable raster ({' '.join(str(error).split())})") from error
-            return (bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)), None
-        with PillowImage.open(file) as image:
-            palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3) if image.mode == "P" else None
-            grey = image.convert("L") if image.mode == "1" else image
-            return np.asarray(grey), palette
-    except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:
-        raise SourceError(f"{file}: not a readable image ({error})") from error
+    facts = read_info(file)
+    with raising(SourceError):
+        values, _ = gate.read_stored(file, facts, gate.whole(facts), None)
+    colours = facts.count > 2 and facts.palette is None
+    return (values if colours else values[..., 0]), None if facts.palette is None else facts.palette.colours
 
 
 def look_at(entries: Sequence[Entry]) -> Seen:

@@ -33,6 +33,8 @@ class SourceOptions:
     """Percentiles that become black and white in images of other than 8 bits; default: the model's, else 2 and 98."""
     licences: tuple[str, ...] | None = None
     """Only tiles under these licences (as provenance.csv names them); default: all."""
+    max_megapixels: float | None = None
+    """Largest PNG or JPEG, or block of a TIFF, in millions of px, that is taken into memory; default: 178."""
     on_error: str = "stop"
     """At a tile that cannot be read: ``stop`` (one line, exit code 2), or ``skip``: read every tile first, leave out
     the bad ones and list them in OUT/skipped.txt."""
@@ -46,6 +48,8 @@ class SourceOptions:
         size, bands, stretch = self.tile_size, self.bands, self.stretch
         require(size is None or (size >= 16 and size % 16 == 0), "tile_size", size, "a multiple of 16 px")
         require(bands is None or (bool(bands) and min(bands) >= 1), "bands", bands, "band numbers from 1")
+        megapixels = self.max_megapixels
+        require(megapixels is None or 0 < megapixels < 1e6, "max_megapixels", megapixels, "above 0, below 1e6")
         require(
             stretch is None or (len(stretch) == 2 and 0 <= stretch[0] < stretch[1] <= 100),
             "stretch",

@@ -12,18 +12,17 @@ import numpy as np
 from changeanywhere.errors import InputError, SourceError
 from changeanywhere.legend import Mask
 from changeanywhere.progress import Progress, silent
+from changeanywhere.rasters.facts import Facts, Valid, Window
+from changeanywhere.rasters.ground import georef_of, gsd_of, lies_elsewhere
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 from changeanywhere.sources.base import Source
 from changeanywhere.sources.entries import Entry
 from changeanywhere.sources.files import (
-    FileInfo,
-    Window,
     digest,
-    read_georef,
-    read_gsd,
     read_image,
     read_info,
     read_mask,
+    read_mask_info,
     read_stretch,
     read_valid,
 )
@@ -52,6 +51,7 @@ class TileSource(Source):
         self._bands = options.bands or DEFAULT_BANDS
         self._stretch = options.stretch or DEFAULT_STRETCH
         self._tile_size = options.tile_size or DEFAULT_TILE_SIZE
+        self._max_megapixels = options.max_megapixels
         pairs = []
         for entry in layout.entries:
             if options.licences is not None and entry.licence not in options.licences:
@@ -61,8 +61,8 @@ class TileSource(Source):
             except InputError as error:
                 problems.add(error)
                 continue
-            gsd = entry.gsd_m if entry.gsd_m is not None else read_gsd(entry.image)
             for key, window in _windows(entry, info, self._tile_size):
+                gsd = entry.gsd_m if entry.gsd_m is not None else gsd_of(info, window)
                 item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd, entry.attribution)
                 pairs.append((item, _Tile(entry, window)))
         if not pairs and problems.found:
@@ -104,41 +104,46 @@ class TileSource(Source):
 
     def read_mask(self, index: int) -> Mask:
         tile = self._tiles[index]
-        mask = read_mask(tile.entry.mask, tile.window, self.legend, self._numbers)
-        valid = read_valid(tile.entry.image, tile.window, self._bands)
-        # Ground that was not imaged is unknown.
+        info = read_info(tile.entry.image, self._max_megapixels)
+        return self._mask(tile, read_valid(tile.entry.image, tile.window, self._bands, info))
+
+    def _mask(self, tile: _Tile, valid: Valid | None) -> Mask:
+        """Ground that was not imaged is unknown."""
+        info = read_info(tile.entry.mask, self._max_megapixels)
+        mask = read_mask(tile.entry.mask, tile.window, self.legend, info, self._numbers)
         return mask if valid is None or valid.all() else np.where(valid, mask, 0).astype(np.uint8)
 
     def georef(self, index: int) -> GeoReference | None:
         tile = self._tiles[index]
-        return read_georef(tile.entry.image, tile.window)
+        return georef_of(read_info(tile.entry.image, self._max_megapixels), tile.window)
 
     def read(self, index: int) -> SourceSample:
         tile = self._tiles[index]
-        image = read_image(tile.entry.image, tile.window, self._bands)
-        normalisation = read_stretch(tile.entry.image, self._bands, self._stretch)
-        valid = read_valid(tile.entry.image, tile.window, self._bands)
+        info = read_info(tile.entry.image, self._max_megapixels)
+        image, valid = read_image(tile.entry.image, tile.window, self._bands, info)
+        normalisation = read_stretch(tile.entry.image, self._bands, self._stretch, self._max_megapixels)
         if valid is not None and not valid.all():
             # It shows as the dark end of the stretch.
-            image[~valid] = np.asarray(normalisation.low).astype(image.dtype)
+            image = np.where(valid[..., None], image, np.asarray(normalisation.low).astype(image.dtype))
         return SourceSample(
             item=self.items[index],
             image=image,
-            mask=self.read_mask(index),
+            mask=self._mask(tile, valid),
             bands=tuple(str(band) for band in self._bands),
             normalisation=normalisation,
-            georef=self.georef(index),
+            georef=georef_of(info, tile.window),
         )
 
-    def _check(self, entry: Entry) -> FileInfo:
-        """Sizes and bands, from the headers."""
-        image, mask = read_info(entry.image), read_info(entry.mask)
+    def _check(self, entry: Entry) -> Facts:
+        """Sizes, bands, places and what a mask may be, from the headers."""
+        image = read_info(entry.image, self._max_megapixels)
+        mask = read_mask_info(entry.mask, self._max_megapixels)
         if (image.height, image.width) != (mask.height, mask.width):
             raise SourceError(
                 f"{entry.image}: {image.width}x{image.height} px, but its mask {entry.mask.name} has "
                 f"{mask.width}x{mask.height} px; they must be equal"
             )
-        if image.lies_elsewhere(mask):
+        if lies_elsewhere(image, mask):
             raise SourceError(
                 f"{entry.mask}: lies elsewhere than its image {entry.image.name} (CRS or transform differ)"
             )
@@ -155,7 +160,7 @@ class TileSource(Source):
         return image
 
 
-def _windows(entry: Entry, info: FileInfo, size: int) -> list[tuple[str, Window]]:
+def _windows(entry: Entry, info: Facts, size: int) -> list[tuple[str, Window]]:
     """Windows that cover the image; the last of each direction is shifted back inside."""
     if info.height == info.width == size:
         return [(entry.stem, Window(0, 0, size, size))]

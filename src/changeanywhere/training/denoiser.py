@@ -20,6 +20,7 @@ from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
+from changeanywhere.models.info import sampling_range
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
@@ -224,6 +225,7 @@ class DenoiserTraining(Stage):
             tile_size=self.recipe.data.tile_size,
             bands=self.recipe.data.bands,
             stretch=self.recipe.data.stretch,
+            gsd_m=sampling_range(item.gsd_m for item in self.source.items),
         )
 
     def publish(self, out: Path) -> None:

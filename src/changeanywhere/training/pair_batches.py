@@ -30,8 +30,10 @@ KEPT_BYTES = 256 * 2**20
 
 
 def label_of(pair: ChangePair) -> Array:
-    """uint8 ``[H, W]``: 0, 1, and :data:`IGNORE` where the semantic mask is unknown."""
+    """uint8 ``[H, W]``: 0, 1, and :data:`IGNORE` where the semantic mask is unknown or the label says nothing."""
     label = pair.change_mask.astype(np.uint8)
+    if pair.ignored is not None:
+        label[pair.ignored] = IGNORE
     if pair.mask_t1 is not None:
         label[pair.mask_t1 == 0] = IGNORE
     return label
