@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError
 from changeanywhere.legend import Legend
-from changeanywhere.models.info import find_model, read_info
+from changeanywhere.models.info import find_model, outside_sampling, read_info
 from changeanywhere.pairs.layouts import layout_of
 from changeanywhere.pairs.names import SPLITS
-from changeanywhere.pairs.reader import load_pairs
+from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.preview import NUM_ROWS, draw_pairs, draw_samples
 from changeanywhere.sample import SourceSample, change_mask_of
 from changeanywhere.sources import Source, SourceOptions, open_source
@@ -79,6 +78,8 @@ def describe_source(
     lines = [f"{folder}: {len(source)} single-date tiles of {chosen.tile_size} px", *aligned(facts)]
     lines += [*shares.lines(), *bands.lines(names)]
     lines += [f"warning: {each}" for each in warnings_of(shares, bands, names, counted[0] != 0)]
+    sampling = outside_sampling(info or read_info(find_model("mini")), (item.gsd_m for item in source.items))
+    lines += [f"warning: for the model {model or 'mini'}, {sampling}"] if sampling else []
     if preview is not None:
         draw_samples(_some(source), source.legend, preview)
         lines.append(f"picture: {preview}")

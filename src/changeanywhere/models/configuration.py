@@ -134,6 +134,7 @@ MODEL: Mapping[str, Rule] = {
     "defaults": (lambda v: isinstance(v, dict), "an object"),
     "bands": or_null(listing(whole(1, 2**16), 1, MAX_BANDS)),
     "stretch": or_null(listing(real(0, 100), 2, 2)),
+    "gsd_m": or_null(listing(real(0, 1e6), 2, 2)),
 }
 
 

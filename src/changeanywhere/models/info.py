@@ -104,13 +104,15 @@ def _sampling(defaults: dict[str, Any], file: Path) -> dict[str, Any]:
     for name, value in defaults.items():
         if name not in usual:
             raise ModelError(f"{file}: defaults.{name} is unknown; allowed: {', '.join(usual)}")
+        if name == "exemplar_strength":  # a number, a range or numbers by class: Sampling.check looks at them
+            continue
         kind: Any = type(usual[name])
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (isinstance(value, kind) and not isinstance(value, bool)) and not (kind is float and is_number):
             raise ModelError(f"{file}: defaults.{name} is {value!r:.80}; allowed: as in {usual[name]!r}")
     try:
         Sampling(**defaults).check()
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:
         raise ModelError(f"{file}: defaults: {error}") from error
     return dict(defaults)
 
