@@ -57,6 +57,16 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def unquantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First stages decode latents as they are: which of two codes is nearer may hang on the order of a sum."""
+
+    def as_it_is(self: FirstStage, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return raw, torch.zeros_like(raw[:, 0], dtype=torch.int64)
+
+    monkeypatch.setattr(FirstStage, "quantise", as_it_is)
+
+
 def write_source(folder: Path, num_tiles: int = 6, size: int = 64, legend: Legend | None = None) -> Path:
     """``images/`` + ``masks/``: bare land with a road, a pond and a house; colours follow the mask."""
     legend = legend or load_legend("mini")

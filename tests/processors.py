@@ -89,6 +89,7 @@ def run(setting: Setting, threads: int, bf16: bool, selection: list[str]) -> boo
     """Run the tests in a setting, print its line; whether all passed."""
     own = {key: value for key, value in os.environ.items() if key not in limits("", "", "")}
     environment = own | setting.limits | {"OMP_NUM_THREADS": str(threads)}
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # on a busy machine threads that spin wait for each other's turn
     command = [sys.executable, "-m", "pytest", "-m", "numerical and not slow and not faults", "-p", "no:cacheprovider"]
     command += ["--threads", str(threads), "--bf16", "native" if bf16 else "off", *selection]
     started = time.monotonic()

@@ -178,6 +178,12 @@ def test_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.png").is_file()
 
 
+def test_precision(run: Run, tiny_model_folder: Path) -> None:
+    """One process; the table itself needs eight."""
+    flags = ["--pairs", 1, "--model", tiny_model_folder]
+    assert float(run("precision", *flags, "--measure", "float32")) < 60
+
+
 def test_profile_generate(run: Run, tiles: Path, recipe: Path) -> None:
     flags = ["--shrink-ceiling", 16]
     printed = run("profile_generate", "--source", tiles, "--config", recipe, "--pairs", 2, "--num-steps", 2, *flags)

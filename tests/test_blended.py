@@ -167,6 +167,7 @@ def test_windows_need_noise_that_is_the_same_at_every_call() -> None:
     Sampling("ddim", eta=0.0, window_margin=8).check()
 
 
+@pytest.mark.usefixtures("unquantised")
 def test_pipeline_on_arrays_single_and_batch() -> None:
     pipe = ChangePairPipeline(tiny_model())
     rng = np.random.default_rng(0)

@@ -133,6 +133,7 @@ def test_paste_back_keeps_pixels_of_unchanged_ground(options: GenerateOptions) -
 
 
 @pytest.mark.numerical
+@pytest.mark.usefixtures("unquantised")
 def test_reconstructed_first_date_is_what_the_first_stage_gives_back(options: GenerateOptions) -> None:
     run.generate(replace(options, reconstruct_t1=True))
     pair = ca.load_pairs(options.out)[0]
@@ -204,13 +205,16 @@ def test_a_filter_that_drops_everything_says_so(
         run.generate(replace(options, filter=FilterOptions(reader, action="keep")))
 
 
+@pytest.mark.numerical
+@pytest.mark.usefixtures("unquantised")
 def test_a_rival_passes_the_first_stage_where_date_1_does(options: GenerateOptions) -> None:
     """Else the look alone, soft or sharp, would tell its dates apart."""
     quiet = SetTargets(no_change=1.0)
     run.generate(replace(options, method="copy_paste", num_steps=None, reconstruct_t1=True, targets=quiet))
     pairs = ca.load_pairs(options.out)
     for i in range(len(pairs)):
-        assert np.array_equal(pairs[i].image_t1, pairs[i].image_t2)
+        apart = np.abs(pairs[i].image_t1.astype(int) - pairs[i].image_t2)
+        assert apart.max() <= 1, "decoded once per tile at date 1, once per pair at date 2: sums of other batches"
 
 
 def pasting(options: GenerateOptions, method: str) -> GenerateOptions:
