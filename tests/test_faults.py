@@ -167,10 +167,11 @@ def killed_at_call(command: list[str], number: int, after: bool) -> bool:
                 due = next(calls) == number
                 if due and not after:
                     os.kill(os.getpid(), signal.SIGKILL)
-                result = method(store, *rest)
-                if due:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
+                try:
+                    return method(store, *rest)
+                finally:  # of a call that finds nothing, too
+                    if due:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
             return call
 
