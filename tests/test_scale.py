@@ -23,7 +23,7 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Legend, LegendClass, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import load_model, noise_schedule
-from changeanywhere.models.perceptual import VGG16_CONVOLUTIONS, VGG16Distance, build_perceptual
+from changeanywhere.models.perceptual import VGG16_CHANNELS, VGG16_CONVOLUTIONS, VGG16Distance, build_perceptual
 from changeanywhere.training.denoiser import build_denoiser, train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.initialise import initialise_denoiser, initialise_first_stage
@@ -241,9 +241,8 @@ def test_vgg16_distance_is_the_one_of_its_definition(tmp_path: Path) -> None:
     """Against the same network written as one plain chain of torchvision's layer numbers."""
     torch.manual_seed(0)
     state, channels = {}, 3
-    for block, numbers in enumerate(VGG16_CONVOLUTIONS):
+    for width, numbers in zip(VGG16_CHANNELS, VGG16_CONVOLUTIONS, strict=True):
         for number in numbers:
-            width = 4 * (block + 1)
             state[f"features.{number}.weight"] = torch.randn(width, channels, 3, 3) / (3 * channels**0.5)
             state[f"features.{number}.bias"] = torch.randn(width) / 10
             channels = width
