@@ -21,7 +21,7 @@ from changeanywhere.events import EventContext, EventOptions, simulate
 from changeanywhere.events.bank import ShapeBank, find_shapes
 from changeanywhere.legend import load_legend
 from changeanywhere.painters.base import Donors
-from changeanywhere.painters.exemplars import GROUND_RING, RING, exemplar_of, strength_of, turned
+from changeanywhere.painters.exemplars import GROUND_RING, exemplar_of, strength_of, turned
 from changeanywhere.sample import ChangePlan, ShapeDonor
 from changeanywhere.sources import SourceOptions, open_source
 from conftest import tiny_model, write_source
@@ -35,6 +35,7 @@ MASKS = torch.ones(2, 64, 64, dtype=torch.int64)
 CHANGE = torch.zeros(2, 64, 64, dtype=torch.bool)
 CHANGE[0, 8:24, 8:24] = CHANGE[1, 30:50, 20:44] = True
 CELLS = torch.nn.functional.max_pool2d(CHANGE.float().unsqueeze(1), 4).bool()
+RING = Sampling.exemplar_ring
 
 
 def paint(strength: float | torch.Tensor, sampling: Sampling, rows: slice = slice(0, 2)) -> torch.Tensor:
@@ -127,7 +128,7 @@ def test_what_appears_brings_the_pixels_of_its_donor(tmp_path: Path, options: di
         given = sample.pixels()[row : row + height, column : column + width]
         given = np.rot90(given, event.donor.turns)
         given = given[:, ::-1] if event.donor.mirrored else given
-        exemplar, used = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0, 1, 2]))
+        exemplar, used = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0, 1, 2]), RING)
         top, left, tall, wide = event.bbox
         shape = plan.change_mask[top : top + tall, left : left + wide]
         assert np.array_equal(exemplar[top : top + tall, left : left + wide][shape], given[shape]) and not used
@@ -146,7 +147,7 @@ def test_a_donor_of_the_bank_brings_its_tile_and_stays_in_its_split(tmp_path: Pa
         plan = simulate(sample.mask, LEGEND, seed, kind="appearance", options=options, context=EventContext(bank=bank))
         assert plan is not None and plan.events[0].donor is not None
         givers.add(plan.events[0].donor.tile)
-        _, used = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0, 2]))
+        _, used = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0, 2]), RING)
         assert {item.key for item in used} <= {"tile_2"}
     assert givers == {0, 1, 2}
 
@@ -157,7 +158,7 @@ def test_what_vanishes_becomes_ground_of_its_new_class(tmp_path: Path, kind: str
     source = open_source(tmp_path / "source", SourceOptions(tile_size=64))
     for seed in range(4):
         plan = plan_of(sample, kind, seed)
-        exemplar, _ = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0]))
+        exemplar, _ = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0]), RING)
         for event in plan.events:
             here = (sample.mask == event.to_class) & ~plan.change_mask
             if not here.any():  # a class that only other tiles have
@@ -179,7 +180,7 @@ def test_a_turned_and_scaled_donor_has_the_size_of_its_shape() -> None:
     pixels, inside = np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), bool)
     inside[20:30, 20:26] = True
     donor = ShapeDonor(None, (20, 20, 10, 6), turns=1, factor=2.0)
-    patch, there = turned(pixels, inside, donor)
+    patch, there = turned(pixels, inside, donor, RING)
     assert patch.shape[:2] == there.shape
     rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
     assert abs(len(rows) - 12) <= 1 and abs(len(columns) - 20) <= 1
@@ -211,7 +212,7 @@ def test_generate_with_exemplars(source_folder: Path, tiny_model_folder: Path, t
     with_donors = [r for r in records if r["donors"]]
     assert with_donors, "shapes of the bank bring other tiles' pixels"
     for record in with_donors:
-        named = [record["source_key"], *record["donors"]]
+        named = [record["source_key"], *(donor["key"] for donor in record["donors"])]
         assert record["licence"] == " AND ".join(dict.fromkeys(f"licence-{key[5:]}" for key in named))
     again = tmp_path / "again"
     assert run(["generate", *given, *strength, "--out", str(again), "--batch-size", "3"]) == 0

@@ -234,7 +234,7 @@ def test_pixels_of_other_tiles_bring_their_licence_and_stay_in_their_split(
     given = 0
     for i in range(len(pairs)):
         record = pairs[i].metadata
-        numbers = [int(record["source_key"][5:]), *(int(donor[5:]) for donor in record["donors"])]
+        numbers = [int(record["source_key"][5:]), *(int(donor["key"][5:]) for donor in record["donors"])]
         assert len({number < 3 for number in numbers}) == 1, "a validation scene's pixels in a training pair"
         assert record["licence"] == " AND ".join(dict.fromkeys(f"licence-{n}" for n in numbers))
         assert record["attribution"] == "; ".join(dict.fromkeys(f"author {n}" for n in numbers))

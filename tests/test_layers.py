@@ -47,9 +47,10 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in name
 LIGHT = {"diffusion.options", "models.info"}
 """Files of heavy rooms that hold words alone: whoever needs the words may read them, without torch."""
 INSIDE = {
-    "events": "options instances bank ground appearance disappearance regions transitions engine __init__",
+    "events": "options instances placement bank ground appearance disappearance regions transitions engine __init__",
     "rasters": "facts ground tiff flat gate values classes __init__",
-    "sources": "options problems base files entries matching provenance official layouts drafts legends tiles __init__",
+    "sources": "options problems base joined files entries matching provenance official layouts drafts legends tiles "
+    "__init__",
     "pairs": "names split layouts annotations record summary card labels codec reader report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
     "generation": "nuisances targets options tiles job plan executors finish shard turns fidelity painting "

@@ -389,7 +389,7 @@ def test_a_filter_keeps_a_painting_whole(command: Command, scored: Path, monkeyp
     assert command("--filter.model", str(scored), "--filter.action", "resample", "--num-pairs", "2")[0] == 0
     pairs = ca.load_pairs(command.out / "out")
     for pair in (pairs[i] for i in range(2)):
-        assert pair.metadata["donors"] == ["second"] and pair.metadata["attempt"] == 1
+        assert [donor["key"] for donor in pair.metadata["donors"]] == ["second"] and pair.metadata["attempt"] == 1
         assert pair.mask_t2 is not None and pair.change_mask.sum() == 4 and (pair.mask_t2[50, :4] == 4).all()
 
 

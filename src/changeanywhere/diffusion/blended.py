@@ -188,14 +188,19 @@ class Calls:
                 self._on_step(call, x)
             timestep = sampler.timesteps[call]
             times = torch.full((len(x),), self.timesteps[call], device=x.device)
-            x = _step(sampler, self._predict(x, times, conditions), timestep, x, self._sampling.eta, self._noise)
+            prediction = self._predict(x, times, conditions if self._is_guided(call) else conditions[:1])
+            x = _step(sampler, prediction, timestep, x, self._sampling.eta, self._noise)
         return x
+
+    def _is_guided(self, call: int) -> bool:
+        interval = self._sampling.guidance_interval
+        return interval is None or interval[0] <= self.timesteps[call] <= interval[1]
 
     def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor]) -> Tensor:
         """With guidance both branches go through the UNet as one batch."""
         if len(conditions) == 1:
-            prediction: Tensor = self._denoiser(x, times, conditions[0])
-            return prediction
+            alone: Tensor = self._denoiser(x, times, conditions[0])
+            return alone
         both = self._denoiser(torch.cat([x, x]), torch.cat([times, times]), torch.cat(conditions))
         conditional, unconditional = both.chunk(2)
         guided: Tensor = unconditional + self._sampling.guidance_scale * (conditional - unconditional)

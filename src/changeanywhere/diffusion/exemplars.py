@@ -17,6 +17,7 @@ from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls, NoiseStreams, changed_cells, mask_conditions, unknown_cells
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import LatentWindow, change_windows, cut
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
@@ -102,13 +103,26 @@ def first_calls(
     if sampling.dilate_cells:
         reach = sampling.dilate_cells
         cells = F.max_pool2d(cells, 2 * reach + 1, stride=1, padding=reach)
+    return _call_of(cells, timesteps, num_held)
+
+
+def _call_of(strength: Tensor, timesteps: Sequence[int], num_held: int) -> Tensor:
+    """Nearest call of each strength, int64 of the same shape."""
     # After the last call the sample is clean: timestep 0.
     moments = torch.tensor([*timesteps, 0], device=strength.device, dtype=torch.float32)
-    nearest = (cells.unsqueeze(-1) * TRAINED_STEPS - moments).abs().argmin(-1)
-    nearest = torch.where(cells >= 1, 0, nearest)
+    nearest = (strength.unsqueeze(-1) * TRAINED_STEPS - moments).abs().argmin(-1)
+    nearest = torch.where(strength >= 1, 0, nearest)
     inside_tail = nearest > num_held
     halfway = (num_held + len(timesteps)) / 2
     return torch.where(inside_tail, torch.where(nearest < halfway, num_held, len(timesteps)), nearest)
+
+
+def first_timestep(strength: float, schedule: DDPMScheduler, sampling: Sampling) -> int:
+    """Timestep at which ground of this strength begins to be painted; 0: it stays the exemplar that it is."""
+    sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps, torch.device("cpu"))
+    timesteps = [int(t) for t in sampler.timesteps]
+    num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
+    return [*timesteps, 0][int(_call_of(torch.tensor(strength), timesteps, num_held))]
 
 
 def _paint_windows(

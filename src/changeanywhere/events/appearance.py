@@ -12,6 +12,7 @@ from scipy import ndimage, signal
 
 from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
+from changeanywhere.events.placement import alike, surroundings
 from changeanywhere.sample import ShapeDonor
 
 MAX_REGIONS = 12  # receiving regions tried per donor before the next donor has its turn
@@ -61,13 +62,22 @@ class Appearance:
                 places = feasible_places(region.shape, shape, ground.options.margin)
                 if not len(places):
                     continue
-                row, column = places[rng.integers(len(places))] + (region.row, region.column)
+                places += (region.row, region.column)
+                if ground.options.placement == "like_donor":
+                    places = alike(ground.mask, places, shape, region.class_index, _around(donor, ground))
+                row, column = places[rng.integers(len(places))]
                 mask_t2 = ground.mask.copy()
                 mask_t2[row : row + shape.shape[0], column : column + shape.shape[1]][shape] = donor.class_index
                 offset = (int(row) - donor.origin[0], int(column) - donor.origin[1]) if donor.origin else (0, 0)
                 came_from = replace(turn, tile=donor.tile, box=donor.box)
                 return mask_t2, describe(self.name, ground.mask, mask_t2, offset, came_from)
         return None
+
+
+def _around(donor: Donor, ground: Ground) -> npt.NDArray[np.float64]:
+    """What is around a donor where it stands."""
+    mask = ground.mask if donor.tile is None or ground.bank is None else ground.bank.mask(donor.tile)
+    return surroundings(mask, donor.box, donor.class_index, ground.num_classes)
 
 
 def _donors(ground: Ground, rng: np.random.Generator) -> Iterable[Donor]:

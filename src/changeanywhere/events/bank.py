@@ -75,6 +75,16 @@ class ShapeBank:
             drawn.append((c, int(fitting[c][rng.integers(len(fitting[c]))])))
         return drawn
 
+    def of_tiles(self, tiles: Iterable[int]) -> ShapeBank:
+        """The shapes of these tiles alone."""
+        wanted = set(tiles)
+        own = {c: [one for one in found if one.tile in wanted] for c, found in self.references.items()}
+        return ShapeBank({c: found for c, found in own.items() if found}, self._read_mask, self.connectivity)
+
+    def mask(self, tile: int) -> Mask:
+        """Mask uint8 ``[H, W]`` of the tile that a shape is of."""
+        return self._read_mask(tile)
+
     def _cut_out(self, class_index: int, reference: ShapeReference) -> Shape:
         row, column, height, width = reference.box
         part = self._read_mask(reference.tile)[row : row + height, column : column + width] == class_index

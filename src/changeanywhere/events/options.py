@@ -12,6 +12,7 @@ from changeanywhere.errors import ConfigError
 PAPER_KINDS = ("appearance", "disappearance")
 KINDS = (*PAPER_KINDS, "conversion", "growth", "shrinkage", "rebuild")
 FILLS = ("majority", "nearest")
+PLACEMENTS = ("anywhere", "like_donor")
 ROTATIONS = ("none", "right_angles", "any")
 
 
@@ -47,6 +48,9 @@ class EventOptions:
     """Range of the factor on the size (length) of appearing shapes."""
     group_size: int = 1
     """Most neighbouring instances of a class that appear together in their layout (a row of houses)."""
+    placement: str = "anywhere"
+    """Where an appearance lies: anywhere that it fits, or ``like_donor``: where what is within 24 px of it is most like
+    what is around the shape that it copies (ours)."""
     fill: str = "majority"
     """What vanished ground becomes: the majority class of its ring, or pixel by pixel the nearest class."""
     spread: tuple[int, int] = (3, 12)
@@ -73,6 +77,7 @@ class EventOptions:
             ("rotate", self.rotate, self.rotate in ROTATIONS, ", ".join(ROTATIONS)),
             ("scale", self.scale, len(self.scale) == 2 and 0.1 <= self.scale[0] <= self.scale[1] <= 10, "0.1 to 10"),
             ("group_size", self.group_size, 1 <= self.group_size <= 32, "1 to 32"),
+            ("placement", self.placement, self.placement in PLACEMENTS, ", ".join(PLACEMENTS)),
             ("fill", self.fill, self.fill in FILLS, ", ".join(FILLS)),
             (
                 "spread",

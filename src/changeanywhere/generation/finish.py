@@ -56,7 +56,11 @@ def finished_pair(
     pair = ChangePair(key, first, second, plan.change_mask, *masks, georef=sample.georef)
     item, legend = _credited(sample.item, painting.donors), tiles.source.legend
     origin = Origin(item, job.source.name, tiles.splits[item.scene], sample.bands, sample.normalisation)
-    done = Finish(finished.real_date, finished.nuisances, painting.score, painting.attempt, painting.donors)
+    how = [
+        {"class": legend.name_of(each.class_index), "strength": each.strength, "timestep": each.timestep}
+        for each in painting.exemplars
+    ]
+    done = Finish(finished.real_date, finished.nuisances, painting.score, painting.attempt, painting.donors, how)
     return pair, record_of(pair, plan, legend, origin, done, options.image_format, provenance)
 
 

@@ -17,13 +17,14 @@ FILTER_ACTIONS = ("score", "drop", "resample")
 IMAGE_FORMATS = ("png", "geotiff")
 PAINTER_FLAGS = (
     *("sampler", "num_steps", "free_fraction", "guidance_scale"),
-    *("known_noise", "eta", "dilate_cells", "window_margin", "exemplar_strength", "compile"),
+    *("known_noise", "eta", "dilate_cells", "window_margin", "guidance_interval"),
+    *("exemplar_strength", "exemplar_ring", "compile"),
 )
 """Options that some painters read and others do not."""
 DEVICE_FLAGS = ("device", "dtype", "num_threads")
 """Those of them that whatever computes on a device reads: the filter and the first stage of ``reconstruct_t1`` too."""
 EVENTS_READ_BY = {
-    "appearance": "margin max_coverage rotate flip scale group_size shape_bank",
+    "appearance": "margin max_coverage rotate flip scale group_size shape_bank placement",
     "disappearance": "fill",
     "growth": "spread",
     "shrinkage": "spread",
@@ -135,6 +136,8 @@ class GenerateOptions(SimulateOptions):
     """Share of the last steps in which unchanged ground is painted freely, 0 to 1; 0 keeps it as it is."""
     guidance_scale: float | None = None
     """Classifier-free guidance; 1 = off."""
+    guidance_interval: list[int] | None = None
+    """Guide between these timesteps alone, '[200, 700]' of 1000; default: at every call."""
     known_noise: str | None = None
     """Noise on unchanged ground: fresh at every step, or fixed per pair."""
     eta: float | None = None
@@ -146,6 +149,8 @@ class GenerateOptions(SimulateOptions):
     exemplar_strength: float | list[float] | dict[str, float] | None = None
     """How much of changed ground is painted over real pixels: 1 = all of it, from noise (the paper's); 0 = nothing. By
     class, '{"building": 0.25, "default": 0.5}', or a range to draw from, '[0.2, 0.4]'."""
+    exemplar_ring: int | None = None
+    """Pixels around an exemplar that come along, fading out: where its shadow lies."""
     reconstruct_t1: bool = False
     """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""
     paste_back: bool = False

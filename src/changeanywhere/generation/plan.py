@@ -80,7 +80,7 @@ def change_of(pair: PlannedPair, tiles: Tiles) -> ChangePlan:
     mask_t1 = source.read_mask(pair.source_index)
     if tiles.second is not None:
         return _given_change(mask_t1, tiles.second.read_mask(tiles.second.index_of(pair.source_key)), pair.seed)
-    context = tiles.events.at(source.items[pair.source_index].gsd_m)
+    context = tiles.context_of(pair.source_index)
     options = tiles.events.options
     plan = simulate(mask_t1, source.legend, pair.seed, options=options, context=context, request=pair.request)
     if plan is None:
@@ -164,7 +164,7 @@ def _placed(tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventR
         index = int(order[place])
         item = source.items[index]
         number = pair_seed(seed, item.key, round_number)
-        mask, context = source.read_mask(index), events.at(item.gsd_m)
+        mask, context = source.read_mask(index), tiles.context_of(index)
         plan = simulate(mask, source.legend, number, options=events.options, context=context, request=request)
         return PlannedPair(f"{item.key}_{round_number}", item.key, index, request, number) if plan else None
 

@@ -233,7 +233,7 @@ def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelIn
     if kind.reads & set(asdict(Sampling())):
         given = {name: getattr(options, name) for name in asdict(Sampling())}
         recommended = Sampling(**info.defaults) if info else Sampling()
-        sampling = replace(recommended, **{k: v for k, v in given.items() if v is not None})
+        sampling = recommended.changed({k: v for k, v in given.items() if v is not None})
         sampling.check()
         if isinstance(sampling.exemplar_strength, dict):
             names = ("default", *Legend.from_dict(job.source.legend, "the job").names)

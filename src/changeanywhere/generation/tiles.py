@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from changeanywhere.legend import Legend, LegendMap
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import Source, SourceOptions, open_source
+
+if TYPE_CHECKING:
+    from changeanywhere.events.bank import ShapeBank
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,12 @@ class EventSettings:
 
     options: EventOptions
     context: EventContext
+    banks: Mapping[str, ShapeBank]
+    """Shapes by split: what appears in one must not come from another."""
 
-    def at(self, gsd_m: float | None) -> EventContext:
-        """The context of a tile with this ground sampling."""
-        return replace(self.context, gsd_m=gsd_m)
+    def at(self, gsd_m: float | None, split: str) -> EventContext:
+        """The context of a tile of this ground sampling and split."""
+        return replace(self.context, gsd_m=gsd_m, bank=self.banks.get(split))
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class Tiles:
     def skipped(self) -> tuple[str, ...]:
         """Why tiles were left out, a line each."""
         return tuple(dict.fromkeys((*self.source.skipped, *(self.second.skipped if self.second else ()))))
+
+    def context_of(self, index: int) -> EventContext:
+        """What events of tile ``index`` are drawn with."""
+        item = self.source.items[index]
+        return self.events.at(item.gsd_m, self.splits[item.scene])
 
     def fellows(self, index: int) -> Sequence[int]:
         """Numbers of all tiles in the split of tile ``index``."""
@@ -109,14 +119,15 @@ def gather(source: Source, second: Source | None, learned: Learned, events: Even
     of_split: dict[str, list[int]] = {}
     for index, item in enumerate(source.items):
         of_split.setdefault(splits[item.scene], []).append(index)
-    table, bank = None, None
+    table, banks = None, {}
     if learned.transition_weights is not None:
         table = TransitionTable(source.legend, np.array(learned.transition_weights))
     if learned.shapes is not None:
         references = references_of({str(c): shapes for c, shapes in learned.shapes.items()})
-        bank = ShapeBank(references, source.read_mask, events.connectivity)
-    context = EventContext(bank, table, learned.sizes_px)
-    return Tiles(source, second, EventSettings(events, context), splits, of_split)
+        whole = ShapeBank(references, source.read_mask, events.connectivity)
+        banks = {split: whole.of_tiles(own) for split, own in of_split.items()}
+    context = EventContext(None, table, learned.sizes_px)
+    return Tiles(source, second, EventSettings(events, context, banks), splits, of_split)
 
 
 def learn(source: Source, events: EventOptions, learn_transitions: bool, seed: int) -> Learned:

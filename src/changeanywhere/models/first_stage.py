@@ -71,17 +71,22 @@ def channels_last(module: ModuleT) -> ModuleT:
 class FirstStage(nn.Module):
     """Images ``[B, C, H, W]`` in [-1, 1] ↔ standardised latents ``[B, 3, H/4, W/4]``.
 
-    What diffuses is the encoder's output *before* quantisation; decoding quantises first.
+    What diffuses is the encoder's output *before* quantisation. Decoding quantises first, as latent diffusion does,
+    unless the decoder was trained to do without (``quantises``): rounding to codes costs the finest detail.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(
-        self, vq_model: VQModel, latent_mean: Sequence[float] | None = None, latent_std: Sequence[float] | None = None
+        self,
+        vq_model: VQModel,
+        latent_mean: Sequence[float] | None = None,
+        latent_std: Sequence[float] | None = None,
+        quantises: bool = True,
     ) -> None:
         super().__init__()
-        self.vq_model = vq_model
+        self.vq_model, self.quantises = vq_model, quantises
         channels = int(vq_model.config.latent_channels)
         self.register_buffer("latent_mean", torch.tensor(latent_mean or [0.0] * channels).view(1, -1, 1, 1))
         self.register_buffer("latent_std", torch.tensor(latent_std or [1.0] * channels).view(1, -1, 1, 1))
@@ -111,7 +116,7 @@ class FirstStage(nn.Module):
         return codes, indices.view(raw.shape[0], *raw.shape[2:])
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes ``[B, D, h, w]`` (already quantised, raw scale) → images ``[B, C, H, W]`` float32, not clipped."""
+        """Codes, or raw latents, ``[B, D, h, w]`` → images ``[B, C, H, W]`` float32, not clipped."""
         images: Tensor = self.vq_model.decode(codes.to(self.dtype), force_not_quantize=True).sample
         return images.float()
 
@@ -122,5 +127,9 @@ class FirstStage(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Standardised latents ``[B, 3, h, w]`` → images ``[B, C, 4h, 4w]`` in [-1, 1] float32 (clipped)."""
-        codes, _ = self.quantise(latents.float() * self.latent_std + self.latent_mean)
-        return self.decode_codes(codes).clamp(-1, 1)
+        return self.decode_raw(latents.float() * self.latent_std + self.latent_mean).clamp(-1, 1)
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        """Encoder output ``[B, 3, h, w]`` → images ``[B, C, 4h, 4w]`` float32, not clipped; by way of the codes where
+        the model :attr:`quantises`."""
+        return self.decode_codes(self.quantise(raw)[0] if self.quantises else raw)

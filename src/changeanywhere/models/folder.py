@@ -4,7 +4,8 @@ MODEL/model.json                what it is: format, mask dropout, tile size, def
                                 stretch of the images it was trained on (left out where they are the usual ones),
                                 and their ground sampling in metres, finest and coarsest (left out where not known)
 MODEL/legend.json               its legend
-MODEL/first_stage/              diffusers VQModel (config.json, safetensors) + latent_statistics.json
+MODEL/first_stage/              diffusers VQModel (config.json, safetensors) + latent_statistics.json (mean, standard
+                                deviation; "quantises": false where it decodes latents as they are)
 MODEL/denoiser/                 diffusers UNet2DModel
 MODEL/mask_encoder/             MaskEncoder (config.json, safetensors)
 MODEL/scheduler/                diffusers scheduler_config.json: noise schedule and prediction type
@@ -32,6 +33,7 @@ from changeanywhere.models.checkpoint import read_safetensors
 from changeanywhere.models.configuration import (
     DENOISER,
     FIRST_STAGE,
+    FLAG,
     MASK_ENCODER,
     SCHEDULER,
     Rule,
@@ -102,10 +104,12 @@ def save_first_stage(first_stage: FirstStage, folder: Path) -> None:
 
 def _write_first_stage(first_stage: FirstStage, folder: Path) -> None:
     _save_part(first_stage.vq_model, folder)
-    statistics = {
+    statistics: dict[str, Any] = {
         "latent_mean": first_stage.latent_mean.flatten().tolist(),
         "latent_std": first_stage.latent_std.flatten().tolist(),
     }
+    if not first_stage.quantises:  # said only then: a model that does has the hash that it always had
+        statistics["quantises"] = False
     (folder / "latent_statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
 
 
@@ -132,8 +136,11 @@ def load_first_stage(folder: Path, dtype: torch.dtype = torch.float32) -> FirstS
     file = folder / "latent_statistics.json"
     rules = {"latent_mean": listing(real(-1e6, 1e6), channels, channels)}
     rules["latent_std"] = listing(real(1e-9, 1e6), channels, channels)
-    statistics = check_rules(read_object(file), rules, file, tuple(rules))
-    first_stage = FirstStage(vq_model, statistics["latent_mean"], statistics["latent_std"])
+    needed = tuple(rules)
+    statistics = check_rules(read_object(file), rules | {"quantises": FLAG}, file, needed)
+    first_stage = FirstStage(
+        vq_model, statistics["latent_mean"], statistics["latent_std"], statistics.get("quantises", True)
+    )
     cast_keeping_codebook(first_stage, dtype)
     return first_stage.eval()
 

@@ -104,7 +104,7 @@ def _sampling(defaults: dict[str, Any], file: Path) -> dict[str, Any]:
     for name, value in defaults.items():
         if name not in usual:
             raise ModelError(f"{file}: defaults.{name} is unknown; allowed: {', '.join(usual)}")
-        if name == "exemplar_strength":  # a number, a range or numbers by class: Sampling.check looks at them
+        if name in ("exemplar_strength", "guidance_interval"):  # of several forms: Sampling.check looks at them
             continue
         kind: Any = type(usual[name])
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

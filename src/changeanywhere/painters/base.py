@@ -80,6 +80,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class FromExemplar:
+    """How a class of changed ground was painted over real pixels."""
+
+    class_index: int
+    strength: float
+    timestep: int
+    """At which painting began, of 1000; 0: the exemplar as it is."""
+
+
+@dataclass(frozen=True)
 class Painting:
     """One painted pair."""
 
@@ -91,6 +101,8 @@ class Painting:
     image_t2: Pixels
     donors: Sequence[SourceItem] = ()
     """Other tiles whose pixels are in it."""
+    exemplars: Sequence[FromExemplar] = ()
+    """By class of mask t2; empty where changed ground was painted from noise."""
     score: float | None = None
     """Share of changed ground that the filter reads as its new class."""
     attempt: int = 0

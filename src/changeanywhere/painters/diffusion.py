@@ -6,16 +6,17 @@ from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import paint_latents
-from changeanywhere.diffusion.exemplars import Exemplars, paint_from_exemplars
+from changeanywhere.diffusion.exemplars import Exemplars, first_timestep, paint_from_exemplars
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import require
-from changeanywhere.painters.base import Batch, Painter, PainterSettings, Painting, Pixels
+from changeanywhere.painters.base import Batch, FromExemplar, Painter, PainterSettings, Painting, Pixels
 from changeanywhere.painters.exemplars import exemplar_of, strength_of
-from changeanywhere.sample import SourceItem
+from changeanywhere.sample import ChangePlan, SourceItem
 
 
 class DiffusionPainter:
@@ -32,6 +33,8 @@ class DiffusionPainter:
             "dilate_cells",
             "window_margin",
             "exemplar_strength",
+            "exemplar_ring",
+            "guidance_interval",
             "compile",
             "device",
             "dtype",
@@ -65,25 +68,38 @@ class DiffusionPainter:
         masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans]).astype(np.int64))
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
         denoiser, schedule = self.pipeline.denoiser, self.pipeline.model.schedule
-        if self.sampling.exemplar_strength is None:
+        strength = self.sampling.exemplar_strength
+        if strength is None or not self.sampling.from_exemplars:
             donors: list[list[SourceItem]] = [[] for _ in batch.plans]
+            how: list[list[FromExemplar]] = [[] for _ in batch.plans]
             painted = paint_latents(denoiser, schedule, latents, masks, changes, batch.seeds, self.sampling)
         else:
-            exemplars, donors = self._exemplars(batch, self.sampling.exemplar_strength)
+            exemplars, donors = self._exemplars(batch, strength)
             given = (masks, changes)
             painted = paint_from_exemplars(denoiser, schedule, latents, exemplars, given, batch.seeds, self.sampling)
+            strengths = exemplars.strength.numpy()
+            how = [self._how(plan, own) for plan, own in zip(batch.plans, strengths, strict=True)]
         images = to_pixels(self.pipeline.decode(painted))
         return [
-            Painting(i, plan, batch.images[row], image, own)
-            for i, (plan, row, image, own) in enumerate(zip(batch.plans, batch.rows, images, donors, strict=True))
+            Painting(i, plan, batch.images[row], images[i], donors[i], how[i])
+            for i, (plan, row) in enumerate(zip(batch.plans, batch.rows, strict=True))
         ]
+
+    def _how(self, plan: ChangePlan, strength: npt.NDArray[np.float32]) -> list[FromExemplar]:
+        """How each class that appears in ``plan`` was painted; ``strength`` f32 ``[H, W]``."""
+        schedule, found = self.pipeline.model.schedule, []
+        for class_index in np.unique(plan.mask_t2[plan.change_mask]):
+            own = float(strength[plan.change_mask & (plan.mask_t2 == class_index)].max())
+            found.append(FromExemplar(int(class_index), round(own, 4), first_timestep(own, schedule, self.sampling)))
+        return found
 
     def _exemplars(
         self, batch: Batch, strength: float | list[float] | dict[str, float]
     ) -> tuple[Exemplars, list[list[SourceItem]]]:
         """Changed ground in real pixels, encoded, and the other tiles that gave them, pair by pair."""
         pairs = zip(batch.rows, batch.samples, batch.plans, batch.donors, strict=True)
-        made = [exemplar_of(batch.images[row], sample, plan, donors) for row, sample, plan, donors in pairs]
+        ring = self.sampling.exemplar_ring
+        made = [exemplar_of(batch.images[row], sample, plan, donors, ring) for row, sample, plan, donors in pairs]
         latents = self.pipeline.encode(to_tensor(np.stack([image for image, _ in made])))
         strengths = [strength_of(strength, plan, self.pipeline.legend) for plan in batch.plans]
         return Exemplars(latents, torch.from_numpy(np.stack(strengths))), [donors for _, donors in made]

@@ -18,8 +18,6 @@ from changeanywhere.painters.base import Donors, Pixels
 from changeanywhere.sample import ChangeEvent, ChangePlan, ShapeDonor, SourceItem, SourceSample
 from changeanywhere.seeds import stream
 
-RING = 6
-"""Pixels around a donor that come along, fading out: its shadow and its edge."""
 GROUND_RING = 3
 """The same around ground."""
 COVERED = 0.98
@@ -43,15 +41,17 @@ class Canvas:
     plan: ChangePlan
     donors: Donors
     rng: np.random.Generator
+    ring: int
 
 
 def exemplar_of(
-    image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors
+    image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors, ring: int
 ) -> tuple[Pixels, list[SourceItem]]:
     """``image`` float32 ``[H, W, C]`` in [-1, 1] with real pixels of the new classes on changed ground, and the other
-    tiles that gave them; all that is random follows from the plan's seed."""
+    tiles that gave them; all that is random follows from the plan's seed. ``ring``: px around a donor that come along.
+    """
     used = Donors(donors.source, donors.allowed)
-    canvas = Canvas(image.copy(), sample, plan, used, stream("pair.exemplar", plan.seed))
+    canvas = Canvas(image.copy(), sample, plan, used, stream("pair.exemplar", plan.seed), ring)
     for event in plan.events:
         shape = _changed_by(event, sample, plan)
         pasted = event.donor is not None and _paste_donor(canvas, event, event.donor, shape)
@@ -93,7 +93,7 @@ def _paste_donor(canvas: Canvas, event: ChangeEvent, donor: ShapeDonor, shape: S
         pixels = giver.pixels()
     else:
         return False
-    patch, inside = turned(pixels, giver.mask == event.to_class, donor)
+    patch, inside = turned(pixels, giver.mask == event.to_class, donor, canvas.ring)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not len(rows):
         return False
@@ -109,21 +109,21 @@ def _paste_donor(canvas: Canvas, event: ChangeEvent, donor: ShapeDonor, shape: S
         patch = _matched(patch, giver, canvas)
         if giver.item.key != canvas.sample.item.key:
             canvas.donors.note(giver.item)
-    share = _soft(shape, RING)[into][..., None]
+    share = _soft(shape, canvas.ring)[into][..., None]
     canvas.image[into] = share * patch[of] + (1 - share) * canvas.image[into]
     return True
 
 
-def turned(pixels: Pixels, of_class: Shape, donor: ShapeDonor) -> tuple[Pixels, Shape]:
-    """The donor's box and :data:`RING` px around it, turned and scaled as its shape was: pixels ``[h, w, C]``, and
+def turned(pixels: Pixels, of_class: Shape, donor: ShapeDonor, ring: int) -> tuple[Pixels, Shape]:
+    """The donor's box and ``ring`` px around it, turned and scaled as its shape was: pixels ``[h, w, C]``, and
     where the shape's class is in the box bool ``[h, w]``. Quarter turns and mirrors agree with the shape exactly, other
     turns and scales within a pixel."""
     row, column, height, width = donor.box
-    rows = np.arange(row - RING, row + height + RING).clip(0, pixels.shape[0] - 1)
-    columns = np.arange(column - RING, column + width + RING).clip(0, pixels.shape[1] - 1)
+    rows = np.arange(row - ring, row + height + ring).clip(0, pixels.shape[0] - 1)
+    columns = np.arange(column - ring, column + width + ring).clip(0, pixels.shape[1] - 1)
     patch = pixels[np.ix_(rows, columns)]
     inside = np.zeros(patch.shape[:2], bool)
-    inside[RING:-RING, RING:-RING] = of_class[row : row + height, column : column + width]
+    inside[ring : ring + height, ring : ring + width] = of_class[row : row + height, column : column + width]
     patch, inside = np.rot90(patch, donor.turns), np.rot90(inside, donor.turns)
     if donor.mirrored:
         patch, inside = patch[:, ::-1], inside[:, ::-1]

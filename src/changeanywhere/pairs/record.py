@@ -66,8 +66,10 @@ class PairRecord:
     fidelity: float | None = None
     """Share of changed ground that the filter reads as its new class."""
     attempt: int = 0
-    donors: Sequence[str] = ()
-    """Keys of other tiles whose pixels are in it."""
+    donors: Sequence[Mapping[str, str]] = ()
+    """Other tiles whose pixels are in it: ``key``, ``split``, ``licence``."""
+    exemplars: Sequence[Mapping[str, Any]] = ()
+    """Classes of changed ground that were painted over real pixels: ``class``, ``strength``, first ``timestep``."""
     provenance: Provenance = field(default_factory=Provenance)
 
     def own(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class PairRecord:
             "files": {f: content[f"{f}_file_name"] for f in FILE_FOLDERS if f"{f}_file_name" in content},
             "provenance": Provenance(**{name: content[name] for name in SHARED if name in content}),
         }
-        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors"}
+        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors", "exemplars"}
         for each in fields(cls):
             if each.name not in own and (each.name in content or each.name not in has_default):
                 own[each.name] = content[each.name]
@@ -107,6 +109,7 @@ class Finish:
     fidelity: float | None = None
     attempt: int = 0
     donors: Sequence[SourceItem] = ()
+    exemplars: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ def record_of(
         nuisances=finish.nuisances,
         fidelity=finish.fidelity,
         attempt=finish.attempt,
-        donors=[donor.key for donor in finish.donors],
+        donors=[{"key": donor.key, "split": origin.split, "licence": donor.licence} for donor in finish.donors],
+        exemplars=finish.exemplars,
         provenance=provenance,
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from changeanywhere.sources.base import Source
+from changeanywhere.sources.joined import JoinedSource
 from changeanywhere.sources.options import SourceOptions
-from changeanywhere.sources.tiles import open_source
+from changeanywhere.sources.tiles import open_images, open_source
 
-__all__ = ["Source", "SourceOptions", "open_source"]
+__all__ = ["JoinedSource", "Source", "SourceOptions", "open_images", "open_source"]

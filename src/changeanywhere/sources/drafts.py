@@ -72,9 +72,10 @@ def look_at(entries: Sequence[Entry]) -> Seen:
     """What the masks of a layout hold, from up to :data:`MAX_MASKS` of them; unreadable ones are passed over."""
     seen = Seen()
     first: InputError | None = None
-    for entry in entries[:: -(-len(entries) // MAX_MASKS)]:
+    masks = [entry.mask for entry in entries if entry.mask is not None]
+    for mask in masks[:: -(-len(masks) // MAX_MASKS)]:
         try:
-            seen.add(entry.mask)
+            seen.add(mask)
         except InputError as error:
             first = first or error
     if not seen.num_masks and first is not None:

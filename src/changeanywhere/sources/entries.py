@@ -26,7 +26,8 @@ class Entry:
 
     stem: str
     image: Path
-    mask: Path
+    mask: Path | None
+    """None: all of its ground is unknown."""
     scene: str
     split: str | None = None
     licence: str = "unknown"
@@ -42,7 +43,7 @@ class Found:
     """Path of the image below ``folder``, without its suffix."""
     folder: Path
     image: Path
-    mask: Path
+    mask: Path | None
     key: str = ""
     """What the key is made of, where that is not ``name``."""
     scene: str = ""

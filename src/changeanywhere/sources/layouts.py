@@ -55,6 +55,18 @@ def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> La
     )
 
 
+def images_alone(root: Path, problems: Problems) -> Layout:
+    """Every image below ``root/images`` (or the like), else below ``root``, whatever masks there are. The rows of
+    ``provenance.csv`` count. :class:`SourceError` without any."""
+    if not root.is_dir():
+        raise SourceError(f"{root}: no such folder")
+    folder = find_folder(root, IMAGE_FOLDERS) or root
+    found = [Found(name, folder, image, None) for name, image in stems_below(folder, problems).items()]
+    if not found:
+        raise SourceError(f"{root}: no image in it{_passed(problems)}")
+    return with_provenance(root, make_layout(_name_of(root), found, f"images of {folder.name}/, no masks"))
+
+
 def _passed(problems: Problems) -> str:
     lines = problems.passed_over()
     return f" (passed over: {', '.join(lines)})" if lines else ""

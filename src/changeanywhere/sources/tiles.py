@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from changeanywhere.errors import InputError, SourceError
-from changeanywhere.legend import Mask
+from changeanywhere.legend import Legend, Mask
 from changeanywhere.progress import Progress, silent
 from changeanywhere.rasters.facts import Facts, Valid, Window
 from changeanywhere.rasters.ground import georef_of, gsd_of, lies_elsewhere
+from changeanywhere.rasters.values import PLAIN
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 from changeanywhere.sources.base import Source
 from changeanywhere.sources.entries import Entry
@@ -26,7 +27,7 @@ from changeanywhere.sources.files import (
     read_stretch,
     read_valid,
 )
-from changeanywhere.sources.layouts import find_layout
+from changeanywhere.sources.layouts import find_layout, images_alone
 from changeanywhere.sources.legends import legend_of
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE, SourceOptions
 from changeanywhere.sources.problems import Problems
@@ -39,15 +40,23 @@ class _Tile:
 
 
 class TileSource(Source):
-    """Images with masks, cut into tiles of ``options.tile_size``; opening reads headers only."""
+    """Images with masks, cut into tiles of ``options.tile_size``; opening reads headers only.
+
+    With ``legend`` no masks are looked for: all ground is unknown, in that legend.
+    """
 
     def __init__(
-        self, root: Path, options: SourceOptions, masks: Path | None = None, progress: Progress = silent
+        self,
+        root: Path,
+        options: SourceOptions,
+        masks: Path | None = None,
+        progress: Progress = silent,
+        legend: Legend | None = None,
     ) -> None:
         problems = Problems(options.on_error == "skip")
-        layout = find_layout(root, problems, masks)
+        layout = find_layout(root, problems, masks) if legend is None else images_alone(root, problems)
         self.root, self.name = root, layout.name
-        self.legend, self._numbers = legend_of(root, options, layout)
+        self.legend, self._numbers = legend_of(root, options, layout) if legend is None else (legend, PLAIN)
         self._bands = options.bands or DEFAULT_BANDS
         self._stretch = options.stretch or DEFAULT_STRETCH
         self._tile_size = options.tile_size or DEFAULT_TILE_SIZE
@@ -96,7 +105,8 @@ class TileSource(Source):
     def content_hash(self) -> str:
         seen = hashlib.sha256()
         for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
-            seen.update(f"{entry.stem} {entry.image.stat().st_size} {digest(entry.mask)}\n".encode())
+            mask = "" if entry.mask is None else digest(entry.mask)
+            seen.update(f"{entry.stem} {entry.image.stat().st_size} {mask}\n".encode())
         seen.update(json.dumps([self._bands, self._stretch]).encode())
         if not self._numbers.is_plain:
             seen.update(json.dumps([self._numbers.of_classes, self._numbers.ignored]).encode())
@@ -109,6 +119,8 @@ class TileSource(Source):
 
     def _mask(self, tile: _Tile, valid: Valid | None) -> Mask:
         """Ground that was not imaged is unknown."""
+        if tile.entry.mask is None:
+            return np.zeros((tile.window.height, tile.window.width), np.uint8)
         info = read_info(tile.entry.mask, self._max_megapixels)
         mask = read_mask(tile.entry.mask, tile.window, self.legend, info, self._numbers)
         return mask if valid is None or valid.all() else np.where(valid, mask, 0).astype(np.uint8)
@@ -137,16 +149,8 @@ class TileSource(Source):
     def _check(self, entry: Entry) -> Facts:
         """Sizes, bands, places and what a mask may be, from the headers."""
         image = read_info(entry.image, self._max_megapixels)
-        mask = read_mask_info(entry.mask, self._max_megapixels)
-        if (image.height, image.width) != (mask.height, mask.width):
-            raise SourceError(
-                f"{entry.image}: {image.width}x{image.height} px, but its mask {entry.mask.name} has "
-                f"{mask.width}x{mask.height} px; they must be equal"
-            )
-        if lies_elsewhere(image, mask):
-            raise SourceError(
-                f"{entry.mask}: lies elsewhere than its image {entry.image.name} (CRS or transform differ)"
-            )
+        if entry.mask is not None:
+            _check_fit(entry.image, image, entry.mask, read_mask_info(entry.mask, self._max_megapixels))
         if max(self._bands) > image.count:
             raise SourceError(
                 f"{entry.image}: has {image.count} band(s), asked for {list(self._bands)}; choose with bands"
@@ -158,6 +162,16 @@ class TileSource(Source):
                 "set tile_size to a multiple of 16 that fits"
             )
         return image
+
+
+def _check_fit(image: Path, of_image: Facts, mask: Path, of_mask: Facts) -> None:
+    if (of_image.height, of_image.width) != (of_mask.height, of_mask.width):
+        raise SourceError(
+            f"{image}: {of_image.width}x{of_image.height} px, but its mask {mask.name} has "
+            f"{of_mask.width}x{of_mask.height} px; they must be equal"
+        )
+    if lies_elsewhere(of_image, of_mask):
+        raise SourceError(f"{mask}: lies elsewhere than its image {image.name} (CRS or transform differ)")
 
 
 def _windows(entry: Entry, info: Facts, size: int) -> list[tuple[str, Window]]:
@@ -180,3 +194,11 @@ def open_source(
     ``masks``: a folder of other masks for the same images (``generate --masks-t2``); images without one are left out.
     """
     return TileSource(Path(root), options or SourceOptions(), masks, progress)
+
+
+def open_images(root: Path | str, legend: Legend, options: SourceOptions | None = None) -> Source:
+    """Open a folder of images whose masks do not matter or are missing: all ground unknown, in ``legend``.
+
+    Raises :class:`SourceError`.
+    """
+    return TileSource(Path(root), options or SourceOptions(), legend=legend)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,23 +21,58 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from changeanywhere.errors import ChangeAnywhereError, InputError
 from changeanywhere.seeds import stream
-from changeanywhere.sources import Source
-from changeanywhere.training.recipe import FirstStageRecipe, RunRecipe, SegmenterRecipe
+from changeanywhere.sources import JoinedSource, Source
+from changeanywhere.training.recipe import DataRecipe, FirstStageRecipe, RunRecipe, SegmenterRecipe
 
 Batch = TypeVar("Batch")
 SECONDS_AFTER_SIGTERM = 30
 
 
-def tiles_of_step(num_tiles: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Tile numbers of a step: epochs of shuffled tiles, cut into batches without regard to epoch ends."""
+@dataclass(frozen=True)
+class Mixture:
+    """Tiles of several parts, numbered one part after the other, and the share of each in every step."""
+
+    sizes: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+
+def tiles_of_step(tiles: int | Mixture, batch_size: int, seed: int, step: int) -> list[int]:
+    """Tile numbers of a step: epochs of shuffled tiles, cut into batches without regard to epoch ends. Each part of a
+    mixture has epochs of its own; what a share leaves over is carried to the next step."""
+    if isinstance(tiles, int):
+        return _in_order(tiles, range(step * batch_size, (step + 1) * batch_size), seed)
+    ends = [0.0, *accumulate(tiles.shares[:-1]), 1.0]
+    starts = [0, *accumulate(tiles.sizes)]
     numbers = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    for part, size in enumerate(tiles.sizes):
+        # Tiles of this part before the step and after it; differences of rounded sums of shares add up to the batch.
+        before, after = (
+            round(n * batch_size * ends[part + 1]) - round(n * batch_size * ends[part]) for n in (step, step + 1)
+        )
+        numbers += [starts[part] + number for number in _in_order(size, range(before, after), seed + part)]
+    return numbers
+
+
+def mixture_of(source: Source, data: DataRecipe) -> int | Mixture:
+    """How steps draw from ``source``: all tiles alike, or by the share of a recipe's further images."""
+    if not isinstance(source, JoinedSource):
+        return len(source)
+    others = len(source.sizes) - 1
+    return Mixture(tuple(source.sizes), (1 - data.images_share, *[data.images_share / others] * others))
+
+
+def _in_order(num_tiles: int, positions: range, seed: int) -> list[int]:
+    numbers = []
+    for position in positions:
         epoch, place = divmod(position, num_tiles)
         numbers.append(int(_order_of_epoch(num_tiles, seed, epoch)[place]))
     return numbers
 
 
-@lru_cache(maxsize=2)  # a batch may straddle two epochs
+@lru_cache(maxsize=8)  # a batch may straddle two epochs, of several parts
 def _order_of_epoch(num_tiles: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return stream("training.order", seed, epoch).permutation(num_tiles)
 
@@ -51,9 +87,9 @@ class StepSampler(Sampler[list[tuple[int, int, int]]]):
     """Yields the ``rows`` of a batch as (tile, step, row) for each step from ``first_step`` on."""
 
     def __init__(
-        self, num_tiles: int, batch_size: int, seed: int, first_step: int, num_steps: int, rows: range
+        self, tiles: int | Mixture, batch_size: int, seed: int, first_step: int, num_steps: int, rows: range
     ) -> None:
-        self.arguments = (num_tiles, batch_size, seed)
+        self.arguments = (tiles, batch_size, seed)
         self.steps, self.rows = range(first_step, num_steps), rows
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
@@ -120,12 +156,13 @@ def crop_batches(
     first_step: int,
     num_steps: int,
     rows: range,
+    tiles: int | Mixture,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``."""
     seed = run.seed
     return DataLoader(
         CropDataset(source, settings.crop_size, seed),
-        batch_sampler=StepSampler(len(source), settings.batch_size, seed, first_step, num_steps, rows),
+        batch_sampler=StepSampler(tiles, settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,
         pin_memory=torch.cuda.is_available(),

@@ -14,6 +14,8 @@ PRECISIONS = ("no", "bf16")
 PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
 PREDICTIONS = ("epsilon", "v_prediction")
 LOSSES = ("l1", "l2")
+PARTS = ("all", "decoder")
+FLIPS = ("none", "horizontal")
 
 READ_BY = {
     "first_stage": ("data", "first_stage", "run", "init", "out"),
@@ -22,7 +24,8 @@ READ_BY = {
     "detector": ("detector", "run", "init", "out"),
 }
 """Stage → sections and options that it reads."""
-UNREAD = {"denoiser": ("run.num_workers",), "segmenter": (), "detector": ()}
+OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
+UNREAD = {"denoiser": ("run.num_workers",), "segmenter": OF_IMAGES, "detector": ()}
 """Stage → options of its sections that it does not read; recipes that stages share hold them."""
 
 
@@ -54,7 +57,9 @@ def check_recipe(recipe: Sections, stages: Sequence[str]) -> None:
 
 
 def _check_data(recipe: Sections) -> None:
-    require(bool(recipe.data.source), "data.source", recipe.data.source, "a folder")
+    data = recipe.data
+    require(bool(data.source), "data.source", data.source, "a folder")
+    require(0 < data.images_share < 1, "data.images_share", data.images_share, "between 0 and 1")
 
 
 def _check_sizes(section: str, settings: Any) -> None:
@@ -89,13 +94,35 @@ def _check_first_stage(recipe: Sections) -> None:
         file,
         "the file of VGG16 weights (this package downloads nothing)",
     )
+    _check_parts(recipe)
+    allowed = fs.adaptive_steps is None or fs.adaptive_steps > 0
+    require(allowed, "first_stage.adaptive_steps", fs.adaptive_steps, "above 0")
+    allowed = 0 <= fs.ema_halflife_share <= 0.1
+    require(allowed, "first_stage.ema_halflife_share", fs.ema_halflife_share, "0 to 0.1")
     require(fs.restart_codes_every > 0, "first_stage.restart_codes_every", fs.restart_codes_every, "above 0")
     allowed = fs.quantise_from_step < fs.num_steps
     require(allowed, "first_stage.quantise_from_step", fs.quantise_from_step, "below first_stage.num_steps")
 
 
+def _check_parts(recipe: Sections) -> None:
+    fs = recipe.first_stage
+    require(fs.parts in PARTS, "first_stage.parts", fs.parts, ", ".join(PARTS))
+    whole = fs.parts == "all"
+    given = "all, unless init names the model whose encoder stays"
+    require(whole or bool(recipe.init), "first_stage.parts", fs.parts, given)
+    without = "true, unless parts is decoder (codes are learned by what is decoded from them)"
+    require(fs.quantise or not whole, "first_stage.quantise", fs.quantise, without)
+    noisy = "0, unless parts is decoder and quantise false"
+    require(not fs.latent_noise or not (whole or fs.quantise), "first_stage.latent_noise", fs.latent_noise, noisy)
+    require(0 <= fs.latent_noise <= 1, "first_stage.latent_noise", fs.latent_noise, "0 to 1")
+
+
 def _check_denoiser(recipe: Sections) -> None:
     dn = recipe.denoiser
+    require(dn.flip in FLIPS, "denoiser.flip", dn.flip, ", ".join(FLIPS))
+    crop = dn.crop_size
+    allowed = crop is None or (16 <= crop <= recipe.data.tile_size and crop % 16 == 0)
+    require(allowed, "denoiser.crop_size", crop, "a multiple of 16, up to data.tile_size")
     require(dn.loss in LOSSES, "denoiser.loss", dn.loss, ", ".join(LOSSES))
     allowed = dn.prediction_type in PREDICTIONS
     require(allowed, "denoiser.prediction_type", dn.prediction_type, ", ".join(PREDICTIONS))
@@ -182,6 +209,14 @@ def _missing(value: object) -> bool:
     return not value
 
 
+def _decoder(value: str) -> bool:
+    return value == "decoder"
+
+
+def _horizontal(value: str) -> bool:
+    return value == "horizontal"
+
+
 IDLE = (
     Idle("data.legend_map", "data.model_legend", _missing),
     Idle("first_stage.perceptual_features", "first_stage.perceptual_weight", _zero),
@@ -189,7 +224,14 @@ IDLE = (
     Idle("first_stage.perceptual_from_step", "first_stage.perceptual_weight", _zero),
     Idle("first_stage.adversarial_from_step", "first_stage.adversarial_weight", _zero),
     Idle("first_stage.discriminator_channels", "first_stage.adversarial_weight", _zero),
+    Idle("first_stage.adaptive_steps", "first_stage.adversarial_weight", _zero),
     Idle("first_stage.commitment", "first_stage.codebook_weight", _zero),
+    Idle("first_stage.codebook_weight", "first_stage.parts", _decoder),
+    Idle("first_stage.commitment", "first_stage.parts", _decoder),
+    Idle("first_stage.restart_codes_every", "first_stage.parts", _decoder),
+    Idle("data.images_share", "data.images", _missing),
+    Idle("data.images_without", "data.images", _missing),
+    Idle("denoiser.views", "denoiser.flip", _horizontal),
     Idle("first_stage.linear_start", "init", bool),
     Idle("first_stage.quantise_from_step", "init", bool),
     Idle("detector.backbone_weights", "init", bool),

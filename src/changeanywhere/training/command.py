@@ -12,10 +12,10 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.legend import load_legend
 from changeanywhere.models.info import find_model, read_info
 from changeanywhere.progress import Progress, silent
-from changeanywhere.sources import Source, open_source
+from changeanywhere.sources import JoinedSource, Source, open_images, open_source
 from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write
-from changeanywhere.training.checks import refuse_unread_flags, without_idle
+from changeanywhere.training.checks import OF_IMAGES, refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
     DataRecipe,
@@ -54,9 +54,13 @@ def open_training_source(data: DataRecipe) -> Source:
     if not data.source:
         raise ConfigError("data.source is missing; give it in the recipe or as --data.source DIR")
     source = open_source(Path(data.source), data.of_source())
-    if data.model_legend is None:
+    if data.model_legend is not None:
+        mapping = Path(data.legend_map) if data.legend_map else None
+        source = source.with_legend(load_legend(data.model_legend), mapping)
+    if not data.images:
         return source
-    return source.with_legend(load_legend(data.model_legend), Path(data.legend_map) if data.legend_map else None)
+    further = [open_images(folder, source.legend, data.of_source()) for folder in data.images]
+    return JoinedSource([source, *further], data.images_without)
 
 
 def _like_model(data: DataRecipe, init: str) -> DataRecipe:
@@ -90,6 +94,9 @@ def train(
         from changeanywhere.training.detector import train_detector
 
         return train_detector(recipe, options.out, progress=progress, stop=stop)
+    if stage == "segmenter":  # reads masks: images without are another stage's, in a recipe that stages share
+        unread = {name.partition(".")[2]: getattr(DataRecipe(), name.partition(".")[2]) for name in OF_IMAGES}
+        recipe = replace(recipe, data=replace(recipe.data, **unread))
     source = open_training_source(recipe.data)
     _note_skipped(source, options.out)
     if stage == "first-stage":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from changeanywhere.models.first_stage import FirstStage, build_vq_model, channels_last
 from changeanywhere.models.folder import save_first_stage
@@ -20,8 +20,9 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
-from changeanywhere.training.batches import crop_batches, loaded
+from changeanywhere.training.batches import crop_batches, loaded, mixture_of
 from changeanywhere.training.codebook import perplexity, place_codes, restart_dead_codes
+from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initialise_first_stage
 from changeanywhere.training.loop import train_stage
@@ -57,6 +58,9 @@ class FirstStageTraining(Stage):
     def __init__(self, recipe: Recipe, processes: Processes, source: Source) -> None:
         super().__init__(recipe, processes)
         self.settings, self.source = recipe.first_stage, source
+        self.only_decoder = recipe.first_stage.parts == "decoder"
+        self._noise_used = 0
+        """Rows of a step's noise that its parts have taken."""
         settings, device, image_channels = recipe.first_stage, processes.device, source.read(0).image.shape[2]
         torch.manual_seed(self.seed)
         vq_model = build_vq_model(
@@ -68,7 +72,7 @@ class FirstStageTraining(Stage):
             settings.mid_attention,
             image_channels,
         )
-        self.first_stage = channels_last(FirstStage(vq_model).to(device))
+        self.first_stage = channels_last(FirstStage(vq_model, quantises=settings.quantise).to(device))
         self.perceptual = None
         if settings.perceptual_weight:
             file = Path(settings.perceptual_weights) if settings.perceptual_weights else None
@@ -77,8 +81,8 @@ class FirstStageTraining(Stage):
             PatchDiscriminator(image_channels, settings.discriminator_channels).to(device)
         )
         optimizers = [
-            torch.optim.Adam(network.parameters(), settings.learning_rate, betas=(0.5, 0.9))
-            for network in (self.first_stage, self.discriminator)
+            torch.optim.Adam(weights, settings.learning_rate, betas=(0.5, 0.9))
+            for weights in (self._trained(), self.discriminator.parameters())
         ]
         self.learners = (
             Learner(self.first_stage, optimizers[0], largest_norm=1.0),
@@ -86,10 +90,23 @@ class FirstStageTraining(Stage):
         )
         if recipe.run.compile:
             self._compile()
+        share = settings.ema_halflife_share
+        self.average = WeightAverage(self.first_stage, share) if share else None
         self.usage = torch.zeros(settings.num_codes, dtype=torch.long, device=device)
+        self.adaptive = torch.zeros(2, device=device)
+        """Sum and count of the adaptive weights that were measured, where they are to be held."""
         self.codes_placed = False
         self._latents: list[Tensor] = []
         """Raw latents of the step, for codes that are out of use."""
+
+    def _trained(self) -> list[nn.Parameter]:
+        """Of the decoder alone, the others frozen; or all."""
+        model = self.first_stage.vq_model
+        if self.only_decoder:
+            model.requires_grad_(False)
+            for part in (model.post_quant_conv, model.decoder):
+                part.requires_grad_(True)
+        return [parameter for parameter in self.first_stage.parameters() if parameter.requires_grad]
 
     def _compile(self) -> None:
         # The adaptive weight goes backward through the decoder before the loss does: its buffers must outlive that.
@@ -109,6 +126,8 @@ class FirstStageTraining(Stage):
         if self.recipe.init:
             initialise_first_stage(self.first_stage, self.recipe.init)
             self.codes_placed = True
+            if self.average is not None:
+                self.average.load(self.first_stage.state_dict())
         elif self.settings.linear_start:
             linear_start(self.first_stage.vq_model, torch.cat(self._whole_batches(0)))
 
@@ -117,7 +136,8 @@ class FirstStageTraining(Stage):
         return self._crops(first_step, self.num_steps, self.rows)
 
     def _crops(self, start: int, stop: int, rows: range) -> Generator[Batch, None, None]:
-        crops = crop_batches(self.source, self.settings, self.recipe.run, start, stop, rows)
+        tiles = mixture_of(self.source, self.recipe.data)
+        crops = crop_batches(self.source, self.settings, self.recipe.run, start, stop, rows, tiles)
         with closing(loaded(crops)) as batches:
             for images, _ in batches:
                 yield self.processes.put(images)
@@ -133,30 +153,52 @@ class FirstStageTraining(Stage):
         (images,) = part
         if step >= settings.quantise_from_step and not self.codes_placed:
             self._place_codebook(step)
-        with accelerator.autocast():
+        with accelerator.autocast(), torch.set_grad_enabled(not self.only_decoder):
             raw = first_stage.encode_raw(images)
-        codes, codebook_loss = raw, torch.zeros((), device=images.device)
-        if self.codes_placed:
-            nearest, indices = first_stage.quantise(raw)
-            self.usage += torch.bincount(indices.flatten(), minlength=settings.num_codes)
-            codebook_loss = F.mse_loss(nearest, raw.detach()) + settings.commitment * F.mse_loss(raw, nearest.detach())
-            codes = raw + (nearest - raw).detach()  # straight-through: the decoder's gradient passes the rounding
+        codes, codebook_loss = self._codes(raw, step)
         with accelerator.autocast():
             decoded = first_stage.decode_codes(codes)
             loss, values = self.reconstruction_loss(images, decoded, step)
         adversarial = bool(settings.adversarial_weight) and step >= settings.adversarial_from_step
         if adversarial:
-            generator_loss, weight = self._generator_loss(loss, decoded)
+            generator_loss, weight = self._generator_loss(loss, decoded, step)
             loss = loss + weight * generator_loss
             values |= {"adversarial": generator_loss, "adaptive_weight": weight}
-        loss = loss + settings.codebook_weight * codebook_loss
+        if not self.only_decoder:
+            loss = loss + settings.codebook_weight * codebook_loss
+            values["codebook"] = codebook_loss
         self.add_gradients(loss)
-        values |= {"codebook": codebook_loss, "loss": loss}
+        values["loss"] = loss
         if adversarial:
             values["discriminator"] = self._discriminator_loss(images, decoded.detach())
             self.add_gradients(values["discriminator"])
         self._latents.append(raw.detach())
         return values
+
+    def _codes(self, raw: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """What the decoder sees of raw latents ``[B, D, h, w]``, and the codebook loss, scalar."""
+        settings, nothing = self.settings, torch.zeros((), device=raw.device)
+        if not settings.quantise:
+            return self._noised(raw, step), nothing
+        if not self.codes_placed:
+            return raw, nothing
+        nearest, indices = self.first_stage.quantise(raw)
+        self.usage += torch.bincount(indices.flatten(), minlength=settings.num_codes)
+        loss = F.mse_loss(nearest, raw.detach()) + settings.commitment * F.mse_loss(raw, nearest.detach())
+        # Straight-through: the decoder's gradient passes the rounding.
+        return raw + (nearest - raw).detach(), loss
+
+    def _noised(self, raw: Tensor, step: int) -> Tensor:
+        """With noise of up to ``latent_noise`` standard deviations, another amount for every crop."""
+        if not self.settings.latent_noise:
+            return raw
+        generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
+        shape = (self.batch_size, *raw.shape[1:])
+        amount = self.settings.latent_noise * torch.rand((self.batch_size, 1, 1, 1), generator=generator)
+        noise = (amount * torch.randn(shape, generator=generator))[self.rows.start : self.rows.stop]
+        part = noise[self._noise_used : self._noise_used + len(raw)]
+        self._noise_used = (self._noise_used + len(raw)) % len(noise)
+        return raw + self.first_stage.latent_std * part.to(raw)
 
     def reconstruction_loss(self, images: Tensor, decoded: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """L1, colour and perceptual terms; images ``[B, C, H, W]`` in [-1, 1]."""
@@ -174,15 +216,21 @@ class FirstStageTraining(Stage):
             total = total + self.settings.perceptual_weight * distance
         return total, values
 
-    def _generator_loss(self, loss: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
+    def _generator_loss(self, loss: Tensor, decoded: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """How fake the discriminator finds the images, and the weight of that beside ``loss``, scalars."""
+        settings = self.settings
         self.discriminator.requires_grad_(False)
         with self.processes.accelerator.autocast():
             generator_loss = -self.discriminator(decoded).float().mean()
         self.discriminator.requires_grad_(True)
+        measured = settings.adaptive_steps
+        if measured is not None and step >= settings.adversarial_from_step + measured:
+            return generator_loss, settings.adversarial_weight * self.adaptive[0] / self.adaptive[1]
         last_layer = self.first_stage.vq_model.decoder.conv_out.weight
         weight = adaptive_weight(loss, generator_loss, last_layer, self.processes)
-        return generator_loss, self.settings.adversarial_weight * weight
+        if measured is not None:
+            self.adaptive += torch.stack([weight, torch.ones_like(weight)])
+        return generator_loss, settings.adversarial_weight * weight
 
     def _discriminator_loss(self, images: Tensor, decoded: Tensor) -> Tensor:
         with self.processes.accelerator.autocast():
@@ -191,9 +239,11 @@ class FirstStageTraining(Stage):
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Codes that were not used for a while begin anew on latents of this step."""
+        """The average follows; codes that were not used for a while begin anew on latents of this step."""
+        if self.average is not None:
+            self.average.update(self.first_stage, step)
         latents, self._latents = self._latents, []
-        if not self.codes_placed or (step + 1) % self.settings.restart_codes_every:
+        if self.only_decoder or not self.codes_placed or (step + 1) % self.settings.restart_codes_every:
             return {}
         usage = self.processes.sum(self.usage)
         generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
@@ -230,7 +280,7 @@ class FirstStageTraining(Stage):
         (images,) = batch
         with self.processes.accelerator.autocast():
             raw = self.first_stage.encode_raw(images[:8])
-            codes = self.first_stage.quantise(raw)[0] if self.codes_placed else raw
+            codes = self.first_stage.quantise(raw)[0] if self.codes_placed and self.settings.quantise else raw
             decoded = self.first_stage.decode_codes(codes)
         return [list(images[:8]), list(decoded)]
 
@@ -243,6 +293,8 @@ class FirstStageTraining(Stage):
             "discriminator_optimizer": self.learners[1].optimizer.state_dict(),
             "usage": self.processes.sum(self.usage),
             "codes_placed": self.codes_placed,
+            "adaptive": self.adaptive,
+            "average": None if self.average is None else self.average.weights,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -254,10 +306,18 @@ class FirstStageTraining(Stage):
         if self.processes.is_main:  # the stored counts are those of all processes
             self.usage.copy_(state["usage"])
         self.codes_placed = bool(state["codes_placed"])
+        if "adaptive" in state:  # younger than some checkpoints
+            self.adaptive.copy_(state["adaptive"])
+        if self.average is not None:
+            self.average.load(state["average"])
 
     def finish(self, out: Path) -> Path:
-        """``out/first_stage``, with mean and standard deviation of its latents, measured on whole tiles."""
-        self._measure_latents()
+        """``out/first_stage``, with mean and standard deviation of its latents, measured on whole tiles (or, where the
+        encoder stood still, those that it had)."""
+        if self.average is not None:
+            self.first_stage.load_state_dict(self.average.weights)
+        if not self.only_decoder:
+            self._measure_latents()
         if self.processes.is_main:
             save_first_stage(self.first_stage, out / "first_stage")
         return out / "first_stage"

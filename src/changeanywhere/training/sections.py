@@ -21,6 +21,13 @@ class DataRecipe(SourceOptions):
     """YAML file, source class → model class or unknown; default: equal names, or a mapping of the package."""
     tile_size: int = DEFAULT_TILE_SIZE
     """Tile height and width, px; larger images are cut."""
+    images: list[str] = field(default_factory=list)
+    """Folders of further images, whose masks are not read: more to see for a first stage, unknown ground for a denoiser
+    (the null condition). Segmenters read none."""
+    images_share: float = 0.5
+    """Share of each step's tiles that come from ``images``, in equal parts from each folder."""
+    images_without: list[str] = field(default_factory=list)
+    """Names in ``images`` that are left out, ``*`` for anything: whole towns that are to validate."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,15 @@ class FirstStageRecipe:
     """Begin as 4×4 colour means and plain enlargement instead of random weights (ours; needs norm_groups 1)."""
     crop_size: int = 256
     """Side of the square training crops, px."""
+    parts: str = "all"
+    """``all``, or ``decoder``: encoder, codebook and latents of ``init`` stay as they are, and with them every denoiser
+    that was trained on these latents."""
+    quantise: bool = True
+    """Whether decoding quantises first; false only with ``parts: decoder``: it then learns to decode latents as they
+    are and keeps what rounding to codes would lose (ours)."""
+    latent_noise: float = 0.0
+    """Noise on the latents that such a decoder learns from, up to this many standard deviations: painted latents are
+    not clean ones (ours)."""
     batch_size: int = 16
     """Crops per step, over all processes."""
     num_steps: int = 100_000
@@ -73,6 +89,12 @@ class FirstStageRecipe:
     """Weight of the patch discriminator's loss, on top of the adaptive weight; 0 turns it off."""
     adversarial_from_step: int = 50_001
     """First step with the adversarial loss."""
+    adaptive_steps: int | None = None
+    """Steps from ``adversarial_from_step`` on over which the adaptive weight is measured; it then stays at their mean.
+    Default: measured at every step, as published; a discriminator that grows sure of itself then silences itself."""
+    ema_halflife_share: float = 0.0
+    """Half-life of a moving average of the weights, which is what is saved, as a share of the steps so far (at most
+    0.1); 0 = the weights themselves."""
     discriminator_channels: int = 64
     """Channels of the discriminator's first layer."""
     restart_codes_every: int = 500
@@ -105,6 +127,12 @@ class DenoiserRecipe:
     """Min-SNR weighting (Hang et al. 2023) with this γ; default: none."""
     views: int = 1
     """How many of the 8 flips and right-angle rotations of each tile are encoded (1 = as it is)."""
+    flip: str = "none"
+    """``horizontal``: every second tile is mirrored left to right, by which shadows keep their length, and in the north
+    their side; in place of ``views``."""
+    crop_size: int | None = None
+    """Side of random crops, px, that are encoded at each step from tiles kept on the device; default: whole tiles,
+    encoded once, kept on the disk."""
     batch_size: int = 16
     """Tiles per step, over all processes."""
     num_steps: int = 500_000

@@ -76,7 +76,9 @@ class SegmenterTraining(Stage):
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
-        crops = crop_batches(self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows)
+        crops = crop_batches(
+            self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows, len(self.source)
+        )
         with closing(loaded(crops)) as batches:
             for step, (images, masks) in enumerate(batches, first_step):
                 factor, shift = draw_jitter(self.batch_size, self.rows, self.settings.colour_jitter, self.seed, step)
