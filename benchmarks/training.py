@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = FirstStageTraining(recipe, processes, source)
         first.codes_placed = True
         cache = build_latent_cache(
-            Path(folder) / "latents", source, first.first_stage, recipe.denoiser.views, processes
+            Path(folder) / "latents", source, first.first_stage, range(recipe.denoiser.views), len(source), processes
         )
         denoiser = DenoiserTraining(recipe, processes, source, first.first_stage, cache)
         late = recipe.first_stage.num_steps - 1  # every loss takes part

@@ -216,7 +216,7 @@ def test_the_finished_model_is_the_average_and_the_rate_follows_its_curve(
 @pytest.mark.numerical
 def test_masks_turn_with_their_latents(recipe: Recipe, tmp_path: Path) -> None:
     train_both(replace(recipe, denoiser=replace(DENOISER, views=8)), tmp_path)
-    cache = LatentCache(tmp_path / "training/latents", 8)
+    cache = LatentCache(tmp_path / "training/latents", range(8), 6)
     seen = set()
     for step in range(12):
         latents, masks = cache.batch(2, 0, step, range(2))

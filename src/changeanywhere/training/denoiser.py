@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -22,18 +21,22 @@ from changeanywhere.models.first_stage import FirstStage, channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
 from changeanywhere.models.info import sampling_range
 from changeanywhere.progress import Progress, silent
+from changeanywhere.sample import SourceItem
 from changeanywhere.seeds import step_seed
-from changeanywhere.sources import Source
+from changeanywhere.sources import JoinedSource, Source
+from changeanywhere.training.batches import mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initialise_denoiser
 from changeanywhere.training.latents import LatentCache, build_latent_cache
+from changeanywhere.training.live_tiles import LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
 
 PICTURED_TILES = 6
+MIRRORED = 4  # the view that is the tile mirrored left to right
 WEIGHT_DECAY = 0.01
 
 
@@ -54,10 +57,20 @@ def train_denoiser(
     processes = Processes(recipe.run)
     folder = TrainingFolder(out, "denoiser", recipe, processes, source.fingerprint())
     first_stage = load_first_stage(first_stage_folder).to(processes.device)
-    cache = build_latent_cache(
-        out / "training" / "latents", source, first_stage, recipe.denoiser.views, processes, progress
-    )
+    cache = _tiles_of(recipe, source, first_stage, processes, out, progress)
     return train_stage(DenoiserTraining(recipe, processes, source, first_stage, cache), folder, progress, stop)
+
+
+def _tiles_of(
+    recipe: Recipe, source: Source, first_stage: FirstStage, processes: Processes, out: Path, progress: Progress
+) -> LatentCache | LiveTiles:
+    """Whole tiles, encoded once and kept on the disk; or, where crops are asked for, tiles on the device."""
+    settings, tiles = recipe.denoiser, mixture_of(source, recipe.data)
+    mirrored = settings.flip == "horizontal"
+    if settings.crop_size is not None:
+        return LiveTiles(source, first_stage, tiles, settings.crop_size, mirrored, processes, progress)
+    views = (0, MIRRORED) if mirrored else range(settings.views)
+    return build_latent_cache(out / "training" / "latents", source, first_stage, views, tiles, processes, progress)
 
 
 def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
@@ -136,7 +149,12 @@ class DenoiserTraining(Stage):
     name = "denoiser"
 
     def __init__(
-        self, recipe: Recipe, processes: Processes, source: Source, first_stage: FirstStage, cache: LatentCache
+        self,
+        recipe: Recipe,
+        processes: Processes,
+        source: Source,
+        first_stage: FirstStage,
+        cache: LatentCache | LiveTiles,
     ) -> None:
         super().__init__(recipe, processes)
         self.settings, self.source, self.first_stage, self.cache = recipe.denoiser, source, first_stage, cache
@@ -207,7 +225,10 @@ class DenoiserTraining(Stage):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Stage`. Raises :class:`OutputError` if the latents are another first stage's."""
         if state.get("latents", self.cache.fingerprint) != self.cache.fingerprint:
-            raise OutputError(f"{self.cache.folder}: of another first stage than the run was begun with")
+            raise OutputError(
+                f"{self.recipe.data.source}: encoded by another first stage than the run was begun with; "
+                "give another --out, or that first stage"
+            )
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.load(state["average"])
         self.learners[0].optimizer.load_state_dict(state["optimizer"])
@@ -225,8 +246,13 @@ class DenoiserTraining(Stage):
             tile_size=self.recipe.data.tile_size,
             bands=self.recipe.data.bands,
             stretch=self.recipe.data.stretch,
-            gsd_m=sampling_range(item.gsd_m for item in self.source.items),
+            gsd_m=sampling_range(item.gsd_m for item in self._labelled()),
         )
+
+    def _labelled(self) -> Sequence[SourceItem]:
+        """Tiles with masks: of further images the model learns no classes."""
+        source = self.source
+        return source.items[: source.sizes[0]] if isinstance(source, JoinedSource) else source.items
 
     def publish(self, out: Path) -> None:
         """``out/model`` as far as it is: ``generate --model`` takes it."""
@@ -245,20 +271,19 @@ class DenoiserTraining(Stage):
     def pictures(self, batch: Batch) -> list[list[Tensor]]:
         """Masks, images painted from the masks alone, and the real tiles as the first stage decodes them."""
         cache, model, device = self.cache, self.finished_model(), self.processes.device
-        tiles = range(0, len(cache.masks), -(-len(cache.masks) // PICTURED_TILES))
-        masks = torch.stack([torch.from_numpy(cache.masks[t].copy()) for t in tiles]).long()
-        real = torch.stack([torch.from_numpy(cache.latents[t, 0].astype(np.float32)) for t in tiles]).to(device)
+        tiles = range(0, len(cache), -(-len(cache) // PICTURED_TILES))
+        real, masks = (tensor.to(device) for tensor in cache.examples(tiles))
         everywhere = torch.ones_like(real[:, :1], dtype=torch.bool)
         with self.processes.accelerator.autocast():
             painted = sample_latents(
                 model.denoiser,
                 model.schedule,
-                masks.to(device),
+                masks,
                 real,
                 Cells(changed=everywhere, unknown=~everywhere),
                 NoiseStreams(list(tiles), real.shape[1:]),
                 Sampling(num_steps=20, free_fraction=0.0),
             )
             images = [list(self.first_stage.decode(latents)) for latents in (painted, real)]
-        colours = torch.from_numpy(self.source.legend.palette())[masks].permute(0, 3, 1, 2).float() / 127.5 - 1
+        colours = torch.from_numpy(self.source.legend.palette())[masks.cpu()].permute(0, 3, 1, 2).float() / 127.5 - 1
         return [list(colours), *images]

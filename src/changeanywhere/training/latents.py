@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,18 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 from changeanywhere.storage import atomic_write
-from changeanywhere.training.batches import dihedral, tiles_of_step
+from changeanywhere.training.batches import Mixture, dihedral, tiles_of_step
 from changeanywhere.training.processes import Processes
 
 ENCODE_BATCH = 8
 
 
 class LatentCache:
-    """``views`` flips/rotations of every tile: latents float16 ``[N, V, 3, h, w]``, masks uint8 ``[N, H, W]``."""
+    """``views`` of every tile, as :func:`.dihedral` numbers them: latents float16 ``[N, V, 3, h, w]``, masks uint8
+    ``[N, H, W]``."""
 
-    def __init__(self, folder: Path, views: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, views: Sequence[int], tiles: int | Mixture) -> None:
+        self.folder, self.tiles = folder, tiles
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.views = views
@@ -36,11 +38,20 @@ class LatentCache:
 
     def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Latents float32 ``[rows, 3, h, w]`` and masks int64 ``[rows, H, W]`` of these rows of a step's batch."""
-        tiles = tiles_of_step(len(self.masks), batch_size, seed, step)
-        views = stream("training.view", seed, step).integers(self.views, size=batch_size)
+        tiles = tiles_of_step(self.tiles, batch_size, seed, step)
+        views = stream("training.view", seed, step).integers(len(self.views), size=batch_size)
         latents = np.stack([self.latents[tiles[row], views[row]] for row in rows]).astype(np.float32)
-        masks = np.stack([dihedral(self.masks[tiles[row]], int(views[row])) for row in rows])
+        masks = np.stack([dihedral(self.masks[tiles[row]], self.views[int(views[row])]) for row in rows])
         return torch.from_numpy(latents), torch.from_numpy(masks.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def examples(self, tiles: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents float32 ``[N, 3, h, w]`` and masks int64 ``[N, H, W]`` of whole tiles, as they are."""
+        latents = np.stack([self.latents[tile, 0] for tile in tiles]).astype(np.float32)
+        masks = np.stack([self.masks[tile] for tile in tiles]).astype(np.int64)
+        return torch.from_numpy(latents), torch.from_numpy(masks)
 
 
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
@@ -58,44 +69,58 @@ def build_latent_cache(
     folder: Path,
     source: Source,
     first_stage: FirstStage,
-    views: int,
+    views: Sequence[int],
+    tiles: int | Mixture,
     processes: Processes,
     progress: Progress = silent,
 ) -> LatentCache:
     """Encode every tile of ``source`` unless ``folder`` already holds exactly that; processes share the work."""
-    fingerprint = _fingerprint(source, first_stage, views)
+    first_ones = list(views) == list(range(len(views)))
+    fingerprint = latents_fingerprint(source, first_stage, len(views) if first_ones else list(views))
     marker = folder / "done.json"
     finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint
     processes.wait()  # nobody writes before all have looked
     if finished:
-        return LatentCache(folder, views)
+        return LatentCache(folder, views, tiles)
     height, width = source.read(0).mask.shape
     if processes.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
-        shape = (len(source), views, first_stage.latent_mean.numel(), height // DOWNSAMPLING, width // DOWNSAMPLING)
+        shape = (
+            len(source),
+            len(views),
+            first_stage.latent_mean.numel(),
+            height // DOWNSAMPLING,
+            width // DOWNSAMPLING,
+        )
         _reserve(folder / "latents.npy", np.float16, shape)
         _reserve(folder / "masks.npy", np.uint8, (len(source), height, width))
     processes.wait()
-    _encode_tiles(folder, source, first_stage, processes, progress if processes.is_main else silent)
+    _encode_tiles(folder, source, first_stage, views, processes, progress if processes.is_main else silent)
     processes.wait()
     if processes.is_main:
         atomic_write(marker, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
     processes.wait()  # nobody reads it before it is there
-    return LatentCache(folder, views)
+    return LatentCache(folder, views, tiles)
 
 
-def _fingerprint(source: Source, first_stage: FirstStage, views: int) -> str:
+def latents_fingerprint(source: Source, first_stage: FirstStage, seen: object) -> str:
+    """Hash of a first stage's weights, of a source, and of what is ``seen`` of its tiles."""
     digest = hashlib.sha256()
     for value in first_stage.state_dict().values():
         digest.update(value.float().cpu().numpy().tobytes())
-    digest.update(json.dumps([views, source.fingerprint()]).encode())
+    digest.update(json.dumps([seen, source.fingerprint()]).encode())
     return digest.hexdigest()
 
 
 @torch.no_grad()
 def _encode_tiles(
-    folder: Path, source: Source, first_stage: FirstStage, processes: Processes, progress: Progress
+    folder: Path,
+    source: Source,
+    first_stage: FirstStage,
+    views: Sequence[int],
+    processes: Processes,
+    progress: Progress,
 ) -> None:
     """This process's share of the tiles, in all views, into the reserved files."""
     latents, masks = (np.load(folder / name, mmap_mode="r+") for name in ("latents.npy", "masks.npy"))
@@ -106,12 +131,12 @@ def _encode_tiles(
         rows = slice(start, start + len(samples))
         masks[rows] = np.stack([sample.mask for sample in samples])
         images = [sample.pixels() for sample in samples]
-        for view in range(latents.shape[1]):
+        for place, view in enumerate(views):
             batch = np.stack([dihedral(image, view) for image in images]).transpose(0, 3, 1, 2)
             (pixels,) = processes.put(torch.from_numpy(np.ascontiguousarray(batch)))
             with processes.accelerator.autocast():
                 encoded = first_stage.encode(pixels)
-            latents[rows, view] = encoded.cpu().numpy()
+            latents[rows, place] = encoded.cpu().numpy()
         done += len(samples)
         progress("encoding tiles", done, total)
     latents.flush()

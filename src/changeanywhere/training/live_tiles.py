@@ -1,0 +1,78 @@
+"""Tiles kept on the device, cropped, mirrored and encoded at each step: no view is encoded that is not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from changeanywhere.models.first_stage import FirstStage
+from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import stream
+from changeanywhere.sources import Source
+from changeanywhere.training.batches import Mixture, tiles_of_step
+from changeanywhere.training.latents import latents_fingerprint
+from changeanywhere.training.processes import Processes
+
+
+class LiveTiles:
+    """Images ``[N, C, H, W]`` and masks uint8 ``[N, H, W]`` on the device: bytes where the source's images have 8 bits,
+    else float16."""
+
+    def __init__(
+        self,
+        source: Source,
+        first_stage: FirstStage,
+        tiles: int | Mixture,
+        crop_size: int | None,
+        mirrored: bool,
+        processes: Processes,
+        progress: Progress = silent,
+    ) -> None:
+        self._first_stage, self._tiles, self._processes = first_stage, tiles, processes
+        self._mirrored = mirrored
+        images, masks, told = [], [], progress if processes.is_main else silent
+        for index in range(len(source)):
+            sample = source.read(index)
+            of_bytes = sample.image.dtype == np.uint8
+            pixels = torch.from_numpy(sample.image.copy() if of_bytes else sample.pixels().astype(np.float16))
+            images.append(pixels.permute(2, 0, 1).contiguous())
+            masks.append(torch.from_numpy(sample.mask.copy()))
+            told("reading tiles", index + 1, len(source))
+        self.images = torch.stack(images).to(processes.device)
+        self.masks = torch.stack(masks).to(processes.device)
+        self.crop_size = crop_size or self.masks.shape[1]
+        self.fingerprint = latents_fingerprint(source, first_stage, ["live", self.crop_size, mirrored])
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
+        """Latents float32 ``[rows, 3, h, w]`` and masks int64 ``[rows, H, W]`` of these rows of a step's batch."""
+        tiles = tiles_of_step(self._tiles, batch_size, seed, step)
+        height, width = self.masks.shape[1:]
+        images, masks = [], []
+        for row in rows:
+            rng = stream("training.crop", seed, step, row)
+            top, left = (int(rng.integers(side - self.crop_size + 1)) for side in (height, width))
+            mirror = self._mirrored and bool(rng.integers(2))
+            window = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
+            image, mask = self.images[tiles[row]][:, *window], self.masks[tiles[row]][window]
+            images.append(image.flip(2) if mirror else image)
+            masks.append(mask.flip(1) if mirror else mask)
+        return self.encode(torch.stack(images)), torch.stack(masks).long()
+
+    def examples(self, tiles: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents ``[N, 3, h, w]`` and masks ``[N, H, W]`` of whole tiles, as they are."""
+        places = list(tiles)
+        return self.encode(self.images[places]), self.masks[places].long()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Pixels as they are kept → standardised latents float32."""
+        pixels = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+        with self._processes.accelerator.autocast():
+            latents = self._first_stage.encode(pixels.contiguous(memory_format=torch.channels_last))
+        return latents.float()
