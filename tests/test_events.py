@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -393,3 +394,40 @@ def test_coco_run_lengths_and_event_geometry() -> None:
     )
     (annotation,) = coco_annotations("k", 1, 7, mask_t1, mask_t2, coco_categories(LEGEND), LEGEND)
     assert annotation["bbox"] == [4, 2, 4, 2] and annotation["area"] == 8 and annotation["id"] == 7
+
+
+def test_an_appearance_like_its_donor_seeks_the_same_surroundings() -> None:
+    """Houses beside a road: copies come to lie beside roads, not anywhere in the desert."""
+    mask = np.full((128, 128), LEGEND.index_of("bareland"), np.uint8)
+    mask[20:26] = mask[90:96] = LEGEND.index_of("road")
+    for column in (20, 60, 100):
+        mask[28:36, column : column + 8] = LEGEND.index_of("building")
+    options = EventOptions(kinds=("appearance",), min_area=32, max_share=0.01)
+
+    def roads_around(placement: str) -> list[float]:
+        """Px of road within 24 px of each copy."""
+        found: list[float] = []
+        for seed in range(30):
+            plan = simulate(mask, LEGEND, seed, options=replace(options, placement=placement))
+            assert plan is not None and plan.events[0].to_class == LEGEND.index_of("building")
+            row, column, height, width = plan.events[0].bbox
+            around = mask[max(row - 24, 0) : row + height + 24, max(column - 24, 0) : column + width + 24]
+            found.append(np.count_nonzero(around == LEGEND.index_of("road")) / around.size)
+        return found
+
+    here = mask[4:60, :52]  # around the first house
+    asked = np.count_nonzero(here == LEGEND.index_of("road")) / here.size
+    anywhere, alike = ([abs(share - asked) for share in roads_around(p)] for p in ("anywhere", "like_donor"))
+    assert max(alike) <= 0.04 and np.mean(alike) < np.mean(anywhere) / 1.5
+    with pytest.raises(ConfigError, match=r"events\.placement is 'town'; allowed: anywhere, like_donor"):
+        EventOptions(placement="town")
+
+
+def test_a_bank_of_some_tiles_has_their_shapes_alone() -> None:
+    masks = [scenery(), np.rot90(scenery()).copy(), scenery().T.copy()]
+    options = EventOptions(min_area=16)
+    bank = ShapeBank(find_shapes(masks, options, 0), lambda tile: masks[tile], options.connectivity)
+    part = bank.of_tiles([0, 2])
+    for class_index, references in part.references.items():
+        assert references and {one.tile for one in references} <= {0, 2}
+        assert references == tuple(one for one in bank.references[class_index] if one.tile != 1)

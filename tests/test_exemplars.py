@@ -16,6 +16,7 @@ import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventContext, EventOptions, simulate
 from changeanywhere.events.bank import ShapeBank, find_shapes
@@ -36,6 +37,8 @@ CHANGE = torch.zeros(2, 64, 64, dtype=torch.bool)
 CHANGE[0, 8:24, 8:24] = CHANGE[1, 30:50, 20:44] = True
 CELLS = torch.nn.functional.max_pool2d(CHANGE.float().unsqueeze(1), 4).bool()
 RING = Sampling.exemplar_ring
+TIMESTEPS = [*(int(t) for t in build_sampler("dpmsolver++", MODEL.schedule, 4, torch.device("cpu")).timesteps), 0]
+"""Of four calls, and of none."""
 
 
 def paint(strength: float | torch.Tensor, sampling: Sampling, rows: slice = slice(0, 2)) -> torch.Tensor:
@@ -211,6 +214,16 @@ def test_generate_with_exemplars(source_folder: Path, tiny_model_folder: Path, t
     assert all(r["settings"]["sampling"]["exemplar_strength"] == {"building": 0.2, "default": 0.5} for r in records)
     with_donors = [r for r in records if r["donors"]]
     assert with_donors, "shapes of the bank bring other tiles' pixels"
+    for record in records:
+        appearing = {event["to_class"] for event in record["events"]}
+        assert {how["class"] for how in record["exemplars"]} == appearing
+        for how in record["exemplars"]:
+            assert how["strength"] == (0.2 if how["class"] == "building" else 0.5)
+            assert how["timestep"] in TIMESTEPS and abs(how["timestep"] - 1000 * how["strength"]) == min(
+                abs(time - 1000 * how["strength"]) for time in TIMESTEPS
+            )
+        assert all(donor["split"] == record["split"] for donor in record["donors"])
+        assert all(donor["licence"] == f"licence-{donor['key'][5:]}" for donor in record["donors"])
     for record in with_donors:
         named = [record["source_key"], *(donor["key"] for donor in record["donors"])]
         assert record["licence"] == " AND ".join(dict.fromkeys(f"licence-{key[5:]}" for key in named))
@@ -231,3 +244,57 @@ def test_generate_with_exemplars(source_folder: Path, tiny_model_folder: Path, t
         == 2
     )
     assert "exemplar_strength is 0.5; allowed: with a method that reads it" in capsys.readouterr().err
+
+
+def test_a_ring_is_as_wide_as_asked(tmp_path: Path) -> None:
+    sample = source_with_texture(tmp_path / "source")
+    source = open_source(tmp_path / "source", SourceOptions(tile_size=64))
+    plan = plan_of(sample, "appearance", 3)
+    top, left, tall, wide = plan.events[0].bbox
+    for ring in (0, 3, 9):
+        exemplar, _ = exemplar_of(sample.pixels(), sample, plan, Donors(source, [0]), ring)
+        changed = np.abs(exemplar - sample.pixels()).max(2) > 1e-6
+        around = np.zeros((64, 64), bool)
+        around[max(top - ring, 0) : top + tall + ring, max(left - ring, 0) : left + wide + ring] = True
+        assert not changed[~around].any()
+        assert (changed & ~plan.change_mask).any() == (ring > 0)
+
+
+def test_guidance_in_an_interval_is_guidance_at_its_calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from changeanywhere.diffusion.blended import Calls, paint_latents
+
+    base = Sampling(num_steps=8, guidance_scale=2.0)
+    seen: list[tuple[int, int]] = []
+    predict = Calls._predict
+
+    def watched(self: Calls, x: torch.Tensor, times: torch.Tensor, conditions: list[torch.Tensor]) -> torch.Tensor:
+        seen.append((int(times[0]), len(conditions)))
+        return predict(self, x, times, conditions)
+
+    monkeypatch.setattr(Calls, "_predict", watched)
+
+    def painted(sampling: Sampling) -> torch.Tensor:
+        sampling.check()
+        return paint_latents(MODEL.denoiser, MODEL.schedule, KNOWN, MASKS, CHANGE, [5, 6], sampling)
+
+    everywhere = painted(base)
+    seen.clear()
+    some = painted(replace(base, guidance_interval=[300, 700]))
+    assert {300 <= time <= 700 for time, count in seen if count == 2} == {True}
+    assert {300 <= time <= 700 for time, count in seen if count == 1} == {False}
+    assert torch.equal(painted(replace(base, guidance_interval=[0, 1000])), everywhere)
+    assert not torch.equal(some, everywhere)
+    with pytest.raises(ConfigError, match="guidance_interval is"):
+        Sampling(guidance_scale=2.0, guidance_interval=[700, 300]).check()
+    with pytest.raises(ConfigError, match="guidance_interval is"):
+        Sampling(guidance_interval=[300, 700]).check()
+
+
+def test_what_a_given_setting_switches_off_goes_back_to_its_default() -> None:
+    model = Sampling(guidance_scale=2.0, guidance_interval=[200, 700], exemplar_strength=0.2, exemplar_ring=9)
+    plain = model.changed({"guidance_scale": 1.0, "exemplar_strength": 1.0})
+    plain.check()
+    assert plain.guidance_interval is None and plain.exemplar_ring == RING and not plain.from_exemplars
+    with pytest.raises(ConfigError, match="guidance_interval is"):
+        model.changed({"guidance_scale": 1.0, "guidance_interval": [1, 2]}).check()
+    assert model.changed({"num_steps": 4}).guidance_interval == [200, 700]

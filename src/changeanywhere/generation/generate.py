@@ -77,6 +77,8 @@ def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateR
     store = LocalStore(options.out)
     plan = load_summary(store)
     if plan is not None and is_asked_again(options, store) and is_finished(store, plan):
+        with suppress(OSError):  # a set that may only be read is finished all the same
+            Leases(store).sweep()
         return _report(options.out, plan, 0, 0.0, report_of(store), _noted(store))
     refuse_foreign(store)
     job = job_of(options, store, progress)
