@@ -17,13 +17,21 @@ from changeanywhere.cli import run as command
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
 from changeanywhere.evaluation.distances import Array, against_halves, bootstrap_mean, frechet, kid
 from changeanywhere.evaluation.of_model import real_tiles
-from changeanywhere.evaluation.of_pairs import compare_differences, read_real_pairs, real_first, shortcut
+from changeanywhere.evaluation.of_pairs import (
+    compare_differences,
+    evaluate_pairs,
+    read_real_pairs,
+    real_first,
+    shortcut,
+)
 from changeanywhere.evaluation.probe import probe_accuracy
 from changeanywhere.evaluation.reading import Image as Picture
 from changeanywhere.evaluation.scores import Confusion, ReadInstance, matched_recall, read_instances
+from changeanywhere.legend import load_legend
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training.recipe import DataRecipe, Recipe, RunRecipe, SegmenterRecipe
@@ -308,3 +316,76 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path: Path, capsys: pytest.Cap
     assert "--model needs --source" in capsys.readouterr().err
     assert command(["evaluate", "--out", str(tmp_path), "--pairs", str(tmp_path / "none")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def _set_with_a_border(folder: Path, border: str) -> Path:
+    """Four pairs of 128 px with semantic masks; 28 columns of date 2 show nothing, or their label says 255."""
+    rng = np.random.default_rng(0)
+    legend = load_legend("mini")
+    legend.save(folder / "legend.json")
+    for number in range(4):
+        image = rng.integers(60, 200, (128, 128, 3)).astype(np.uint8)
+        first = np.ones((128, 128), np.uint8)
+        second = first.copy()
+        second[90:120, 4:40] = 2
+        changed = (first != second).astype(np.uint8)
+        later = image.copy()
+        if border != "nothing":
+            later[:, 100:] = 0
+        if border == "label":
+            changed[:, 100:] = 255
+        if border == "alpha":
+            seen = np.full((128, 128), 255, np.uint8)
+            seen[:, 100:] = 0
+            later = np.dstack([later, seen])
+        for name, content in {"A": image, "B": later, "label": changed, "label1": first, "label2": second}.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(folder / name / f"{number}.png")
+    return folder
+
+
+def _read_by_colour(images: Sequence[Picture]) -> np.ndarray:
+    """A judge that takes black for class 3 and all else for class 1."""
+    return np.stack([np.where((image == 0).all(-1), 3, 1) for image in images]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("border", ["label", "alpha"])
+def test_ignored_ground_is_unknown_to_every_figure(border: str, tmp_path: Path) -> None:
+    """A border that is missing at date 2 alone, said by the label or by alpha, moves no figure of a set."""
+
+    def figures(kind: str) -> dict[str, float]:
+        pairs = load_pairs(_set_with_a_border(tmp_path / kind, kind))
+        names = load_legend("mini").names
+        real = tmp_path / "nothing"
+        found = evaluate_pairs(pairs, names, _read_by_colour, _brightness, real, 4, 0)
+        return {figure.name: figure.value for figure in found}
+
+    def _brightness(images: Sequence[Picture]) -> Array:
+        return np.stack([image.astype(float).mean((1, 2)) for image in images])
+
+    whole, holed = figures("nothing"), figures(border)
+    assert holed.keys() == whole.keys() and len(whole) >= 5
+    for name in ("mean IoU, unchanged ground", "accuracy of telling the painted image from the real one"):
+        assert holed[name] == whole[name], name
+    assert holed["colour shift (ΔE)"] == pytest.approx(whole["colour shift (ΔE)"], abs=1e-9)
+    assert holed["gradient correlation"] == pytest.approx(whole["gradient correlation"], abs=1e-6)
+    assert holed["ST-LPIPS"] == pytest.approx(whole["ST-LPIPS"], abs=1e-4)
+
+
+@pytest.mark.parametrize("border", ["label", "alpha"])
+def test_ignored_ground_of_real_pairs_counts_nowhere(border: str, tmp_path: Path) -> None:
+    for first, second, left_out in read_real_pairs(_set_with_a_border(tmp_path, border)):
+        assert left_out[:, 100:].all() and np.array_equal(first[~left_out], second[~left_out])
+
+
+def test_a_border_of_ignored_ground_is_no_seam(photo: np.ndarray) -> None:
+    inside = np.zeros((128, 128), bool)
+    inside[40:90, 40:90] = True
+    ignored = np.zeros((128, 128), bool)
+    ignored[:, 90:] = True
+    black = np.where(ignored[..., None], 0, photo).astype(np.uint8)
+    plain, holed = boundary_contrast(photo, inside, ignored), boundary_contrast(black, inside, ignored)
+    assert plain == holed and plain is not None and 0.8 < plain < 1.25
+    with_seam = boundary_contrast(black, inside)
+    assert with_seam is not None and with_seam > 1.5, "without the ignored ground it would be one"
+    assert boundary_contrast(black, inside, ~inside | ignored) is None

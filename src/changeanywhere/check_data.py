@@ -126,15 +126,18 @@ def describe_pairs(folder: Path, preview: Path | None = None) -> str:
     file = folder / "legend.json"
     legend = Legend.load(file) if file.is_file() else None
     rows = range(0, len(pairs), -(-len(pairs) // MAX_SAMPLES))
-    ratios, compared, first, second = [], 0, BandFigures(), BandFigures()
+    ratios, ignored, compared, first, second = [], [], 0, BandFigures(), BandFigures()
     shares = ClassShares(legend) if legend is not None else None
     for i in rows:
         pair = pairs[i]
         ratios.append(float(pair.change_mask.mean()))
-        first.add(pair.image_t1)
-        second.add(pair.image_t2)
+        known = None if pair.ignored is None else ~pair.ignored
+        ignored.append(0.0 if known is None else float(1 - known.mean()))
+        first.add(pair.image_t1, known)
+        second.add(pair.image_t2, known)
         if pair.mask_t1 is not None and pair.mask_t2 is not None:
-            wrong = int((pair.change_mask != change_mask_of(pair.mask_t1, pair.mask_t2)).sum())
+            differs = pair.change_mask != change_mask_of(pair.mask_t1, pair.mask_t2)
+            wrong = int((differs if known is None else differs & known).sum())
             compared += 1
             if wrong:
                 raise PairsError(f"{folder}: change mask of {pair.key} disagrees with its semantic masks in {wrong} px")
@@ -146,6 +149,7 @@ def describe_pairs(folder: Path, preview: Path | None = None) -> str:
     facts = [
         ("labels", _label_rule(pairs)),
         ("unchanged", f"{percent(sum(not r for r in ratios) / len(ratios))} of the pairs"),
+        ("ignored", f"{percent(sum(ignored) / len(ignored))} of the ground" if any(ignored) else ""),
         ("legend", ", ".join(legend.names) if legend is not None else ""),
         ("passed over", _passed(folder)),
     ]

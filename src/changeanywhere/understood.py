@@ -66,10 +66,14 @@ class BandFigures:
     num_pixels: int = 0
     dtypes: set[str] = field(default_factory=set)
 
-    def add(self, image: npt.NDArray[Any]) -> None:
-        """One more image ``[H, W]`` or ``[H, W, C]``; of other bands than the first, it is not counted."""
+    def add(self, image: npt.NDArray[Any], where: npt.NDArray[np.bool_] | None = None) -> None:
+        """One more image ``[H, W]`` or ``[H, W, C]``, its pixels ``where`` (None: all); of other bands than the first,
+        it is not counted."""
         self.dtypes.add(str(image.dtype))
         flat = image.reshape(image.shape[0] * image.shape[1], -1).astype(np.float64)
+        flat = flat if where is None else flat[where.ravel()]
+        if not len(flat):
+            return
         low, high, total = flat.min(0), flat.max(0), flat.sum(0)
         if self.low is None or self.high is None or self.total is None:
             self.low, self.high, self.total = low, high, total

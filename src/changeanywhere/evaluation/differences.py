@@ -65,16 +65,22 @@ def difference(first: Image, second: Image, change: Where, metric: ShiftTolerant
     return Difference(float(shift), correlation, float(metric(*tensors)) / float(same.mean()))
 
 
-def boundary_contrast(image: Image, inside: Where) -> float | None:
+def boundary_contrast(image: Image, inside: Where, ignored: Where | None = None) -> float | None:
     """Mean gradient of lightness on the border of ``inside`` over that within and around it (4 to 12 px away).
 
-    Above that of real borders of the same kind: a seam. None where the region is too small to have an inside.
+    Above that of real borders of the same kind: a seam. None where the region is too small to have an inside, or has no
+    border but that of ``ignored`` ground, which counts nowhere.
     """
     if not inside.any() or inside.all():
         return None
     within, around = (ndimage.distance_transform_edt(part) for part in (inside, ~inside))
     distance = np.where(inside, within, around)
     border, nearby = distance <= 1.5, (distance >= 4) & (distance <= 12)
+    if ignored is not None and ignored.any():
+        known = ndimage.distance_transform_edt(~ignored) >= 3  # a gradient spans 3 px, a border 1.5 on both sides
+        border, nearby = border & known, nearby & known
+    if not border.any():
+        return None
     if (nearby & inside).sum() < 50 or (nearby & ~inside).sum() < 50:
         return None
     edges = gradient(rgb2lab(image)[..., 0])

@@ -62,11 +62,20 @@ def evaluate_pairs(
 
 
 def _readable(pair: ChangePair) -> ChangePair:
-    """With images uint8 ``[H, W, 3]``, and sure to have semantic masks."""
+    """With images uint8 ``[H, W, 3]``, and sure to have semantic masks; ignored ground is unknown in them."""
     if pair.mask_t1 is None or pair.mask_t2 is None:
         raise PairsError(f"{pair.key}: has no semantic masks (label1/, label2/); they are what is evaluated")
     first, second = rgb8(pair)
-    return replace(pair, image_t1=first, image_t2=second)
+    pair = replace(pair, image_t1=first, image_t2=second)
+    if pair.ignored is None:
+        return pair
+    known = ~pair.ignored
+    return replace(
+        pair,
+        change_mask=pair.change_mask & known,
+        mask_t1=np.where(known, pair.mask_t1, 0).astype(np.uint8),
+        mask_t2=np.where(known, pair.mask_t2, 0).astype(np.uint8),
+    )
 
 
 def real_first(pair: ChangePair) -> ChangePair:
@@ -124,14 +133,14 @@ def _seams(pairs: list[ChangePair]) -> list[Figure]:
     painted, real = [], []
     for pair in pairs:
         assert pair.mask_t1 is not None and pair.mask_t2 is not None
-        value = boundary_contrast(pair.image_t2, pair.change_mask)
+        value = boundary_contrast(pair.image_t2, pair.change_mask, pair.ignored)
         if value is None:
             continue
         painted.append(value)
         for class_index in np.unique(pair.mask_t2[pair.change_mask]):
             region = pair.mask_t1 == class_index
             if region.sum() >= MIN_REAL_AREA:
-                reference = boundary_contrast(pair.image_t1, region)
+                reference = boundary_contrast(pair.image_t1, region, pair.ignored)
                 if reference is not None:
                     real.append(reference)
     if not painted or not real:
@@ -155,7 +164,7 @@ def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int, prog
     metric = ShiftTolerantLPIPS()
     real_images = read_real_pairs(real_pairs)
     measured: tuple[list[Difference], list[Difference]] = ([], [])
-    ours = [(p.image_t1, p.image_t2, p.change_mask) for p in pairs]
+    ours = [(p.image_t1, p.image_t2, p.change_mask if p.ignored is None else p.change_mask | p.ignored) for p in pairs]
     done = 0
     for found, images in zip(measured, (ours, real_images), strict=True):
         for first, second, change in images:
@@ -187,21 +196,25 @@ def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int, prog
 
 
 def read_real_pairs(folder: Path) -> list[tuple[Image, Image, npt.NDArray[np.bool_]]]:
-    """``A/`` and ``B/`` with equal stems, and ``label/`` where there is one; else nothing changed."""
+    """``A/`` and ``B/`` with equal stems, and ``label/`` where there is one; else nothing changed.
+
+    Ground that is ignored counts as changed: what is measured on unchanged ground leaves both out.
+    """
     found, labels = [], folder / "label"
     told = LabelReader(lambda: [file for file in entries_of(labels) if file.suffix.lower() in IMAGE_SUFFIXES])
     for file in entries_of(folder / "A"):
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        first, second = _read(file), _read(_same_stem(folder / "B", file.stem))
+        (first, unseen), (second, unseen_t2) = _read(file), _read(_same_stem(folder / "B", file.stem))
         if first.shape != second.shape:
             raise PairsError(f"{file}: {first.shape[:2]} px, image B has {second.shape[:2]}")
         changed = np.zeros(first.shape[:2], bool)
         if labels.is_dir():
-            changed, _ = told.read(_same_stem(labels, file.stem))
+            changed, ignored = told.read(_same_stem(labels, file.stem))
+            changed = changed if ignored is None else changed | ignored
         if changed.shape != first.shape[:2]:
             raise PairsError(f"{file}: {first.shape[:2]} px, its label has {changed.shape}")
-        found.append((first, second, changed))
+        found.append((first, second, changed | unseen | unseen_t2))
     if not found:
         raise PairsError(f"{folder}: no image pairs; expected A/ and B/ with equal file names")
     return found
@@ -214,12 +227,19 @@ def _same_stem(folder: Path, stem: str) -> Path:
     raise PairsError(f"{folder / stem}: missing")
 
 
-def _read(file: Path) -> Image:
-    """uint8 ``[H, W, 3]``."""
+def _read(file: Path) -> tuple[Image, npt.NDArray[np.bool_]]:
+    """uint8 ``[H, W, 3]``, and where it shows nothing, bool ``[H, W]``."""
     with raising(PairsError):
-        image, _, _ = read_whole(file)
-    pair = ChangePair(file.name, image, image, np.zeros(image.shape[:2], bool))
-    return rgb8(pair)[0]
+        image, valid, _ = read_whole(file)
+    nothing = np.zeros(image.shape[:2], bool)
+    pair = ChangePair(file.name, image, image, nothing)
+    return rgb8(pair)[0], nothing if valid is None else ~valid
+
+
+def _without_ignored(pair: ChangePair, name: str) -> Image:
+    """An image of ``pair``, black where ignored in both: a border of one date alone tells nothing of its pixels."""
+    image: Image = getattr(pair, name)
+    return image if pair.ignored is None else np.where(pair.ignored[..., None], 0, image).astype(np.uint8)
 
 
 def shortcut(pairs: list[ChangePair], as_written: list[ChangePair], features: Extractor, seed: int) -> list[Figure]:
@@ -232,7 +252,7 @@ def shortcut(pairs: list[ChangePair], as_written: list[ChangePair], features: Ex
     note = f"linear probe on {FEATURES}; {len(chosen)} pairs {'without change' if chosen is still else 'of all kinds'}"
 
     def told(some: list[ChangePair]) -> float:
-        first, second = ([getattr(some[i], name) for i in chosen] for name in ("image_t1", "image_t2"))
+        first, second = ([_without_ignored(some[i], name) for i in chosen] for name in ("image_t1", "image_t2"))
         return probe_accuracy(features(first), features(second), scenes, seed)
 
     accuracy = told(pairs)
