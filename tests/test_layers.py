@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors"],
-    ["documents", "text"],
-    ["colours", "flags", "folders", "plain", "progress", "seeds", "stopping", "storage"],
+    ["documents", "folders", "text"],
+    ["colours", "flags", "plain", "progress", "seeds", "stopping", "storage"],
     ["leases"],
     ["legend"],
     ["sample"],

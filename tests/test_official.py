@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -166,10 +167,18 @@ def test_a_name_tells_what_flair_and_its_scenes_are(tmp_path: Path) -> None:
     flair(tmp_path)
     items = open_source(tmp_path, SMALL).items
     assert {(item.key, item.scene, item.licence, item.gsd_m) for item in items} == {
-        ("IMG_000001", "D004_2021_Z1_UN", "etalab-2.0", 0.2),
-        ("IMG_000002", "D004_2021_Z1_UN", "etalab-2.0", 0.2),
-        ("IMG_000003", "D012_2019_Z3_AU", "etalab-2.0", 0.2),
+        ("IMG_000001", "D004_2021", "etalab-2.0", 0.2),
+        ("IMG_000002", "D004_2021", "etalab-2.0", 0.2),
+        ("IMG_000003", "D012_2019", "etalab-2.0", 0.2),
     }
+
+
+@pytest.mark.parametrize("domain", ["D012_2019", "D02A_2019", "D091_2021", "D2B_2020"])
+def test_zones_of_a_domain_of_flair_stay_together(domain: str, tmp_path: Path) -> None:
+    for number, zone in enumerate(("Z1_UN", "Z2_NN", "Z3_AU")):
+        image_at(tmp_path / "flair_aerial_train" / domain / zone / "img" / f"IMG_{number:06d}.tif", bands=5)
+        mask_at(tmp_path / "flair_labels_train" / domain / zone / "msk" / f"MSK_{number:06d}.tif", 19)
+    assert {item.scene for item in open_source(tmp_path, SMALL).items} == {domain}
 
 
 # Pairs
@@ -283,6 +292,43 @@ def test_pairs_of_the_field(name: str, tmp_path: Path, capsys: pytest.CaptureFix
             assert not np.array_equal(pairs[i].image_t1, pairs[i].image_t2) and pairs[i].mask_t1 is None
     assert run(["check", str(tmp_path), "--preview", str(tmp_path / "p.png")]) == 0, capsys.readouterr().err
     assert "change ratio 0.146" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["without pictures", "one city without", "all"])
+def test_the_thirteen_bands_of_oscd_are_named(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The pictures are read by name, the bands passed over by name, and bands alone refused by name."""
+    oscd(tmp_path)
+    (images,) = tmp_path.glob("*Images")
+    for city in ("abudhabi", "beihai", "brasilia", "norcia"):
+        if kind == "without pictures" or (kind, city) == ("one city without", "norcia"):
+            shutil.rmtree(images / city / "pair")
+    code = run(["check", str(tmp_path)])
+    said = "".join(capsys.readouterr())
+    if kind == "without pictures":
+        assert code == 2 and "OSCD's thirteen bands without pair/img1.png and pair/img2.png" in said
+        with pytest.raises(PairsError, match="abudhabi: OSCD's thirteen bands"):
+            load_pairs(tmp_path)
+        return
+    assert code == 0, said
+    if kind == "all":
+        assert "1 cities without labels (norcia), the thirteen bands of 4 cities (imgs_1_rect, imgs_2_rect)" in said
+    else:
+        assert "of 3 cities" in said and "1 cities of bands without pair/img1 and img2 (norcia)" in said
+
+
+@pytest.mark.parametrize(("folder", "missing"), [("B", True), ("label", True), ("B", False), ("label", False)])
+def test_no_file_of_a_set_is_dropped_without_a_word(
+    folder: str, missing: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain_pairs("A", "B", "label")(tmp_path)  # type: ignore[operator]
+    if missing:
+        (tmp_path / "train" / folder / "1.png").unlink()
+        assert run(["check", str(tmp_path)]) == 2
+        assert f"{folder}/1.png: missing" in capsys.readouterr().err
+    else:
+        shutil.copy(tmp_path / "train" / folder / "1.png", tmp_path / "train" / folder / "7.png")
+        assert run(["check", str(tmp_path)]) == 0
+        assert f"1 of {folder}/ without an image in A/ (7)" in capsys.readouterr().out
 
 
 def test_a_download_with_folders_around_it_says_where_the_pairs_are(

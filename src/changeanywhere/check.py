@@ -10,7 +10,7 @@ from typing import Any
 from changeanywhere.check_data import describe_pairs, describe_source
 from changeanywhere.errors import ConfigError, InputError, PairsError, require
 from changeanywhere.generation.plan import load_summary
-from changeanywhere.pairs.layouts import below, trees_of
+from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
 from changeanywhere.pairs.names import FINAL_FILES
 from changeanywhere.preview import check_target
 from changeanywhere.sources import SourceOptions
@@ -78,6 +78,7 @@ def _described(folder: Path, preview: Path | None) -> str | None:
     if inside := below(folder):
         listed = ", ".join(str(tree) for tree in inside[:6])
         raise InputError(f"{folder}: holds datasets of pairs in folders of their own; check one of {listed}")
+    refuse_bands(folder)
     return None
 
 

@@ -19,7 +19,7 @@ from changeanywhere.sources.files import read_info as read_header
 from changeanywhere.sources.layouts import find_layout
 from changeanywhere.sources.legends import legend_of, where_from
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE
-from changeanywhere.sources.problems import SYSTEM, Problems
+from changeanywhere.sources.problems import SYSTEM, Problems, without_place
 from changeanywhere.understood import (
     BandFigures,
     ClassShares,
@@ -78,6 +78,7 @@ def describe_source(
     lines = [f"{folder}: {len(source)} single-date tiles of {chosen.tile_size} px", *aligned(facts)]
     lines += [*shares.lines(), *bands.lines(names)]
     lines += [f"warning: {each}" for each in warnings_of(shares, bands, names, counted[0] != 0)]
+    lines += [f"warning: {said}"] if (said := without_place(source)) else []
     sampling = outside_sampling(info or read_info(find_model("mini")), (item.gsd_m for item in source.items))
     lines += [f"warning: for the model {model or 'mini'}, {sampling}"] if sampling else []
     if preview is not None:
@@ -123,6 +124,7 @@ def _short(crs: str) -> str:
 def describe_pairs(folder: Path, preview: Path | None = None) -> str:
     """Pairs in ``folder``. :class:`PairsError` where labels and semantic masks disagree."""
     pairs = load_pairs(folder)
+    pairs.require_files()
     file = folder / "legend.json"
     legend = Legend.load(file) if file.is_file() else None
     rows = range(0, len(pairs), -(-len(pairs) // MAX_SAMPLES))
@@ -178,4 +180,5 @@ def _passed(folder: Path) -> str:
     for name in names:
         if layout is not None:
             layout.files(folder, name, passed)
-    return f"{len(passed)} {SYSTEM}" if passed else ""
+    hidden = [f"{len(passed)} {SYSTEM}"] if passed else []
+    return ", ".join([*hidden, *(layout.left_out(folder) if layout else ())])

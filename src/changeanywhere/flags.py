@@ -21,6 +21,7 @@ import yaml
 
 from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml
 from changeanywhere.errors import ConfigError
+from changeanywhere.folders import UTF_16, read_text
 
 Options = typing.TypeVar("Options")
 
@@ -41,7 +42,7 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
     arguments = _config_first(arguments)
     _check_yaml(arguments)
     try:
-        values = parser.parse_args(_with_lists(arguments, _lists_of_words(kind)))
+        values = parser.parse_args(_with_lists(_readable_config(arguments), _lists_of_words(kind)))
     except jsonargparse.ArgumentError as error:
         raise ConfigError(_shorten(str(error))) from error
     return _build(kind, values)
@@ -158,6 +159,17 @@ def _build(kind: type[Options], values: Any) -> Options:
         value = values[field.name]
         content[field.name] = _build(hints[field.name], value) if dataclasses.is_dataclass(hints[field.name]) else value
     return kind(**content)
+
+
+def _readable_config(arguments: list[str]) -> list[str]:
+    """A ``--config`` in UTF-16, as Notepad may save it, given by its text: the parser opens files as UTF-8 alone."""
+    if arguments[:1] != ["--config"] and not "".join(arguments[:1]).startswith("--config="):
+        return arguments
+    flag, equals, value = arguments[0].partition("=")
+    file, rest = Path(value if equals else "".join(arguments[1:2])), arguments[1 if equals else 2 :]
+    if not file.is_file() or not _bounded(file).startswith(UTF_16):
+        return arguments
+    return [flag, read_text(file), *rest]
 
 
 def _config_first(arguments: list[str]) -> list[str]:

@@ -70,12 +70,8 @@ def _readable(pair: ChangePair) -> ChangePair:
     if pair.ignored is None:
         return pair
     known = ~pair.ignored
-    return replace(
-        pair,
-        change_mask=pair.change_mask & known,
-        mask_t1=np.where(known, pair.mask_t1, 0).astype(np.uint8),
-        mask_t2=np.where(known, pair.mask_t2, 0).astype(np.uint8),
-    )
+    mask_t1, mask_t2 = (mask * known for mask in (pair.mask_t1, pair.mask_t2) if mask is not None)
+    return replace(pair, change_mask=pair.change_mask & known, mask_t1=mask_t1, mask_t2=mask_t2)
 
 
 def real_first(pair: ChangePair) -> ChangePair:

@@ -41,6 +41,19 @@ class Layout:
         """Name of a pair → its file in one of the folders; hidden and system files go to ``passed``."""
         return {file.name: file for file in _images(entries_of(root / folder, passed))}
 
+    def left_out(self, root: Path) -> list[str]:
+        """What of the set is not read although nothing is hidden about it, a line per reason with its count."""
+        first = set(map(_bare, self.files(root, self.images[0])))
+        found = []
+        for folder in (self.images[1], self.change):
+            more = {_bare(name) for name in self.files(root, folder)} - first
+            if more:
+                found.append(f"{len(more)} of {folder}/ without an image in {self.images[0]}/ ({min(more)})")
+        bare = first - set(map(_bare, self.files(root, self.change)))
+        if bare and type(self) is not Layout:  # there it is an error
+            found.append(f"{len(bare)} of {self.images[0]}/ without a label ({min(bare)})")
+        return found
+
     def split(self, root: Path, split: str) -> list[str]:
         """Names of the pairs of a split. :class:`PairsError` if the set does not say."""
         listing = root / "list" / f"{split}.txt"
@@ -89,6 +102,17 @@ class Oscd(Layout):
                 text = _text_of(top / f"{split}.txt")
                 return [name for name in re.split(r"[,\s]+", text) if name]
         raise PairsError(f"{root}: no {split}.txt beside the cities, so there is no split {split!r}")
+
+    def left_out(self, root: Path) -> list[str]:
+        """Cities without labels, and the thirteen bands, of which the pictures are read instead."""
+        cities, labelled = self.files(root, self.images[0]), self.files(root, self.change)
+        unlabelled = sorted(cities.keys() - labelled)
+        found = [f"{len(unlabelled)} cities without labels ({unlabelled[0]})"] if unlabelled else []
+        banded = [city for city in _cities_of_bands(root) if city.name in cities]
+        if banded:
+            found.append(f"the thirteen bands of {len(banded)} cities (imgs_1_rect, imgs_2_rect); pair/ is read")
+        bare = sorted(city.name for city in _cities_of_bands(root) if city.name not in cities)
+        return found + ([f"{len(bare)} cities of bands without pair/img1 and img2 ({bare[0]})"] if bare else [])
 
     @staticmethod
     def _of_cities(root: Path, *names: str) -> Iterator[tuple[str, Path]]:
@@ -146,6 +170,17 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
+def refuse_bands(root: Path) -> None:
+    """:class:`PairsError` for OSCD's bands alone: which of thirteen are a picture, and how bright, its own ``pair/``
+    says."""
+    cities = _cities_of_bands(root)
+    if cities:
+        raise PairsError(
+            f"{cities[0]}: OSCD's thirteen bands without pair/img1.png and pair/img2.png, the pictures that are read; "
+            "take them from the same download, or save bands 4, 3 and 2 of each date there in 8 bits"
+        )
+
+
 def layout_of(folder: Path) -> Layout | None:
     """What ``folder`` holds: the first of :data:`LAYOUTS` of which every needed folder exists."""
     return next((layout for layout in LAYOUTS if layout.lies_in(folder)), None) if folder.is_dir() else None
@@ -192,6 +227,18 @@ def _images(files: Sequence[Path]) -> Iterator[Path]:
 def _tops(root: Path) -> list[Path]:
     """Folders that hold cities: ``root``, and those of images and labels in it."""
     return [root, *(folder for folder in folders_of(root) if re.search(r"(?i)images|labels", folder.name))]
+
+
+def _cities_of_bands(root: Path) -> list[Path]:
+    """Cities of OSCD that hold Sentinel-2's bands, a file each, for both dates."""
+    cities = (city for top in _tops(root) for city in folders_of(top))
+    return [c for c in cities if any(all((c / f"imgs_{d}{end}").is_dir() for d in (1, 2)) for end in ("_rect", ""))]
+
+
+def _bare(name: str) -> str:
+    """Without the suffix of an image, accents composed."""
+    path = Path(name)
+    return composed(path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name)
 
 
 def _listed(listing: Path) -> list[str]:

@@ -15,7 +15,16 @@ from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.folders import composed
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader
-from changeanywhere.pairs.layouts import IMAGE_SUFFIXES, LAYOUTS, Layout, below, expected, layout_of, split_folders
+from changeanywhere.pairs.layouts import (
+    IMAGE_SUFFIXES,
+    LAYOUTS,
+    Layout,
+    below,
+    expected,
+    layout_of,
+    refuse_bands,
+    split_folders,
+)
 from changeanywhere.rasters.classes import check_mask, read_classes
 from changeanywhere.rasters.facts import Valid, raising
 from changeanywhere.rasters.gate import inspect, read_stored, read_whole, whole
@@ -32,7 +41,8 @@ class Metadata:
         with file.open("rb") as lines:
             for line in lines:
                 try:
-                    self._places[json.loads(line)["key"]] = place
+                    if line.strip():  # editors end a file in an empty line
+                        self._places[json.loads(line)["key"]] = place
                 except (ValueError, KeyError, TypeError) as error:
                     raise PairsError(f"{file}: damaged ({error})") from error
                 place += len(line)
@@ -93,6 +103,12 @@ class PairDataset:
                 ignored = ~seen if ignored is None else ignored | ~seen
                 change_mask = change_mask & seen
         return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record, ignored=ignored)
+
+    def require_files(self) -> None:
+        """:class:`PairsError` naming the first file that is missing, without opening one."""
+        for name in self.names:
+            for folder in (*self._layout.images, self._layout.change):
+                self._file(folder, name)
 
     @property
     def label_rule(self) -> str:
@@ -191,6 +207,7 @@ def _of_split(root: Path, split: str | None) -> PairDataset:
         inside = [str(folder.relative_to(root)) for folder in below(root)]
         if inside:
             raise PairsError(f"{root}: holds datasets in folders of their own; give one of {', '.join(inside[:6])}")
+        refuse_bands(root)
         raise PairsError(f"{root}: no bi-temporal dataset; expected {expected()}; or these in train/, val/ or test/")
     if split is None:
         raise PairsError(f"{root}: has the splits {', '.join(folders)} as folders; say which")

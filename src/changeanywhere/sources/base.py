@@ -25,6 +25,8 @@ class Source(ABC):
     """Why tiles were left out, a line each (``on_error: skip``)."""
     passed: tuple[str, ...] = ()
     """Files that are not read although nothing is wrong with them, a line per reason."""
+    unplaced: tuple[str, ...] = ()
+    """Images that say something of their place and are read as if they said nothing: each with the reason."""
     mapping: LegendMap | None = None
     """How the masks were rewritten into ``legend``, if they were."""
 
@@ -84,6 +86,7 @@ class _MappedSource(Source):
         self._source, self.mapping = source, mapping
         self.root, self.name, self.items = source.root, source.name, source.items
         self.legend, self.skipped, self.passed = mapping.target, source.skipped, source.passed
+        self.unplaced = source.unplaced
 
     def content_hash(self) -> str:
         return self._source.content_hash()

@@ -184,4 +184,6 @@ def match_files(
     ]
     strangers = [masks[stem] for stem in masks if rule.of_mask.core(stem) is None]
     problems.pass_over("files named otherwise than the masks", *strangers)
+    strangers = [images[stem] for stem in images if rule.of_image.core(stem) is None]
+    problems.pass_over("files named otherwise than the images", *strangers)
     return found, rule

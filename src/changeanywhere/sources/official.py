@@ -24,10 +24,10 @@ from changeanywhere.sources.problems import Problems
 
 SHEET = re.compile(r"[MN]-3[34]-\d+-[A-D]-[a-d]-\d-\d(_\d+)?")
 """A map sheet of LandCover.ai, or a tile of it."""
-PLACE = re.compile(r"\d+_\d+_seg\.tif")
-"""A mask of GeoNRW, by its corner in kilometres."""
-DOMAIN = re.compile(r"D\d{3}[A-Z]?_\d{4}")
-"""A domain of FLAIR: a department and a year."""
+PLACE = re.compile(r"\d+_\d+_(seg\.tif|rgb\.(jp2|tif))")
+"""A mask or an image of GeoNRW, by its corner in kilometres."""
+DOMAIN = re.compile(r"D\d[\dAB]{1,2}_\d{4}")
+"""A domain of FLAIR: a department (three signs; 2A and 2B are Corsica's) and a year."""
 
 
 def loveda(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
@@ -39,7 +39,7 @@ def loveda(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     found = []
     others = tuple(other / "images_png" for other in areas) if masks else ()
     for area in areas:
-        places = Places(area / "images_png", masks or area / "masks_png", masks is None, others=others)
+        places = Places(area / "images_png", masks or area / "masks_png", False, masks is not None, others)
         for each in match(places, problems)[0]:
             key = f"{area.parent.name}_{area.name}_{each.name}".lower()
             found.append(replace(each, key=key, split=area.parent.name.lower()))
@@ -98,7 +98,11 @@ def _stem(name: str) -> str:
 
 
 def flair(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
-    """``flair_aerial_train/D004_2021/Z1_UN/img/IMG_N.tif``, ``flair_labels_train/…/msk/MSK_N.tif``; and tests."""
+    """``flair_aerial_train/D004_2021/Z1_UN/img/IMG_N.tif``, ``flair_labels_train/…/msk/MSK_N.tif``; and tests.
+
+    A domain is a scene: its zones lie beside each other and were flown together, and FLAIR's own baselines divide
+    domains into training and validation, never zones.
+    """
     tops = [folder for folder in folders_of(root) if re.fullmatch(r"flair.*_aerial(_.*)?", folder.name, re.IGNORECASE)]
     pairs = [(top, top.with_name(re.sub("(?i)aerial", "labels", top.name))) for top in tops]
     pairs = [(images, labels) for images, labels in pairs if masks or labels.is_dir()]
@@ -110,14 +114,14 @@ def flair(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     for images, labels in pairs:
         image_files = {_patch(stem): (stem, file) for stem, file in stems_below(images, problems).items()}
         mask_files = {_patch(stem): file for stem, file in stems_below(masks or labels, problems).items()}
-        places = Places(images, masks or labels, masks is None, others=others)
+        places = Places(images, masks or labels, False, masks is not None, others)
         matched, _ = match_files(
             {core: file for core, (_, file) in image_files.items()}, mask_files, places, problems, Rule(),
             () if masks is None else mask_files,
         )  # fmt: skip
         for each in matched:
             stem = image_files[each.name][0]
-            scene = "_".join(stem.split("/")[:2])
+            scene = stem.split("/")[0]
             split = _split_of(images) if several else None
             found.append(replace(each, name=stem, key=Path(stem).name, scene=scene, split=split))
     said = "FLAIR: *_aerial_*/DOMAIN/ZONE/img/IMG_N with *_labels_*/DOMAIN/ZONE/msk/MSK_N"
@@ -143,14 +147,16 @@ def landcoverai(root: Path, problems: Problems, masks: Path | None) -> Layout | 
     whole = root / "images"
     tiles = next((folder for folder in (root / "output", root) if _sheets(folder)), None)
     if _sheets(whole) and (masks or (root / "masks").is_dir()):
-        found, _ = match(Places(whole, masks or root / "masks", masks is None), problems)
+        found, _ = match(Places(whole, masks or root / "masks", False, masks is not None), problems)
         said = "LandCover.ai: images/SHEET with masks/SHEET"
     elif tiles is not None:
         files = stems_in(tiles, problems)
         images = {stem: file for stem, file in files.items() if not stem.endswith("_m")}
         of_masks = stems_below(masks, problems) if masks else {s: f for s, f in files.items() if s.endswith("_m")}
         rule = None if masks else Rule(PLAIN, Affix(ending="_m"))
-        found, _ = match_files(images, of_masks, Places(tiles, masks or tiles, masks is None), problems, rule)
+        found, _ = match_files(
+            images, of_masks, Places(tiles, masks or tiles, False, masks is not None), problems, rule
+        )
         said = "LandCover.ai: output/SHEET_N.jpg with output/SHEET_N_m.png"
     else:
         return None
@@ -169,7 +175,7 @@ def _sheets(folder: Path) -> bool:
 def geonrw(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     """``CITY/E_N_rgb.jp2`` with ``CITY/E_N_seg.tif``; heights (``_dem``) are not read; three cities are tests."""
     cities = [folder for folder in folders_of(root) if any(PLACE.fullmatch(file.name) for file in entries_of(folder))]
-    if not cities:
+    if not any(file.stem.endswith("_seg") for city in cities for file in entries_of(city)):
         return None
     found: list[Found] = []
     for city in cities:
@@ -178,7 +184,7 @@ def geonrw(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
         of_masks = stems_below(masks, problems) if masks else {s: f for s, f in files.items() if s.endswith("_seg")}
         problems.pass_over("heights", *(file for stem, file in files.items() if stem.endswith("_dem")))
         rule = None if masks else Rule(Affix(ending="_rgb"), Affix(ending="_seg"))
-        places = Places(city, masks or city, masks is None)
+        places = Places(city, masks or city, False, masks is not None)
         for each in match_files(images, of_masks, places, problems, rule, of_masks if masks else ())[0]:
             split = "test" if city.name.lower() in ("duesseldorf", "herne", "neuss") else "train"
             found.append(replace(each, key=f"{city.name}_{each.name.removesuffix('_rgb')}", split=split))
@@ -199,7 +205,7 @@ def dfc2022(root: Path, problems: Problems, masks: Path | None) -> Layout | None
     others = tuple(city / "BDORTHO" for city in cities) if masks else ()
     rule = None if masks else Rule(PLAIN, Affix(ending="_ua2012"))
     for city in cities:
-        places = Places(city / "BDORTHO", masks or city / "UrbanAtlas", masks is None, others=others)
+        places = Places(city / "BDORTHO", masks or city / "UrbanAtlas", False, masks is not None, others)
         found += match(places, problems, rule)[0]
     said = "DFC2022 (MiniFrance): CITY/BDORTHO/NAME with CITY/UrbanAtlas/NAME_UA2012"
     return make_layout("dfc2022", found, said, "dfc2022", "unknown", 0.5)

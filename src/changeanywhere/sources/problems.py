@@ -13,13 +13,17 @@ SYSTEM = "hidden or system files"
 
 
 class HasPassed(Protocol):
-    """A source, as far as :func:`say_passed_over` looks at it."""
+    """A source, as far as :func:`say_passed_over` and :func:`without_place` look at it."""
 
     root: Path
 
     @property
     def passed(self) -> Sequence[str]:
         """A line per reason."""
+
+    @property
+    def unplaced(self) -> Sequence[str]:
+        """An image and a reason each."""
 
 
 class Problems:
@@ -47,8 +51,18 @@ class Problems:
         return tuple(f"{len(files)} {reason}" for reason, files in self.passed.items() if files)
 
 
+def without_place(source: HasPassed) -> str:
+    """How many images are read as if they had no place although they say something of it; empty for none."""
+    if not source.unplaced:
+        return ""
+    return f"{len(source.unplaced)} images count as without a place on the ground, the first {source.unplaced[0]}"
+
+
 def say_passed_over(source: HasPassed) -> None:
-    """One line on standard error for the files that a source's layout leaves out, such as masks without an image."""
+    """On standard error, a line for the files that a source's layout leaves out, such as masks without an image, and
+    one for images whose place is not understood."""
     lines = [line for line in source.passed if SYSTEM not in line]
     if lines:
         print(f"{source.root}: passed over {', '.join(lines)}", file=sys.stderr)
+    if said := without_place(source):
+        print(f"{source.root}: {said}", file=sys.stderr)

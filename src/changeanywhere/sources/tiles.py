@@ -61,7 +61,7 @@ class TileSource(Source):
         self._stretch = options.stretch or DEFAULT_STRETCH
         self._tile_size = options.tile_size or DEFAULT_TILE_SIZE
         self._max_megapixels = options.max_megapixels
-        pairs = []
+        pairs, unplaced = [], []
         for entry in layout.entries:
             if options.licences is not None and entry.licence not in options.licences:
                 continue
@@ -70,6 +70,8 @@ class TileSource(Source):
             except InputError as error:
                 problems.add(error)
                 continue
+            if info.place_note:
+                unplaced.append(f"{entry.image.name}: {info.place_note}")
             for key, window in _windows(entry, info, self._tile_size):
                 gsd = entry.gsd_m if entry.gsd_m is not None else gsd_of(info, window)
                 item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd, entry.attribution)
@@ -79,6 +81,7 @@ class TileSource(Source):
         if not pairs:
             raise SourceError(f"{root}: no tile under the licences {', '.join(options.licences or ())}")
         pairs.sort(key=lambda pair: pair[0].key)
+        self.unplaced = tuple(unplaced)
         self.items = tuple(item for item, _ in pairs)
         self._tiles = [tile for _, tile in pairs]
         for before, after in zip(self.items, self.items[1:], strict=False):
