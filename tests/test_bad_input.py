@@ -17,6 +17,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import Affine
 
 from changeanywhere.cli import run as command
 from conftest import write_source
@@ -85,12 +86,26 @@ def kinds_of_rasters() -> dict[str, tuple[str, str, bytes]]:
         with rasterio.io.MemoryFile() as memory, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             bands = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+            side = profile.pop("size", 64)
             with memory.open(
-                driver="GTiff", height=64, width=64, count=len(bands), dtype=array.dtype, **profile
+                driver="GTiff", height=side, width=side, count=len(bands), dtype=array.dtype, **profile
             ) as file:
-                file.write(bands)
+                if side == 64:
+                    file.write(bands)
             return bytes(memory.read())
 
+    def placed_and_turned() -> bytes:
+        """An orientation beside a CRS: the tag of a flat file is put into a georeferenced one of the same kind."""
+        content = bytearray(by_gdal(PIXELS, crs="EPSG:32633", transform=Affine(0.5, 0, 4e5, 0, -0.5, 5e6)))
+        (place,) = struct.unpack("<I", content[4:8])
+        (count,) = struct.unpack("<H", content[place : place + 2])
+        for number in range(count):
+            entry = place + 2 + 12 * number
+            if content[entry : entry + 2] == struct.pack("<H", 284):  # planar configuration, of which 1 is the default
+                content[entry : entry + 12] = struct.pack("<HHII", 274, 3, 1, 6)
+        return bytes(content)
+
+    flat = Affine(0.5, 0.5, 4e5, 0.5, 0.5, 5e6)
     vrt = b'<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
     one_hot = np.eye(7, dtype=np.uint8)[MASK % 7]
     return {
@@ -100,6 +115,25 @@ def kinds_of_rasters() -> dict[str, tuple[str, str, bytes]]:
         "image is GIF": ("images", "tif", by_pillow(picture, "GIF")),
         "image is CIELab": ("images", "tif", by_pillow(picture.convert("LAB"), "TIFF")),
         "image of two pages": ("images", "tif", by_pillow(picture, "TIFF", save_all=True, append_images=[picture])),
+        "image is animated": (
+            "images",
+            "png",
+            by_pillow(picture, "PNG", save_all=True, append_images=[masked.convert("RGB")]),
+        ),
+        "image is a pointer of LFS": ("images", "tif", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "image in a ZIP": ("images", "png", b"PK\x03\x04" + bytes(80)),
+        "image on a line": ("images", "tif", by_gdal(PIXELS, crs="EPSG:32633", transform=flat)),
+        "image turned beside a CRS": ("images", "tif", placed_and_turned()),
+        "image of one huge block": (
+            "images",
+            "tif",
+            by_gdal(PIXELS, size=30_000, tiled=True, blockxsize=30_000, blockysize=30_000, SPARSE_OK=True),
+        ),
+        "image is white at 0, signed": (
+            "images",
+            "tif",
+            by_gdal(PIXELS[..., 0].astype(np.int16), photometric="MINISWHITE"),
+        ),
         "image of complex numbers": ("images", "tif", by_gdal(PIXELS.astype(np.complex64))),
         "mask is a VRT": ("masks", "tif", vrt),
         "mask is JPEG under PNG": ("masks", "png", by_pillow(masked, "JPEG")),
@@ -108,8 +142,44 @@ def kinds_of_rasters() -> dict[str, tuple[str, str, bytes]]:
         "mask of lossy WebP": ("masks", "tif", by_gdal(PIXELS, compress="webp", WEBP_LOSSLESS=False)),
         "mask is one-hot": ("masks", "tif", by_gdal(one_hot)),
         "mask is white at 0": ("masks", "tif", by_gdal(MASK, photometric="MINISWHITE")),
+        "mask of two bands": ("masks", "tif", by_gdal(np.dstack([MASK, MASK]))),
+        "mask of deep colours": ("masks", "tif", by_gdal(PIXELS.astype(np.uint16))),
+        "mask of two pages": ("masks", "tif", by_pillow(masked, "TIFF", save_all=True, append_images=[masked])),
+        "mask of JPEG in colours": ("masks", "tif", by_gdal(PIXELS, compress="jpeg", photometric="YCBCR")),
+        "mask of JPEG 2000": ("masks", "png", by_pillow(masked, "JPEG2000")),
+        "mask on a line": ("masks", "tif", by_gdal(MASK, crs="EPSG:32633", transform=flat)),
         "mask in CMYK": ("masks", "tif", by_pillow(Image.fromarray(PIXELS).convert("CMYK"), "TIFF")),
     }
+
+
+FINE_AS_LABELS = {
+    "mask is JPEG under PNG", "mask is JPEG in TIFF", "mask of LERC with loss", "mask of lossy WebP", "mask in CMYK",
+    "mask is white at 0", "mask of deep colours", "mask of JPEG in colours",
+}  # fmt: skip
+"""What a mask cannot be and a change label can: any colour counts, and under loss half of the range decides."""
+
+
+def labels_of_pairs() -> dict[str, tuple[str, str, bytes]]:
+    """What a label of change cannot be."""
+    buffer = io.BytesIO()
+    Image.fromarray(MASK * 5).save(buffer, "JPEG")
+    values = np.resize(np.array([3, 5], np.uint8), (64, 64))
+    return {
+        "label of 0 and 1 under JPEG": ("masks", "jpg", buffer.getvalue()),
+        "label of two strange values": ("masks", "png", encoded(values, "png")),
+        "label of other values than the set's": ("masks", "png", encoded(MASK * 7, "png")),
+        "label of negative numbers": ("masks", "tif", encoded(np.full((64, 64), -3, np.int16), "tif")),
+        "label of another size": ("masks", "png", encoded(np.zeros((32, 64), np.uint8), "png")),
+        "label of many bands": ("masks", "tif", encoded(np.zeros((64, 64, 6), np.uint8), "tif")),
+        **{f"label is {name}": ("masks", "png", content) for name, content in JUNK.items()},
+        **{f"pair is {name}": ("images", "tif", content) for name, content in JUNK.items()},
+        "pair of another size": ("images", "png", encoded(PIXELS[:32], "png")),
+        "pair that is a bomb": ("images", "png", bomb()),
+        "label that is a bomb": ("masks", "png", bomb()),
+    }
+
+
+PAIRS_ALONE = labels_of_pairs()
 
 
 def text(name: str, content: str) -> Spoil:
@@ -302,6 +372,39 @@ def test_on_error_skip_goes_on_and_says_what_it_left_out(
     (line,) = (out / "skipped.txt").read_text().splitlines()
     assert line.startswith(str(source))
     assert len(list((out / "label").iterdir())) == 1
+
+
+PAIR_FOLDERS = {"images": "A", "masks": "label"}
+PAIR_CASES = {name: case for name, case in kinds_of_rasters().items() if name not in FINE_AS_LABELS} | PAIRS_ALONE
+
+
+@pytest.fixture(scope="module")
+def good_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    for name, content in {"A": PIXELS, "B": PIXELS[::-1], "label": MASK * 255 * (np.indices((64, 64))[0] > 40)}.items():
+        (folder / name).mkdir()
+        for number in range(2):
+            Image.fromarray(np.ascontiguousarray(content).astype(np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", PAIR_CASES)
+def test_pairs_are_one_line_and_exit_code_2(
+    name: str, good_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    what, suffix, content = PAIR_CASES[name]
+    pairs = tmp_path / "pairs"
+    shutil.copytree(good_pairs, pairs)
+    old = pairs / PAIR_FOLDERS[what] / "0.png"
+    old.unlink()
+    old.with_suffix(f".{suffix}").write_bytes(content)
+    before = snapshot(tmp_path)
+    assert command(["check", str(pairs)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and message.startswith("changeanywhere: error: ") and len(message) < 700
+    assert f"/{PAIR_FOLDERS[what]}/0.{suffix}" in message or "another size" in name
+    assert "Traceback" not in message
+    assert snapshot(tmp_path) == before
 
 
 def test_nothing_left_is_an_error_even_with_skip(

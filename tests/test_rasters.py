@@ -331,6 +331,15 @@ def test_one_rule_holds_for_a_whole_set(tmp_path: Path) -> None:
         reader.read(tmp_path / "label" / "b.png")
 
 
+@pytest.mark.parametrize("values", [{0, 1, 2, 255}, {0, 7, 255}, {0, 1, 2, 3, 4, 255}, {0, 2, 65535}])
+def test_classes_beside_an_ignored_value_are_refused_not_guessed(values: set[int], tmp_path: Path) -> None:
+    """As labels of damage have them: above half of the range would turn what is ignored into what has changed."""
+    kind = np.uint16 if 65535 in values else np.uint8
+    label = np.resize(np.array(sorted(values), kind), (SIDE, SIDE))
+    with pytest.raises(PairsError, match=r"or some strays beside 0 and (255|65535).*save what has changed as 1"):
+        load_pairs(pairs_of(tmp_path, label))[0]
+
+
 def test_label_values_without_a_rule_are_refused() -> None:
     with pytest.raises(PairsError, match="label values 3, 5; allowed: 0 and 1"):
         rule_of(frozenset({3.0, 5.0}), 255)
@@ -536,6 +545,64 @@ def test_sizes_are_bounded_before_memory_is_taken(suffix: str, tmp_path: Path) -
         open_source(source_of(tmp_path / "s", huge(suffix)), SMALL)
     with pytest.raises(PairsError, match="megapixels at once"):
         load_pairs(pairs_of(tmp_path / "p", FAR, huge(suffix)))[0]
+
+
+def sparse(side: int, bands: int, dtype: str) -> Write:
+    """A tiled TIFF of a few KB that says it is ``side`` px wide and high: no block of it is large."""
+
+    def write(stem: Path) -> Path:
+        file = stem.with_suffix(".tif")
+        more: dict[str, Any] = {
+            "tiled": True,
+            "blockxsize": 512,
+            "blockysize": 512,
+            "SPARSE_OK": True,
+            "BIGTIFF": "YES",
+        }
+        with rasterio.open(
+            file, "w", driver="GTiff", count=bands, height=side, width=side, dtype=dtype, crs=UTM,
+            transform=turned(0), **more,
+        ):  # fmt: skip
+            pass
+        return file
+
+    return write
+
+
+SPARSE = [(60_000, 3, "uint8", "3600"), (40_000, 1, "uint8", "533"), (12_000, 4, "float32", "768")]
+
+
+@pytest.mark.parametrize(("side", "bands", "dtype", "megapixels"), SPARSE)
+@pytest.mark.parametrize("where", ["image", "label"])
+def test_a_file_of_pairs_is_bounded_as_it_is_read_whole(
+    where: str, side: int, bands: int, dtype: str, megapixels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sparse(side, bands, dtype)
+    pairs_of(tmp_path, FAR if where == "image" else file, file if where == "image" else None)
+    assert run(["check", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"as much as {megapixels} megapixels of 8-bit RGB, read whole; allowed: 512)" in said
+    with pytest.raises(PairsError, match="or raise max_megapixels"):
+        load_pairs(tmp_path)[0]
+
+
+def test_the_bound_of_pairs_can_be_lowered_and_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By every command that reads pairs; a tile of 64 px counts as 0.004 megapixels."""
+    folder = pairs_of(tmp_path / "p", FAR, tif(RGB))
+    for bound, code in (("0.001", 2), ("5000", 0)):
+        assert run(["check", str(folder), "--max-megapixels", bound]) == code
+        assert (f"allowed: {bound}" in capsys.readouterr().err) == (code == 2)
+    training = ["train", "detector", "--detector.pairs", str(folder), "--detector.name", "fc_siam_diff"]
+    training += ["--detector.train-split", "null", "--detector.val-split", "null", "--detector.crop-size", "64"]
+    training += ["--detector.max-megapixels", "0.001", "--detector.num-steps", "1", "--run.num-workers", "0"]
+    assert run([*training, "--out", str(tmp_path / "run")]) == 2
+    assert "allowed: 0.001" in capsys.readouterr().err
+    LEGEND.save(folder / "legend.json")
+    for name in ("label1", "label2"):
+        write_png(folder / name / "a.png", np.where(CHANGED, 1 + (name == "label2"), 1))
+    judged = ["evaluate", "--pairs", str(folder), "--out", str(tmp_path / "e"), "--max-megapixels", "0.001"]
+    assert run(judged) == 2
+    assert "allowed: 0.001" in capsys.readouterr().err
 
 
 def test_the_bound_can_be_lowered_and_raised(tmp_path: Path) -> None:

@@ -44,12 +44,14 @@ def check_path(path: str | Path, options: SourceOptions | None = None) -> str:
     asked = options if isinstance(options, CheckOptions) else CheckOptions(path=folder)
     if asked.preview is not None:
         check_target(asked.preview)
-    described = _described(folder, asked.preview)
+    described = _described(folder, asked)
     if described is None:
         of_source = options.of_source() if options else SourceOptions()
         return describe_source(folder, of_source, asked.preview, asked.model, asked.legend_map)
     given = options.of_source() if options else SourceOptions()
     for each in fields(SourceOptions):
+        if each.name == "max_megapixels" and " bi-temporal pairs, " in described:
+            continue
         value = getattr(given, each.name)
         require(value == each.default, each.name, value, f"for single-date tiles, which {folder} does not hold")
     for name in ("model", "legend_map"):
@@ -60,7 +62,7 @@ def check_path(path: str | Path, options: SourceOptions | None = None) -> str:
     return described
 
 
-def _described(folder: Path, preview: Path | None) -> str | None:
+def _described(folder: Path, asked: CheckOptions) -> str | None:
     """What a folder is that is no source."""
     if (folder / "model.json").is_file():
         return _model(folder)
@@ -70,11 +72,13 @@ def _described(folder: Path, preview: Path | None) -> str | None:
     if (folder / "cells").is_dir():
         return _benchmark(folder)
     if (folder / "plan").is_dir() or (folder / "shards").is_dir():
-        return _generated(folder, preview)
+        return _generated(folder, asked)
     if (folder / "training").is_dir():
         return _training(folder)
     if trees := trees_of(folder):
-        return "\n".join(describe_pairs(tree, preview if tree == trees[0] else None) for tree in trees)
+        pictures = [asked.preview if tree == trees[0] else None for tree in trees]
+        described = zip(trees, pictures, strict=True)
+        return "\n".join(describe_pairs(tree, picture, asked.max_megapixels) for tree, picture in described)
     if inside := below(folder):
         listed = ", ".join(str(tree) for tree in inside[:6])
         raise InputError(f"{folder}: holds datasets of pairs in folders of their own; check one of {listed}")
@@ -96,7 +100,7 @@ def _model(folder: Path) -> str:
     )
 
 
-def _generated(folder: Path, preview: Path | None) -> str:
+def _generated(folder: Path, asked: CheckOptions) -> str:
     num_shards = _planned_shards(folder)
     if (folder / "events.jsonl").is_file():
         return f"{folder}: masks of change events (simulate), without images"
@@ -124,7 +128,7 @@ def _generated(folder: Path, preview: Path | None) -> str:
         if not (folder / name).is_file():
             raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
     return f"{folder}: a generated dataset; every image and mask is as it was written\n" + describe_pairs(
-        folder, preview
+        folder, asked.preview, asked.max_megapixels
     )
 
 

@@ -121,9 +121,9 @@ def _short(crs: str) -> str:
     return crs if len(crs) <= 40 else f"{crs[:37]}…"
 
 
-def describe_pairs(folder: Path, preview: Path | None = None) -> str:
+def describe_pairs(folder: Path, preview: Path | None = None, max_megapixels: float | None = None) -> str:
     """Pairs in ``folder``. :class:`PairsError` where labels and semantic masks disagree."""
-    pairs = load_pairs(folder)
+    pairs = load_pairs(folder, max_megapixels=max_megapixels)
     pairs.require_files()
     file = folder / "legend.json"
     legend = Legend.load(file) if file.is_file() else None

@@ -75,6 +75,8 @@ class BenchmarkOptions:
         names = ("pairs", "train_split", "val_split", "val_share", "test_split", "scratch_learning_rates")
         common = {name: getattr(self, name) for name in (*names, "scratch_rate_at")}
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
+        for stage in stages.values():
+            del stage["max_megapixels"]  # what may be read changes no figure
         arms = {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}
         precision = self.run.mixed_precision
         return common | stages | {"lists": self.lists and str(self.lists), "precision": precision, "arms": arms}

@@ -66,7 +66,7 @@ class Benchmark:
         self.options, self.progress, self.stop = options, progress, stop
         self.device = default_device()
         self.train, self.val = self._training_splits()
-        self.test = load_pairs(options.pairs, options.test_split)
+        self.test = load_pairs(options.pairs, options.test_split, options.finetune.max_megapixels)
         self.sets = {arm: select_pairs(self._pretraining(arm), split=None) for arm in options.pretraining}
         self._rates: dict[tuple[str, int], float] = {}
         for share in (s for s in options.shares if s and options.lists):
@@ -94,9 +94,9 @@ class Benchmark:
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
         """Training and validation pairs; the latter are drawn from the former if the dataset defines none."""
         options = self.options
-        train = load_pairs(options.pairs, options.train_split)
+        train = load_pairs(options.pairs, options.train_split, options.finetune.max_megapixels)
         if not options.val_share:
-            return train, load_pairs(options.pairs, options.val_split)
+            return train, load_pairs(options.pairs, options.val_split, options.finetune.max_megapixels)
         held = max(1, round(len(train) * options.val_share / 100))
         order = stream("benchmark.held_out", HELD_OUT_SEED).permutation(
             len(train)

@@ -84,7 +84,7 @@ def _tiles(options: EvaluateOptions, pipe: ChangePairPipeline, progress: Progres
 
 
 def _of_pairs(options: EvaluateOptions, folder: Path, features: Extractor, progress: Progress) -> list[Figure]:
-    dataset = load_pairs(folder)
+    dataset = load_pairs(folder, max_megapixels=options.max_megapixels)
     if not (folder / "legend.json").is_file():
         raise PairsError(f"{folder}: has no legend.json and no semantic masks; only generated sets can be evaluated")
     legend = Legend.load(folder / "legend.json")

@@ -56,7 +56,7 @@ def evaluate_pairs(
         figures += _mask_fidelity(pairs, names, judge, seed)
     figures += _seams(pairs)
     if real_pairs is not None:
-        figures += _unchanged_ground(pairs, real_pairs, seed, progress)
+        figures += _unchanged_ground(pairs, real_pairs, dataset.max_megapixels, seed, progress)
     figures += shortcut(pairs, as_written, features, seed)
     return figures
 
@@ -156,9 +156,11 @@ def compare_differences(ours: list[Difference], real: list[Difference], seed: in
     return found
 
 
-def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int, progress: Progress) -> list[Figure]:
+def _unchanged_ground(
+    pairs: list[ChangePair], real_pairs: Path, max_megapixels: float | None, seed: int, progress: Progress
+) -> list[Figure]:
     metric = ShiftTolerantLPIPS()
-    real_images = read_real_pairs(real_pairs)
+    real_images = read_real_pairs(real_pairs, max_megapixels)
     measured: tuple[list[Difference], list[Difference]] = ([], [])
     ours = [(p.image_t1, p.image_t2, p.change_mask if p.ignored is None else p.change_mask | p.ignored) for p in pairs]
     done = 0
@@ -191,17 +193,24 @@ def _unchanged_ground(pairs: list[ChangePair], real_pairs: Path, seed: int, prog
     return figures
 
 
-def read_real_pairs(folder: Path) -> list[tuple[Image, Image, npt.NDArray[np.bool_]]]:
+def read_real_pairs(
+    folder: Path, max_megapixels: float | None = None
+) -> list[tuple[Image, Image, npt.NDArray[np.bool_]]]:
     """``A/`` and ``B/`` with equal stems, and ``label/`` where there is one; else nothing changed.
 
     Ground that is ignored counts as changed: what is measured on unchanged ground leaves both out.
     """
     found, labels = [], folder / "label"
-    told = LabelReader(lambda: [file for file in entries_of(labels) if file.suffix.lower() in IMAGE_SUFFIXES])
+    told = LabelReader(
+        lambda: [file for file in entries_of(labels) if file.suffix.lower() in IMAGE_SUFFIXES],
+        max_megapixels=max_megapixels,
+    )
     for file in entries_of(folder / "A"):
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        (first, unseen), (second, unseen_t2) = _read(file), _read(_same_stem(folder / "B", file.stem))
+        (first, unseen), (second, unseen_t2) = (
+            _read(each, max_megapixels) for each in (file, _same_stem(folder / "B", file.stem))
+        )
         if first.shape != second.shape:
             raise PairsError(f"{file}: {first.shape[:2]} px, image B has {second.shape[:2]}")
         changed = np.zeros(first.shape[:2], bool)
@@ -223,10 +232,10 @@ def _same_stem(folder: Path, stem: str) -> Path:
     raise PairsError(f"{folder / stem}: missing")
 
 
-def _read(file: Path) -> tuple[Image, npt.NDArray[np.bool_]]:
+def _read(file: Path, max_megapixels: float | None) -> tuple[Image, npt.NDArray[np.bool_]]:
     """uint8 ``[H, W, 3]``, and where it shows nothing, bool ``[H, W]``."""
     with raising(PairsError):
-        image, valid, _ = read_whole(file)
+        image, valid, _ = read_whole(file, max_megapixels)
     nothing = np.zeros(image.shape[:2], bool)
     pair = ChangePair(file.name, image, image, nothing)
     return rgb8(pair)[0], nothing if valid is None else ~valid

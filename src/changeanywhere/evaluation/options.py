@@ -50,7 +50,7 @@ class EvaluateOptions(SourceOptions):
         for name, least in (("num_images", 4), ("max_pairs", 1), ("batch_size", 1)):
             require(getattr(self, name) >= least, name, getattr(self, name), f"{least} and more")
         require(self.num_steps is None or self.num_steps >= 1, "num_steps", self.num_steps, "1 and more")
-        of_source = [field.name for field in fields(SourceOptions)]
+        of_source = [field.name for field in fields(SourceOptions) if field.name != "max_megapixels"]  # of pairs too
         if self.model is None:
             self._refuse("model", *of_source, "source", "legend_map", "num_images", "num_steps")
         if self.pairs is None:

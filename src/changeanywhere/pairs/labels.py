@@ -27,7 +27,7 @@ UNCHANGED_COLOUR = 255
 NEARER_TO_WHITE = 192
 """Under loss: between white and the half-bright channel that every colour of SECOND has."""
 DARK = 32
-"""JPEG of 0 and 1: all of it is darker."""
+"""JPEG of 0 and 1: all of it is darker. Beside 0 and 255 alone, values up to this come from no resampling."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,17 @@ def rule_of(seen: frozenset[float], largest: float) -> LabelRule:
     if 0 in seen and len(seen) == 2:
         value = max(seen)
         return LabelRule(f"0 is unchanged, {value:g} is changed", changed=value)
+    shown = ", ".join(f"{value:g}" for value in sorted(seen)[:6])
+    if ignored and 0 in rest and 1 < max(rest) <= DARK:
+        raise PairsError(
+            f"label values {shown}: classes of change with {ignored[0]:g} as ignore, or some strays beside 0 and "
+            f"{ignored[0]:g}? save what has changed as 1, the rest as 0, and 255 where neither is known"
+        )
     if ignored and max(ignored) == max(seen) <= largest and min(seen) >= 0:
         half = max(ignored) // 2
         return LabelRule(f"above {half:g} is changed ({len(seen)} values: labels that were resampled)", above=half)
     if 0 in seen and min(seen) >= 0 and all(value == int(value) for value in seen):
         return LabelRule(f"0 is unchanged, all other values ({len(seen) - 1} classes of change) are changed")
-    shown = ", ".join(f"{value:g}" for value in sorted(seen)[:6])
     raise PairsError(
         f"label values {shown}; allowed: 0 and 1, 0 and 255, 0 and another, 1 and 2, each with 255 as ignore, or all "
         "values from 0 to 255 (half of the range)"
@@ -95,6 +100,8 @@ class LabelReader:
     """SECOND: unchanged ground is white, and colours name the classes of what has changed."""
     rule: LabelRule | None = None
     """None: not told yet."""
+    max_megapixels: float | None = None
+    """Bound of :func:`.gate.read_whole`."""
     _seen: frozenset[float] = field(default_factory=frozenset)
     _kinds: frozenset[str] = field(default_factory=frozenset)
 
@@ -156,24 +163,27 @@ class LabelReader:
             return self.rule
         seen: frozenset[float] = frozenset()
         kinds, largest, last = set(), 255.0, None
+        strange: Path | None = None
         for file in self.files():
             values, kind, valid, facts = self._values(file)
             kinds.add(kind)
             if kind == "values" or (kind == "colours" and not self.colours):
                 values = values.max(axis=-1) if values.ndim == 3 else values
-                seen |= _unique(values if valid is None else values[valid])
+                found = _unique(values if valid is None else values[valid])
                 largest, last = _largest(facts), file
+                seen |= found
+                strange = strange or (None if _fits(found, largest) else file)
         try:
             self.rule = rule_of(seen, largest)
         except PairsError as error:
-            raise PairsError(f"{last}: {error}") from error
+            raise PairsError(f"{strange or last}: {error}") from error
         self._seen, self._kinds = seen, frozenset(kinds)
         return self.rule
 
     def _values(self, file: Path) -> tuple[npt.NDArray[Any], str, Valid | None, Facts]:
         """Values ``[H, W]`` or, where colours differ, ``[H, W, 3]``; "values", "colours" or "lossy"; where valid."""
         with raising(PairsError):
-            values, valid, facts = read_whole(file)
+            values, valid, facts = read_whole(file, self.max_megapixels)
         if values.ndim == 3:
             if values.shape[2] != 3:
                 raise PairsError(f"{file}: label has {values.shape[2]} bands; allowed: one, or red, green, blue")
@@ -183,6 +193,15 @@ class LabelReader:
             values = values // values.dtype.type(facts.scale)  # 1, 2 and 4 bits: as stored
         lossy = facts.lossy and not (self.colours and values.ndim == 3)
         return values, "lossy" if lossy else "colours" if values.ndim == 3 else "values", valid, facts
+
+
+def _fits(seen: frozenset[float], largest: float) -> bool:
+    """Whether the values of one label follow a rule by themselves."""
+    try:
+        rule_of(seen, largest)
+    except PairsError:
+        return False
+    return True
 
 
 def _without(changed: Valid, ignored: Valid | None) -> tuple[Valid, Valid | None]:

@@ -27,7 +27,7 @@ from changeanywhere.pairs.layouts import (
 )
 from changeanywhere.rasters.classes import check_mask, read_classes
 from changeanywhere.rasters.facts import Valid, raising
-from changeanywhere.rasters.gate import inspect, read_stored, read_whole, whole
+from changeanywhere.rasters.gate import inspect_whole, read_stored, read_whole, whole
 from changeanywhere.sample import ChangePair
 
 
@@ -67,14 +67,19 @@ class PairDataset:
         metadata: Metadata | None = None,
         layout: Layout = LAYOUTS[0],
         counted: Sequence[int] = (),
+        max_megapixels: float | None = None,
     ) -> None:
         self.folder = folder
         self.names = tuple(names)
+        self.max_megapixels = max_megapixels
+        """Largest image that is read; None: the default of the readers."""
         self._metadata, self._layout, self._counted = metadata, layout, tuple(counted)
         self._files: dict[str, dict[str, Path]] = {}
         file = folder / "legend.json"
         self._legend = Legend.load(file) if layout.masks and file.is_file() else None
-        self._labels = LabelReader(self._some_labels, layout.names_classes, None if metadata is None else OWN)
+        self._labels = LabelReader(
+            self._some_labels, layout.names_classes, None if metadata is None else OWN, max_megapixels
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,10 +87,16 @@ class PairDataset:
     def __getitem__(self, index: int) -> ChangePair:
         name = self.names[index]
         layout = self._layout
-        (first, valid), (second, valid_t2) = (_read(self._file(folder, name)) for folder in layout.images)
+        (first, valid), (second, valid_t2) = (
+            _read(self._file(folder, name), self.max_megapixels) for folder in layout.images
+        )
         change_mask, ignored = self._labels.read(self._file(layout.change, name))
         files = {folder: self._find(folder, name) for folder in layout.masks}
-        masks = {folder: _read_mask(file, self._legend) for folder, file in files.items() if file is not None}
+        masks = {
+            folder: _read_mask(file, self._legend, self.max_megapixels)
+            for folder, file in files.items()
+            if file is not None
+        }
         for what, array in {layout.images[1]: second, layout.change: change_mask, **masks}.items():
             if array.shape[:2] != first.shape[:2]:
                 raise PairsError(
@@ -121,10 +132,11 @@ class PairDataset:
 
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
-        return self._like(PairDataset(self.folder, names, self._metadata, self._layout, self._counted))
+        return self._like(names, self._counted)
 
-    def _like(self, other: PairDataset) -> PairDataset:
-        """``other`` under the rule of these labels: a few pairs of a set may not tell it."""
+    def _like(self, names: Sequence[str], counted: Sequence[int]) -> PairDataset:
+        """Others of this set, under the rule of its labels: a few pairs may not tell it."""
+        other = PairDataset(self.folder, names, self._metadata, self._layout, counted, self.max_megapixels)
         other._labels = self._labels
         return other
 
@@ -139,7 +151,7 @@ class PairDataset:
             raise PairsError(f"{file}: missing; without a legend, changes of {', '.join(classes)} cannot be told")
         legend = Legend.load(file)
         counted = [legend.index_of(name) for name in classes]
-        return self._like(PairDataset(self.folder, self.names, self._metadata, self._layout, counted))
+        return self._like(self.names, counted)
 
     def content_hash(self) -> str:
         """Of names in their order, labels and masks by their bytes, images by their size, and what counts as changed:
@@ -167,18 +179,19 @@ class PairDataset:
         return file
 
 
-def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
+def load_pairs(folder: str | Path, split: str | None = None, max_megapixels: float | None = None) -> PairDataset:
     """Open ``folder``: one of :data:`.layouts.LAYOUTS` with optional ``list/SPLIT.txt``, or such layouts in ``SPLIT/``.
 
     ``split``: "train", "val", "test", or None for everything. A split that is asked for and not defined raises
-    :class:`PairsError`; it is never silently the whole set.
+    :class:`PairsError`; it is never silently the whole set. ``max_megapixels``: largest image that is read, by what its
+    header says, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178.
     """
     root = Path(folder)
     if not root.is_dir():
         raise PairsError(f"{root}: no such folder")
     layout = layout_of(root)
     if layout is None:
-        return _of_split(root, split)
+        return _of_split(root, split, max_megapixels)
     images = root / layout.images[0]
     first = layout.files(root, layout.images[0])
     # Cities and sheets whose labels are not published are left out; of folders with equal names each must be whole.
@@ -197,10 +210,10 @@ def load_pairs(folder: str | Path, split: str | None = None) -> PairDataset:
     if not present:
         raise PairsError(f"{root}: {layout.images[0]}/ is empty")
     file = root / "metadata.jsonl"
-    return PairDataset(root, present, Metadata(file) if file.is_file() else None, layout)
+    return PairDataset(root, present, Metadata(file) if file.is_file() else None, layout, (), max_megapixels)
 
 
-def _of_split(root: Path, split: str | None) -> PairDataset:
+def _of_split(root: Path, split: str | None, max_megapixels: float | None) -> PairDataset:
     """Of ``root`` without images of its own: the layout of one split."""
     folders = split_folders(root)
     if not folders:
@@ -213,7 +226,7 @@ def _of_split(root: Path, split: str | None) -> PairDataset:
         raise PairsError(f"{root}: has the splits {', '.join(folders)} as folders; say which")
     if split not in folders:
         raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(folders)}")
-    return load_pairs(folders[split])
+    return load_pairs(folders[split], None, max_megapixels)
 
 
 def stem_of(name: str) -> str:
@@ -232,17 +245,17 @@ def by_name(files: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path) -> tuple[npt.NDArray[Any], Valid | None]:
+def _read(path: Path, max_megapixels: float | None) -> tuple[npt.NDArray[Any], Valid | None]:
     """Image ``[H, W]`` or ``[H, W, C]``, and where it is valid, bool ``[H, W]`` (None: everywhere)."""
     with raising(PairsError):
-        image, valid, _ = read_whole(path)
+        image, valid, _ = read_whole(path, max_megapixels)
     return image, valid
 
 
-def _read_mask(path: Path, legend: Legend | None) -> Mask:
+def _read_mask(path: Path, legend: Legend | None, max_megapixels: float | None) -> Mask:
     """Semantic mask uint8 ``[H, W]``, in ``legend`` where the set has one; else indices as they are stored."""
     with raising(PairsError):
-        facts = inspect(path)
+        facts = inspect_whole(path, max_megapixels)
         if legend is not None:
             return read_classes(path, facts, whole(facts), legend)
         check_mask(path, facts)

@@ -16,6 +16,8 @@ from changeanywhere.errors import InputError, RasterError
 
 MAX_MEGAPIXELS = 178
 """Of what must be held in memory at once: a PNG or JPEG, a block of a TIFF. About what Pillow takes for an attack."""
+MAX_WHOLE_MEGAPIXELS = 512
+"""Of an image of a pair, which is read whole: three bands of 8 bits (WHU-CD has 499), or as many bytes of others."""
 ALLOWED = "PNG, JPEG and TIFF"
 JPEG_2000 = b"\0\0\0\x0cjP  "
 """Begins images that say so by their name, .jp2 (GeoNRW); whether they lost anything cannot be told."""
@@ -179,6 +181,18 @@ def check_size(path: Path, what: str, pixels: int, max_megapixels: float | None)
         raise RasterError(
             f"{path}: not a readable image ({what} {pixels / 1e6:.0f} megapixels at once; allowed: {bound:g}); save it "
             "as a tiled GeoTIFF, or raise max_megapixels"
+        )
+
+
+def check_whole(path: Path, facts: Facts, max_megapixels: float | None) -> None:
+    """:class:`RasterError` if a header claims more than a file that is read whole may hold."""
+    size = facts.height * facts.width * facts.count * np.dtype(facts.dtype).itemsize / 3
+    bound = MAX_WHOLE_MEGAPIXELS if max_megapixels is None else max_megapixels
+    if size > bound * 1e6:
+        raise RasterError(
+            f"{path}: not a readable image ({facts.width}x{facts.height} px of {facts.count} bands are as much as "
+            f"{size / 1e6:.0f} megapixels of 8-bit RGB, read whole; allowed: {bound:g}); cut it into tiles, or raise "
+            "max_megapixels"
         )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from changeanywhere.errors import RasterError
 from changeanywhere.rasters import flat, tiff
-from changeanywhere.rasters.facts import Facts, Palette, Valid, Values, Window, container_of, stamp_of
+from changeanywhere.rasters.facts import Facts, Palette, Valid, Values, Window, check_whole, container_of, stamp_of
 from changeanywhere.sample import Image, Normalisation
 
 STRETCH_SIDE = 1024  # px: the percentiles of larger images are taken from a reduced read
@@ -22,6 +22,13 @@ def inspect(path: Path, max_megapixels: float | None = None) -> Facts:
     ``max_megapixels``: of what has to be held in memory at once; None: :data:`.facts.MAX_MEGAPIXELS`.
     """
     return _inspected(path, max_megapixels, stamp_of(path))
+
+
+def inspect_whole(path: Path, max_megapixels: float | None = None) -> Facts:
+    """:func:`inspect` of a file that will be read whole, as those of pairs are."""
+    facts = inspect(path, max_megapixels)
+    check_whole(path, facts, max_megapixels)
+    return facts
 
 
 @lru_cache(maxsize=256)
@@ -69,7 +76,7 @@ def whole(facts: Facts) -> Window:
 
 def read_whole(path: Path, max_megapixels: float | None = None) -> tuple[Image, Valid | None, Facts]:
     """All bands of a file but a mask among them, ``[H, W]`` of one band, else ``[H, W, C]``; where they are valid."""
-    facts = inspect(path, max_megapixels)
+    facts = inspect_whole(path, max_megapixels)
     bands = tuple(number for number in range(1, facts.count + 1) if number != alpha_of(path, facts))
     if not bands:
         raise RasterError(f"{path}: one band, tagged as alpha; allowed: a band that shows something")

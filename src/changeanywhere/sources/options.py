@@ -34,7 +34,8 @@ class SourceOptions:
     licences: tuple[str, ...] | None = None
     """Only tiles under these licences (as provenance.csv names them); default: all."""
     max_megapixels: float | None = None
-    """Largest PNG or JPEG, or block of a TIFF, in millions of px, that is taken into memory; default: 178."""
+    """Largest PNG or JPEG, or block of a TIFF, in millions of px, that is taken into memory; default: 178. Files
+    of pairs are read whole: there of any TIFF, whose default is 512."""
     on_error: str = "stop"
     """At a tile that cannot be read: ``stop`` (one line, exit code 2), or ``skip``: read every tile first, leave out
     the bad ones and list them in OUT/skipped.txt."""

@@ -169,6 +169,8 @@ def _check_detector(recipe: Sections) -> None:
     require(0 <= de.rotate_degrees <= 180, "detector.rotate_degrees", de.rotate_degrees, "0 to 180")
     require(de.weight_decay >= 0, "detector.weight_decay", de.weight_decay, "0 and more")
     require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")
+    allowed = de.max_megapixels is None or 0 < de.max_megapixels < 1e6
+    require(allowed, "detector.max_megapixels", de.max_megapixels, "above 0, below 1e6")
 
 
 _CHECKS: dict[str, Callable[[Sections], None]] = {

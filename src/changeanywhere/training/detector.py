@@ -59,7 +59,7 @@ def train_detector(
 
 def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None = None) -> PairDataset:
     """A split of ``recipe.pairs``, or the part of it that the file ``listing`` names."""
-    pairs = load_pairs(recipe.pairs, split)
+    pairs = load_pairs(recipe.pairs, split, recipe.max_megapixels)
     if recipe.change_classes:
         pairs = pairs.counting(recipe.change_classes)
     if listing is None:

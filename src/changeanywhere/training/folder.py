@@ -97,6 +97,7 @@ class TrainingFolder:
         for key in ADJUSTABLE:
             del frozen["run"][key]
         del frozen[stage]["num_steps"]
+        frozen[stage].pop("max_megapixels", None)
         file = self.path / "recipe.json"
         if not file.exists() or not (self.path / "checkpoint.pt").exists():  # nothing depends on it yet
             atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())

@@ -186,6 +186,8 @@ class DetectorRecipe:
     in LEVIR-CD, which labels buildings alone; null = every change."""
     val_split: str | None = "val"
     """Split that selects the best weights; null = no selection. Never give the test set."""
+    max_megapixels: float | None = None
+    """Largest image of a pair that is read, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178."""
     backbone_weights: str | None = None
     """File of ImageNet weights of the backbone; default: random weights."""
     crop_size: int = 256
