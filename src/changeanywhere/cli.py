@@ -197,7 +197,8 @@ def _evaluate(arguments: list[str]) -> None:
         if figure.section != section:
             section = figure.section
             print(section)
-        print(f"  {one_line(figure.name)}: {one_line(figure.in_words())}")
+        name = f"{figure.name}, {figure.of}" if figure.of else figure.name
+        print(f"  {one_line(name)}: {one_line(figure.in_words())}")
     _print_skipped(evaluation.skipped, options.out)
     print(f"report: {options.out / 'evaluation.html'}")
 

@@ -28,6 +28,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "evaluation.share": (2,),  # resampling of a share
     "evaluation.masks": (3,),  # which masks are painted
     "evaluation.probe": (4,),  # folds of the probe
+    "evaluation.objects": (5,),  # which objects are looked at, and which real ones beside them
     "benchmark.held_out": (),  # pairs held out for validation, the same for every seed of a protocol
     "benchmark.subset": (31,),  # which pairs are the labelled share
 }

@@ -65,23 +65,29 @@ def difference(first: Image, second: Image, change: Where, metric: ShiftTolerant
     return Difference(float(shift), correlation, float(metric(*tensors)) / float(same.mean()))
 
 
-def boundary_contrast(image: Image, inside: Where, ignored: Where | None = None) -> float | None:
-    """Mean gradient of lightness on the border of ``inside`` over that within and around it (4 to 12 px away).
+def boundary_contrast(
+    image: Image,
+    inside: Where,
+    ignored: Where | None = None,
+    away: tuple[float, float] = (4, 12),
+    least: int = 50,
+) -> float | None:
+    """Mean gradient of lightness on the border of ``inside`` over that within and around it (``away``: from, to px).
 
-    Above that of real borders of the same kind: a seam. None where the region is too small to have an inside, or has no
-    border but that of ``ignored`` ground, which counts nowhere.
+    Above that of real borders of the same kind: a seam. None where fewer than ``least`` px lie so within or around it,
+    or where it has no border but that of ``ignored`` ground, which counts nowhere.
     """
     if not inside.any() or inside.all():
         return None
     within, around = (ndimage.distance_transform_edt(part) for part in (inside, ~inside))
     distance = np.where(inside, within, around)
-    border, nearby = distance <= 1.5, (distance >= 4) & (distance <= 12)
+    border, nearby = distance <= 1.5, (distance >= away[0]) & (distance <= away[1])
     if ignored is not None and ignored.any():
         known = ndimage.distance_transform_edt(~ignored) >= 3  # a gradient spans 3 px, a border 1.5 on both sides
         border, nearby = border & known, nearby & known
     if not border.any():
         return None
-    if (nearby & inside).sum() < 50 or (nearby & ~inside).sum() < 50:
+    if (nearby & inside).sum() < least or (nearby & ~inside).sum() < least:
         return None
     edges = gradient(rgb2lab(image)[..., 0])
     reference = (edges[nearby & inside].mean() + edges[nearby & ~inside].mean()) / 2

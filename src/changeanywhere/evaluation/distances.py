@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from scipy.stats import wasserstein_distance
 from changeanywhere.seeds import stream
 
 Array = npt.NDArray[np.float64]
+Groups = npt.NDArray[np.integer] | npt.NDArray[np.str_]
+Places = Sequence[Sequence[str]]
+"""Per image: its tile, then others whose pixels are in it."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +35,62 @@ def kid(
     (several of one mask are not independent); pairs of an image with itself never count, so that images drawn twice
     add no bias.
     """
-    dimensions = first.shape[1]
-    kernels = [(a @ b.T / dimensions + 1) ** 3 for a, b in ((first, first), (second, second), (first, second))]
-
-    def estimate(x: Array, y: Array) -> float:
-        within = [
-            (w @ k @ w - (w**2 * np.diag(k)).sum()) / (w.sum() ** 2 - (w**2).sum())
-            for w, k in zip((x, y), kernels[:2], strict=True)
-        ]
-        return float(within[0] + within[1] - 2 * (x @ kernels[2] @ y) / (x.sum() * y.sum()))
-
-    rng = stream("evaluation.kernel", seed)
     sizes = len(first), len(second)
+    weights = [1.0 - np.eye(sizes[0]), 1.0 - np.eye(sizes[1]), np.ones(sizes)]
+    kernels = _kernels(first, second, weights)
+    rng = stream("evaluation.kernel", seed)
     group_of = np.arange(sizes[0]) if groups is None else np.unique(groups, return_inverse=True)[1]
     num_groups = int(group_of.max()) + 1
-    drawn = [estimate(_counts(rng, num_groups)[group_of], _counts(rng, sizes[1])) for _ in range(resamples)]
-    return Estimate(estimate(np.ones(sizes[0]), np.ones(sizes[1])), *_interval(drawn))
+    draws = ((_counts(rng, num_groups)[group_of], _counts(rng, sizes[1])) for _ in range(resamples))
+    drawn = [_discrepancy(kernels, weights, x, y) for x, y in draws]
+    return Estimate(_discrepancy(kernels, weights, np.ones(sizes[0]), np.ones(sizes[1])), *_interval(drawn))
+
+
+def kid_of_places(
+    first: Array, second: Array, places: tuple[Places, Places], seed: int = 0, resamples: int = 200
+) -> Estimate:
+    """:func:`kid` of features whose images come from ``places``: those of one place are never compared.
+
+    Neighbours are alike, and a pasted object would meet itself among the real ones; so what shares a place is left out
+    of all three terms. Bootstrap over places (the first of each image's), both sets of a place drawn together. NaN
+    where everything shares a place.
+    """
+    names = sorted({name for part in places for image in part for name in image})
+    number = {name: i for i, name in enumerate(names)}
+    comes_from = [np.zeros((len(part), len(names)), np.float32) for part in places]
+    for part, where in zip(places, comes_from, strict=True):
+        for i, image in enumerate(part):
+            where[i, [number[name] for name in image]] = 1
+    x, y = comes_from
+    weights = [(a @ b.T == 0).astype(float) for a, b in ((x, x), (y, y), (x, y))]
+    kernels = _kernels(first, second, weights)
+    own = np.unique([image[0] for part in places for image in part], return_inverse=True)[1]
+    rng = stream("evaluation.kernel", seed)
+    value = _discrepancy(kernels, weights, np.ones(len(first)), np.ones(len(second)))
+    if np.isnan(value) or own.max() == 0:
+        return Estimate(value, value, value)
+    drawn = []
+    for _ in range(resamples):
+        counts = _counts(rng, int(own.max()) + 1)[own]
+        drawn.append(_discrepancy(kernels, weights, counts[: len(first)], counts[len(first) :]))
+    return Estimate(value, *_interval([each for each in drawn if not np.isnan(each)] or [np.nan]))
+
+
+def _kernels(first: Array, second: Array, weights: list[Array]) -> list[Array]:
+    """Within the first, within the second, between them; ``weights``: which pairs of entries count."""
+    pairs = zip(((first, first), (second, second), (first, second)), weights, strict=True)
+    return [weight * (a @ b.T / first.shape[1] + 1) ** 3 for (a, b), weight in pairs]
+
+
+def _discrepancy(kernels: list[Array], weights: list[Array], x: Array, y: Array) -> float:
+    """MMD² of entries that count ``x`` and ``y`` times."""
+    terms = []
+    for kernel, weight, (a, b) in zip(kernels, weights, ((x, x), (y, y), (x, y)), strict=True):
+        count = a @ weight @ b
+        if count == 0:
+            return float("nan")
+        terms.append(a @ kernel @ b / count)
+    return float(terms[0] + terms[1] - 2 * terms[2])
 
 
 def frechet(first: Array, second: Array) -> float:
@@ -91,9 +135,7 @@ def against_halves(values: Array, real: Array, seed: int = 0, splits: int = 200)
     return HalvesComparison(float(np.mean(distances)), float(np.mean(between)))
 
 
-def bootstrap_mean(
-    values: Array, seed: int = 0, resamples: int = 1000, groups: npt.NDArray[np.integer] | None = None
-) -> Estimate:
+def bootstrap_mean(values: Array, seed: int = 0, resamples: int = 1000, groups: Groups | None = None) -> Estimate:
     """Mean of ``[N]``, resampled over its entries, or over ``groups`` ``[N]`` of entries that are drawn together."""
     rng = stream("evaluation.share", seed)
     group_of = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -101,6 +143,18 @@ def bootstrap_mean(
     chosen = rng.integers(len(sums), size=(resamples, len(sums)))
     drawn = (sums[chosen].sum(1) / sizes[chosen].sum(1)).tolist()
     return Estimate(float(values.mean()), *_interval(drawn))
+
+
+def bootstrap_median(values: Array, groups: Groups, seed: int = 0, resamples: int = 200) -> Estimate:
+    """Median of ``[N]``, resampled over ``groups`` ``[N]`` of entries that are drawn together."""
+    group_of = np.unique(groups, return_inverse=True)[1]  # two and more
+    order = np.argsort(values)
+    rng = stream("evaluation.share", seed)
+    drawn = []
+    for _ in range(resamples):
+        counts = _counts(rng, int(group_of.max()) + 1)[group_of][order].cumsum()
+        drawn.append(float(values[order][np.searchsorted(counts, counts[-1] / 2)]))
+    return Estimate(float(np.median(values)), *_interval(drawn))
 
 
 def _counts(rng: np.random.Generator, size: int) -> Array:

@@ -1,9 +1,11 @@
-"""``changeanywhere evaluate``: every figure beside its ceiling, as JSON and as one page with pictures."""
+"""``changeanywhere evaluate``: every figure beside its ceiling, as JSON, as CSV and as one page with pictures."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,17 +13,23 @@ import torch
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, default_device
 from changeanywhere.documents import to_json
-from changeanywhere.errors import OutputError, PairsError, SourceError
+from changeanywhere.errors import LegendError, OutputError, PairsError, SourceError
 from changeanywhere.evaluation.figures import Figure
+from changeanywhere.evaluation.object_sets import RealObjects, painted_objects
+from changeanywhere.evaluation.of_first_stage import first_stage_figures
 from changeanywhere.evaluation.of_model import evaluate_model
+from changeanywhere.evaluation.of_objects import Crops, compare, object_figures, object_pictures
 from changeanywhere.evaluation.of_pairs import evaluate_pairs
-from changeanywhere.evaluation.options import EvaluateOptions
+from changeanywhere.evaluation.options import FIRST_STAGE, EvaluateOptions
 from changeanywhere.evaluation.page import Pictures, write_page
-from changeanywhere.evaluation.reading import Extractor, load_features, load_judge
+from changeanywhere.evaluation.reading import Reader, load_features, load_judge
 from changeanywhere.legend import Legend
 from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
-from changeanywhere.sources import Source, open_source
+from changeanywhere.sample import rgb8
+from changeanywhere.sources import open_source
+from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write
 
@@ -38,27 +46,101 @@ class Evaluation:
 
 
 def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluation:
-    """Measure what ``options`` names; writes ``evaluation.json`` and ``evaluation.html`` into ``options.out``."""
+    """Measure what ``options`` names; writes ``evaluation.{json,csv,html}`` into ``options.out``."""
     options.check()
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{options.out}: cannot be written ({error.strerror})") from error
-    device = default_device()
-    features = load_features(device, options.batch_size)
+    opened = _Opened(options, progress)
     figures: list[Figure] = []
-    skipped: Sequence[str] = ()
-    pictures = Pictures()
-    if options.model is not None:
-        pipe = ChangePairPipeline.from_pretrained(options.model, device=str(device))
-        source = _tiles(options, pipe, progress)
-        skipped = source.skipped
-        judge = load_judge(options.judge, pipe.legend, device, options.batch_size) if options.judge else None
-        found, rows = evaluate_model(pipe, source, judge, features, options, progress)
-        figures, pictures = found, Pictures(pipe.legend, rows)
+    pictures, crops = Pictures(), Crops()
+    if opened.pipe is not None:
+        figures, pictures = _of_model(opened, opened.pipe)
     if options.pairs is not None:
-        figures += _of_pairs(options, options.pairs, features, progress)
-    given = {name: str(value) for name, value in vars(options).items() if value is not None and name != "out"}
+        found, crops = _of_pairs(opened, options.pairs)
+        figures += found
+    _write(options, figures, pictures, crops)
+    if opened.skipped:
+        atomic_write(options.out / "skipped.txt", "".join(f"{line}\n" for line in opened.skipped).encode())
+    return Evaluation(figures, opened.skipped)
+
+
+class _Opened:
+    """What ``options`` name, opened once."""
+
+    def __init__(self, options: EvaluateOptions, progress: Progress) -> None:
+        self.options, self.progress = options, progress
+        self.device = default_device()
+        self.features = load_features(self.device, options.batch_size)
+        self.pipe = None
+        if options.model is not None:
+            self.pipe = ChangePairPipeline.from_pretrained(options.model, device=str(self.device))
+        self.skipped: Sequence[str] = ()
+        self._real: dict[tuple[tuple[str, ...], int], RealObjects] = {}
+
+    def judge(self, legend: Legend) -> Reader | None:
+        """The judge, where there is one; :class:`LegendError` if it knows other classes."""
+        folder, size = self.options.judge, self.options.batch_size
+        return load_judge(folder, legend, self.device, size) if folder else None
+
+    def real(self, legend: Legend, tile_size: int) -> RealObjects:
+        """The real tiles in the classes of ``legend``, read as the options say, else as the model was trained."""
+        options, pipe = self.options, self.pipe
+        assert options.source is not None
+        given = options.of_source(tile_size, *((pipe.model.bands, pipe.model.stretch) if pipe is not None else ()))
+        wanted = (legend.names, given.tile_size or tile_size)
+        if wanted not in self._real:
+            source = open_source(options.source, given, progress=self.progress).with_legend(legend, options.legend_map)
+            say_passed_over(source)
+            self.skipped = source.skipped
+            if len(source) < MIN_TILES:
+                raise SourceError(f"{options.source}: {len(source)} tiles; distances between sets need {MIN_TILES}")
+            self._real[wanted] = RealObjects(source, self.judge(legend), options.seed, self.progress)
+        return self._real[wanted]
+
+
+def _of_model(opened: _Opened, pipe: ChangePairPipeline) -> tuple[list[Figure], Pictures]:
+    options, features = opened.options, opened.features
+    real = opened.real(pipe.legend, pipe.model.tile_size)
+    figures: list[Figure] = []
+    pictures = Pictures()
+    if options.num_images:
+        judge = opened.judge(pipe.legend)
+        figures, rows = evaluate_model(pipe, real.source, judge, features, options, opened.progress)
+        pictures = Pictures(pipe.legend, rows)
+    figures += first_stage_figures(real.raw, real.decoded(pipe), pipe.legend.names, features, options.seed)
+    return figures, pictures
+
+
+def _of_pairs(opened: _Opened, folder: Path) -> tuple[list[Figure], Crops]:
+    options, features = opened.options, opened.features
+    dataset, legend = _open_pairs(folder, options.max_megapixels)
+    judge, given = opened.judge(legend), (options.real_pairs, options.max_pairs, options.seed)
+    figures = evaluate_pairs(dataset, legend.names, judge, features, *given, opened.progress)
+    if options.source is None:
+        return figures, {}
+    side = _side(dataset)
+    sets = {options.column: painted_objects(dataset, options.max_pairs, judge, options.seed, opened.progress)}
+    for name, other in options.also.items():
+        dataset, own = _open_pairs(Path(other), options.max_megapixels)
+        if own.names != legend.names:
+            raise LegendError(
+                f"{other}: has the classes {', '.join(own.names)}; {folder} has {', '.join(legend.names)}"
+            )
+        sets[name] = painted_objects(dataset, options.max_pairs, judge, options.seed, opened.progress)
+    real = opened.real(legend, side)
+    decoded = real.decoded(opened.pipe) if opened.pipe is not None else None
+    compared, matched = compare(sets, real.raw, decoded, features, options.seed)
+    if decoded is not None:
+        sets[FIRST_STAGE] = decoded
+    figures += object_figures(compared, legend.names, options.seed)
+    return figures, object_pictures(sets, real.raw, compared, matched, legend.names)
+
+
+def _write(options: EvaluateOptions, figures: list[Figure], pictures: Pictures, crops: Crops) -> None:
+    """What was measured, in three forms."""
+    given = {name: str(value) for name, value in vars(options).items() if value not in (None, {}) and name != "out"}
     record = {
         "version": version("changeanywhere"),
         "torch": str(torch.__version__),
@@ -66,28 +148,23 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
         "figures": [figure.to_dict() for figure in figures],
     }
     atomic_write(options.out / "evaluation.json", (to_json(record, indent=1) + "\n").encode())
-    write_page(options.out / "evaluation.html", figures, pictures, given)
-    if skipped:
-        atomic_write(options.out / "skipped.txt", "".join(f"{line}\n" for line in skipped).encode())
-    return Evaluation(figures, skipped)
+    table = io.StringIO()
+    rows = csv.DictWriter(table, [field.name for field in fields(Figure)], lineterminator="\n")
+    rows.writeheader()
+    for figure in figures:
+        rows.writerow(figure.to_dict() | ({"value": None} if figure.withheld else {}))
+    atomic_write(options.out / "evaluation.csv", table.getvalue().encode())
+    write_page(options.out / "evaluation.html", figures, pictures, crops, given)
 
 
-def _tiles(options: EvaluateOptions, pipe: ChangePairPipeline, progress: Progress) -> Source:
-    """The tiles that the model is held against, read as the options say, else as the model was trained."""
-    assert options.source is not None
-    given = options.of_source(pipe.model.tile_size, pipe.model.bands, pipe.model.stretch)
-    source = open_source(options.source, given, progress=progress).with_legend(pipe.legend, options.legend_map)
-    say_passed_over(source)
-    if len(source) < MIN_TILES:
-        raise SourceError(f"{options.source}: {len(source)} tiles; distances between sets need at least {MIN_TILES}")
-    return source
-
-
-def _of_pairs(options: EvaluateOptions, folder: Path, features: Extractor, progress: Progress) -> list[Figure]:
-    dataset = load_pairs(folder, max_megapixels=options.max_megapixels)
+def _open_pairs(folder: Path, max_megapixels: float | None) -> tuple[PairDataset, Legend]:
+    dataset = load_pairs(folder, max_megapixels=max_megapixels)
     if not (folder / "legend.json").is_file():
         raise PairsError(f"{folder}: has no legend.json and no semantic masks; only generated sets can be evaluated")
-    legend = Legend.load(folder / "legend.json")
-    judge = load_judge(options.judge, legend, default_device(), options.batch_size) if options.judge else None
-    real, count, seed = options.real_pairs, options.max_pairs, options.seed
-    return evaluate_pairs(dataset, legend.names, judge, features, real, count, seed, progress)
+    return dataset, Legend.load(folder / "legend.json")
+
+
+def _side(dataset: PairDataset) -> int:
+    """The size of tiles that pairs were made of, where they are tiles."""
+    height, width = rgb8(dataset[0])[0].shape[:2]
+    return height if height == width and height % 16 == 0 else DEFAULT_TILE_SIZE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isnan
 from typing import Any
 
 from changeanywhere.evaluation.distances import Estimate
@@ -10,7 +11,11 @@ from changeanywhere.evaluation.distances import Estimate
 
 @dataclass(frozen=True)
 class Figure:
-    """``ceiling`` is the same figure on real data, None where there is none; ``target`` says what is asked in words."""
+    """``ceiling`` is the same figure on real data, None where there is none; ``target`` says what is asked in words.
+
+    ``value`` is NaN where there is too little to tell, which ``note`` says; ``of`` names the set where several stand
+    side by side; ``count`` is how many it was measured on.
+    """
 
     section: str
     name: str
@@ -21,9 +26,18 @@ class Figure:
     target: str = ""
     reached: bool | None = None
     note: str = ""
+    of: str = ""
+    count: int | None = None
+
+    @property
+    def withheld(self) -> bool:
+        """There is too little to tell."""
+        return isnan(self.value)
 
     def in_words(self) -> str:
         """The value, its interval, real data's beside it, and whether what is asked was reached."""
+        if self.withheld:
+            return self.note
         text = f"{self.value:.3f}"
         if self.low is not None and self.high is not None:
             text += f" ({self.low:.3f} to {self.high:.3f})"

@@ -12,6 +12,7 @@ from changeanywhere.errors import PairsError
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
 from changeanywhere.evaluation.distances import HalvesComparison, against_halves, bootstrap_mean
 from changeanywhere.evaluation.figures import Figure, share_of_ceiling
+from changeanywhere.evaluation.object_sets import readable
 from changeanywhere.evaluation.probe import probe_accuracy
 from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader
 from changeanywhere.evaluation.scores import Confusion, matched_recall, read_instances
@@ -49,7 +50,7 @@ def evaluate_pairs(
 ) -> list[Figure]:
     """All figures of a set, from ``max_pairs`` evenly spaced pairs. The real date is the ceiling of the painted one."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, max_pairs).astype(int))
-    as_written = [_readable(dataset[int(i)]) for i in chosen]
+    as_written = [readable(dataset[int(i)]) for i in chosen]
     pairs = [real_first(pair) for pair in as_written]
     figures = []
     if judge is not None:
@@ -59,19 +60,6 @@ def evaluate_pairs(
         figures += _unchanged_ground(pairs, real_pairs, dataset.max_megapixels, seed, progress)
     figures += shortcut(pairs, as_written, features, seed)
     return figures
-
-
-def _readable(pair: ChangePair) -> ChangePair:
-    """With images uint8 ``[H, W, 3]``, and sure to have semantic masks; ignored ground is unknown in them."""
-    if pair.mask_t1 is None or pair.mask_t2 is None:
-        raise PairsError(f"{pair.key}: has no semantic masks (label1/, label2/); they are what is evaluated")
-    first, second = rgb8(pair)
-    pair = replace(pair, image_t1=first, image_t2=second)
-    if pair.ignored is None:
-        return pair
-    known = ~pair.ignored
-    mask_t1, mask_t2 = (mask * known for mask in (pair.mask_t1, pair.mask_t2) if mask is not None)
-    return replace(pair, change_mask=pair.change_mask & known, mask_t1=mask_t1, mask_t2=mask_t2)
 
 
 def real_first(pair: ChangePair) -> ChangePair:

@@ -1,4 +1,4 @@
-"""``evaluation.html``: the figures as tables, and what was painted from masks alone beside the real tiles."""
+"""``evaluation.html``: the figures as tables, images painted from masks alone beside real tiles, crops of objects."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from string import Template
 import numpy as np
 
 from changeanywhere.evaluation.figures import Figure
+from changeanywhere.evaluation.of_objects import Crops
 from changeanywhere.evaluation.reading import Image
 from changeanywhere.evaluation.scores import Mask
 from changeanywhere.legend import Legend
@@ -31,12 +32,19 @@ class Pictures:
     rows: Sequence[tuple[Mask, Image, Image]] = ()
 
 
-def write_page(file: Path, figures: Sequence[Figure], pictures: Pictures, options: Mapping[str, str]) -> None:
+def write_page(
+    file: Path, figures: Sequence[Figure], pictures: Pictures, crops: Crops, options: Mapping[str, str]
+) -> None:
     """Write the page."""
     template = Template((resources.files("changeanywhere") / "assets" / "evaluation.html").read_text())
-    sections = "".join(_section(name, list(rows)) for name, rows in groupby(figures, key=lambda f: f.section))
+    sections = []
+    for name, group in groupby(figures, key=lambda figure: figure.section):
+        rows = list(group)
+        sections.append(_side_by_side(name, rows) if any(figure.of for figure in rows) else _section(name, rows))
     made = "\n".join(f"{name}: {value}" for name, value in options.items())
-    page = template.substitute(sections=sections, pictures=_pictures(pictures), made=html.escape(visible(made)))
+    page = template.substitute(
+        sections="".join(sections), pictures=_pictures(pictures) + _crops(crops), made=html.escape(visible(made))
+    )
     atomic_write(file, page.encode())
 
 
@@ -45,14 +53,64 @@ def _section(name: str, figures: Sequence[Figure]) -> str:
     for figure in figures:
         interval = f"{figure.low:.3f} to {figure.high:.3f}" if figure.low is not None else ""
         ceiling = f"{figure.ceiling:.3f}" if figure.ceiling is not None else ""
-        verdict = "" if figure.reached is None else "reached" if figure.reached else "missed"
         rows.append(
             f'<tr><th scope="row">{xml(figure.name)}<small>{xml(figure.note)}</small></th>'
-            f"<td>{figure.value:.3f}</td><td>{interval}</td><td>{ceiling}</td>"
-            f'<td class="{verdict}">{verdict}<small>{xml(figure.target)}</small></td></tr>'
+            f"<td>{_value(figure)}</td><td>{interval}</td><td>{ceiling}</td>{_verdict(figure)}</tr>"
         )
     head = "<tr><th></th><th>value</th><th>95 % interval</th><th>real data</th><th>asked</th></tr>"
     return f"<h2>{xml(name)}</h2><table>{head}{''.join(rows)}</table>"
+
+
+def _side_by_side(name: str, figures: Sequence[Figure]) -> str:
+    """A row for every figure, a column for every set; real data's value is below each, since each has its own."""
+    sets = list(dict.fromkeys(figure.of for figure in figures))
+    cells = {(figure.name, figure.of): figure for figure in figures}
+    rows = []
+    for row in dict.fromkeys(figure.name for figure in figures):
+        columns = "".join(_cell(cells.get((row, each))) for each in sets)
+        rows.append(f'<tr><th scope="row">{xml(row)}</th>{columns}</tr>')
+    head = f"<tr><th></th>{''.join(f'<th>{xml(each)}</th>' for each in sets)}</tr>"
+    return f"<h2>{xml(name)}</h2><table>{head}{''.join(rows)}</table>"
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return "<td></td>"
+    beside = []
+    if figure.low is not None:
+        beside.append(f"{figure.low:.3f} to {figure.high:.3f}")
+    if figure.ceiling is not None:
+        beside.append(f"real data {figure.ceiling:.3f}")
+    if figure.reached is not None:
+        beside.append(f"{'reached' if figure.reached else 'missed'}: {figure.target}")
+    lines = "".join(f"<small>{xml(line)}</small>" for line in [*beside, figure.note])
+    return f"<td>{_value(figure)}{lines}</td>"
+
+
+def _value(figure: Figure) -> str:
+    return "withheld" if figure.withheld else f"{figure.value:.3f}"
+
+
+def _verdict(figure: Figure) -> str:
+    verdict = "" if figure.reached is None else "reached" if figure.reached else "missed"
+    return f'<td class="{verdict}">{verdict}<small>{xml(figure.target)}</small></td>'
+
+
+def _crops(crops: Crops) -> str:
+    if not crops:
+        return ""
+    note = (
+        "Evenly spaced, not chosen. Below one another in a column: the first set's objects and their real counterparts."
+    )
+    parts = []
+    for name, strips in crops.items():
+        rows = "".join(
+            f'<tr><th scope="row">{xml(of)}</th><td><img src="{data_uri(strip, "JPEG", strip.shape[1])}" '
+            f'alt="{xml(name)}, {xml(of)}"></td></tr>'
+            for of, strip in strips.items()
+        )
+        parts.append(f'<h2>Objects: new {xml(name)}</h2><table class="crops">{rows}</table>')
+    return f"<h2>Objects</h2><p>{note}</p>{''.join(parts)}"
 
 
 def _pictures(pictures: Pictures) -> str:

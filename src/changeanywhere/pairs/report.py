@@ -97,11 +97,11 @@ def _photo(image: npt.NDArray[Any], record: PairRecord) -> str:
     return data_uri(np.ascontiguousarray(pixels[..., :3]), "JPEG")
 
 
-def data_uri(pixels: npt.NDArray[np.uint8], kind: str) -> str:
+def data_uri(pixels: npt.NDArray[np.uint8], kind: str, side: int = SIDE) -> str:
     image = PillowImage.fromarray(pixels)
-    if max(image.size) > SIDE:
+    if max(image.size) > side:
         smooth = PillowImage.Resampling.LANCZOS if kind == "JPEG" else PillowImage.Resampling.NEAREST
-        image.thumbnail((SIDE, SIDE), smooth)
+        image.thumbnail((side, side), smooth)
     if kind == "PNG":
         image = image.convert("P", palette=PillowImage.Palette.ADAPTIVE)
     buffer = io.BytesIO()
