@@ -299,12 +299,20 @@ def test_tiles_are_read_as_the_options_say(
     assert np.array_equal(real_tiles(tiles)[0][0], real_tiles(plain)[0][0][..., ::-1])
 
 
-@pytest.mark.parametrize("option", ["--bands [3,2,1]", "--legend mini", "--num-images 8", "--source x"])
+@pytest.mark.parametrize(
+    ("option", "without"),
+    [
+        ("--bands [3,2,1]", "source"),
+        ("--legend mini", "source"),
+        ("--num-images 8", "model"),
+        ("--num-steps 8", "model"),
+    ],
+)
 def test_options_that_would_not_be_read_are_refused(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, without: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(["evaluate", "--out", str(tmp_path), "--pairs", "x", *option.split()]) == 2
-    assert "nothing without --model" in capsys.readouterr().err
+    assert f"nothing without --{without}" in capsys.readouterr().err
     assert command(["evaluate", "--out", str(tmp_path), "--model", "mini", "--source", "x", "--max-pairs", "3"]) == 2
     assert "max_pairs is 3; allowed: nothing without --pairs" in capsys.readouterr().err
 

@@ -19,7 +19,8 @@ from changeanywhere.evaluation.figures import Figure
 from changeanywhere.evaluation.object_sets import ObjectSet, gather
 from changeanywhere.evaluation.objects import GREY, Spot, counterparts, crops, find_spots, readings, seams
 from changeanywhere.evaluation.of_first_stage import first_stage_figures
-from changeanywhere.evaluation.of_objects import FIRST_STAGE, compare, object_figures
+from changeanywhere.evaluation.of_objects import compare, object_figures
+from changeanywhere.evaluation.options import FIRST_STAGE
 from changeanywhere.evaluation.reading import Image
 from changeanywhere.evaluation.scores import Mask
 from conftest import write_source
@@ -131,7 +132,7 @@ def test_median_and_its_interval() -> None:
 
 
 def crowd(shift: float, of_scene: float = 0.0) -> tuple[Array, npt.NDArray[np.bool_], list[str], list[str]]:
-    """200 real and 200 painted crops in ten scenes; painted ones are shifted, or, by scene, in a direction of its own."""
+    """200 real and 200 painted crops in ten scenes; painted ones shifted, or by scene, in a way of its own."""
     features = rng().normal(size=(400, 60))
     painted = np.arange(400) % 2 == 0
     scenes = [f"scene_{i // 40}" for i in range(400)]
