@@ -16,13 +16,14 @@ from changeanywhere.cli import run as command
 from changeanywhere.evaluation.classifier import real_or_painted
 from changeanywhere.evaluation.distances import Array, bootstrap_median, kid_of_places
 from changeanywhere.evaluation.figures import Figure
-from changeanywhere.evaluation.object_sets import ObjectSet, gather
+from changeanywhere.evaluation.object_sets import ObjectSet, gather, painted_objects, places_of
 from changeanywhere.evaluation.objects import GREY, Spot, counterparts, crops, find_spots, readings, seams
 from changeanywhere.evaluation.of_first_stage import first_stage_figures
 from changeanywhere.evaluation.of_objects import compare, object_figures
 from changeanywhere.evaluation.options import FIRST_STAGE
 from changeanywhere.evaluation.reading import Image
 from changeanywhere.evaluation.scores import Mask
+from changeanywhere.pairs import load_pairs
 from conftest import write_source
 
 NAMES = ("ground", "building")
@@ -268,6 +269,11 @@ def test_seams_are_those_of_objects_that_have_an_inside() -> None:
     assert np.isnan(seams(objects.images, objects.masks, [Spot(0, 0, 0, 2, thin, True)])).all()
 
 
+def test_places_are_the_tile_and_its_donors() -> None:
+    record = {"source_key": "a", "donors": [{"key": "b", "split": "val", "licence": "CC0-1.0"}, "c"]}
+    assert places_of(record, "pair") == ("a", "b", "c") and places_of({}, "pair") == ("pair",)
+
+
 @pytest.mark.numerical
 def test_command_puts_sets_side_by_side(
     tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -276,6 +282,9 @@ def test_command_puts_sets_side_by_side(
     generate = ["generate", "--source", source, "--tile-size", "64", "--num-pairs", "8"]
     assert command([*generate, "--model", model, "--out", str(tmp_path / "painted")]) == 0
     assert command([*generate, "--method", "copy_paste", "--out", str(tmp_path / "pasted")]) == 0
+    tiles = {f"tile_{number}" for number in range(6)}
+    found = painted_objects(load_pairs(tmp_path / "pasted"), 8, None, 0)
+    assert found.spots and {place for places in found.places for place in places} <= tiles
     out = tmp_path / "out"
     arguments = ["evaluate", "--out", str(out), "--pairs", str(tmp_path / "painted"), "--source", source]
     arguments += ["--also", f"{{copy-paste: {tmp_path / 'pasted'}}}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,9 +143,8 @@ def painted_objects(
             mask = pair.mask_t1 if painted_first else pair.mask_t2
             assert mask is not None
             if pair.change_mask.any():
-                places = (str(record.get("source_key", pair.key)), *map(str, record.get("donors", ())))
                 image = pair.image_t1 if painted_first else pair.image_t2
-                yield image, mask, pair.change_mask, places, str(record.get("scene", pair.key))
+                yield image, mask, pair.change_mask, places_of(record, pair.key), str(record.get("scene", pair.key))
 
     objects = gather(tiles(), judge, seed)
     rng = stream("evaluation.objects", seed, 1)
@@ -153,6 +153,12 @@ def painted_objects(
         of_class = [spot for spot in objects.spots if spot.class_index == class_index]
         spots += [of_class[i] for i in sorted(rng.permutation(len(of_class))[:MAX_OBJECTS])]
     return replace(objects, spots=spots)
+
+
+def places_of(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Its tile, then the tiles of its donors, by a line of metadata; a pair that says nothing is its own place."""
+    donors = [donor["key"] if isinstance(donor, Mapping) else donor for donor in record.get("donors", ())]
+    return str(record.get("source_key", key)), *map(str, donors)  # first editions list keys alone
 
 
 def readable(pair: ChangePair) -> ChangePair:
