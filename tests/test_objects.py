@@ -262,7 +262,9 @@ def test_what_a_first_stage_leaves() -> None:
 def test_seams_are_those_of_objects_that_have_an_inside() -> None:
     objects = town(0, tiles=2)
     values = seams(objects.images, objects.masks, objects.spots)
-    assert len(values) == 8 and np.isnan(seams(objects.images, [np.zeros((128, 128), np.uint8)] * 2, objects.spots)).all()
+    assert (
+        len(values) == 8 and np.isnan(seams(objects.images, [np.zeros((128, 128), np.uint8)] * 2, objects.spots)).all()
+    )
     assert not np.isnan(values).any()
     thin = np.zeros((64, 64), bool)
     thin[10:13, 5:50] = True
