@@ -54,7 +54,7 @@ INSIDE = {
     "pairs": "names split layouts annotations record summary card labels codec reader report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
     "generation": "nuisances targets options tiles job plan executors finish shard turns fidelity painting "
-    "dataset prepare generate simulate __init__",
+    "dataset prepare shares generate simulate __init__",
 }
 """Files of a room, each of which may import those before it."""
 

@@ -23,6 +23,8 @@ from changeanywhere.text import one_line, visible
 
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
+    "plan": "the plan of a set alone; then generate --shard I/N paints it in N jobs",
+    "finish": "lists, metadata, card and report of a set whose shards were painted in several jobs",
     "simulate": "change events only: second masks and change masks, no model",
     "train": "train first-stage | denoiser | segmenter | detector from a recipe; the same command again resumes",
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
@@ -55,6 +57,8 @@ def run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: one line, nothing lost
     dispatch: dict[str, Callable[[list[str]], None]] = {
         "generate": _generate,
+        "plan": _plan,
+        "finish": _finish,
         "simulate": _simulate,
         "train": _train,
         "import": _import,
@@ -92,10 +96,15 @@ def _generate(arguments: list[str]) -> None:
     with progress_bars() as progress:
         report = generate(options, progress)
     _print_targets(report.reached)
-    if report.num_new:
+    painted = f"painted {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s)"
+    if report.num_open:
+        print(f"{painted}; {report.num_open} shards are still open")
         print(
-            f"painted {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s); {report.num_pairs} in the dataset"
+            f"next: the other shares paint them; the last one, or changeanywhere finish {report.out}, makes the lists"
         )
+        return
+    if report.num_new:
+        print(f"{painted}; {report.num_pairs} in the dataset")
     else:
         print(f"nothing to do: all {report.num_pairs} pairs are there")
     _print_skipped(report.skipped, options.out)
@@ -103,6 +112,31 @@ def _generate(arguments: list[str]) -> None:
         print(f"dropped by the filter: {report.num_dropped}")
     print(f"dataset: {report.out}")
     print(f"report:  {report.report}")
+
+
+def _plan(arguments: list[str]) -> None:
+    from changeanywhere.generation.options import GenerateOptions
+
+    options = _parse("plan", GenerateOptions, arguments)
+    from changeanywhere.generation.shares import plan_set
+
+    with progress_bars() as progress:
+        plan = plan_set(options, progress)
+    missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
+    print(f"planned {plan.num_pairs} pairs in {plan.num_shards} shards{missing}: {options.out}")
+    print("next: the same command as generate, with --shard 0/N to N-1/N in N jobs")
+
+
+def _finish(arguments: list[str]) -> None:
+    from changeanywhere.generation.options import FinishOptions
+
+    options = _parse("finish", FinishOptions, _with_path(arguments))
+    from changeanywhere.generation.shares import finish
+
+    report = finish(options.path)
+    _print_targets(report.reached)
+    print(f"dataset: {options.path} ({report.num_pairs} pairs)")
+    print(f"report:  {options.path / 'report.html'}")
 
 
 def _simulate(arguments: list[str]) -> None:

@@ -9,17 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from changeanywhere.errors import ShortfallError
-from changeanywhere.generation.dataset import finish_set, is_finished, open_shards, report_of
+from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, open_shards, report_of
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
-from changeanywhere.generation.prepare import get_plan, is_asked_again, job_of, note_asked, note_inputs, refuse_foreign
+from changeanywhere.generation.prepare import (
+    get_plan,
+    is_asked_again,
+    job_of,
+    note_asked,
+    note_inputs,
+    refuse_foreign,
+    settle_machine,
+)
 from changeanywhere.generation.shard import StoppedError, marker_name, paint_shard, read, read_marker
+from changeanywhere.generation.shares import Share
 from changeanywhere.generation.turns import Turns
 from changeanywhere.leases import Leases
 from changeanywhere.painters.base import Painter
@@ -45,6 +53,8 @@ class GenerateReport:
 
     num_dropped: int
     """Pairs of the plan that the filter left out."""
+    num_open: int
+    """Shards that other shares have still to paint (``shard``); lists and report follow then."""
     reached: Targets
     """(target, share asked, share reached)."""
     skipped: Sequence[str]
@@ -75,11 +85,12 @@ def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateR
     with :class:`KeyboardInterrupt`.
     """
     store = LocalStore(options.out)
+    share = Share.parse(options.shard)
     plan = load_summary(store)
     if plan is not None and is_asked_again(options, store) and is_finished(store, plan):
         with suppress(OSError):  # a set that may only be read is finished all the same
             Leases(store).sweep()
-        return _report(options.out, plan, 0, 0.0, report_of(store), _noted(store))
+        return _report(options.out, plan, _Done(report_of(store)), _noted(store))
     refuse_foreign(store)
     job = job_of(options, store, progress)
     leases = Leases(store)
@@ -90,12 +101,27 @@ def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateR
             plan = get_plan(job, store, progress)
             note_inputs(job, store)
             note_asked(options, store)
-        count, seconds = _paint(job, painter, plan, store, leases, stop, progress)
+        with leases.waited_for("machine", lambda: False):
+            settle_machine(job, store)
+        count, seconds = _paint(job, painter, plan, store, leases, stop, progress, share)
         _raise_on_empty(plan, options.out)
-        with leases.waited_for("set", lambda: False):
-            done = report_of(store) if not count and is_finished(store, plan) else finish_set(job, plan, store)
-            leases.sweep()
-    return _report(options.out, plan, count, count / seconds if count else 0.0, done, job.tiles.skipped)
+        done = _Done(None, count, count / seconds if count else 0.0, len(open_shards(store, plan)))
+        if not done.num_open:
+            with leases.waited_for("set", lambda: False):
+                finished = not count and is_finished(store, plan)
+                done = replace(done, whole=report_of(store) if finished else finish_set(job, plan, store))
+                leases.sweep()
+    return _report(options.out, plan, done, job.tiles.skipped)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a call did; ``whole`` is None while shards are open."""
+
+    whole: SetReport | None
+    num_new: int = 0
+    rate: float = 0.0
+    num_open: int = 0
 
 
 def _paint(
@@ -106,9 +132,11 @@ def _paint(
     leases: Leases,
     stop: threading.Event,
     progress: Progress,
+    share: Share,
 ) -> tuple[int, float]:
-    """Paint all shards that are open, together with whoever else works on the set; (pairs painted here, seconds)."""
-    open_numbers = open_shards(store, plan)
+    """Paint the shards of a share that are open, together with whoever else works on them; (pairs painted here,
+    seconds)."""
+    open_numbers = share.of(open_shards(store, plan))
     tally, turns, started = (
         _Tally(plan.num_pairs, job, len(open_numbers), progress),
         Turns(painter),
@@ -191,10 +219,14 @@ def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:
     return DryRun(plan.num_pairs, plan.missing, num_bytes * left // len(some.pairs), seconds * left)
 
 
-def _report(out: Path, plan: PlanSummary, count: int, rate: float, done: Any, skipped: Sequence[str]) -> GenerateReport:
+def _report(out: Path, plan: PlanSummary, done: _Done, skipped: Sequence[str]) -> GenerateReport:
     """What was done; :class:`ShortfallError` with it where changes found no place."""
-    report = GenerateReport(out, done.num_pairs, count, rate, plan.num_pairs - done.num_pairs, done.reached, skipped)
-    if plan.missing:
+    whole = done.whole or SetReport(0, [])
+    dropped = plan.num_pairs - whole.num_pairs if done.whole else 0
+    report = GenerateReport(
+        out, whole.num_pairs, done.num_new, done.rate, dropped, done.num_open, whole.reached, skipped
+    )
+    if plan.missing and done.whole:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         asked = plan.num_pairs + sum(plan.missing.values())
         raise ShortfallError(f"{out}: {plan.num_pairs} of {asked} pairs; missing: {parts}", report)

@@ -172,6 +172,9 @@ class GenerateOptions(SimulateOptions):
     compile: bool = False
     """Compile the denoiser with torch.compile: minutes first, then about 15 % faster; pays from thousands of pairs
     (needs a C++ compiler on the CPU)."""
+    shard: str | None = None
+    """Paint this share of the set alone, I/N with I from 0 to N - 1: N jobs on one --out share the work; the one that
+    finishes last, or changeanywhere finish, makes lists and report."""
     dry_run: bool = False
     """Plan, time one batch, say pairs, bytes and time; write nothing."""
 
@@ -181,6 +184,7 @@ class GenerateOptions(SimulateOptions):
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""
         super().check()
+        require(not (self.shard and self.dry_run), "shard", self.shard, "nothing beside dry_run, which paints none")
         self.nuisances.check()
         self.filter.check()
         ordered = not (self.random_order and self.targets.class_pairs)
@@ -208,3 +212,11 @@ class GenerateOptions(SimulateOptions):
         return FinishingOptions(
             image_format, self.reconstruct_t1, self.paste_back, self.random_order, self.nuisances, self.filter
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishOptions:
+    """Options of ``changeanywhere finish``."""
+
+    path: Path
+    """Folder of the set."""

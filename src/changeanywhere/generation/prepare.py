@@ -90,7 +90,8 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     if kind is not None:
         job = _with_painter(job, options, kind, info, begun)
     if begun is not None:
-        refuse_others(begun, job, store)
+        # A plan that nobody has painted yet leaves open on what it is painted.
+        refuse_others(begun if begun.machine else replace(begun, machine=job.machine), job, store)
     return job.opened_with(gather(source, second, learned, options.events))
 
 
@@ -106,6 +107,18 @@ def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
     wanted = job.num_pairs or job.pairs_per_image * len(tiles.source)
     requests = job.targets.requests(wanted, len(tiles.source), job.events.kinds, tiles.source.legend, job.seed)
     return make_plan(tiles, requests, job.seed, job.shard_size, store, progress)
+
+
+def settle_machine(job: Job, store: Store) -> None:
+    """On what a set is painted, if that was left open (``plan``): as its first shard is. The caller holds a lease.
+
+    :class:`OutputError` if another process has settled it otherwise meanwhile.
+    """
+    begun = load_job(store)
+    if begun is None or begun.machine is None:
+        job.save(store)
+    else:
+        refuse_others(begun, job, store)
 
 
 def refuse_foreign(store: Store) -> None:
@@ -273,7 +286,7 @@ def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | N
 
 
 def _asked(options: SimulateOptions) -> dict[str, Any]:
-    said = {name: value for name, value in to_plain(options).items() if name not in ("out", "dry_run")}
+    said = {name: value for name, value in to_plain(options).items() if name not in ("out", "dry_run", "shard")}
     return {"options": said, "files": _looks(_named_files(options))}
 
 
