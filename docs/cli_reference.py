@@ -11,13 +11,14 @@ from changeanywhere.check import CheckOptions
 from changeanywhere.cli import COMMANDS
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.flags import attribute_docstrings
-from changeanywhere.generation.options import GenerateOptions, SimulateOptions
+from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.init import InitOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
 from changeanywhere.training.command import STAGES, TrainOptions
 
 OPTIONS: dict[str, type] = {
     "generate": GenerateOptions,
+    "finish PATH": FinishOptions,
     "simulate": SimulateOptions,
     f"train {' | '.join(STAGES)}": TrainOptions,
     "import ldm CHECKPOINT": ImportOptions,
