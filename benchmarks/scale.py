@@ -27,6 +27,7 @@ import changeanywhere as ca
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.dataset import records_in_order
 from changeanywhere.generation.generate import GenerateReport
+from changeanywhere.generation.plan import PlanSummary
 from changeanywhere.generation.shard import put_marker, read_marker
 from changeanywhere.legend import find_legend, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
@@ -143,7 +144,9 @@ def lines(arguments: argparse.Namespace, folder: Path) -> None:
         for number in shown:
             many.put(f"{name}/tile_{number:08d}_0.png", content)
     before, started = resident(), time.perf_counter()
-    counts, _ = finalise(many, load_legend("mini"), records_in_order(many, first_keys))
+    counts, _ = finalise(
+        many, load_legend("mini"), records_in_order(many, PlanSummary(arguments.lines, tuple(first_keys), {}))
+    )
     seconds = time.perf_counter() - started
     size = (many.root / "metadata.jsonl").stat().st_size / 1e9
     print(f"lines: {counts.count:,} ({size:.1f} GB) in {seconds:.0f} s, {resident() - before:.0f} MB more", flush=True)

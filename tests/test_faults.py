@@ -175,7 +175,7 @@ def killed_at_call(command: list[str], number: int, after: bool) -> bool:
 
             return call
 
-        for name in ("put", "put_new", "delete", "get", "exists", "list"):
+        for name in ("put", "put_new", "delete", "get", "exists", "list", "keep"):
             setattr(LocalStore, name, dying(getattr(LocalStore, name)))
         whole = LocalStore.create
 

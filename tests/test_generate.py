@@ -29,13 +29,14 @@ from changeanywhere.generation import generate as generation
 from changeanywhere.generation.job import Machine, load_job
 from changeanywhere.generation.options import FilterOptions, GenerateOptions
 from changeanywhere.generation.painting import build_painter
-from changeanywhere.generation.plan import load_shard
+from changeanywhere.generation.plan import load_shard, load_summary
 from changeanywhere.generation.shard import paint_shard
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.legend import load_legend
 from changeanywhere.painters.base import Batch, Painting
 from changeanywhere.painters.diffusion import DiffusionPainter
 from changeanywhere.sample import change_mask_of
+from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import LocalStore
 from conftest import tiny_model
 
@@ -196,13 +197,17 @@ def test_a_finished_set_of_ten_thousand_is_known_at_once(options: GenerateOption
         *("--num-pairs", "7", "--tile-size", "64", "--num-steps", "2", "--shard-size", "3", "--dtype", "float32"),
     ]
     assert run(arguments) == 0
-    plan = json.loads((options.out / "plan" / "plan.json").read_text())
+    plan, _ = unsealed((options.out / "plan" / "plan.json").read_bytes())
     plan |= {"num_pairs": 10_000, "first_keys": [f"tile_{n}" for n in range(313)]}
-    (options.out / "plan" / "plan.json").write_text(json.dumps(plan))
+    (options.out / "plan" / "plan.json").write_bytes(sealed(plan))
     for number in range(1, 313):
         shutil.copy(options.out / "shards" / "00000.json", options.out / "shards" / f"{number:05d}.json")
     lines = (options.out / "metadata.jsonl").read_text().splitlines()
     (options.out / "metadata.jsonl").write_text("".join(f"{lines[n % 7]}\n" for n in range(10_000)))
+    store = LocalStore(options.out)
+    summary = load_summary(store)
+    assert summary is not None
+    dataset.note_held(store, summary)
     code = (
         "import sys, time\nfrom changeanywhere.cli import run\n"
         f"code = run({arguments!r})\nprint(code, 'torch' in sys.modules, time.process_time())"

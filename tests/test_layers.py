@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
-    ["errors"],
+    ["errors", "machine"],
     ["documents", "folders", "text"],
+    ["seals"],
     ["colours", "flags", "plain", "progress", "seeds", "stopping", "storage"],
     ["leases"],
     ["legend"],
@@ -29,6 +30,7 @@ FLOORS = [
     ["evaluation", "benchmark"],
     ["preview", "understood"],
     ["check_data"],
+    ["check_set"],
     ["api", "check", "init"],
     ["__init__"],
     ["cli"],
@@ -49,8 +51,8 @@ LIGHT = {"diffusion.options", "models.info"}
 INSIDE = {
     "events": "options instances placement bank ground appearance disappearance regions transitions engine __init__",
     "rasters": "facts ground tiff flat gate values classes __init__",
-    "sources": "options problems base joined files entries matching provenance official layouts drafts legends tiles "
-    "__init__",
+    "sources": "options problems base joined files entries matching provenance official layouts drafts legends "
+    "unchanged tiles __init__",
     "pairs": "names split layouts annotations record summary card labels codec reader report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
     "generation": "nuisances targets options tiles job plan executors finish shard turns fidelity painting "

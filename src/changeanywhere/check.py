@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.check_data import describe_pairs, describe_source
+from changeanywhere.check_set import describe_set
 from changeanywhere.errors import ConfigError, InputError, PairsError, require
-from changeanywhere.generation.plan import load_summary
 from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
-from changeanywhere.pairs.names import FINAL_FILES
 from changeanywhere.preview import check_target
 from changeanywhere.sources import SourceOptions
-from changeanywhere.storage import LocalStore, file_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ def _described(folder: Path, asked: CheckOptions) -> str | None:
     if (folder / "cells").is_dir():
         return _benchmark(folder)
     if (folder / "plan").is_dir() or (folder / "shards").is_dir():
-        return _generated(folder, asked)
+        return describe_set(folder, asked.preview, asked.max_megapixels)
     if (folder / "training").is_dir():
         return _training(folder)
     if trees := trees_of(folder):
@@ -98,48 +96,6 @@ def _model(folder: Path) -> str:
         f"guidance {'possible' if model.mask_dropout else 'not possible'}\n"
         f"next: changeanywhere generate --model {folder} --source DIR --out DIR"
     )
-
-
-def _generated(folder: Path, asked: CheckOptions) -> str:
-    num_shards = _planned_shards(folder)
-    if (folder / "events.jsonl").is_file():
-        return f"{folder}: masks of change events (simulate), without images"
-    markers = sorted((folder / "shards").glob("*.json"))
-    for marker in markers:
-        (content,) = _lines(marker)
-        if not isinstance(content, dict) or not isinstance(content.get("files", {}), dict):
-            raise PairsError(f"{marker}: damaged; delete it, and the same generate command makes its shard again")
-        for name, digest in content.get("files", {}).items():
-            if not (folder / name).is_file():
-                raise PairsError(
-                    f"{folder / name}: missing; delete {marker}, and the same generate command makes it again"
-                )
-            if file_hash(folder / name) != digest:
-                raise PairsError(
-                    f"{folder / name}: not the bytes that were written; delete {marker}, and the same generate command "
-                    "makes it again"
-                )
-    if len(markers) < num_shards or not (folder / "metadata.jsonl").is_file():
-        return (
-            f"{folder}: an unfinished dataset, {len(markers)} of {num_shards} shards\n"
-            "next: the same generate command again"
-        )
-    for name in FINAL_FILES:
-        if not (folder / name).is_file():
-            raise PairsError(f"{folder / name}: missing; the same generate command makes it again")
-    return f"{folder}: a generated dataset; every image and mask is as it was written\n" + describe_pairs(
-        folder, asked.preview, asked.max_megapixels
-    )
-
-
-def _planned_shards(folder: Path) -> int:
-    """Of the plan; that of the first edition was one file."""
-    if (folder / "plan" / "settings.json").is_file():
-        return len({int(pair["shard"]) for pair in _lines(folder / "plan" / "pairs.jsonl")})
-    summary = load_summary(LocalStore(folder))
-    if summary is None:
-        raise PairsError(f"{folder}: no plan/plan.json; its plan was not finished or was deleted: generate again")
-    return summary.num_shards
 
 
 def _lines(file: Path) -> list[Any]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from changeanywhere.machine import read_file, this_machine
 from changeanywhere.storage import Store, process_is_alive
 
 EXPIRES_AFTER = 120.0
@@ -149,30 +147,10 @@ class Leases:
         return json.dumps(holder | {"renewals": renewals}).encode()
 
 
-@lru_cache(maxsize=1)
-def this_machine() -> str:
-    """This machine as process numbers mean it: its name, its boot, its space of process numbers."""
-    return " ".join([platform.node(), _read("/proc/sys/kernel/random/boot_id"), _namespace()])
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text().strip()
-    except OSError:  # not Linux: the machine's name must do
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
 def _start_of(pid: int) -> str:
     """When a process began, as the kernel counts it (numbers are used again); "" where that cannot be told, "ended" for
     one that is dead and whose parent has not noticed."""
-    parts = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    parts = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return "" if len(parts) < 20 else "ended" if parts[0] in "ZX" else parts[19]
 
 

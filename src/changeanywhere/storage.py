@@ -6,16 +6,26 @@ both can do, so that whoever writes a dataset need not know which of them it is.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from changeanywhere.errors import OutputError
+from changeanywhere.machine import this_machine
+
+HASH_PART = 1 << 20
+PART = re.compile(r"\..+\.(\d+)(?:@([0-9a-f]{8}))?\.\d+\.part")
+"""Name of a temporary file: of what, which process, of which machine, which thread."""
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class Store(Protocol):
@@ -56,6 +66,10 @@ class Store(Protocol):
         """Remove an object; nothing happens if there is none."""
         ...
 
+    def keep(self, names: Iterable[str]) -> None:
+        """Return when these objects outlast a power cut: before a marker says that they are there."""
+        ...
+
     def describe(self, name: str = "") -> str:
         """Where the object lies, for messages."""
         ...
@@ -69,15 +83,17 @@ class LocalStore:
 
     def put(self, name: str, content: bytes) -> None:
         """See :class:`Store`."""
-        atomic_write(self._path(name), content)
+        with atomic_file(self._place(name), lasting=False) as target:
+            target.write(content)
 
     def put_new(self, name: str, content: bytes) -> bool:
         """See :class:`Store`. A hard link to a finished file: it is there whole, or another one was first."""
-        path = self._path(name)
+        path = self._place(name)
         part = _part_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
+            with _new_file(part) as target:
+                target.write(content)
             os.link(part, path)
         except FileExistsError:
             return False
@@ -91,16 +107,30 @@ class LocalStore:
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         """See :class:`Store`."""
-        with atomic_file(self._path(name)) as target:
+        with atomic_file(self._place(name)) as target:
             yield target
+
+    def keep(self, names: Iterable[str]) -> None:
+        """See :class:`Store`."""
+        paths = [self._path(name) for name in names]
+        for path in paths:
+            _sync(path)
+        for folder in {path.parent for path in paths}:
+            _sync(folder)
 
     def get(self, name: str) -> bytes:
         """See :class:`Store`."""
-        return self._path(name).read_bytes()
+        with self.open(name) as file:
+            return file.read()
 
     def open(self, name: str) -> BinaryIO:
-        """See :class:`Store`."""
-        return self._path(name).open("rb")
+        """See :class:`Store`. ``OSError`` for what is no file: a pipe would be waited for, a device never ends."""
+        path = self._path(name)
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        return os.fdopen(number, "rb")
 
     def exists(self, name: str) -> bool:
         """See :class:`Store`."""
@@ -114,7 +144,7 @@ class LocalStore:
 
     def delete(self, name: str) -> None:
         """See :class:`Store`."""
-        self._path(name).unlink(missing_ok=True)
+        self._place(name).unlink(missing_ok=True)
 
     def describe(self, name: str = "") -> str:
         """See :class:`Store`."""
@@ -126,25 +156,75 @@ class LocalStore:
             raise OutputError(f"{self.root}: {name!r} is no name of an object in it")
         return self.root.joinpath(*parts)
 
+    def _place(self, name: str) -> Path:
+        """Where an object is written."""
+        path = self._path(name)
+        refuse_way_out(self.root, path.parent)
+        return path
+
+
+def refuse_way_out(root: Path, folder: Path) -> None:
+    """:class:`OutputError` where links below ``root`` lead ``folder`` out of it; ``root`` itself may be a link."""
+    within, real = os.path.realpath(root), os.path.realpath(folder)
+    if Path(within) not in (Path(real), *Path(real).parents):
+        raise OutputError(f"{folder}: a link leads out of {root}, to {real}; remove it, or give another --out")
+
+
+def check_out(out: Path | str, *sources: Path | str | None) -> None:
+    """:class:`OutputError` for an output folder that is none of this machine, or that lies in a source: it would be
+    taken for tiles when the source is read again."""
+    if ADDRESS.match(str(out)):
+        raise OutputError(f"out is {str(out)!r}; allowed: a folder of this machine, or one that it mounts")
+    if "\0" in str(out):
+        raise OutputError(f"out is {str(out)!r}; allowed: a path without null characters")
+    real = Path(os.path.realpath(out))
+    for source in sources:
+        place = Path(os.path.realpath(source)) if source and "\0" not in str(source) else None
+        if place is not None and (real == place or place in real.parents):
+            raise OutputError(f"out is {str(out)!r}, in the source {source}; allowed: a folder outside of it")
+
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
     """Write what becomes ``path`` in one step at the end, so that a crash leaves the old file or the new, never half.
 
-    Raises :class:`OutputError` where it cannot be written (read-only folder, full disk).
+    ``lasting``: at the end it outlasts a power cut. A link in its place is replaced, never followed. Raises
+    :class:`OutputError` where it cannot be written (read-only folder, full disk).
     """
     part = _part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as target:
+        with _new_file(part) as target:
             yield target
+            if lasting:
+                target.flush()
+                os.fsync(target.fileno())
         part.replace(path)
+        if lasting:
+            _sync(path.parent)
     except BaseException as error:
         with suppress(OSError):  # what stopped the write may stop this too
             part.unlink()
         if isinstance(error, OSError):
             raise OutputError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from error
         raise
+
+
+def _new_file(part: Path) -> BinaryIO:
+    """A file that was not there: neither a link nor anything else is opened in its place."""
+    try:
+        return cast(BinaryIO, part.open("xb"))
+    except FileExistsError:  # the name is this thread's own: left by an earlier write of it, or put there
+        part.unlink()
+        return cast(BinaryIO, part.open("xb"))
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -165,13 +245,20 @@ def atomic_folder(folder: Path, marker: str) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        for file in part.rglob("*"):
+            _sync(file)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / marker).unlink(missing_ok=True)
         for new in sorted(part.iterdir(), key=lambda path: path.name == marker):
             old = folder / new.name
-            if old.is_dir():
+            if old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
+            elif new.is_dir():  # it takes no file's place, and no link's
+                old.unlink(missing_ok=True)
+            if new.name == marker:
+                _sync(folder)
             new.replace(old)
+        _sync(folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -179,7 +266,12 @@ def atomic_folder(folder: Path, marker: str) -> Iterator[Path]:
 
 
 def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    return path.with_name(f".{path.name}.{os.getpid()}@{_tag()}.{threading.get_native_id()}.part")
+
+
+@lru_cache(maxsize=1)
+def _tag() -> str:
+    return content_hash(this_machine().encode())[:8]
 
 
 def _is_part(path: Path) -> bool:
@@ -189,8 +281,12 @@ def _is_part(path: Path) -> bool:
 def remove_leftovers(root: Path) -> None:
     """Delete what killed processes of this machine were writing when they died; what a live one writes stays."""
     for part in root.rglob(".*.part"):
-        if not process_is_alive(part.name.rsplit(".", 3)[1]):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        found = PART.fullmatch(part.name)
+        if found and found.group(2) in (None, _tag()) and not process_is_alive(found.group(1)):
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def process_is_alive(number: str) -> bool:
@@ -211,4 +307,13 @@ def content_hash(content: bytes) -> str:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file, hexadecimal."""
-    return content_hash(path.read_bytes())
+    with path.open("rb") as file:
+        return hash_of(file)
+
+
+def hash_of(file: BinaryIO) -> str:
+    """sha256 of what is left to read, hexadecimal."""
+    seen = hashlib.sha256()
+    while part := file.read(HASH_PART):
+        seen.update(part)
+    return seen.hexdigest()

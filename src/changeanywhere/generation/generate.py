@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from changeanywhere.errors import ShortfallError
-from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, open_shards, report_of
+from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, marker_of, open_shards, report_of
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.job import Job
@@ -26,7 +26,7 @@ from changeanywhere.generation.prepare import (
     refuse_foreign,
     settle_machine,
 )
-from changeanywhere.generation.shard import StoppedError, marker_name, paint_shard, read, read_marker
+from changeanywhere.generation.shard import StoppedError, marker_name, paint_shard, read
 from changeanywhere.generation.shares import Share
 from changeanywhere.generation.turns import Turns
 from changeanywhere.leases import Leases
@@ -145,10 +145,10 @@ def _paint(
 
     def make(number: int) -> None:
         with suppress(StoppedError):  # nothing of it was begun
-            paint_shard(job, turns.of(number), load_shard(store, number), store, progress=tally.add, stop=stop)
+            paint_shard(job, turns.of(number), load_shard(store, number, plan), store, progress=tally.add, stop=stop)
 
     def is_done(number: int) -> bool:
-        return read_marker(store, number) is not None
+        return marker_of(store, plan, number) is not None
 
     ThreadExecutor().run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
     return tally.painted, time.perf_counter() - started

@@ -24,7 +24,8 @@ from changeanywhere.generation.tiles import Learned, SourceSettings, Tiles, open
 from changeanywhere.painters.registry import package_of
 from changeanywhere.pairs.record import Provenance
 from changeanywhere.plain import from_plain, to_plain
-from changeanywhere.storage import Store
+from changeanywhere.seals import sealed, unsealed
+from changeanywhere.storage import Store, content_hash
 
 FORMAT = 2
 """Of ``job.json``; the first edition had ``plan/settings.json`` instead."""
@@ -103,9 +104,11 @@ class Job:
         versions = current_versions() | package_of(self.painter.method)
         return Provenance(name, self.painter.model_hash, settings, versions)
 
-    def save(self, store: Store) -> None:
-        """Write ``plan/job.json``."""
-        store.put(FILE, (json.dumps(to_plain(self), indent=1) + "\n").encode())
+    def save(self, store: Store) -> str:
+        """Write ``plan/job.json``; what plans name it by."""
+        content = to_plain(self)
+        store.put(FILE, sealed(content, indent=1))
+        return _identity(content)
 
 
 def current_versions() -> dict[str, str]:
@@ -124,12 +127,34 @@ def load_job(store: Store) -> Job | None:
             )
         return None
     try:
-        content = json.loads(store.get(FILE))
+        content, _ = unsealed(store.get(FILE))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         return from_plain(Job, content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{store.describe(FILE)}: damaged plan ({error}); give another --out") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(store, error) from error
+
+
+def identity_of_job(store: Store) -> str:
+    """What plans name the job of a set by; "" where there is none. :class:`OutputError` for a damaged one."""
+    try:
+        return _identity(unsealed(store.get(FILE))[0]) if store.exists(FILE) else ""
+    except (OSError, ValueError) as error:
+        raise _damaged(store, error) from error
+
+
+def _identity(content: Mapping[str, Any]) -> str:
+    """Hash of all that makes one job another than the next."""
+    settings = {name: value for name, value in flat(content).items() if _is_compared(name)}
+    return content_hash(json.dumps(settings, sort_keys=True).encode())
+
+
+def _is_compared(name: str) -> bool:
+    return not any(name == free or name.startswith(f"{free}.") for free in NOT_COMPARED)
+
+
+def _damaged(store: Store, error: Exception) -> OutputError:
+    return OutputError(f"{store.describe(FILE)}: damaged plan ({error}); give another --out")
 
 
 def refuse_others(begun: Job, asked: Job, store: Store) -> None:
@@ -137,8 +162,7 @@ def refuse_others(begun: Job, asked: Job, store: Store) -> None:
     before, now = flat(to_plain(begun)), flat(to_plain(asked))
     # The fingerprint last: it changes with whatever else says more.
     for name in sorted({*before, *now}, key=lambda name: ("fingerprint" in name, name)):
-        compared = not any(name == free or name.startswith(f"{free}.") for free in NOT_COMPARED)
-        if compared and before.get(name) != now.get(name):
+        if _is_compared(name) and before.get(name) != now.get(name):
             raise OutputError(
                 f"{store.describe()}: was made with {name} = {before.get(name)!r}, asked now: {now.get(name)!r}; "
                 "give another --out, or the same settings to resume"

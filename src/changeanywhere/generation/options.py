@@ -86,6 +86,11 @@ class FilterOptions:
     attempts: int = 3
     """With ``resample``: paintings of a pair at most."""
 
+    @property
+    def drops(self) -> bool:
+        """Whether pairs of the plan may be missing in the set."""
+        return self.model is not None and self.action != "score"
+
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
         require(self.action in FILTER_ACTIONS, "filter.action", self.action, ", ".join(FILTER_ACTIONS))

@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +21,14 @@ import numpy as np
 
 from changeanywhere.errors import OutputError, SourceError
 from changeanywhere.events import EventRequest, simulate
+from changeanywhere.generation.job import FILE as JOB
+from changeanywhere.generation.job import identity_of_job
 from changeanywhere.generation.targets import Requests
 from changeanywhere.generation.tiles import EventSettings, Tiles
 from changeanywhere.plain import from_plain, to_plain
 from changeanywhere.progress import Progress
 from changeanywhere.sample import ChangePlan, change_mask_of
+from changeanywhere.seals import sealed, unsealed
 from changeanywhere.seeds import pair_seed, stream
 from changeanywhere.sources import Source
 from changeanywhere.storage import Store
@@ -33,6 +36,7 @@ from changeanywhere.storage import Store
 MAX_EXTRA_ROUNDS = 8  # visits to every tile in search of a place for changes that others could not take
 PAIRS_IN_MEMORY = 20_000  # of a plan while it is sorted; the rest waits in a temporary folder
 FILE = "plan/plan.json"
+ANEW = "delete {}, and the same command plans anew; shards that fit are kept"
 Content = TypeVar("Content")
 
 
@@ -53,6 +57,10 @@ class ShardPlan:
 
     number: int
     pairs: tuple[PlannedPair, ...]
+    job: str = ""
+    """What the job is named by; "" in plans of editions without seals."""
+    seal: str = ""
+    """Of this plan, as it was read."""
 
     def batches(self, size: int) -> list[tuple[PlannedPair, ...]]:
         """Pairs that are painted at once: part of the plan, since sums depend on it in the last bits."""
@@ -67,6 +75,10 @@ class PlanSummary:
     first_keys: tuple[str, ...]
     """Smallest key of each shard: what merges their records without holding them all."""
     missing: dict[str, int]
+    job: str = ""
+    """What the job is named by; "" in plans of editions without seals."""
+    seal: str = ""
+    """Of this plan, as it was read."""
 
     @property
     def num_shards(self) -> int:
@@ -97,13 +109,14 @@ def _given_change(mask_t1: Any, mask_t2: Any, seed: int) -> ChangePlan:
 
 
 def make_plan(
-    tiles: Tiles, requests: Requests, seed: int, shard_size: int, store: Store, progress: Progress
+    tiles: Tiles, requests: Requests, seed: int, shard_size: int, store: Store, progress: Progress, job: str = ""
 ) -> PlanSummary:
     """Find a feasible tile for each request and write the shards, tile by tile (a tile's pairs are painted together).
 
     Round r visits every tile once, in an order drawn from ``seed``. Without targets the kinds take turns so that in two
     rounds each tile gets one appearance and one disappearance (paper §3.1). What is infeasible at its place is tried at
-    the other tiles in extra rounds. Memory: two bytes a pair, and :data:`PAIRS_IN_MEMORY` of them whole.
+    the other tiles in extra rounds. Memory: two bytes a pair, and :data:`PAIRS_IN_MEMORY` of them whole. ``job``: what
+    the job is named by.
     """
     missing: Counter[EventRequest] = Counter()
     num_buckets = max(1, -(-len(requests) // PAIRS_IN_MEMORY))
@@ -113,10 +126,10 @@ def make_plan(
             for pair in _placed(tiles, requests, seed, missing):
                 buckets.add(pair)
                 progress("planning changes", buckets.count, len(requests))
-        return _write_shards(buckets.sorted(), shard_size, store, _in_words(missing, tiles.source, tiles.events))
+        return _write_shards(buckets.sorted(), shard_size, store, _in_words(missing, tiles.source, tiles.events), job)
 
 
-def plan_given(tiles: Tiles, seed: int, shard_size: int, store: Store) -> PlanSummary:
+def plan_given(tiles: Tiles, seed: int, shard_size: int, store: Store, job: str = "") -> PlanSummary:
     """A pair for every tile whose second mask the user brought; a mask that changes nothing is a no-change pair."""
     source, second = tiles.source, tiles.second
     assert second is not None
@@ -129,26 +142,38 @@ def plan_given(tiles: Tiles, seed: int, shard_size: int, store: Store) -> PlanSu
         for item in second.items
         if item.key in places
     ]
-    return _write_shards(sorted(pairs, key=lambda p: (p.source_index, p.key)), shard_size, store, {})
+    return _write_shards(sorted(pairs, key=lambda p: (p.source_index, p.key)), shard_size, store, {}, job)
 
 
 def load_summary(store: Store) -> PlanSummary | None:
-    """The plan of a set; None if it has none yet. :class:`OutputError` for a damaged one."""
+    """The plan of a set; None if it has none yet. :class:`OutputError` for one that is damaged or of another job."""
     if not store.exists(FILE):
         return None
-    return _load(store, FILE, PlanSummary)
+    plan = _load(store, FILE, PlanSummary)
+    if plan.job and plan.job != identity_of_job(store):
+        raise OutputError(
+            f"{store.describe(JOB)}: not the job that plan.json was made of; {ANEW.format(store.describe(FILE))}"
+        )
+    return plan
 
 
-def load_shard(store: Store, number: int) -> ShardPlan:
-    """Shard ``number`` of the plan; :class:`OutputError` if it is missing or damaged."""
-    return _load(store, _shard_file(number), ShardPlan)
+def load_shard(store: Store, number: int, plan: PlanSummary | None = None) -> ShardPlan:
+    """Shard ``number`` of the plan; :class:`OutputError` if it is missing, damaged, or none of ``plan``'s."""
+    name = _shard_file(number)
+    shard = _load(store, name, ShardPlan)
+    if shard.number != number or (plan is not None and shard.job != plan.job):
+        raise OutputError(f"{store.describe(name)}: of another plan; {ANEW.format(store.describe(FILE))}")
+    return shard
 
 
 def _load(store: Store, name: str, kind: type[Content]) -> Content:
     try:
-        return from_plain(kind, json.loads(store.get(name)))
+        content, seal = unsealed(store.get(name))
+        return from_plain(kind, {"job": "", "seal": seal} | content)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{store.describe(name)}: damaged plan ({error}); give another --out") from error
+        raise OutputError(
+            f"{store.describe(name)}: damaged plan ({error}); {ANEW.format(store.describe(FILE))}"
+        ) from error
 
 
 def _shard_file(number: int) -> str:
@@ -222,14 +247,16 @@ class _Buckets:
             yield from sorted(pairs, key=lambda pair: (pair.source_index, pair.key))
 
 
-def _write_shards(pairs: Iterable[PlannedPair], shard_size: int, store: Store, missing: dict[str, int]) -> PlanSummary:
+def _write_shards(
+    pairs: Iterable[PlannedPair], shard_size: int, store: Store, missing: dict[str, int], job: str
+) -> PlanSummary:
     first_keys: list[str] = []
     held: list[PlannedPair] = []
     count = 0
 
     def write() -> None:
-        shard = ShardPlan(len(first_keys), tuple(held))
-        store.put(_shard_file(shard.number), (json.dumps(to_plain(shard)) + "\n").encode())
+        shard = ShardPlan(len(first_keys), tuple(held), job)
+        store.put(_shard_file(shard.number), _sealed(shard))
         first_keys.append(min(pair.key for pair in held))
         held.clear()
 
@@ -240,9 +267,17 @@ def _write_shards(pairs: Iterable[PlannedPair], shard_size: int, store: Store, m
             write()
     if held:
         write()
-    summary = PlanSummary(count, tuple(first_keys), missing)
-    store.put(FILE, (json.dumps(to_plain(summary), indent=1) + "\n").encode())
-    return summary
+    store.keep(_shard_file(number) for number in range(len(first_keys)))
+    summary = PlanSummary(count, tuple(first_keys), missing, job)
+    store.put(FILE, _sealed(summary, indent=1))
+    store.keep([JOB, FILE] if store.exists(JOB) else [FILE])
+    return replace(summary, seal=unsealed(store.get(FILE))[1])
+
+
+def _sealed(plan: PlanSummary | ShardPlan, indent: int | None = None) -> bytes:
+    content = to_plain(plan)
+    del content["seal"]
+    return sealed(content, indent)
 
 
 def _in_words(missing: Counter[EventRequest], source: Source, events: EventSettings) -> dict[str, int]:

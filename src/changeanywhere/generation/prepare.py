@@ -65,15 +65,16 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     )
     _refuse_areas_without_sampling(options, source)
     _warn_of_sampling(options, source, info)
+    fingerprint = source.fingerprint()  # first: what is learned is of the same files
     learned = _learned(options, source, begun)
     settings = SourceSettings(
         folder=str(options.source),
         options=source_options,
         masks_t2=str(masks_t2) if masks_t2 else None,
-        name=source.name,
+        name=begun.source.name if begun else source.name,  # one set, one name, wherever the source moved
         legend=source.legend.to_dict(),
         legend_map=source.mapping.to_dict() if source.mapping else None,
-        fingerprint=source.fingerprint(),
+        fingerprint=fingerprint,
         fingerprint_t2=second.fingerprint() if second else None,
     )
     job = Job(
@@ -100,13 +101,13 @@ def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
     plan = load_summary(store)
     if plan is not None:
         return plan
-    job.save(store)
+    name = job.save(store)
     tiles = job.tiles
     if tiles.second is not None:
-        return plan_given(tiles, job.seed, job.shard_size, store)
+        return plan_given(tiles, job.seed, job.shard_size, store, name)
     wanted = job.num_pairs or job.pairs_per_image * len(tiles.source)
     requests = job.targets.requests(wanted, len(tiles.source), job.events.kinds, tiles.source.legend, job.seed)
-    return make_plan(tiles, requests, job.seed, job.shard_size, store, progress)
+    return make_plan(tiles, requests, job.seed, job.shard_size, store, progress, name)
 
 
 def settle_machine(job: Job, store: Store) -> None:

@@ -8,7 +8,6 @@ The marker is written last, with the files and their hashes: a shard without mar
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
 from changeanywhere.painters.base import Batch, Donors, Painter, Painting
 from changeanywhere.pairs.record import SHARED, PairRecord, Provenance
 from changeanywhere.pairs.writer import write_pair
+from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import Store
 
 WRITER_THREADS = 2
@@ -72,7 +72,7 @@ def paint_shard(
                 writes.append(writers.submit(write))
             progress(len(pairs))
         written = [future.result() for future in writes]
-    put_marker(store, shard.number, written)
+    put_marker(store, shard.number, written, shard.seal)
 
 
 def read(job: Job, pairs: Sequence[PlannedPair]) -> Batch:
@@ -115,19 +115,26 @@ def marker_name(number: int) -> str:
     return f"shards/{number:05d}.json"
 
 
-def put_marker(store: Store, number: int, written: Sequence[Written]) -> None:
-    """Say that a shard is whole. What all records share stands in it once."""
+def put_marker(store: Store, number: int, written: Sequence[Written], plan: str = "") -> None:
+    """Say that a shard is whole, once its files outlast a power cut. What all records share stands in it once.
+
+    ``plan``: seal of the shard's plan.
+    """
     files = {name: digest for own, _ in written for name, digest in own.items()}
     records = [record.own() for _, record in written]
     shared = written[0][1].provenance.to_dict() if written else {}
-    content = {"files": files, "records": records, "shared": shared}
-    store.put(marker_name(number), (json.dumps(content) + "\n").encode())
+    store.keep(files)
+    store.put(marker_name(number), sealed({"files": files, "records": records, "shared": shared, "plan": plan}))
+    store.keep([marker_name(number)])
 
 
-def read_marker(store: Store, number: int) -> Marker | None:
-    """The marker of a shard; None if there is none, or if it is damaged: the shard is then made again."""
+def read_marker(store: Store, number: int, plan: str = "") -> Marker | None:
+    """The marker of a shard; None if there is none, if it is damaged or of another plan than that of the seal ``plan``
+    ("": of any): the shard is then made again."""
     try:
-        content = json.loads(store.get(marker_name(number)))
+        content, _ = unsealed(store.get(marker_name(number)))
+        if set(content) - {"plan"} != {"files", "records", "shared"} or plan not in ("", content.get("plan")):
+            return None
         provenance = Provenance(**{name: content["shared"][name] for name in SHARED if name in content["shared"]})
         records = [replace(PairRecord.from_dict(record), provenance=provenance) for record in content["records"]]
         return Marker(dict(content["files"]), records)

@@ -7,6 +7,7 @@ OUT/annotations.json                COCO change instances: connected components 
 OUT/transitions.json                weights of transitions and usual sizes, where a table was used or learned
 OUT/targets.json                    shares asked and reached, where there are targets
 OUT/legend.json
+OUT/checksums.json                  of the files above from events.jsonl on; those of the masks stand in shards/N.json
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.errors import OutputError, ShortfallError
-from changeanywhere.generation.dataset import in_key_order
+from changeanywhere.generation.dataset import OF_MASKS, in_key_order, note_held
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.job import Job
@@ -36,6 +37,7 @@ from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.pairs.writer import Targets, write_labels, write_targets
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair, change_transitions
+from changeanywhere.seals import sealed, unsealed
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import LocalStore, Store, remove_leftovers
 
@@ -81,7 +83,7 @@ def simulate_source(options: SimulateOptions, progress: Progress = silent) -> Si
 def _write_shards(
     job: Job, plan: PlanSummary, store: Store, leases: Leases, stop: threading.Event, progress: Progress
 ) -> None:
-    open_numbers = [n for n in range(plan.num_shards) if _content(store, n) is None]
+    open_numbers = [n for n in range(plan.num_shards) if _content(store, n, plan) is None]
     lock, done = threading.Lock(), [plan.num_pairs - len(open_numbers) * job.shard_size]
 
     def add(count: int) -> None:
@@ -90,10 +92,10 @@ def _write_shards(
             progress("writing masks", max(0, done[0]), plan.num_pairs)
 
     def make(number: int) -> None:
-        simulate_shard(job, load_shard(store, number), store, progress=add)
+        simulate_shard(job, load_shard(store, number, plan), store, progress=add)
 
     def is_done(number: int) -> bool:
-        return _content(store, number) is not None
+        return _content(store, number, plan) is not None
 
     ThreadExecutor().run(open_numbers, Work(make, is_done, time.sleep, lambda: None), leases, stop)
 
@@ -101,25 +103,30 @@ def _write_shards(
 def simulate_shard(job: Job, shard: ShardPlan, store: Store, *, progress: Callable[[int], object]) -> None:
     """Write the masks of a shard and, last, its marker, with its lines of ``events.jsonl`` and its COCO instances."""
     categories = coco_categories(job.tiles.source.legend)
-    records, sizes, instances = [], [], []
+    records, sizes, instances, files = [], [], [], dict[str, str]()
     for pair in shard.pairs:
-        record, size, found = _one(job, pair, store, categories)
+        record, size, found, written = _one(job, pair, store, categories)
         records.append(record)
         sizes.append(size)
         instances.append(found)
+        files |= written
         progress(1)
-    content = {"records": records, "sizes": sizes, "instances": instances}
-    store.put(marker_name(shard.number), (json.dumps(content) + "\n").encode())
+    content = {"records": records, "sizes": sizes, "instances": instances, "files": files, "plan": shard.seal}
+    store.keep(files)
+    store.put(marker_name(shard.number), sealed(content))
+    store.keep([marker_name(shard.number)])
 
 
-def _one(job: Job, planned: PlannedPair, store: Store, categories: dict[str, int]) -> tuple[Any, Any, Any]:
-    """Write one pair's masks; (record, width and height, COCO instances without ids of their own)."""
+def _one(
+    job: Job, planned: PlannedPair, store: Store, categories: dict[str, int]
+) -> tuple[Any, Any, Any, dict[str, str]]:
+    """Write one pair's masks; (record, width and height, COCO instances without ids of their own, hashes of files)."""
     tiles = job.tiles
     source, legend = tiles.source, tiles.source.legend
     item, georef = source.items[planned.source_index], source.georef(planned.source_index)
     change, mask_t1 = change_of(planned, tiles), source.read_mask(planned.source_index)
     masks, nothing = (mask_t1, change.mask_t2), np.empty((0, 0, 3), np.uint8)
-    write_labels(store, ChangePair(planned.key, nothing, nothing, change.change_mask, *masks), legend)
+    written = write_labels(store, ChangePair(planned.key, nothing, nothing, change.change_mask, *masks), legend)
     record = {
         "key": planned.key,
         "source_key": planned.source_key,
@@ -130,20 +137,23 @@ def _one(job: Job, planned: PlannedPair, store: Store, categories: dict[str, int
         "change_ratio": float(change.change_mask.mean()),
         "seed": planned.seed,
     }
-    return record, list(mask_t1.shape[::-1]), coco_annotations(planned.key, 0, 0, *masks, categories, legend)
+    instances = coco_annotations(planned.key, 0, 0, *masks, categories, legend)
+    return record, list(mask_t1.shape[::-1]), instances, written
 
 
-def _content(store: Store, number: int) -> dict[str, Any] | None:
-    """Of the marker of a shard; None if there is none, or it is damaged."""
+def _content(store: Store, number: int, plan: PlanSummary) -> dict[str, Any] | None:
+    """Of the marker of a shard; None if there is none, or it is damaged or of another plan."""
+    shard = load_shard(store, number, plan).seal if plan.seal else ""
     try:
-        content = json.loads(store.get(marker_name(number)))
-        return content if set(content) == {"records", "sizes", "instances"} else None
-    except (OSError, ValueError, TypeError):
+        content, _ = unsealed(store.get(marker_name(number)))
+    except (OSError, ValueError):
         return None
+    known = set(content) - {"plan", "files"} == {"records", "sizes", "instances"}
+    return content if known and shard in ("", content.get("plan")) else None
 
 
-def _sound(store: Store, number: int) -> dict[str, Any]:
-    content = _content(store, number)
+def _sound(store: Store, number: int, plan: PlanSummary) -> dict[str, Any]:
+    content = _content(store, number, plan)
     if content is None:
         raise OutputError(f"{store.describe(marker_name(number))}: damaged; the same command again makes it anew")
     return content
@@ -154,19 +164,20 @@ def _finish(job: Job, plan: PlanSummary, store: Store) -> Targets:
     counts = SetSummary()
 
     def read(number: int) -> list[tuple[str, dict[str, Any]]]:
-        return [(record["key"], record) for record in _sound(store, number)["records"]]
+        return [(record["key"], record) for record in _sound(store, number, plan)["records"]]
 
     with store.create("events.jsonl") as lines:
         for record in in_key_order(plan.first_keys, read):
             lines.write((json.dumps(record) + "\n").encode())
     for number in range(plan.num_shards):
-        for record in _sound(store, number)["records"]:
+        for record in _sound(store, number, plan)["records"]:
             counts.add_change(record["transitions"], record["change_ratio"])
     _write_annotations(job, plan, store)
     legend = job.tiles.source.legend
     store.put("legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
     reached = job.targets.reached(counts)
     write_targets(store, reached)
+    note_held(store, plan, OF_MASKS)
     return reached
 
 
@@ -178,14 +189,14 @@ def _write_annotations(job: Job, plan: PlanSummary, store: Store) -> None:
 
     def images() -> Iterator[dict[str, Any]]:
         number = 0
-        for content in (_sound(store, shard) for shard in shards):
+        for content in (_sound(store, shard, plan) for shard in shards):
             for record, (width, height) in zip(content["records"], content["sizes"], strict=True):
                 number += 1
                 yield {"id": number, "file_name": f"{record['key']}.png", "width": width, "height": height}
 
     def instances() -> Iterator[dict[str, Any]]:
         image = number = 0
-        for content in (_sound(store, shard) for shard in shards):
+        for content in (_sound(store, shard, plan) for shard in shards):
             for found in content["instances"]:
                 image += 1
                 for instance in found:

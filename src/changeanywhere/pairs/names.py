@@ -9,3 +9,5 @@ SPLITS = ("train", "val", "test")
 SUFFIXES = {"png": ".png", "geotiff": ".tif"}
 FINAL_FILES = ("metadata.jsonl", "legend.json", "README.md", "report.html", *(f"list/{split}.txt" for split in SPLITS))
 """What is written last, from the records of all pairs."""
+CHECKSUMS = "checksums.json"
+"""Of lists and metadata; written after them."""

@@ -19,7 +19,6 @@ from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 from changeanywhere.sources.base import Source
 from changeanywhere.sources.entries import Entry
 from changeanywhere.sources.files import (
-    digest,
     read_image,
     read_info,
     read_mask,
@@ -31,6 +30,7 @@ from changeanywhere.sources.layouts import find_layout, images_alone
 from changeanywhere.sources.legends import legend_of
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE, SourceOptions
 from changeanywhere.sources.problems import Problems
+from changeanywhere.sources.unchanged import Unchanged, changed
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class TileSource(Source):
         self._stretch = options.stretch or DEFAULT_STRETCH
         self._tile_size = options.tile_size or DEFAULT_TILE_SIZE
         self._max_megapixels = options.max_megapixels
+        self._unchanged = Unchanged()
         pairs, unplaced = [], []
         for entry in layout.entries:
             if options.licences is not None and entry.licence not in options.licences:
@@ -108,8 +109,9 @@ class TileSource(Source):
     def content_hash(self) -> str:
         seen = hashlib.sha256()
         for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
-            mask = "" if entry.mask is None else digest(entry.mask)
-            seen.update(f"{entry.stem} {entry.image.stat().st_size} {mask}\n".encode())
+            size = self._unchanged.size(entry.image)
+            mask = "" if entry.mask is None else self._unchanged.digest(entry.mask)
+            seen.update(f"{entry.stem} {size} {mask}\n".encode())
         seen.update(json.dumps([self._bands, self._stretch]).encode())
         if not self._numbers.is_plain:
             seen.update(json.dumps([self._numbers.of_classes, self._numbers.ignored]).encode())
@@ -117,16 +119,25 @@ class TileSource(Source):
 
     def read_mask(self, index: int) -> Mask:
         tile = self._tiles[index]
-        info = read_info(tile.entry.image, self._max_megapixels)
+        info = self._info(tile, tile.entry.image)
         return self._mask(tile, read_valid(tile.entry.image, tile.window, self._bands, info))
 
     def _mask(self, tile: _Tile, valid: Valid | None) -> Mask:
         """Ground that was not imaged is unknown."""
         if tile.entry.mask is None:
             return np.zeros((tile.window.height, tile.window.width), np.uint8)
-        info = read_info(tile.entry.mask, self._max_megapixels)
+        info = self._info(tile, tile.entry.mask)
         mask = read_mask(tile.entry.mask, tile.window, self.legend, info, self._numbers)
+        self._unchanged.check(tile.entry.mask)
         return mask if valid is None or valid.all() else np.where(valid, mask, 0).astype(np.uint8)
+
+    def _info(self, tile: _Tile, path: Path) -> Facts:
+        """Of a file that was sound when the source was opened, and may have been exchanged since."""
+        info, window = read_info(path, self._max_megapixels), tile.window
+        inside = window.row + window.height <= info.height and window.column + window.width <= info.width
+        if not inside or (path == tile.entry.image and max(self._bands) > info.count):
+            raise changed(path)
+        return info
 
     def georef(self, index: int) -> GeoReference | None:
         tile = self._tiles[index]
@@ -134,8 +145,9 @@ class TileSource(Source):
 
     def read(self, index: int) -> SourceSample:
         tile = self._tiles[index]
-        info = read_info(tile.entry.image, self._max_megapixels)
+        info = self._info(tile, tile.entry.image)
         image, valid = read_image(tile.entry.image, tile.window, self._bands, info)
+        self._unchanged.check(tile.entry.image)
         normalisation = read_stretch(tile.entry.image, self._bands, self._stretch, self._max_megapixels)
         if valid is not None and not valid.all():
             # It shows as the dark end of the stretch.
