@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors", "machine"],
     ["documents", "folders", "text"],
-    ["seals"],
+    ["limits", "seals"],
     ["colours", "flags", "plain", "progress", "seeds", "stopping", "storage"],
     ["leases"],
     ["legend"],

@@ -19,6 +19,7 @@ from changeanywhere.flags import given_flags, parse
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
+from changeanywhere.storage import check_out
 from changeanywhere.text import one_line, visible
 
 COMMANDS = {
@@ -204,6 +205,7 @@ def _import(arguments: list[str]) -> None:
         from changeanywhere.models.detectors.folder import save_detector
         from changeanywhere.models.import_opencd import import_opencd
 
+        check_out(detector.out)
         name, net = import_opencd(detector.checkpoint)
         save_detector(net, name, detector.out)
         print(f"imported {name}: {detector.out}")
@@ -212,6 +214,7 @@ def _import(arguments: list[str]) -> None:
     from changeanywhere.models.folder import save_model
     from changeanywhere.models.import_ldm import import_ldm
 
+    check_out(options.out)
     legend = load_legend(options.legend)
     save_model(import_ldm(options.checkpoint, legend, options.num_heads, options.use_ema), options.out)
     print(f"imported: {options.out}")

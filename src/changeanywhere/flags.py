@@ -22,6 +22,7 @@ import yaml
 from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml
 from changeanywhere.errors import ConfigError
 from changeanywhere.folders import UTF_16, read_text
+from changeanywhere.limits import check_limits
 
 Options = typing.TypeVar("Options")
 
@@ -45,7 +46,9 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
         values = parser.parse_args(_with_lists(_readable_config(arguments), _lists_of_words(kind)))
     except jsonargparse.ArgumentError as error:
         raise ConfigError(_shorten(str(error))) from error
-    return _build(kind, values)
+    options = _build(kind, values)
+    check_limits(options)
+    return options
 
 
 def _lists_of_words(kind: type, prefix: str = "") -> set[str]:

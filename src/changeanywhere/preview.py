@@ -14,7 +14,7 @@ from PIL import ImageDraw
 from changeanywhere.errors import require
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.sample import ChangePair, Image, SourceSample
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_write, check_out
 
 Pixels = npt.NDArray[np.uint8]
 SIDE, GAP, LINE = 256, 6, 18
@@ -28,6 +28,7 @@ OPACITY = 0.5
 def check_target(file: Path) -> None:
     """:class:`ConfigError` for a picture that is no PNG."""
     require(file.suffix.lower() == ".png", "preview", str(file), "a file that ends in .png")
+    check_out(file)
 
 
 def draw_samples(samples: Sequence[SourceSample], legend: Legend, file: Path) -> None:

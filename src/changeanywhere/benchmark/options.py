@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.errors import ConfigError, require
+from changeanywhere.limits import check_limits
+from changeanywhere.storage import check_out
 from changeanywhere.text import is_plain_name
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
@@ -83,6 +85,8 @@ class BenchmarkOptions:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        check_limits(self)
+        check_out(self.out)
         rules = (*self._protocol_rules(), *self._arm_rules(), *self._stage_rules())
         for name, value, allowed, what in rules:
             require(allowed, name, value, what)

@@ -15,6 +15,7 @@ from changeanywhere.models.detectors import Detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.sample import rgb8
+from changeanywhere.storage import atomic_file
 from changeanywhere.text import xml
 from changeanywhere.training.pair_batches import to_tensors
 
@@ -93,7 +94,8 @@ def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]]
         label = np.repeat(pair.change_mask[..., None] * np.uint8(255), 3, 2)
         pictures = [*images, label, *(outcome(f, pair.change_mask) for f in found)]
         rows.append(np.hstack([np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255) for picture in pictures]))
-    PillowImage.fromarray(np.vstack(rows)).save(options.out / "panels.png")
+    with atomic_file(options.out / "panels.png") as target:
+        PillowImage.fromarray(np.vstack(rows)).save(target, "PNG")
 
 
 def _net_of(training: Path, record: Mapping[str, Any]) -> Detector:

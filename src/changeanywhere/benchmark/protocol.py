@@ -31,7 +31,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import HELD_OUT_SEED, stream
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_write, refuse_way_out
 from changeanywhere.training.detection import ChangeScores
 from changeanywhere.training.detector import evaluate_detector, select_pairs, train_detector
 from changeanywhere.training.pair_batches import label_of
@@ -77,6 +77,8 @@ class Benchmark:
 
         Raises :class:`OutputError` naming the difference.
         """
+        for name in ("cells", "lists", "pretrain", "training"):
+            refuse_way_out(self.options.out, self.options.out / name)
         file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
         arms = asked.pop("arms")
         before = json.loads(file.read_text()) if file.is_file() else asked | {"arms": {}}

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from changeanywhere.errors import ConfigError, require
+from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import SourceOptions
+from changeanywhere.storage import check_out
 
 REAL, FIRST_STAGE = "real data", "first stage"
 """Columns that every table of objects may have."""
@@ -58,6 +60,8 @@ class EvaluateOptions(SourceOptions):
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming what is missing, not allowed, or would do nothing."""
+        check_limits(self)
+        check_out(self.out, self.source)
         if self.pairs is None and self.model is None:
             raise ConfigError("nothing to evaluate; give --pairs DIR, --model NAME, or both")
         if self.model is not None and self.source is None:

@@ -34,7 +34,7 @@ from changeanywhere.painters.base import Painter
 from changeanywhere.pairs.writer import Targets
 from changeanywhere.progress import Progress, silent
 from changeanywhere.stopping import polite_stop
-from changeanywhere.storage import LocalStore, Store, remove_leftovers
+from changeanywhere.storage import LocalStore, Store, check_out, remove_leftovers
 
 DRY_RUN_BATCHES = 2  # the first warms up, the second is timed
 
@@ -84,6 +84,7 @@ def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateR
     be made, if fewer changes are feasible than asked for. SIGTERM ends the run after the shards that are being painted,
     with :class:`KeyboardInterrupt`.
     """
+    check_out(options.out, options.source)
     store = LocalStore(options.out)
     share = Share.parse(options.shard)
     plan = load_summary(store)
@@ -194,6 +195,7 @@ def threads_of(job: Job) -> Iterator[None]:
 
 def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:
     """Plan, paint two batches without writing them, and extrapolate from the second."""
+    options.check()
     store = LocalStore(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)

@@ -10,7 +10,9 @@ from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
+from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import SourceOptions
+from changeanywhere.storage import check_out
 
 DEFAULT_SHARD = 32
 FILTER_ACTIONS = ("score", "drop", "resample")
@@ -54,6 +56,8 @@ class SimulateOptions(SourceOptions):
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""
+        check_limits(self)
+        check_out(self.out, self.source)
         self.targets.check()
         require(self.num_pairs is None or self.num_pairs > 0, "num_pairs", self.num_pairs, "1 or more")
         require(self.pairs_per_image > 0, "pairs_per_image", self.pairs_per_image, "1 or more")

@@ -26,6 +26,7 @@ from changeanywhere.generation.options import (
 from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan, plan_given
 from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
 from changeanywhere.legend import LEGEND_FILES, Legend
+from changeanywhere.limits import MAX_PAIRS
 from changeanywhere.models.info import ModelInfo, find_model, hash_files, outside_sampling, read_info
 from changeanywhere.painters.base import PainterKind
 from changeanywhere.painters.registry import find_painter
@@ -106,6 +107,8 @@ def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
     if tiles.second is not None:
         return plan_given(tiles, job.seed, job.shard_size, store, name)
     wanted = job.num_pairs or job.pairs_per_image * len(tiles.source)
+    what = f"up to {MAX_PAIRS} pairs in all ({wanted} asked); make several sets, with other seeds"
+    require(wanted <= MAX_PAIRS, "pairs_per_image", job.pairs_per_image, what)
     requests = job.targets.requests(wanted, len(tiles.source), job.events.kinds, tiles.source.legend, job.seed)
     return make_plan(tiles, requests, job.seed, job.shard_size, store, progress, name)
 

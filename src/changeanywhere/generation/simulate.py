@@ -60,6 +60,7 @@ def simulate_source(options: SimulateOptions, progress: Progress = silent) -> Si
     Raises :class:`InputError` for what the user gave wrong and :class:`ShortfallError`, after writing what could be
     made, if fewer changes are feasible than asked for.
     """
+    options.check()
     store = LocalStore(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)

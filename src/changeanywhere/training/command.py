@@ -10,11 +10,12 @@ from threading import Event
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import load_legend
+from changeanywhere.limits import check_limits
 from changeanywhere.models.info import find_model, read_info
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import JoinedSource, Source, open_images, open_source
 from changeanywhere.sources.problems import say_passed_over
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_write, check_out
 from changeanywhere.training.checks import OF_IMAGES, refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
@@ -84,6 +85,8 @@ def train(
     Once ``stop`` is set it ends after the step it is at, with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
     section = stage.replace("-", "_")
+    check_limits(options)
+    check_out(options.out, options.data.source)
     refuse_unread_flags(section, given)
     sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "init")}
     if options.init and stage in ("first-stage", "denoiser"):

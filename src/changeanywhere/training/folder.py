@@ -17,13 +17,20 @@ from torch import Tensor
 
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.leases import Leases
-from changeanywhere.storage import LocalStore, atomic_file, atomic_write
+from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 
 ADJUSTABLE = ("accumulation_steps", "num_workers", "log_every", "save_every")
 """Settings of ``run`` that may change when a run resumes: they change nothing but the last bits."""
 LOGS = ("metrics.jsonl", "validation.jsonl")
+RESULTS = {
+    "first_stage": ("first_stage",),
+    "denoiser": ("model", "training/latents"),
+    "segmenter": ("segmenter",),
+    "detector": ("detector", "detector_best"),
+}
+"""Stage → the folders in ``OUT`` that it writes beside its own."""
 _claimed: dict[Path, ExitStack] = {}
 """Leases of this process, by folder."""
 _at_work: set[Path] = set()
@@ -43,6 +50,7 @@ class TrainingFolder:
         self.stage = stage
         self._writer = None
         if processes.is_main:
+            self._refuse_links()
             try:
                 (self.path / "samples").mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -55,6 +63,15 @@ class TrainingFolder:
                 self.close()
                 raise
         processes.wait()
+
+    def _refuse_links(self) -> None:
+        """Nothing is written through a link that leads out of the folder of the run."""
+        for folder in (self.path / "samples", self.path / "tensorboard", self.path / "leases"):
+            refuse_way_out(self.out, folder)
+        for name in RESULTS.get(self.stage, ()):
+            refuse_way_out(self.out, self.out / name)
+        for name in LOGS:
+            refuse_way_out(self.out, self.path / name)
 
     def _claim(self) -> None:
         """Nobody else trains here: two would write one checkpoint, and each would resume from the other's."""

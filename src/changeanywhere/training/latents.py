@@ -57,6 +57,7 @@ class LatentCache:
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
     """A file for an array, with its space on the disk: a full one would end the process while the map is filled."""
     try:
+        file.unlink(missing_ok=True)  # a link is not followed
         np.lib.format.open_memmap(file, "w+", dtype, shape)
         with file.open("r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
