@@ -57,9 +57,7 @@ def describe_set(folder: Path, preview: Path | None = None, max_megapixels: floa
     verified = _check_whole(store, plan, keys, "metadata.jsonl" if job.painter else "events.jsonl")
     if not job.painter:
         return f"{folder}: masks of {len(keys)} change events (simulate), without images; {verified}"
-    return f"{folder}: a generated dataset; {verified}\n" + describe_pairs(
-        folder, preview, max_megapixels
-    )
+    return f"{folder}: a generated dataset; {verified}\n" + describe_pairs(folder, preview, max_megapixels)
 
 
 def _marker(store: LocalStore, shard: ShardPlan) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ COUNTS = {
 }  # fmt: skip
 """Numbers from 1 on: name → the largest."""
 AMOUNTS = {
+    "adaptive_steps": 10**9, "exemplar_ring": 16_384, "images_share": 1, "latent_noise": 1e6,
     "adversarial_from_step": 10**9, "adversarial_weight": 1e6, "attention_levels": 64, "chroma_weight": 1e6,
     "codebook_weight": 1e6, "colour_jitter": 1, "commitment": 1e6, "connectivity": 8, "dilate_cells": 16_384, "eta": 1,
     "ema_halflife_share": 1, "first_class": 1, "free_fraction": 1, "gradient_clip": 1e9, "guidance_scale": 1000,
@@ -46,7 +47,7 @@ AMOUNTS = {
 """Numbers from 0 on: name → the largest."""
 IN_LISTS = {
     "bands": (1, 65_535), "channels": (1, 16_384), "class_pairs": (0, 1), "events_per_pair": (0, 1000),
-    "exemplar_strength": (0, 1), "ratios": (0, 1), "scale": (0, 1000), "scratch_learning_rates": (0, 1e3),
+    "exemplar_strength": (0, 1), "guidance_interval": (0, 1000), "ratios": (0, 1), "scale": (0, 1000), "scratch_learning_rates": (0, 1e3),
     "seeds_at": (0, 1_000_000), "spread": (0, 65_536), "stretch": (0, 100),
 }  # fmt: skip
 """Least and largest of numbers in a list or mapping; nuisances say their own."""
