@@ -144,8 +144,9 @@ def identity_of_job(store: Store) -> str:
 
 
 def _identity(content: Mapping[str, Any]) -> str:
-    """Hash of all that makes one job another than the next."""
+    """Hash of all that makes one job another than the next; its machine may be settled after the plan."""
     settings = {name: value for name, value in flat(content).items() if _is_compared(name)}
+    settings = {name: value for name, value in settings.items() if name.partition(".")[0] != "machine"}
     return content_hash(json.dumps(settings, sort_keys=True).encode())
 
 

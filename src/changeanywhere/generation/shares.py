@@ -50,6 +50,7 @@ def plan_set(options: GenerateOptions, progress: Progress = silent) -> PlanSumma
 
     A plan that is there already is returned as it is, if it is the same. Raises :class:`InputError`.
     """
+    options.check()
     store = LocalStore(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)
