@@ -31,6 +31,7 @@ from raster_files import write_png, write_tif
 
 LEGEND = load_legend("mini")
 SIDE = 64
+UTM = "EPSG:32633"
 SMALL = SourceOptions(tile_size=SIDE)
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(1, 255, (SIDE, SIDE, 3)).astype(np.uint8)
@@ -340,15 +341,59 @@ def test_classes_beside_an_ignored_value_are_refused_not_guessed(values: set[int
         load_pairs(pairs_of(tmp_path, label))[0]
 
 
+@pytest.mark.parametrize("low", [-1, -255, -3])
+def test_negative_labels_are_refused(low: int, tmp_path: Path) -> None:
+    """0 and -1 once read as "0 is unchanged, 0 is changed"."""
+    with pytest.raises(PairsError, match=f"label values {low}, 0; allowed"):
+        load_pairs(pairs_of(tmp_path, tif(FAR.astype(np.int16) * low)))[0]
+
+
+@pytest.mark.parametrize("which", ["B", "label"])
+@pytest.mark.parametrize("crs", [UTM, "EPSG:32634"])
+def test_check_warns_where_files_of_a_pair_lie_on_other_ground(
+    which: str, crs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pairs_of(tmp_path, tif(FAR), tif(RGB))
+    assert run(["check", str(folder)]) == 0 and "other ground" not in capsys.readouterr().out
+    moved = from_origin(400_000 + (50 if crs == UTM else 0), 5_000_000, 0.5, 0.5)
+    write_tif(folder / which / "a.tif", RGB if which == "B" else FAR, crs=crs, transform=moved)
+    assert run(["check", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"1 of 1 pairs have a file that lies on other ground than date 1 (CRS or transform), the first {folder}" in said
+    )
+
+
+def test_check_warns_where_most_of_the_ground_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels of drawing programs: what is drawn is opaque, all else transparent."""
+    drawn = np.dstack([FAR * 255, FAR * 0, FAR * 0, FAR * 255])
+    assert run(["check", str(pairs_of(tmp_path, pillow(Image.fromarray(drawn), ".png")))]) == 0
+    assert "warning: 78% of the ground is ignored (alpha, nodata, or 255" in capsys.readouterr().out
+
+
+def test_other_kinds_of_files_in_a_set_of_pairs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PairsError, match=r"A: holds no image; allowed: \.png, \.jpg"):
+        load_pairs(pairs_of(tmp_path, FAR, pillow(Image.fromarray(RGB), ".bmp")))
+
+
+def test_the_picture_of_an_mpo_is_read(tmp_path: Path) -> None:
+    def mpo(stem: Path) -> Path:
+        more = [Image.fromarray(RGB[::2, ::2].copy())]
+        Image.fromarray(RGB).save(stem.with_suffix(".jpg"), "MPO", save_all=True, append_images=more, quality=95)
+        return stem.with_suffix(".jpg")
+
+    image = open_source(source_of(tmp_path / "s", mpo), SMALL)[0].image
+    assert image.shape == RGB.shape and np.abs(image.astype(float).mean((0, 1)) - RGB.mean((0, 1))).max() < 3
+    with pytest.raises(SourceError, match="JPEG changes the classes of a mask"):
+        open_source(source_of(tmp_path / "m", mask=mpo), SMALL)
+
+
 def test_label_values_without_a_rule_are_refused() -> None:
     with pytest.raises(PairsError, match="label values 3, 5; allowed: 0 and 1"):
         rule_of(frozenset({3.0, 5.0}), 255)
 
 
 # Ground
-
-
-UTM = "EPSG:32633"
 
 
 def turned(degrees: float, step: float = 0.5) -> Affine:

@@ -130,8 +130,10 @@ def describe_pairs(folder: Path, preview: Path | None = None, max_megapixels: fl
     rows = range(0, len(pairs), -(-len(pairs) // MAX_SAMPLES))
     ratios, ignored, compared, first, second = [], [], 0, BandFigures(), BandFigures()
     shares = ClassShares(legend) if legend is not None else None
+    elsewhere = []
     for i in rows:
         pair = pairs[i]
+        elsewhere += [other] if (other := pairs.lies_elsewhere(i)) else []
         ratios.append(float(pair.change_mask.mean()))
         known = None if pair.ignored is None else ~pair.ignored
         ignored.append(0.0 if known is None else float(1 - known.mean()))
@@ -160,7 +162,7 @@ def describe_pairs(folder: Path, preview: Path | None = None, max_megapixels: fl
         lines.append(f"change masks agree with the semantic masks in the {compared} pairs read")
     lines += shares.lines() if shares is not None and shares.num_masks else []
     lines += beside(first, second)
-    lines += [f"warning: {each}" for each in warnings_of_pairs(ratios)]
+    lines += [f"warning: {each}" for each in warnings_of_pairs(ratios, ignored, elsewhere)]
     if preview is not None:
         chosen = [pairs[i] for i in range(0, len(pairs), -(-len(pairs) // NUM_ROWS))]
         draw_pairs(chosen, legend, preview)

@@ -140,8 +140,23 @@ def warnings_of(shares: ClassShares, bands: BandFigures, names: Sequence[str], z
     return found
 
 
-def warnings_of_pairs(ratios: Sequence[float]) -> list[str]:
-    """What looks like a mistake in labels of change."""
+def warnings_of_pairs(ratios: Sequence[float], ignored: Sequence[float], elsewhere: Sequence[str]) -> list[str]:
+    """What looks like a mistake in labels of change, and in where the files of a pair lie."""
+    found = _of_labels(ratios)
+    if ignored and float(np.mean(ignored)) > MUCH_UNKNOWN:
+        found.append(
+            f"{np.mean(ignored):.0%} of the ground is ignored (alpha, nodata, or 255 in the labels); if it is "
+            "unchanged ground, save the labels without alpha, as 0 and 255"
+        )
+    if elsewhere:
+        found.append(
+            f"{len(elsewhere)} of {len(ratios)} pairs have a file that lies on other ground than date 1 (CRS or "
+            f"transform), the first {elsewhere[0]}; warp it onto date 1 (gdalwarp) unless its place is wrong"
+        )
+    return found
+
+
+def _of_labels(ratios: Sequence[float]) -> list[str]:
     mean = float(np.mean(ratios)) if ratios else 0.0
     if ratios and not any(ratios):
         return [f"none of the {len(ratios)} labels read holds a change; are they the right folder?"]

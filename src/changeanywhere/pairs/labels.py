@@ -71,7 +71,7 @@ def rule_of(seen: frozenset[float], largest: float) -> LabelRule:
         return LabelRule(f"1 is unchanged, 2 is changed (OSCD){said}", changed=2, ignored=ignored)
     if any(value != int(value) for value in rest) and min(seen) >= 0 and max(seen) <= 1:
         return LabelRule("above 0.5 is changed (fractions: probabilities, or labels that were resampled)", above=0.5)
-    if 0 in seen and len(seen) == 2:
+    if 0 in seen and len(seen) == 2 and min(seen) == 0:
         value = max(seen)
         return LabelRule(f"0 is unchanged, {value:g} is changed", changed=value)
     shown = ", ".join(f"{value:g}" for value in sorted(seen)[:6])

@@ -28,6 +28,7 @@ from changeanywhere.pairs.layouts import (
 from changeanywhere.rasters.classes import check_mask, read_classes
 from changeanywhere.rasters.facts import Valid, raising
 from changeanywhere.rasters.gate import inspect_whole, read_stored, read_whole, whole
+from changeanywhere.rasters.ground import lies_elsewhere
 from changeanywhere.sample import ChangePair
 
 
@@ -121,6 +122,16 @@ class PairDataset:
             for folder in (*self._layout.images, self._layout.change):
                 self._file(folder, name)
 
+    def lies_elsewhere(self, index: int) -> str:
+        """Which file of a pair lies on other ground than its first image, by CRS and transform; empty for none."""
+        first, *others = (
+            self._file(folder, self.names[index]) for folder in (*self._layout.images, self._layout.change)
+        )
+        with raising(PairsError):
+            facts = inspect_whole(first, self.max_megapixels)
+            off = (file for file in others if lies_elsewhere(facts, inspect_whole(file, self.max_megapixels)))
+            return next(map(str, off), "")
+
     @property
     def label_rule(self) -> str:
         """What values of labels were taken for changed, in words; :class:`PairsError` where they fit no rule."""
@@ -208,7 +219,7 @@ def load_pairs(folder: str | Path, split: str | None = None, max_megapixels: flo
     if not present and split:
         raise EmptySplitError(f"{root}: split {split!r} is empty")
     if not present:
-        raise PairsError(f"{root}: {layout.images[0]}/ is empty")
+        raise PairsError(f"{images}: holds no image; allowed: {', '.join(IMAGE_SUFFIXES)}")
     file = root / "metadata.jsonl"
     return PairDataset(root, present, Metadata(file) if file.is_file() else None, layout, (), max_megapixels)
 
