@@ -264,6 +264,24 @@ def test_conventions_are_found_and_said(
         assert {item.split for item in source.items} == {"val" if "val" in image else "train"}
 
 
+@pytest.mark.parametrize("stray", ["c", "c_sat", "overview"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_image_named_otherwise_than_the_others_is_not_dropped_silently(
+    stray: str, skip: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``a_img``, ``b_img`` with ``a_mask``, ``b_mask``: then ``c`` has no mask, and that is said."""
+    write_source(tmp_path, num_tiles=3)
+    for folder, ending in (("images", "_img"), ("masks", "_mask")):
+        for number in range(2):
+            (tmp_path / folder / f"tile_{number}.png").rename(tmp_path / folder / f"tile_{number}{ending}.png")
+    (tmp_path / "images" / "tile_2.png").rename(tmp_path / "images" / f"{stray}.png")
+    (tmp_path / "masks" / "tile_2.png").unlink()
+    more = ["--on-error", "skip"] if skip else []
+    assert run(["check", str(tmp_path), *more]) == (0 if skip else 2)
+    said = capsys.readouterr()
+    assert f"{stray}.png: has no mask; images and masks here are named NAME_img and NAME_mask" in said.out + said.err
+
+
 def test_a_mask_that_is_missing_is_named_as_it_should_be(tmp_path: Path) -> None:
     write_source(tmp_path, num_tiles=3)
     for file in (tmp_path / "masks").iterdir():

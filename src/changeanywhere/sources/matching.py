@@ -184,6 +184,12 @@ def match_files(
     ]
     strangers = [masks[stem] for stem in masks if rule.of_mask.core(stem) is None]
     problems.pass_over("files named otherwise than the masks", *strangers)
-    strangers = [images[stem] for stem in images if rule.of_image.core(stem) is None]
-    problems.pass_over("files named otherwise than the images", *strangers)
+    for stem in images:
+        if rule.of_image.core(stem) is not None:
+            continue
+        if places.required:
+            named = f"{rule.of_image.example()} and {rule.of_mask.example()}"
+            problems.add(SourceError(f"{images[stem]}: has no mask; images and masks here are named {named}"))
+        else:
+            problems.pass_over("images without a mask", images[stem])
     return found, rule
