@@ -27,7 +27,7 @@ COUNTS = {
     "accumulation_steps": 65_536, "attempts": 1000, "batch_size": 65_536, "crop_size": 65_536, "group_size": 1000,
     "discriminator_channels": 4096, "head_dim": 4096, "latent_channels": 64, "layers_per_block": 64, "log_every": 10**9,
     "mask_channels": 4096, "max_pairs": MAX_PAIRS, "norm_groups": 4096, "num_codes": 2**20, "num_heads": 1024,
-    "num_images": MAX_PAIRS, "num_pairs": MAX_PAIRS, "num_steps": 10**9, "num_threads": 1024, "views": 8,
+    "num_pairs": MAX_PAIRS, "num_steps": 10**9, "num_threads": 1024, "views": 8,
     "pairs_per_image": 100_000, "restart_codes_every": 10**9, "save_every": 10**9, "shard_size": 100_000,
     "tile_size": 65_536, "val_every": 10**9,
 }  # fmt: skip
@@ -39,8 +39,8 @@ AMOUNTS = {
     "ema_halflife_share": 1, "first_class": 1, "free_fraction": 1, "gradient_clip": 1e9, "guidance_scale": 1000,
     "ignore_value": 65_535, "learning_rate": 1e3, "margin": 65_536, "mask_dropout": 1, "max_area_m2": 1e12,
     "max_coverage": 1, "max_megapixels": 1e6, "max_share": 1, "min_area": 2**32, "min_area_m2": 1e12, "min_score": 1,
-    "min_snr_gamma": 1e6, "no_change": 1, "num_panels": 1000, "num_workers": 256, "perceptual_from_step": 10**9,
-    "perceptual_weight": 1e6, "quantise_from_step": 10**9, "rotate_degrees": 180, "scratch_rate_at": 100,
+    "min_snr_gamma": 1e6, "no_change": 1, "num_images": MAX_PAIRS, "num_panels": 1000, "num_workers": 256,
+    "perceptual_from_step": 10**9, "perceptual_weight": 1e6, "quantise_from_step": 10**9, "rotate_degrees": 180, "scratch_rate_at": 100,
     "seed": MAX_SEED, "seeds": MAX_SEED, "shares": 100, "val_share": 99, "warmup_steps": 10**9, "weight_decay": 1e3,
     "window_margin": 16_384,
 }  # fmt: skip
