@@ -40,7 +40,8 @@ AMOUNTS = {
     "ignore_value": 65_535, "learning_rate": 1e3, "margin": 65_536, "mask_dropout": 1, "max_area_m2": 1e12,
     "max_coverage": 1, "max_megapixels": 1e6, "max_share": 1, "min_area": 2**32, "min_area_m2": 1e12, "min_score": 1,
     "min_snr_gamma": 1e6, "no_change": 1, "num_images": MAX_PAIRS, "num_panels": 1000, "num_workers": 256,
-    "perceptual_from_step": 10**9, "perceptual_weight": 1e6, "quantise_from_step": 10**9, "rotate_degrees": 180, "scratch_rate_at": 100,
+    "perceptual_from_step": 10**9, "perceptual_weight": 1e6,
+    "quantise_from_step": 10**9, "rotate_degrees": 180, "scratch_rate_at": 100,
     "seed": MAX_SEED, "seeds": MAX_SEED, "shares": 100, "val_share": 99, "warmup_steps": 10**9, "weight_decay": 1e3,
     "window_margin": 16_384,
 }  # fmt: skip
