@@ -206,6 +206,12 @@ def train(stage: str, recipe: Path, out: Path) -> int:
     return command(["train", stage, "--config", str(recipe), "--out", str(out)])
 
 
+def test_segmenters(run: Run, tiles: Path, judge: Path, tiny_model_folder: Path) -> None:
+    flags = ["--source", tiles, "--tile-size", 64, "--first-stages", tiny_model_folder]
+    printed = run("segmenters", *flags, "--segmenters", judge, "mini-segmenter")
+    assert len(rows(printed)) == 6 and printed.count("M parameters") == 2
+
+
 def test_reconstruction(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
     printed = run("reconstruction", "--source", tiles, "--model", tiny_model_folder)
     assert "macro average" in printed and "codebook perplexity" in printed

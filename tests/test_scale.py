@@ -128,9 +128,13 @@ def test_two_processes_train_a_detector(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "detector_best").is_dir()
 
 
-def test_a_crop_looks_alike_whichever_process_takes_it(recipe: Recipe) -> None:  # noqa: F811
-    """Images and masks of a segmenter's step, colour jitter included: two processes see the rows of one."""
-    segmenter = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=4, num_steps=3)
+def test_a_crop_looks_alike_whichever_process_takes_it(
+    recipe: Recipe,  # noqa: F811
+    tiny_model_folder: Path,
+) -> None:
+    """Images and masks of a segmenter's step, with jitter, scale and first stage: two processes see the rows of one."""
+    more: dict[str, Any] = {"scale": 0.2, "decoded": 0.5, "first_stage": [str(tiny_model_folder)]}
+    segmenter = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=4, num_steps=3, **more)
     recipe = replace(recipe, segmenter=segmenter)
 
     def batches(rank: int, count: int) -> list[tuple[torch.Tensor, ...]]:
@@ -141,7 +145,9 @@ def test_a_crop_looks_alike_whichever_process_takes_it(recipe: Recipe) -> None: 
     shares = [batches(rank, 2) for rank in (0, 1)]
     for whole, *parts in zip(batches(0, 1), *shares, strict=True):
         for one, two in zip(whole, zip(*parts, strict=True), strict=True):
-            assert torch.equal(one, torch.cat(two))
+            assert torch.allclose(one.float(), torch.cat(two).float(), atol=0.02), (
+                "but for roundings of the first stage"
+            )
     jitter = draw_jitter(4, range(4), 0.2, 0, 1)
     assert all(len(values.unique()) == 4 for values in jitter), "every crop has its own"
 

@@ -271,14 +271,19 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
     for name, value in wrong.items():
         with pytest.raises(ConfigError, match=rf"denoiser\.{name} is"):
             replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
+    wrong = {"scale": -0.1, "decoded": 1.5, "first_stage": [], "colour_jitter": 1.0}
+    for name, value in wrong.items():
+        with pytest.raises(ConfigError, match=rf"segmenter\.{name} is"):
+            changed = replace(SegmenterRecipe(crop_size=64, decoded=0.5), **{name: value})
+            replace(recipe, segmenter=changed).check("segmenter")
     with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
         replace(recipe, init="mini").check("segmenter")
     whole: list[dict[str, Any]] = [{"accumulation_steps": 2}, {"compile": True}]
     segmenter, detector = SegmenterRecipe(crop_size=64), DetectorRecipe(pairs="x")
     for stage in ("segmenter", "detector"):
-        for changed in whole:
-            ((name, value),) = changed.items()
-            run = replace(recipe.run, **changed)
+        for setting in whole:
+            ((name, value),) = setting.items()
+            run = replace(recipe.run, **setting)
             with pytest.raises(ConfigError, match=rf"run\.{name} is {value}; allowed: .*{stage}"):
                 replace(recipe, run=run, segmenter=segmenter, detector=detector).check(stage)
 
@@ -297,6 +302,7 @@ PLAIN = replace(FIRST_STAGE, linear_start=False, quantise_from_step=0)
         ("first_stage", {"init": "mini", "first_stage": replace(PLAIN, linear_start=True)}, "linear_start is True"),
         ("first_stage", {"init": "mini", "first_stage": replace(PLAIN, quantise_from_step=2)}, "from_step is 2"),
         ("denoiser", {"data": DataRecipe(source="x", legend_map="map.yaml")}, "legend_map is 'map.yaml'"),
+        ("segmenter", {"segmenter": SegmenterRecipe(crop_size=64, first_stage=["x"])}, r"first_stage is \['x'\]"),
         ("detector", {"detector": DetectorRecipe(pairs="x", val_split=None, val_every=7)}, "val_every is 7"),
         ("detector", {"init": "x", "detector": DetectorRecipe(pairs="x", backbone_weights="b")}, "weights is 'b'"),
     ],

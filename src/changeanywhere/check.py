@@ -115,7 +115,8 @@ def _network(folder: Path, name: str, what: str) -> str:
     uses = {
         "detector": f"changeanywhere train detector --init {folder} --detector.name {content.get('name')} "
         "--detector.pairs DIR --out DIR (fine-tuning)",
-        "segmenter": f"changeanywhere evaluate --pairs DIR --judge {folder} --out DIR",
+        "segmenter": f"changeanywhere evaluate --pairs DIR --judge {folder} --out DIR, or, not both, "
+        f"changeanywhere generate --source DIR --filter.model {folder} --out DIR",
     }
     return f"{folder}: {what}; {described}\nnext: {uses[name]}"
 

@@ -22,6 +22,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "training.order": (1,),  # tiles of an epoch
     "training.crop": (2,),  # crop and view of a row of a step
     "training.view": (3,),  # encoded views of a step
+    "training.decoded": (4,),  # which crops of a step pass which first stage
     "training.augment": (5,),  # crop, flip and colours of a pair in a row of a step
     "evaluation.kernel": (0,),  # resampling of a kernel distance
     "evaluation.mean": (1,),  # resampling of a mean

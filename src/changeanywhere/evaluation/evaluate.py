@@ -22,7 +22,7 @@ from changeanywhere.evaluation.of_objects import Crops, compare, object_figures,
 from changeanywhere.evaluation.of_pairs import evaluate_pairs
 from changeanywhere.evaluation.options import FIRST_STAGE, EvaluateOptions
 from changeanywhere.evaluation.page import Pictures, write_page
-from changeanywhere.evaluation.reading import Reader, load_features, load_judge
+from changeanywhere.evaluation.reading import Reader, load_features, load_judge, refuse_filter
 from changeanywhere.legend import Legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
@@ -48,6 +48,9 @@ class Evaluation:
 def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluation:
     """Measure what ``options`` names; writes ``evaluation.{json,csv,html}`` into ``options.out``."""
     options.check()
+    if options.judge is not None:
+        for folder in (*([options.pairs] if options.pairs else []), *options.also.values()):
+            refuse_filter(options.judge, Path(folder))
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -37,7 +37,8 @@ class EvaluateOptions(SourceOptions):
     """YAML file, class of ``source`` → class of the model or of the pairs; default: equal names, or a mapping of the
     package."""
     judge: Path | None = None
-    """Segmenter folder (train segmenter) that reads the images; without it no mask fidelity is measured."""
+    """Segmenter folder (train segmenter) that reads the images, and neither filtered them nor is ``mini-segmenter``;
+    without it no mask fidelity is measured."""
     real_pairs: Path | None = None
     """Folder with A/ and B/ of real, mostly unchanged image pairs, for the realism of unchanged ground."""
     num_images: int = 200

@@ -10,11 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from changeanywhere.errors import LegendError
+from changeanywhere.errors import ConfigError, LegendError, require
+from changeanywhere.generation.job import FILE as JOB_FILE
+from changeanywhere.generation.job import load_job
 from changeanywhere.legend import Legend
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.info import EMBEDDED_SEGMENTER, hash_segmenter
 from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.storage import LocalStore
 
 Image = npt.NDArray[np.uint8]
 Reader = Callable[[Sequence[Image]], npt.NDArray[np.uint8]]
@@ -29,7 +33,13 @@ def to_tensor(images: Sequence[Image]) -> Tensor:
 
 
 def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: int) -> Reader:
-    """Images → classes uint8 ``[B, H, W]``. :class:`LegendError` if the judge knows other classes than ``legend``."""
+    """Images → classes uint8 ``[B, H, W]``. :class:`LegendError` if the judge knows other classes than ``legend``,
+    :class:`ConfigError` if it is the embedded segmenter, which filters and labels."""
+    if hash_segmenter(folder) == hash_segmenter(EMBEDDED_SEGMENTER):
+        raise ConfigError(
+            f"judge is {str(folder)!r}, the package's own segmenter, by which sets are filtered and labelled: it would "
+            "judge itself; allowed: another (changeanywhere train segmenter --config recipes/judge.yaml --out DIR)"
+        )
     net = channels_last(Segmenter.load(folder).to(device))
     if net.legend.names != legend.names:
         raise LegendError(
@@ -44,6 +54,15 @@ def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: i
         return np.concatenate(parts).astype(np.uint8)
 
     return read
+
+
+def refuse_filter(judge: Path, pairs: Path) -> None:
+    """:class:`ConfigError` where the set ``pairs`` was filtered by ``judge``: who chose what he judges finds it good."""
+    store = LocalStore(pairs)
+    job = load_job(store) if store.exists(JOB_FILE) else None  # sets of the first edition do not say
+    if job is not None and job.finishing.filter.action != "score":
+        chosen = job.finishing.filter_hash == hash_segmenter(judge)
+        require(not chosen, "judge", str(judge), f"a segmenter by which {pairs} was not filtered")
 
 
 def load_features(device: torch.device, batch_size: int) -> Extractor:

@@ -3,7 +3,6 @@ painted again."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from changeanywhere.errors import ConfigError, LegendError, ModelError
+from changeanywhere.errors import ConfigError, LegendError
 from changeanywhere.generation.options import FilterOptions
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.info import find_segmenter
 from changeanywhere.models.segmenter import SIZE_MULTIPLE, Segmenter
 from changeanywhere.painters.base import Batch, Painter, Painting
 from changeanywhere.sample import ChangeMask, ChangePlan
@@ -26,23 +26,16 @@ EROSION = 2
 """Pixels at the border of changed ground that are nobody's; small changes are read whole."""
 
 
-def filter_hash(folder: Path) -> str:
-    """Of a segmenter's weights, 16 hexadecimal digits; :class:`ModelError` if there are none."""
-    try:
-        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise ModelError(f"{folder}: no segmenter ({error.strerror}: model.safetensors)") from error
-
-
 class FidelityFilter:
-    """A segmenter that reads changed ground. :class:`LegendError` if it knows other classes than the model."""
+    """A segmenter (a name or folder) that reads changed ground. :class:`LegendError` if it knows other classes than the
+    model."""
 
-    def __init__(self, folder: Path, legend: Legend, tile_size: int, device: torch.device) -> None:
-        self.net = channels_last(Segmenter.load(folder).to(device))
+    def __init__(self, model: Path, legend: Legend, tile_size: int, device: torch.device) -> None:
+        self.net = channels_last(Segmenter.load(find_segmenter(model)).to(device))
         self.device = device
         if self.net.legend.names != legend.names:
             known, asked = ", ".join(self.net.legend.names), ", ".join(legend.names)
-            raise LegendError(f"{folder}: the filter knows {known}; the model has {asked}")
+            raise LegendError(f"{model}: the filter knows {known}; the model has {asked}")
         if tile_size % SIZE_MULTIPLE:
             raise ConfigError(f"tile_size is {tile_size}; the filter allows multiples of {SIZE_MULTIPLE}")
 

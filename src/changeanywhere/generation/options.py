@@ -82,7 +82,7 @@ class FilterOptions:
     """A second network reads the painted changes; poor pairs are marked, dropped or painted again."""
 
     model: Path | None = None
-    """Segmenter folder (train segmenter); default: no filter."""
+    """``mini-segmenter``, or a segmenter's folder (train segmenter); default: no filter."""
     action: str = "drop"
     """``score`` (write the score only), ``drop`` (leave poor pairs out), ``resample`` (other noise, then drop)."""
     min_score: float = 0.5

@@ -27,7 +27,15 @@ from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan,
 from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
 from changeanywhere.legend import LEGEND_FILES, Legend
 from changeanywhere.limits import MAX_PAIRS
-from changeanywhere.models.info import ModelInfo, find_model, hash_files, outside_sampling, read_info
+from changeanywhere.models.info import (
+    ModelInfo,
+    find_model,
+    find_segmenter,
+    hash_files,
+    hash_segmenter,
+    outside_sampling,
+    read_info,
+)
 from changeanywhere.painters.base import PainterKind
 from changeanywhere.painters.registry import find_painter
 from changeanywhere.plain import to_plain
@@ -239,9 +247,7 @@ def _learned(options: SimulateOptions, source: Source, begun: Job | None) -> Lea
 def _finishing(options: GenerateOptions) -> FinishingOptions:
     if options.filter.model is None:
         return options.finishing
-    from changeanywhere.generation.fidelity import filter_hash
-
-    return replace(options.finishing, filter_hash=filter_hash(options.filter.model))
+    return replace(options.finishing, filter_hash=hash_segmenter(options.filter.model))
 
 
 def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelInfo | None, begun: Job | None) -> Job:
@@ -308,7 +314,7 @@ def _named_files(options: SimulateOptions) -> Iterator[Path]:
     if isinstance(options, GenerateOptions):
         yield find_model(options.model) if options.model == "mini" else Path(options.model)
         if options.filter.model is not None:
-            yield options.filter.model
+            yield find_segmenter(options.filter.model)
 
 
 def _looks(places: Iterator[Path]) -> str:

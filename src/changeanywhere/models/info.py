@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 DOWNSAMPLING = 4
 """Image px per latent cell (f = 4)."""
 SAMPLING_SLACK = 1.25
+EMBEDDED_SEGMENTER = "mini-segmenter"
+"""The network of the package that reads land cover: it filters and labels, and so never judges."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,24 @@ def find_model(name_or_folder: str | Path) -> Path:
     if not path.is_dir():
         raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder with model.json")
     return path
+
+
+def find_segmenter(name_or_folder: str | Path) -> Path:
+    """Folder of a segmenter: :data:`EMBEDDED_SEGMENTER` is in the package, anything else is a path, there or not."""
+    if str(name_or_folder) == EMBEDDED_SEGMENTER:
+        return Path(str(resources.files("changeanywhere") / "assets" / EMBEDDED_SEGMENTER))
+    return Path(name_or_folder)
+
+
+def hash_segmenter(name_or_folder: str | Path) -> str:
+    """Of a segmenter's weights, 16 hexadecimal digits; :class:`ModelError` if there are none."""
+    folder = find_segmenter(name_or_folder)
+    try:
+        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ModelError(
+            f"{folder}: no segmenter ({error.strerror}: model.safetensors); train one, or give {EMBEDDED_SEGMENTER}"
+        ) from error
 
 
 def read_info(folder: Path) -> ModelInfo:

@@ -6,6 +6,7 @@ number of reading processes.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -102,22 +104,39 @@ class StepSampler(Sampler[list[tuple[int, int, int]]]):
 
 
 class CropDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Random crops with a random flip or rotation: image float32 ``[C, crop, crop]`` in [-1, 1], mask int64."""
+    """Random crops with a random flip or rotation: image float32 ``[C, crop, crop]`` in [-1, 1], mask int64.
 
-    def __init__(self, source: Source, crop_size: int, seed: int) -> None:
-        self.source, self.crop_size, self.seed = source, crop_size, seed
+    ``scale``: windows of ``crop_size`` divided, or multiplied, by up to ``1 + scale`` are brought to ``crop_size``.
+    """
+
+    def __init__(self, source: Source, crop_size: int, seed: int, scale: float = 0.0) -> None:
+        self.source, self.crop_size, self.seed, self.scale = source, crop_size, seed, scale
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         tile, step, row = place
         rng = stream("training.crop", self.seed, step, row)
         sample = self.source.read(tile)
         height, width = sample.image.shape[:2]
-        top, left = rng.integers(height - self.crop_size + 1), rng.integers(width - self.crop_size + 1)
-        window = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
+        side = self.crop_size
+        if self.scale:
+            most = math.log1p(self.scale)
+            side = min(round(side * math.exp(rng.uniform(-most, most))), height, width)
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        window = slice(top, top + side), slice(left, left + side)
         view = int(rng.integers(8))
         image = dihedral(replace(sample, image=sample.image[window]).pixels(), view)
         mask = dihedral(sample.mask[window], view).astype(np.int64)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return resized(pixels, torch.from_numpy(mask), self.crop_size)
+
+
+def resized(image: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Image float ``[C, h, h]`` and mask int64 ``[h, h]``, brought to ``side``: the image filtered, the mask picked."""
+    if mask.shape[0] == side:
+        return image, mask
+    filtered = F.interpolate(image[None], size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    picked = F.interpolate(mask[None, None].float(), size=(side, side), mode="nearest-exact")
+    return filtered[0], picked[0, 0].long()
 
 
 def loaded(batches: Iterable[Batch]) -> Generator[Batch, None, None]:
@@ -161,7 +180,7 @@ def crop_batches(
     """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``."""
     seed = run.seed
     return DataLoader(
-        CropDataset(source, settings.crop_size, seed),
+        CropDataset(source, settings.crop_size, seed, getattr(settings, "scale", 0.0)),
         batch_sampler=StepSampler(tiles, settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,

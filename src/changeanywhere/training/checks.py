@@ -156,6 +156,11 @@ def _check_segmenter(recipe: Sections) -> None:
     require(allowed, "segmenter.crop_size", sg.crop_size, f"{side} to data.tile_size")
     require(sg.crop_size % side == 0, "segmenter.crop_size", sg.crop_size, f"a multiple of {side}")
     require(0 <= sg.colour_jitter < 1, "segmenter.colour_jitter", sg.colour_jitter, "0 to below 1")
+    most = 0 if sg.backbone == "unet" else 5
+    require(0 <= sg.frozen_levels <= most, "segmenter.frozen_levels", sg.frozen_levels, f"0 to {most} ({sg.backbone})")
+    require(0 <= sg.scale <= 1, "segmenter.scale", sg.scale, "0 to 1")
+    require(0 <= sg.decoded <= 1, "segmenter.decoded", sg.decoded, "0 to 1")
+    require(bool(sg.first_stage), "segmenter.first_stage", sg.first_stage, "mini or folders, one or more")
 
 
 def _check_detector(recipe: Sections) -> None:
@@ -236,6 +241,7 @@ IDLE = (
     Idle("denoiser.views", "denoiser.flip", _horizontal),
     Idle("first_stage.linear_start", "init", bool),
     Idle("first_stage.quantise_from_step", "init", bool),
+    Idle("segmenter.first_stage", "segmenter.decoded", _zero),
     Idle("detector.backbone_weights", "init", bool),
     Idle("detector.val_every", "detector.val_split", _missing),
 )

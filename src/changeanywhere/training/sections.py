@@ -154,7 +154,9 @@ class SegmenterRecipe:
     """A segmentation network that reads land cover: the judge of generated images, or the filter of pairs."""
 
     backbone: str = "lite0"
-    """``lite0`` (EfficientNet-Lite0 with ImageNet weights) or ``unet`` (from random weights)."""
+    """``lite0``, ``lite1`` (EfficientNet-Lite0 and -Lite1 with ImageNet weights) or ``unet`` (from random weights)."""
+    frozen_levels: int = 0
+    """Finest levels of the backbone, of 5, that keep their ImageNet weights: fewer gradients to compute."""
     crop_size: int = 256
     """Side of the square training crops, px; a multiple of 32."""
     batch_size: int = 8
@@ -167,6 +169,14 @@ class SegmenterRecipe:
     """Steps over which the learning rate rises linearly."""
     colour_jitter: float = 0.2
     """Random factor on contrast (1 ± this) and shift of brightness (± this, of the range -1 to 1) per crop."""
+    scale: float = 0.0
+    """Crops are enlarged or reduced by a random factor between 1 / (1 + this) and 1 + this, as far as tiles reach."""
+    decoded: float = 0.0
+    """Share of crops that pass a first stage before they are read, as painted images do; half of them quantised."""
+    first_stage: list[str] = field(default_factory=lambda: ["mini"])
+    """The first stages of ``decoded``, drawn alike: ``mini``, model folders or folders of a first stage."""
+    half_precision: bool = False
+    """Write the finished network's kernels in float16: half the size."""
 
 
 @dataclass(frozen=True)

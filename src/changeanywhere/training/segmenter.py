@@ -18,6 +18,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import crop_batches, loaded
+from changeanywhere.training.decoded import Decoded, content_of, draw
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
@@ -33,7 +34,10 @@ def train_segmenter(
     """Train, or resume, in ``out/training/segmenter``; returns ``out/segmenter``."""
     recipe.check("segmenter")
     processes = Processes(recipe.run)
-    folder = TrainingFolder(out, "segmenter", recipe, processes, source.fingerprint())
+    content = source.fingerprint()
+    if recipe.segmenter.decoded:
+        content = f"{content}-{content_of(recipe.segmenter.first_stage)}"
+    folder = TrainingFolder(out, "segmenter", recipe, processes, content)
     return train_stage(SegmenterTraining(recipe, processes, source), folder, progress, stop)
 
 
@@ -65,8 +69,13 @@ class SegmenterTraining(Stage):
         self.settings, self.source = recipe.segmenter, source
         torch.manual_seed(self.seed)
         net = Segmenter(self.settings.backbone, source.legend, pretrained=True)
+        if self.settings.frozen_levels:
+            net.freeze(self.settings.frozen_levels)
         self.net = channels_last(net.to(processes.device)).train()
-        optimizer = torch.optim.AdamW(self.net.parameters(), self.settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        share, names = self.settings.decoded, self.settings.first_stage
+        self.decoded = Decoded(names, processes.device) if share else None
+        learned = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learned, self.settings.learning_rate, weight_decay=WEIGHT_DECAY)
         self.learners = (Learner(self.net, optimizer, largest_norm=1.0),)
 
     def learning_rate(self, step: int) -> float:
@@ -82,7 +91,12 @@ class SegmenterTraining(Stage):
         with closing(loaded(crops)) as batches:
             for step, (images, masks) in enumerate(batches, first_step):
                 factor, shift = draw_jitter(self.batch_size, self.rows, self.settings.colour_jitter, self.seed, step)
-                yield self.processes.put((images * factor + shift).clamp(-1, 1), masks)
+                images, masks = self.processes.put((images * factor + shift).clamp(-1, 1), masks)
+                if self.decoded is not None:
+                    count = len(self.settings.first_stage)
+                    drawn = draw(self.settings.decoded, count, self.batch_size, self.seed, step)
+                    images = self.decoded(images, drawn, self.rows)
+                yield images, masks
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy."""
@@ -105,5 +119,5 @@ class SegmenterTraining(Stage):
     def finish(self, out: Path) -> Path:
         """``out/segmenter``."""
         if self.processes.is_main:
-            self.net.save(out / "segmenter")
+            self.net.save(out / "segmenter", self.settings.half_precision)
         return out / "segmenter"
