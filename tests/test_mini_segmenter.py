@@ -108,6 +108,23 @@ def test_lite1_has_the_shape_of_the_published_file() -> None:
     assert [tuple(one.shape[1:]) for one in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
 
 
+def test_frozen_levels_stay_as_they_are() -> None:
+    """Weights and statistics of the two finest levels; the next level learns."""
+    net = Segmenter("lite1", ca.load_legend("mini"))
+    net.freeze(2)
+    net.train()
+    before = {name: value.clone() for name, value in net.encoder.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 0.01)
+    net(torch.rand(2, 3, 64, 64) * 2 - 1).square().mean().backward()
+    optimizer.step()
+    after = net.encoder.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = {
+        name for name in before if name.startswith(("_conv_stem.", "_bn0.", *(f"_blocks.{i}." for i in range(4))))
+    }
+    assert frozen <= same and not any(name.startswith("_blocks.4.") for name in same)
+
+
 def test_half_precision_is_half_the_size_and_reads_alike(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Segmenter("unet", ca.load_legend("mini")).eval()

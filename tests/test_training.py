@@ -271,7 +271,7 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
     for name, value in wrong.items():
         with pytest.raises(ConfigError, match=rf"denoiser\.{name} is"):
             replace(recipe, denoiser=replace(DENOISER, **{name: value})).check("denoiser")
-    wrong = {"scale": -0.1, "decoded": 1.5, "first_stage": [], "colour_jitter": 1.0}
+    wrong = {"frozen_levels": 6, "scale": -0.1, "decoded": 1.5, "first_stage": [], "colour_jitter": 1.0}
     for name, value in wrong.items():
         with pytest.raises(ConfigError, match=rf"segmenter\.{name} is"):
             changed = replace(SegmenterRecipe(crop_size=64, decoded=0.5), **{name: value})

@@ -14,6 +14,13 @@ from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
 from changeanywhere.preview import check_target
 from changeanywhere.sources import SourceOptions
 
+NETWORKS = (
+    ("detector", "a change detector"),
+    ("segmenter", "a network that reads land cover"),
+    ("critic", "a network that reads noisy latents"),
+)
+"""Folders with NAME.json, and what they are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(SourceOptions):
@@ -64,7 +71,7 @@ def _described(folder: Path, asked: CheckOptions) -> str | None:
     """What a folder is that is no source."""
     if (folder / "model.json").is_file():
         return _model(folder)
-    for name, what in (("detector", "a change detector"), ("segmenter", "a network that reads land cover")):
+    for name, what in NETWORKS:
         if (folder / f"{name}.json").is_file():
             return _network(folder, name, what)
     if (folder / "cells").is_dir():
@@ -113,6 +120,7 @@ def _network(folder: Path, name: str, what: str) -> str:
     (content,) = _lines(folder / f"{name}.json")
     described = ", ".join(f"{key} {value}" for key, value in content.items() if isinstance(value, str | int | float))
     uses = {
+        "critic": f"changeanywhere generate --source DIR --critic.model {folder} --critic.starts 4 --out DIR",
         "detector": f"changeanywhere train detector --init {folder} --detector.name {content.get('name')} "
         "--detector.pairs DIR --out DIR (fine-tuning)",
         "segmenter": f"changeanywhere evaluate --pairs DIR --judge {folder} --out DIR, or, not both, "
@@ -130,7 +138,7 @@ def _benchmark(folder: Path) -> str:
 
 def _training(folder: Path) -> str:
     lines = [f"{folder}: a training run"]
-    for stage in ("first_stage", "denoiser", "segmenter", "detector"):
+    for stage in ("first_stage", "denoiser", "critic", "segmenter", "detector"):
         metrics = folder / "training" / stage / "metrics.jsonl"
         if metrics.is_file() and (logged := _lines(metrics)):
             lines.append(f"{stage}: step {logged[-1]['step']:.0f}, loss {logged[-1]['loss']:.4f}")

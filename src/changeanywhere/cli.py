@@ -27,7 +27,7 @@ COMMANDS = {
     "plan": "the plan of a set alone; then generate --shard I/N paints it in N jobs",
     "finish": "lists, metadata, card and report of a set whose shards were painted in several jobs",
     "simulate": "change events only: second masks and change masks, no model",
-    "train": "train first-stage | denoiser | segmenter | detector from a recipe; the same command again resumes",
+    "train": "train first-stage | denoiser | critic | segmenter | detector from a recipe; again: resumes",
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
     "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",

@@ -4,12 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from changeanywhere.errors import require
+from changeanywhere.errors import ConfigError, require
 
 SAMPLERS = ("ddim", "dpmsolver++", "unipc")
 KNOWN_NOISE = ("fresh", "fixed")
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """A small network reads latents while they are painted (train critic)."""
+
+    model: Path | None = None
+    """Critic folder (train critic), of the model's own first stage and legend; default: none."""
+    starts: int = 1
+    """Noises that are tried per pair; the one that shows most of the new classes is painted in full."""
+    calls: int = 3
+    """Denoiser calls with which each start is tried."""
+    push: float = 0.0
+    """How far early calls are moved towards what the critic wants to see, in noise-weighted deviations of latents."""
+    until: int = 400
+    """Last timestep, of 1000, at which ``push`` acts."""
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` naming the first value that is not allowed, or would do nothing."""
+        require(1 <= self.starts <= 64, "critic.starts", self.starts, "1 to 64")
+        require(1 <= self.calls < 1000, "critic.calls", self.calls, "1 to 999")
+        require(0 <= self.push <= 10, "critic.push", self.push, "0 to 10")
+        require(0 <= self.until < 1000, "critic.until", self.until, "0 to 999")
+        if self.model is None and self != CriticOptions():
+            raise ConfigError("critic.model is missing; the other critic options do nothing without it")
+        used = self.model is None or self.starts > 1 or self.push > 0
+        require(
+            used, "critic.model", str(self.model), "with critic.starts above 1 or critic.push above 0, which read it"
+        )
+        read = self.starts > 1 or self.calls == CriticOptions.calls
+        require(read, "critic.calls", self.calls, "with critic.starts above 1, which alone reads it")
+        read = self.push > 0 or self.until == CriticOptions.until
+        require(read, "critic.until", self.until, "with critic.push above 0, which alone reads it")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any
 
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.options import CriticOptions, Sampling
 from changeanywhere.errors import OutputError
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.options import FinishingOptions
@@ -31,7 +31,15 @@ FORMAT = 2
 """Of ``job.json``; the first edition had ``plan/settings.json`` instead."""
 FILE = "plan/job.json"
 FIRST_EDITION = "plan/settings.json"
-NOT_COMPARED = ("source.folder", "source.masks_t2", "source.name", "painter.model", "versions", "format")
+NOT_COMPARED = (
+    "source.folder",
+    "source.masks_t2",
+    "source.name",
+    "painter.model",
+    "painter.critic.model",
+    "versions",
+    "format",
+)
 """Where a source or model lies may change; their fingerprints may not. Records say which versions painted them."""
 
 
@@ -43,6 +51,8 @@ class PainterChoice:
     model: str
     model_hash: str
     options: dict[str, Any]
+    critic: CriticOptions = field(default_factory=CriticOptions)
+    critic_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,9 @@ class Job:
         painter: dict[str, Any] = {"method": self.painter.method}
         if self.painter.options:
             painter["options"] = self.painter.options
+        if self.painter.critic.model is not None:
+            place = self.painter.critic.model.name
+            painter["critic"] = to_plain(self.painter.critic) | {"model": place, "hash": self.painter.critic_hash}
         settings: dict[str, Any] = {"painter": painter}
         if self.sampling is not None:
             settings["sampling"] = to_plain(self.sampling)

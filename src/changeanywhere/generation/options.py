@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from changeanywhere.diffusion.options import CriticOptions
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
@@ -20,7 +21,7 @@ IMAGE_FORMATS = ("png", "geotiff")
 PAINTER_FLAGS = (
     *("sampler", "num_steps", "free_fraction", "guidance_scale"),
     *("known_noise", "eta", "dilate_cells", "window_margin", "guidance_interval"),
-    *("exemplar_strength", "exemplar_ring", "compile"),
+    *("exemplar_strength", "exemplar_ring", "critic", "compile"),
 )
 """Options that some painters read and others do not."""
 DEVICE_FLAGS = ("device", "dtype", "num_threads")
@@ -160,6 +161,7 @@ class GenerateOptions(SimulateOptions):
     class, '{"building": 0.25, "default": 0.5}', or a range to draw from, '[0.2, 0.4]'."""
     exemplar_ring: int | None = None
     """Pixels around an exemplar that come along, fading out: where its shadow lies."""
+    critic: CriticOptions = field(default_factory=CriticOptions)
     reconstruct_t1: bool = False
     """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""
     paste_back: bool = False
@@ -196,6 +198,7 @@ class GenerateOptions(SimulateOptions):
         require(not (self.shard and self.dry_run), "shard", self.shard, "nothing beside dry_run, which paints none")
         self.nuisances.check()
         self.filter.check()
+        self.critic.check()
         ordered = not (self.random_order and self.targets.class_pairs)
         require(ordered, "random_order", True, "false with targets.class_pairs, which have a direction")
         require(self.shard_size > 0, "shard_size", self.shard_size, "1 or more")

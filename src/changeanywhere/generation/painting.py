@@ -35,6 +35,7 @@ def build_painter(job: Job) -> tuple[Painter, Job]:
         dtype=machine.dtype,
         compile=machine.compile,
         options=choice.options,
+        critic=choice.critic,
     )
     built = kind.build(settings)
     painter: Painter = built if choice.method in OWN else Checked(built, choice.method)

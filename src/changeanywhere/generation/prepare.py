@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.diffusion.options import Sampling
-from changeanywhere.errors import ConfigError, OutputError, require
+from changeanywhere.errors import ConfigError, ModelError, OutputError, require
 from changeanywhere.folders import files_below
 from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
 from changeanywhere.generation.options import (
@@ -269,7 +269,12 @@ def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelIn
     if info is None:  # a painter with a model of its own, or with none: mini is then no more than the option's default
         model = "" if model == GenerateOptions.model else model
         weights = hash_files(Path(model)) if model else ""
-    choice = PainterChoice(options.method, model, weights, dict(options.painter_options))
+    critic, critic_hash = options.critic, ""
+    if critic.model is not None:
+        critic_hash = hash_files(critic.model)
+        if not critic_hash:
+            raise ModelError(f"{critic.model}: no critic; train one: changeanywhere train critic")
+    choice = PainterChoice(options.method, model, weights, dict(options.painter_options), critic, critic_hash)
     machine = _machine(options, device_flags_read(options, kind), begun.machine if begun else None)
     return replace(job, painter=choice, sampling=sampling, machine=machine)
 
@@ -313,6 +318,8 @@ def _named_files(options: SimulateOptions) -> Iterator[Path]:
         yield Path(options.events.transitions)
     if isinstance(options, GenerateOptions):
         yield find_model(options.model) if options.model == "mini" else Path(options.model)
+        if options.critic.model is not None:
+            yield options.critic.model
         if options.filter.model is not None:
             yield find_segmenter(options.filter.model)
 

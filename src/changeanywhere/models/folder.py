@@ -103,7 +103,7 @@ def save_first_stage(first_stage: FirstStage, folder: Path) -> None:
 
 
 def _write_first_stage(first_stage: FirstStage, folder: Path) -> None:
-    _save_part(first_stage.vq_model, folder)
+    save_part(first_stage.vq_model, folder)
     statistics: dict[str, Any] = {
         "latent_mean": first_stage.latent_mean.flatten().tolist(),
         "latent_std": first_stage.latent_std.flatten().tolist(),
@@ -113,7 +113,7 @@ def _write_first_stage(first_stage: FirstStage, folder: Path) -> None:
     (folder / "latent_statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
 
 
-def _save_part(part: ModelMixin, folder: Path) -> None:
+def save_part(part: ModelMixin, folder: Path) -> None:
     """``save_pretrained``, with weights that whoever reads the config can read: safetensors makes them private (0600),
     which nobody expects of a folder that is shared on a cluster."""
     part._internal_dict = FrozenDict({k: v for k, v in part.config.items() if k != "_name_or_path"})  # of this machine
@@ -127,7 +127,7 @@ def _save_part(part: ModelMixin, folder: Path) -> None:
 
 def load_first_stage(folder: Path, dtype: torch.dtype = torch.float32) -> FirstStage:
     """Read ``first_stage/``; :class:`ModelError` if it is not one."""
-    vq_model = _load_network(VQModel, folder, FIRST_STAGE, torch.float32)
+    vq_model = load_network(VQModel, folder, FIRST_STAGE, torch.float32)
     channels = int(vq_model.config.latent_channels)
     if (vq_model.config.vq_embed_dim or channels) != channels:
         raise ModelError(
@@ -169,8 +169,8 @@ def save_model(model: Model, folder: Path, weights_dtype: torch.dtype = torch.fl
     }
     with atomic_folder(folder, "model.json") as part:
         _write_first_stage(model.first_stage, part / "first_stage")
-        _save_part(model.denoiser.unet, part / "denoiser")
-        _save_part(model.denoiser.mask_encoder, part / "mask_encoder")
+        save_part(model.denoiser.unet, part / "denoiser")
+        save_part(model.denoiser.mask_encoder, part / "mask_encoder")
         model.schedule.save_pretrained(part / "scheduler")
         model.legend.save(part / "legend.json")
         (part / "model.json").write_text(json.dumps(description, indent=1) + "\n")
@@ -180,8 +180,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     """Read a model folder; :class:`ModelError` naming file and cause if it is not one or does not fit together."""
     info = read_info(folder)
     first_stage = load_first_stage(folder / "first_stage", dtype)
-    unet = _load_network(UNet2DModel, folder / "denoiser", DENOISER, dtype)
-    encoder = _load_network(MaskEncoder, folder / "mask_encoder", MASK_ENCODER, dtype)
+    unet = load_network(UNet2DModel, folder / "denoiser", DENOISER, dtype)
+    encoder = load_network(MaskEncoder, folder / "mask_encoder", MASK_ENCODER, dtype)
     taken, given = unet.config.in_channels - encoder.config.mask_channels, first_stage.latent_mean.numel()
     if taken != given or unet.config.out_channels != given:
         raise ModelError(
@@ -209,7 +209,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     )
 
 
-def _load_network(kind: Any, folder: Path, rules: Mapping[str, Rule], dtype: torch.dtype) -> Any:
+def load_network(kind: Any, folder: Path, rules: Mapping[str, Rule], dtype: torch.dtype) -> Any:
     """A network of diffusers: its configuration looked at, built without memory, then given weights that fit."""
     place = folder / "config.json"
     known, unknown = read_configuration(place, kind.__name__, rules)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.options import CriticOptions, Sampling
 from changeanywhere.legend import Legend
 from changeanywhere.sample import ChangePlan, SourceItem, SourceSample
 from changeanywhere.sources import Source
@@ -132,6 +132,7 @@ class PainterSettings:
     dtype: str | None = None
     compile: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    critic: CriticOptions = field(default_factory=CriticOptions)
 
 
 class PainterKind(Protocol):
@@ -139,8 +140,8 @@ class PainterKind(Protocol):
 
     reads: ClassVar[frozenset[str]]
     """Options of ``generate`` that it reads, of those that not every painter reads: the fields of
-    :class:`~changeanywhere.diffusion.options.Sampling`, ``compile``, ``device``, ``dtype``, ``num_threads``. One that
-    it does not read is refused when it is given."""
+    :class:`~changeanywhere.diffusion.options.Sampling`, ``critic``, ``compile``, ``device``, ``dtype``,
+    ``num_threads``. One that it does not read is refused when it is given."""
     how: ClassVar[str]
     """How the other date comes about, for the dataset card: "is painted by …"."""
     repaints: ClassVar[bool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -10,10 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import paint_latents
+from changeanywhere.diffusion.blended import changed_cells, paint_latents
+from changeanywhere.diffusion.critic import Pushed, best_seeds
 from changeanywhere.diffusion.exemplars import Exemplars, first_timestep, paint_from_exemplars
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import require
+from changeanywhere.models.critic import Critic
+from changeanywhere.models.denoiser import Denoiser
+from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.info import find_model
 from changeanywhere.painters.base import Batch, FromExemplar, Painter, PainterSettings, Painting, Pixels
 from changeanywhere.painters.exemplars import exemplar_of, strength_of
 from changeanywhere.sample import ChangePlan, SourceItem
@@ -35,6 +42,7 @@ class DiffusionPainter:
             "exemplar_strength",
             "exemplar_ring",
             "guidance_interval",
+            "critic",
             "compile",
             "device",
             "dtype",
@@ -54,6 +62,10 @@ class DiffusionPainter:
         self.pipeline = ChangePairPipeline.from_pretrained(settings.model, settings.device, settings.dtype)
         self.sampling = settings.sampling
         self.pipeline.check_sampling(self.sampling)
+        self.critic = critic_of(settings, self.pipeline)
+        self.critic_options = settings.critic
+        whole = settings.critic.push == 0 or self.sampling.guidance_interval is None
+        require(whole, "critic.push", settings.critic.push, "0 with guidance_interval")
         if settings.compile:
             self.pipeline.denoiser.unet.compile()
 
@@ -67,23 +79,37 @@ class DiffusionPainter:
         latents = encoded(self.pipeline, batch)[list(batch.rows)]
         masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans]).astype(np.int64))
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
-        denoiser, schedule = self.pipeline.denoiser, self.pipeline.model.schedule
+        denoiser, schedule = self._denoiser(changes), self.pipeline.model.schedule
+        donors: list[list[SourceItem]] = [[] for _ in batch.plans]
+        how: list[list[FromExemplar]] = [[] for _ in batch.plans]
+        given, exemplars = (masks, changes), None
         strength = self.sampling.exemplar_strength
-        if strength is None or not self.sampling.from_exemplars:
-            donors: list[list[SourceItem]] = [[] for _ in batch.plans]
-            how: list[list[FromExemplar]] = [[] for _ in batch.plans]
-            painted = paint_latents(denoiser, schedule, latents, masks, changes, batch.seeds, self.sampling)
-        else:
+        if strength is not None and self.sampling.from_exemplars:
             exemplars, donors = self._exemplars(batch, strength)
-            given = (masks, changes)
-            painted = paint_from_exemplars(denoiser, schedule, latents, exemplars, given, batch.seeds, self.sampling)
-            strengths = exemplars.strength.numpy()
-            how = [self._how(plan, own) for plan, own in zip(batch.plans, strengths, strict=True)]
+            how = [self._how(*own) for own in zip(batch.plans, exemplars.strength.numpy(), strict=True)]
+
+        def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
+            if exemplars is None:
+                return paint_latents(denoiser, schedule, latents, masks, changes, seeds, sampling)
+            return paint_from_exemplars(denoiser, schedule, latents, exemplars, given, seeds, sampling)
+
+        seeds = batch.seeds
+        if self.critic is not None and self.critic_options.starts > 1:
+            seeds = best_seeds(paint_seeds, self.critic, given, seeds, self.sampling, self.critic_options)
+        painted = paint_seeds(seeds, self.sampling)
         images = to_pixels(self.pipeline.decode(painted))
         return [
             Painting(i, plan, batch.images[row], images[i], donors[i], how[i])
             for i, (plan, row) in enumerate(zip(batch.plans, batch.rows, strict=True))
         ]
+
+    def _denoiser(self, changes: Tensor) -> Denoiser:
+        """The model's own, or pushed by the critic on what changed."""
+        denoiser, schedule = self.pipeline.denoiser, self.pipeline.model.schedule
+        if self.critic is None or self.critic_options.push == 0:
+            return denoiser
+        changed = changed_cells(changes.to(self.pipeline.device))
+        return Pushed(denoiser, self.critic, schedule, changed, self.critic_options, self.sampling.guidance_scale)
 
     def _how(self, plan: ChangePlan, strength: npt.NDArray[np.float32]) -> list[FromExemplar]:
         """How each class that appears in ``plan`` was painted; ``strength`` f32 ``[H, W]``."""
@@ -103,6 +129,16 @@ class DiffusionPainter:
         latents = self.pipeline.encode(to_tensor(np.stack([image for image, _ in made])))
         strengths = [strength_of(strength, plan, self.pipeline.legend) for plan in batch.plans]
         return Exemplars(latents, torch.from_numpy(np.stack(strengths))), [donors for _, donors in made]
+
+
+def critic_of(settings: PainterSettings, pipeline: ChangePairPipeline) -> Critic | None:
+    """The critic that the settings name, on the pipeline's device; None without one."""
+    folder = settings.critic.model
+    if folder is None:
+        return None
+    critic = Critic.load(folder)
+    critic.check_model(find_model(settings.model) / "first_stage", pipeline.legend, folder)
+    return channels_last(critic.to(pipeline.device))
 
 
 class Reconstructed:

@@ -20,12 +20,18 @@ FLIPS = ("none", "horizontal")
 READ_BY = {
     "first_stage": ("data", "first_stage", "run", "init", "out"),
     "denoiser": ("data", "denoiser", "run", "init", "out", "first_stage_from"),
+    "critic": ("data", "critic", "run", "init", "out", "first_stage_from", "denoiser.views"),
     "segmenter": ("data", "segmenter", "run", "out"),
     "detector": ("detector", "run", "init", "out"),
 }
 """Stage → sections and options that it reads."""
 OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
-UNREAD = {"denoiser": ("run.num_workers",), "segmenter": OF_IMAGES, "detector": ()}
+UNREAD = {
+    "denoiser": ("run.num_workers",),
+    "critic": ("run.num_workers", "run.compile", *OF_IMAGES),
+    "segmenter": OF_IMAGES,
+    "detector": (),
+}
 """Stage → options of its sections that it does not read; recipes that stages share hold them."""
 
 
@@ -36,7 +42,7 @@ def refuse_unread_flags(stage: str, given: frozenset[str]) -> None:
     no error: it is shared.
     """
     for name in sorted(given):
-        if name.split(".")[0] not in READ_BY[stage] or name in UNREAD.get(stage, ()):
+        if not {name, name.split(".")[0]} & set(READ_BY[stage]) or name in UNREAD.get(stage, ()):
             flag, command = name.replace("_", "-"), stage.replace("_", "-")
             read = ", ".join(section.replace("_", "-") for section in READ_BY[stage])
             but = f" (but not {', '.join(UNREAD[stage])})".replace("_", "-") if UNREAD.get(stage) else ""
@@ -145,6 +151,16 @@ def _check_denoiser(recipe: Sections) -> None:
     require(allowed, "denoiser.ema_halflife_share", dn.ema_halflife_share, "above 0 to 0.1")
 
 
+def _check_critic(recipe: Sections) -> None:
+    from changeanywhere.models.critic import NORM_GROUPS
+
+    channels = recipe.critic.channels
+    fits = bool(channels) and all(c > 0 and c % NORM_GROUPS == 0 for c in channels)
+    require(fits, "critic.channels", channels, f"one or more multiples of {NORM_GROUPS}")
+    require(1 <= recipe.denoiser.views <= 8, "denoiser.views", recipe.denoiser.views, "1 to 8")
+    require(not recipe.run.compile, "run.compile", recipe.run.compile, "false for a critic")
+
+
 def _check_segmenter(recipe: Sections) -> None:
     if recipe.init:
         raise ConfigError("init is for first stage, denoiser and detector; a segmenter starts from its backbone")
@@ -181,6 +197,7 @@ def _check_detector(recipe: Sections) -> None:
 _CHECKS: dict[str, Callable[[Sections], None]] = {
     "first_stage": _check_first_stage,
     "denoiser": _check_denoiser,
+    "critic": _check_critic,
     "segmenter": _check_segmenter,
     "detector": _check_detector,
 }

@@ -19,6 +19,7 @@ from changeanywhere.storage import atomic_write, check_out
 from changeanywhere.training.checks import OF_IMAGES, refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
+    CriticRecipe,
     DataRecipe,
     DenoiserRecipe,
     DetectorRecipe,
@@ -28,7 +29,7 @@ from changeanywhere.training.recipe import (
     SegmenterRecipe,
 )
 
-STAGES = ("first-stage", "denoiser", "segmenter", "detector")
+STAGES = ("first-stage", "denoiser", "critic", "segmenter", "detector")
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,14 @@ class TrainOptions:
     out: Path
     """Folder of the run; the same command on the same folder resumes."""
     first_stage_from: Path | None = None
-    """Folder of a finished first stage for ``train denoiser``; default: OUT/first_stage."""
+    """Folder of a finished first stage for ``train denoiser`` and ``train critic``; default: OUT/first_stage."""
     init: str | None = None
     """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number.
     For a detector: its folder."""
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    critic: CriticRecipe = field(default_factory=CriticRecipe)
     segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
     detector: DetectorRecipe = field(default_factory=DetectorRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
@@ -89,7 +91,7 @@ def train(
     check_out(options.out, options.data.source)
     refuse_unread_flags(section, given)
     sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "init")}
-    if options.init and stage in ("first-stage", "denoiser"):
+    if options.init and stage in ("first-stage", "denoiser", "critic"):
         sections["data"] = _like_model(options.data, options.init)
     recipe = without_idle(Recipe(**sections), section, given)
     recipe.check(section)
@@ -110,6 +112,10 @@ def train(
         from changeanywhere.training.segmenter import train_segmenter
 
         return train_segmenter(source, recipe, options.out, progress, stop)
+    if stage == "critic":
+        from changeanywhere.training.critic import train_critic
+
+        return train_critic(source, recipe, options.out, options.first_stage_from, progress, stop)
     from changeanywhere.training.denoiser import train_denoiser
 
     return train_denoiser(source, recipe, options.out, options.first_stage_from, progress, stop)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from changeanywhere.training.checks import check_recipe
 from changeanywhere.training.sections import (
     STAGE_SECTIONS,
+    CriticRecipe,
     DataRecipe,
     DenoiserRecipe,
     DetectorRecipe,
@@ -18,6 +19,7 @@ from changeanywhere.training.sections import (
 
 __all__ = [
     "STAGE_SECTIONS",
+    "CriticRecipe",
     "DataRecipe",
     "DenoiserRecipe",
     "DetectorRecipe",
@@ -35,6 +37,6 @@ class Recipe(Sections):
     def check(self, *stages: str) -> None:
         """Raise :class:`ConfigError` naming the first value of ``stages`` that is not allowed, or that does nothing.
 
-        ``stages``: ``first_stage``, ``denoiser``, ``segmenter``, ``detector``; none = all of them.
+        ``stages``: ``first_stage``, ``denoiser``, ``critic``, ``segmenter``, ``detector``; none = all of them.
         """
         check_recipe(self, stages or STAGE_SECTIONS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE, SourceOptions
 
-STAGE_SECTIONS = ("first_stage", "denoiser", "segmenter", "detector")
+STAGE_SECTIONS = ("first_stage", "denoiser", "critic", "segmenter", "detector")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,23 @@ class DenoiserRecipe:
 
 
 @dataclass(frozen=True)
+class CriticRecipe:
+    """A small segmenter of noisy latents, which chooses and guides paintings (ours). It reads the latents of the
+    denoiser, in the ``views`` of its section."""
+
+    channels: list[int] = field(default_factory=lambda: [24, 48, 64])
+    """Channels per level, full latent resolution first; multiples of 8."""
+    batch_size: int = 16
+    """Tiles per step, over all processes."""
+    num_steps: int = 1500
+    """Optimiser steps."""
+    learning_rate: float = 1.0e-3
+    """AdamW's learning rate, as used; falls to 2 % along a cosine."""
+    warmup_steps: int = 50
+    """Steps over which the learning rate rises linearly."""
+
+
+@dataclass(frozen=True)
 class SegmenterRecipe:
     """A segmentation network that reads land cover: the judge of generated images, or the filter of pairs."""
 
@@ -254,6 +271,7 @@ class Sections:
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    critic: CriticRecipe = field(default_factory=CriticRecipe)
     segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
     detector: DetectorRecipe = field(default_factory=DetectorRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)

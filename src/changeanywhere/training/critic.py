@@ -1,0 +1,118 @@
+"""``changeanywhere train critic``: a small segmenter of noisy latents, on those that the denoiser is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from changeanywhere.errors import OutputError
+from changeanywhere.models.critic import Critic, cell_classes, latents_hash
+from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.folder import load_first_stage, noise_schedule
+from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import step_seed
+from changeanywhere.sources import Source
+from changeanywhere.training.denoiser import draw_noise, find_first_stage
+from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.latents import LatentCache, build_latent_cache
+from changeanywhere.training.loop import train_stage
+from changeanywhere.training.processes import Processes
+from changeanywhere.training.recipe import Recipe
+from changeanywhere.training.segmenter import segmentation_loss
+from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
+
+WEIGHT_DECAY = 0.01
+
+
+def train_critic(
+    source: Source,
+    recipe: Recipe,
+    out: Path,
+    first_stage_folder: Path | None = None,
+    progress: Progress = silent,
+    stop: Event | None = None,
+) -> Path:
+    """Train, or resume, in ``out/training/critic``; returns ``out/critic``, a folder that ``--critic.model`` takes.
+
+    ``first_stage_folder``: default ``out/first_stage``, or that of ``init``. Latents are encoded once, and shared with
+    ``train denoiser``.
+    """
+    recipe.check("critic")
+    place = find_first_stage(out, first_stage_folder, recipe.init)
+    processes = Processes(recipe.run)
+    folder = TrainingFolder(out, "critic", recipe, processes, source.fingerprint())
+    first_stage = load_first_stage(place).to(processes.device)
+    cache = build_latent_cache(
+        out / "training" / "latents", source, first_stage, recipe.denoiser.views, processes, progress
+    )
+    return train_stage(CriticTraining(recipe, processes, source, latents_hash(place), cache), folder, progress, stop)
+
+
+class CriticTraining(Stage):
+    """A network that reads noisy latents. A batch: ``(latents, classes, timesteps, noise)``."""
+
+    name = "critic"
+
+    def __init__(self, recipe: Recipe, processes: Processes, source: Source, latents: str, cache: LatentCache) -> None:
+        super().__init__(recipe, processes)
+        self.settings, self.cache = recipe.critic, cache
+        torch.manual_seed(self.seed)
+        channels = int(cache.latents.shape[2])
+        self.critic = Critic.fresh(self.settings.channels, source.legend, latents, channels)
+        channels_last(self.critic.to(processes.device)).train()
+        optimizer = torch.optim.AdamW(self.critic.parameters(), self.settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.learners = (Learner(self.critic, optimizer, largest_norm=1.0),)
+        self.alphas = noise_schedule().alphas_cumprod.to(processes.device)
+
+    def learning_rate(self, step: int) -> float:
+        """See :class:`Stage`."""
+        factor = learning_rate_factor(step, self.num_steps, self.settings.warmup_steps, cosine_decay=True)
+        return self.settings.learning_rate * factor
+
+    def batches(self, first_step: int) -> Generator[Batch, None, None]:
+        """See :class:`Stage`."""
+        for step in range(first_step, self.num_steps):
+            latents, masks = self.cache.batch(self.batch_size, self.seed, step, self.rows)
+            generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
+            times, noise, _ = draw_noise(
+                latents.shape[1:], self.batch_size, self.rows, 0.0, len(self.alphas), generator
+            )
+            classes = cell_classes(masks, self.critic.legend.num_classes)
+            yield tuple(t.to(self.processes.device, non_blocking=True) for t in (latents, classes, times, noise))
+
+    def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
+        """Cross-entropy on known cells."""
+        latents, classes, times, noise = part
+        alphas = self.alphas[times].view(-1, 1, 1, 1)
+        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        with self.processes.accelerator.autocast():
+            logits = self.critic(noisy, times)
+        loss = segmentation_loss(logits, classes)
+        self.add_gradients(loss)
+        return {"loss": loss}
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Stage`."""
+        return {
+            "critic": self.critic.state_dict(),
+            "optimizer": self.learners[0].optimizer.state_dict(),
+            "latents": self.cache.fingerprint,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Stage`. Raises :class:`OutputError` if the latents are another first stage's."""
+        if state["latents"] != self.cache.fingerprint:
+            raise OutputError(f"{self.cache.folder}: of another first stage than the run was begun with")
+        self.critic.load_state_dict(state["critic"])
+        self.learners[0].optimizer.load_state_dict(state["optimizer"])
+
+    def finish(self, out: Path) -> Path:
+        """``out/critic``, in half precision."""
+        if self.processes.is_main:
+            self.critic.save(out / "critic")
+        return out / "critic"
