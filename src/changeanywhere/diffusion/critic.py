@@ -55,7 +55,8 @@ def shown(critic: Critic, latents: Tensor, masks: tuple[Tensor, Tensor]) -> Tens
     where = changed_cells(change_masks)[:, 0] & (classes > 0)
     times = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     likely = critic(latents, times).softmax(1).gather(1, (classes - 1).clamp(min=0).unsqueeze(1))[:, 0]
-    return (likely * where).sum((1, 2)) / where.sum((1, 2)).clamp(min=1)
+    score: Tensor = (likely * where).sum((1, 2)) / where.sum((1, 2)).clamp(min=1)
+    return score
 
 
 class Pushed(Denoiser):

@@ -57,7 +57,7 @@ def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: i
 
 
 def refuse_filter(judge: Path, pairs: Path) -> None:
-    """:class:`ConfigError` where the set ``pairs`` was filtered by ``judge``: who chose what he judges finds it good."""
+    """:class:`ConfigError` where the set ``pairs`` was filtered by ``judge``, which finds good what it chose itself."""
     store = LocalStore(pairs)
     job = load_job(store) if store.exists(JOB_FILE) else None  # sets of the first edition do not say
     if job is not None and job.finishing.filter.action != "score":

@@ -154,7 +154,7 @@ class CriticRecipe:
     """A small segmenter of noisy latents, which chooses and guides paintings (ours). It reads the latents of the
     denoiser, in the ``views`` of its section."""
 
-    channels: list[int] = field(default_factory=lambda: [24, 48, 64])
+    channels: list[int] = field(default_factory=lambda: [16, 32, 64])
     """Channels per level, full latent resolution first; multiples of 8."""
     batch_size: int = 16
     """Tiles per step, over all processes."""

@@ -1,4 +1,4 @@
-"""What differs between the trainings: each of the four is a :class:`Stage` in a file of its own."""
+"""What differs between the trainings: each of the five is a :class:`Stage` in a file of its own."""
 
 from __future__ import annotations
 
