@@ -47,9 +47,8 @@ def train_critic(
     processes = Processes(recipe.run)
     folder = TrainingFolder(out, "critic", recipe, processes, source.fingerprint())
     first_stage = load_first_stage(place).to(processes.device)
-    cache = build_latent_cache(
-        out / "training" / "latents", source, first_stage, recipe.denoiser.views, processes, progress
-    )
+    latents, views = out / "training" / "latents", range(recipe.denoiser.views)
+    cache = build_latent_cache(latents, source, first_stage, views, len(source), processes, progress)
     return train_stage(CriticTraining(recipe, processes, source, latents_hash(place), cache), folder, progress, stop)
 
 
