@@ -99,7 +99,7 @@ def train(
         from changeanywhere.training.detector import train_detector
 
         return train_detector(recipe, options.out, progress=progress, stop=stop)
-    if stage in ("segmenter", "critic"):  # read masks: images without are another stage's, in a recipe that stages share
+    if stage in ("segmenter", "critic"):  # read masks: images without are for others that share the recipe
         unread = {name.partition(".")[2]: getattr(DataRecipe(), name.partition(".")[2]) for name in OF_IMAGES}
         recipe = replace(recipe, data=replace(recipe.data, **unread))
     source = open_training_source(recipe.data)
