@@ -1,7 +1,7 @@
 """What segmenters read on real tiles and on what first stages make of them: IoU per class.
 
     python benchmarks/segmenters.py --source ../shared/data/landcover/val --licences CC0-1.0 CC-BY-4.0 \\
-        --segmenters mini-segmenter runs/judge/segmenter --first-stages mini weights/mini-next/first_stage
+        --segmenters mini-segmenter runs/judge/segmenter --first-stages mini
 
 Each first stage decodes with and without quantising. Mean: over the classes with at least 1 % of the pixels.
 """

@@ -49,8 +49,8 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
     """Measure what ``options`` names; writes ``evaluation.{json,csv,html}`` into ``options.out``."""
     options.check()
     if options.judge is not None:
-        for folder in (*([options.pairs] if options.pairs else []), *options.also.values()):
-            refuse_filter(options.judge, Path(folder))
+        for folder in filter(None, (options.pairs, *map(Path, options.also.values()))):
+            refuse_filter(options.judge, folder)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
