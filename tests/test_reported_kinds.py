@@ -205,17 +205,18 @@ def test_official_trees_are_read_without_what_was_not_downloaded(
     name: str, lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, *_, count = SOURCES[name]
-    make(tmp_path)
-    files = [file for file in sorted(tmp_path.rglob("*")) if file.suffix in (".tif", ".png", ".jpg", ".jp2")]
-    usable = [f for f in files if "_dem" not in f.name and not {"Test", "val"} & set(f.relative_to(tmp_path).parts)]
+    root = tmp_path / "tree"
+    make(root)
+    files = [file for file in sorted(root.rglob("*")) if file.suffix in (".tif", ".png", ".jpg", ".jp2")]
+    usable = [f for f in files if "_dem" not in f.name and not {"Test", "val"} & set(f.relative_to(root).parts)]
     usable = [file for file in usable if file.name != "kyoto_9.tif"]
-    next(f for f in usable if _is_mask(f.relative_to(tmp_path)) == (lost == "mask")).unlink()
+    next(f for f in usable if _is_mask(f.relative_to(root)) == (lost == "mask")).unlink()
     said = "1 masks without an image" if lost == "image" else f"{1 + (name == 'openearthmap')} images without a mask"
-    assert run(["check", str(tmp_path), "--tile-size", "64"]) == 0, capsys.readouterr().err
+    assert run(["check", str(root), "--tile-size", "64"]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert f"{count - 1} single-date tiles" in printed and said in printed
     out = ["--out", str(tmp_path / "out"), "--tile-size", "64", "--num-pairs", "1", "--events.min-area", "8"]
-    assert run(["simulate", "--source", str(tmp_path), *out, "--events.kinds", "[rebuild]"]) in (0, 1)
+    assert run(["simulate", "--source", str(root), *out, "--events.kinds", "[rebuild]"]) in (0, 1)
     assert said in capsys.readouterr().err
 
 
