@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
-    ["errors", "machine"],
+    ["errors", "machine", "regular"],
     ["documents", "folders", "text"],
     ["limits", "seals"],
     ["colours", "flags", "plain", "progress", "seeds", "stopping", "storage"],

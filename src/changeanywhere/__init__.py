@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from changeanywhere.machine import quiet_threads
+
 if TYPE_CHECKING:
     from changeanywhere.api import generate, load_detector, load_source
     from changeanywhere.diffusion.options import Sampling
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from changeanywhere.pairs import load_pairs
     from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceSample
 
+quiet_threads()  # before anything here imports torch, which reads it once
 __version__ = version("changeanywhere")
 
 _HOMES = {

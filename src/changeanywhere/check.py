@@ -12,6 +12,7 @@ from changeanywhere.check_set import describe_set
 from changeanywhere.errors import ConfigError, InputError, PairsError, require
 from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
 from changeanywhere.preview import check_target
+from changeanywhere.regular import read_regular
 from changeanywhere.sources import SourceOptions
 
 NETWORKS = (
@@ -108,7 +109,7 @@ def _model(folder: Path) -> str:
 def _lines(file: Path) -> list[Any]:
     """A JSON document, or one per line. Raises :class:`PairsError` for a damaged file."""
     try:
-        text = file.read_text()
+        text = read_regular(file).decode()
         return (
             [json.loads(text)] if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
         )

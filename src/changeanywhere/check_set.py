@@ -19,6 +19,7 @@ from changeanywhere.generation.job import FIRST_EDITION, load_job
 from changeanywhere.generation.plan import PlanSummary, ShardPlan, load_shard, load_summary
 from changeanywhere.generation.shard import marker_name
 from changeanywhere.pairs.names import CHANGE_FOLDER, CHECKSUMS, FINAL_FILES, IMAGE_FOLDERS, MASK_FOLDERS
+from changeanywhere.regular import read_regular
 from changeanywhere.seals import unsealed
 from changeanywhere.storage import LocalStore, file_hash
 
@@ -166,7 +167,7 @@ def _of_first_edition(folder: Path, preview: Path | None, max_megapixels: float 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
     """JSON objects, a line each."""
     try:
-        for line in file.read_text().splitlines():
+        for line in read_regular(file).decode().splitlines():
             content = json.loads(line)
             if not isinstance(content, dict):
                 raise ValueError("not an object")

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from changeanywhere.regular import open_regular
+
 MAX_BYTES = 4 * 2**20
 MAX_DEPTH = 64
 """Of lists and mappings in one another."""
@@ -43,7 +45,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_json_object(file: Path) -> dict[str, Any]:
     """The JSON object in ``file``; :class:`DocumentError` saying what is wrong, ``OSError`` if it cannot be read."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         content = parse_json(opened.read(MAX_BYTES + 1))
     if not isinstance(content, dict):
         raise DocumentError("not a JSON object")
@@ -98,7 +100,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 def read_yaml(file: Path) -> Any:
     """The content of ``file``; :class:`DocumentError` saying what is wrong, ``OSError`` if it cannot be read."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return parse_yaml(opened.read(MAX_BYTES + 1))
 
 

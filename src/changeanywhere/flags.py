@@ -23,6 +23,7 @@ from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml
 from changeanywhere.errors import ConfigError
 from changeanywhere.folders import UTF_16, read_text
 from changeanywhere.limits import check_limits
+from changeanywhere.regular import open_regular
 
 Options = typing.TypeVar("Options")
 
@@ -106,7 +107,7 @@ def _check_yaml(arguments: list[str]) -> None:
 
 
 def _bounded(file: Path) -> bytes:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         content = opened.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise DocumentError(f"more than {MAX_BYTES} bytes")

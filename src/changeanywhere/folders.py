@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from changeanywhere.regular import read_regular
+
 SYSTEM_NAMES = frozenset((
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
@@ -76,7 +78,7 @@ def find_folder(root: Path, names: Iterable[str]) -> Path | None:
 
 def read_text(file: Path) -> str:
     """Text of a file that people edit: UTF-8 or marked UTF-16, with any line ends. UnicodeDecodeError, OSError."""
-    content = file.read_bytes()
+    content = read_regular(file)
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     text = content.decode(encoding).removeprefix("\ufeff")
     return text.replace("\r\n", "\n").replace("\r", "\n")

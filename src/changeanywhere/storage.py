@@ -6,12 +6,10 @@ both can do, so that whoever writes a dataset need not know which of them it is.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 import shutil
-import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -21,6 +19,7 @@ from typing import BinaryIO, Protocol, cast
 
 from changeanywhere.errors import OutputError
 from changeanywhere.machine import this_machine
+from changeanywhere.regular import open_regular
 
 HASH_PART = 1 << 20
 PART = re.compile(r"\..+\.(\d+)(?:@([0-9a-f]{8}))?\.\d+\.part")
@@ -125,12 +124,7 @@ class LocalStore:
 
     def open(self, name: str) -> BinaryIO:
         """See :class:`Store`. ``OSError`` for what is no file: a pipe would be waited for, a device never ends."""
-        path = self._path(name)
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
-            raise OSError(errno.EINVAL, "not a file", str(path))
-        return os.fdopen(number, "rb")
+        return open_regular(self._path(name))
 
     def exists(self, name: str) -> bool:
         """See :class:`Store`."""
@@ -307,7 +301,7 @@ def content_hash(content: bytes) -> str:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hash_of(file)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -27,6 +26,7 @@ from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan,
 from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
 from changeanywhere.legend import LEGEND_FILES, Legend
 from changeanywhere.limits import MAX_PAIRS
+from changeanywhere.machine import usable_processors
 from changeanywhere.models.info import (
     ModelInfo,
     find_model,
@@ -295,7 +295,7 @@ def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | N
         device=device.type,
         dtype=options.dtype or (before.dtype if before else fastest),
         batch_size=batch_size or (CPU_BATCH if device.type == "cpu" else 0),
-        num_threads=options.num_threads or (before.num_threads if before else os.cpu_count() or 1),
+        num_threads=options.num_threads or (before.num_threads if before else usable_processors()),
         compile=options.compile,
     )
 

@@ -21,6 +21,8 @@ from changeanywhere.models.configuration import (
     read_configuration,
     read_object,
 )
+from changeanywhere.regular import read_regular
+from changeanywhere.storage import file_hash
 
 FORMAT = "changeanywhere-model"
 FORMAT_VERSION = 1
@@ -172,7 +174,11 @@ def hash_model(folder: Path) -> str:
     for file in sorted(folder.rglob("*")):
         if file.suffix in (".safetensors", ".json"):
             digest.update(file.relative_to(folder).as_posix().encode())
-            digest.update(_without_sampling(file.read_bytes()) if file.name == "model.json" else file.read_bytes())
+            try:
+                content = read_regular(file)
+            except OSError as error:
+                raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+            digest.update(_without_sampling(content) if file.name == "model.json" else content)
     return digest.hexdigest()[:16]
 
 
@@ -194,6 +200,5 @@ def hash_files(place: Path) -> str:
     for file in files:
         name = file.relative_to(place).as_posix()
         if not any(part.startswith(".") and part != "." for part in name.split("/")):
-            with file.open("rb") as content:
-                digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
+            digest.update(name.encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()[:16] if files else ""

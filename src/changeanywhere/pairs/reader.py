@@ -29,6 +29,7 @@ from changeanywhere.rasters.classes import check_mask, read_classes
 from changeanywhere.rasters.facts import Valid, raising
 from changeanywhere.rasters.gate import inspect_whole, read_stored, read_whole, whole
 from changeanywhere.rasters.ground import lies_elsewhere
+from changeanywhere.regular import open_regular, read_regular
 from changeanywhere.sample import ChangePair
 
 
@@ -39,7 +40,7 @@ class Metadata:
         self._file = file
         self._places: dict[str, int] = {}
         place = 0
-        with file.open("rb") as lines:
+        with open_regular(file) as lines:
             for line in lines:
                 try:
                     if line.strip():  # editors end a file in an empty line
@@ -173,7 +174,7 @@ class PairDataset:
             digest.update(repr([self._file(folder, name).stat().st_size for folder in self._layout.images]).encode())
             for folder in (self._layout.change, *self._layout.masks):
                 file = self._find(folder, name)
-                digest.update(hashlib.sha256(file.read_bytes()).digest() if file else b"none")
+                digest.update(hashlib.sha256(read_regular(file)).digest() if file else b"none")
         return digest.hexdigest()[:16]
 
     def _find(self, folder: str, name: str) -> Path | None:

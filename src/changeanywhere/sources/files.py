@@ -13,6 +13,7 @@ from changeanywhere.legend import Legend, Mask, MaskValues
 from changeanywhere.rasters import classes, gate
 from changeanywhere.rasters.facts import Facts, Valid, Window, raising
 from changeanywhere.rasters.values import PLAIN
+from changeanywhere.regular import open_regular
 from changeanywhere.sample import Image, Normalisation
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
@@ -24,7 +25,7 @@ def digest(path: Path) -> str:
     """Hash of a file's size and bytes; of a large one, of its size and evenly spaced parts."""
     size = path.stat().st_size
     seen = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if size <= DIGEST_PARTS * DIGEST_PART:
             seen.update(file.read())
         else:

@@ -16,6 +16,7 @@ from changeanywhere.legend import (
     parse_legend,
     read_legend,
 )
+from changeanywhere.regular import read_regular
 from changeanywhere.sources.drafts import proposal
 from changeanywhere.sources.entries import Layout
 from changeanywhere.sources.options import SourceOptions
@@ -68,6 +69,6 @@ def _file(root: Path) -> Path | None:
     if found is not None:
         return found
     files = [part / name for part in folders_of(root) for name in LEGEND_FILES if (part / name).is_file()]
-    if files and len({file.read_bytes() for file in files}) == 1:
+    if files and len({read_regular(file) for file in files}) == 1:
         return files[0]
     return None

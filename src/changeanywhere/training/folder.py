@@ -17,6 +17,7 @@ from torch import Tensor
 
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.leases import Leases
+from changeanywhere.regular import read_regular
 from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
@@ -120,7 +121,7 @@ class TrainingFolder:
             atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())
             return
         try:
-            before = json.loads(file.read_text())
+            before = json.loads(read_regular(file))
         except ValueError as error:
             raise OutputError(f"{file}: damaged; give another --out") from error
         for section, values in frozen.items():
