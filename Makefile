@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-processors lint types readme reference bench-events quality benchmark clean
+.PHONY: install demo test test-slow test-faults test-fuzz test-processors lint types readme reference bench-events quality benchmark clean
 
 install: $(INSTALLED)
 
@@ -28,6 +28,12 @@ test-slow: install
 # Fifty SIGKILLs over a run of 200 pairs.
 test-faults: install
 	$(BIN)/python -m pytest -m faults tests/test_faults.py
+
+# Hostile files, folders and options, at random from a seed, for ten minutes; fails if anything is found.
+MINUTES ?= 10
+SEED ?= 0
+test-fuzz: install
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 # The numerical tests as on other processors, with one thread and two (half an hour on two cores); SHORT=--short: a part of it.
 test-processors: install

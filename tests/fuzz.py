@@ -10,7 +10,6 @@ Each trial changes a small world (tiles, a model, a finished set, recipes) in on
 from __future__ import annotations
 
 import argparse
-import contextlib
 import http.server
 import json
 import os
@@ -378,8 +377,14 @@ def _batch(world: World, report: Report, number: int, ends: float, trials: int |
             trial = kind(root, draw)
             report.add(trial, world.judge(root, trial), f"seed {number}, {trial.name}")
 
-    with contextlib.suppress(_OverError, Flaky):  # the latter: what it says of a batch that was broken off
+    try:
         one()
+    except (_OverError, Flaky):  # the latter: what it says of a batch that was broken off
+        return
+    except Exception as error:  # what was found until now is not lost
+        report.found.setdefault("the fuzzer itself breaks", []).append(
+            f"seed {number}: {type(error).__name__}: {error}"
+        )
 
 
 def main() -> int:

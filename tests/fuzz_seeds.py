@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import rasterio
 import torch
 from PIL import Image
 from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from safetensors.torch import load_file, save_file
 
@@ -36,12 +38,12 @@ MARKS = {"utf-8": b"\xef\xbb\xbf", "utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe
 
 def masks_of(root: Path) -> dict[str, Array]:
     """Tile → mask."""
-    return {f.stem: np.array(Image.open(f)) for f in sorted((root / "src" / "masks").glob("*.png"))}
+    return {f.stem: np.array(Image.open(f)) for f in sorted((root / "src" / "masks").glob("[!.]*.png"))}
 
 
 def images_of(root: Path) -> dict[str, Array]:
     """Tile → image."""
-    return {f.stem: np.array(Image.open(f)) for f in sorted((root / "src" / "images").glob("*.png"))}
+    return {f.stem: np.array(Image.open(f)) for f in sorted((root / "src" / "images").glob("[!.]*.png"))}
 
 
 def palette_of(root: Path) -> Array:
@@ -61,7 +63,10 @@ def write_tif(path: Path, values: Array, transform: Affine | None = None, crs: s
         "dtype": bands.dtype,
     }
     place = {} if transform is None else {"transform": transform, "crs": crs}
-    with rasterio.open(path, "w", driver="GTiff", **size, **place, **more) as file:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        file = rasterio.open(path, "w", driver="GTiff", **size, **place, **more)
+    with file:
         if kinds:
             file.colorinterp = [ColorInterp[kind] for kind in kinds]
         if colours is not None:
@@ -204,7 +209,7 @@ def palette_geotiff_mask(root: Path, draw: Draw) -> Trial:
     """A palette in the legend's colours, in another order: read by colour, or refused."""
     truth, palette = masks_of(root), palette_of(root)
     order = np.roll(np.arange(len(palette)), draw(1, len(palette) - 1))
-    for file in sorted((root / "src" / "masks").glob("*.png")):
+    for file in sorted((root / "src" / "masks").glob("[!.]*.png")):
         indices = np.argsort(order)[truth[file.stem]].astype(np.uint8)
         write_tif(file.with_suffix(".tif"), indices, colours=palette[order])
         file.unlink()
@@ -364,15 +369,15 @@ def other_threads(root: Path, draw: Draw) -> Trial:
 def truncated_records(root: Path, draw: Draw) -> Trial:
     name = draw(["metadata.jsonl", "plan/pairs.jsonl", "plan/shards/00000.json", "plan/plan.json", "list/train.txt"])
     file = root / "set" / name
-    if file.is_file():
-        content = file.read_bytes()
+    content = file.read_bytes() if file.is_file() else b""
+    if content:
         lines = content.splitlines(keepends=True)
         file.write_bytes(b"".join(lines[:-1]) if len(lines) > 1 else content[: len(content) // 2])
     again = [each.replace("--out=out", "--out=set") for each in PASTE]
     (root / "set" / "report.html").unlink()
     steps = draw([[["check", "set"]], [again, ["check", "set"]] if name == "metadata.jsonl" else [["check", "set"]]])
     healed = len(steps) == 2
-    return Trial("truncated-plan-and-metadata", steps, file.is_file() and not healed, ("set",))
+    return Trial("truncated-plan-and-metadata", steps, bool(content) and not healed, ("set",))
 
 
 def vrt_in_disguise(root: Path, draw: Draw) -> Trial:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from changeanywhere.check_data import describe_pairs, describe_source
 from changeanywhere.check_set import describe_set
+from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, InputError, PairsError, require
 from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
 from changeanywhere.preview import check_target
@@ -106,19 +106,29 @@ def _model(folder: Path) -> str:
     )
 
 
-def _lines(file: Path) -> list[Any]:
-    """A JSON document, or one per line. Raises :class:`PairsError` for a damaged file."""
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """A JSON object, or one per line. Raises :class:`PairsError` for a damaged file."""
     try:
         text = read_regular(file).decode()
-        return (
-            [json.loads(text)] if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
-        )
+        whole = file.suffix == ".json"
+        found = [parse_json(line) for line in ([text] if whole else text.splitlines()) if whole or line]
     except (OSError, ValueError) as error:
         raise PairsError(f"{file}: damaged ({' '.join(str(error).split())})") from error
+    if not all(isinstance(each, dict) for each in found):
+        raise PairsError(f"{file}: damaged (not a JSON object)")
+    return found
 
 
 def _network(folder: Path, name: str, what: str) -> str:
     (content,) = _lines(folder / f"{name}.json")
+    if name == "detector":
+        from changeanywhere.models.detectors.folder import load_detector
+
+        load_detector(folder)  # says what is wrong with its weights
+    else:
+        from changeanywhere.models.segmenter import Segmenter
+
+        Segmenter.load(folder)
     described = ", ".join(f"{key} {value}" for key, value in content.items() if isinstance(value, str | int | float))
     uses = {
         "critic": f"changeanywhere generate --source DIR --critic.model {folder} --critic.starts 4 --out DIR",
@@ -142,7 +152,10 @@ def _training(folder: Path) -> str:
     for stage in ("first_stage", "denoiser", "critic", "segmenter", "detector"):
         metrics = folder / "training" / stage / "metrics.jsonl"
         if metrics.is_file() and (logged := _lines(metrics)):
-            lines.append(f"{stage}: step {logged[-1]['step']:.0f}, loss {logged[-1]['loss']:.4f}")
+            step, loss = (logged[-1].get(name) for name in ("step", "loss"))
+            if not isinstance(step, int | float) or not isinstance(loss, int | float):
+                raise PairsError(f"{metrics}: damaged (no step or loss in its last line)")
+            lines.append(f"{stage}: step {step:.0f}, loss {loss:.4f}")
     for name in ("segmenter", "detector"):
         if (folder / "training" / name).is_dir():
             done = (folder / name).is_dir()

@@ -6,13 +6,12 @@ seal, and to the one that it names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from changeanywhere.check_data import describe_pairs
-from changeanywhere.documents import DocumentError
+from changeanywhere.documents import DocumentError, parse_json
 from changeanywhere.errors import OutputError, PairsError
 from changeanywhere.generation.dataset import check_held
 from changeanywhere.generation.job import FIRST_EDITION, load_job
@@ -132,8 +131,8 @@ def _keys_of(store: LocalStore, name: str) -> Iterator[str]:
     with store.open(name) as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield str(json.loads(line)["key"])
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                yield str(parse_json(line)["key"])
+            except (ValueError, KeyError, TypeError) as error:
                 raise PairsError(
                     f"{store.describe(name)}: line {number} is damaged; delete {store.describe(CHECKSUMS)}, {AGAIN}"
                 ) from error
@@ -168,9 +167,9 @@ def _objects(file: Path) -> Iterator[dict[str, Any]]:
     """JSON objects, a line each."""
     try:
         for line in read_regular(file).decode().splitlines():
-            content = json.loads(line)
+            content = parse_json(line)
             if not isinstance(content, dict):
                 raise ValueError("not an object")
             yield content
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise PairsError(f"{file}: damaged ({' '.join(str(error).split())}); generate the set anew") from error

@@ -11,6 +11,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,8 +39,16 @@ EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``changeanywhere``; ends the process with the exit code."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    """Entry point of ``changeanywhere``; ends the process with the exit code, and quietly where its reader has gone."""
+    try:
+        code = run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 1
+        for stream in (sys.stdout, sys.stderr):  # what is left in them is for nobody
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -74,6 +83,8 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, ShortfallError):
             _print_shortfall(error)
         return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a full disk or a lost network folder, wherever it was noticed
         return _fail(f"{error.filename or command}: {error.strerror or error}", 2)
     except KeyboardInterrupt:

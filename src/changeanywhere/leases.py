@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from changeanywhere.documents import parse_json
 from changeanywhere.machine import read_file, this_machine
 from changeanywhere.storage import Store, process_is_alive
 
@@ -66,7 +67,7 @@ class Leases:
         while not self.claim(name):
             try:
                 content = self._store.get(file)
-                holder: Any = json.loads(content)
+                holder: Any = parse_json(content)
                 machine, pid = str(holder["machine"]), int(holder["pid"])
             except FileNotFoundError:  # released this moment
                 continue
@@ -133,7 +134,7 @@ class Leases:
             self._seen[file] = (content, now)
             return False
         try:
-            holder: Any = json.loads(content)
+            holder: Any = parse_json(content)
             here = holder["machine"] == this_machine()
             if here and not _is_running(holder["pid"], holder["started"]):
                 return True

@@ -22,7 +22,7 @@ def usable_processors() -> int:
     """Processors that this process may use: of the machine, of its affinity (batch systems set it), of its container's
     share. Never of the load of the moment, since plans freeze what follows from it."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(count, math.ceil(_share())))
+    return max(1, math.ceil(min(count, _share())))
 
 
 def _share() -> float:

@@ -22,7 +22,7 @@ from changeanywhere.benchmark.options import SCRATCH, BenchmarkOptions
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.diffusion.pipeline import default_device
-from changeanywhere.documents import to_json
+from changeanywhere.documents import DocumentError, read_json_object, to_json
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
 from changeanywhere.folders import read_names
 from changeanywhere.models.detectors.folder import load_detector
@@ -81,8 +81,10 @@ class Benchmark:
             refuse_way_out(self.options.out, self.options.out / name)
         file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
         arms = asked.pop("arms")
-        before = json.loads(file.read_text()) if file.is_file() else asked | {"arms": {}}
-        old_arms = before.pop("arms")
+        before = _noted(file) if file.exists() else asked | {"arms": {}}
+        old_arms = before.pop("arms", None)
+        if not isinstance(old_arms, dict):
+            raise OutputError(f"{file}: damaged (no arms); give another --out")
         old = before | {f"pretraining of {arm}": old_arms[arm] for arm in old_arms.keys() & arms.keys()}
         new = asked | {f"pretraining of {arm}": arms[arm] for arm in old_arms.keys() & arms.keys()}
         for key in sorted({*old, *new}):
@@ -231,6 +233,14 @@ def constant_scores(pairs: PairDataset) -> dict[str, ChangeScores]:
     }
 
 
+def _noted(file: Path) -> dict[str, Any]:
+    """What a run before wrote; :class:`OutputError` where it is damaged."""
+    try:
+        return read_json_object(file)
+    except (OSError, DocumentError) as error:
+        raise OutputError(f"{file}: damaged ({error}); delete it, and what it held is measured again") from error
+
+
 def run_benchmark(
     options: BenchmarkOptions, progress: Progress = silent, stop: Event | None = None
 ) -> list[dict[str, Any]]:
@@ -246,7 +256,7 @@ def run_benchmark(
     for number, cell in enumerate(cells, 1):
         file = options.out / "cells" / f"{cell.key}.json"
         if file.is_file():
-            records.append(json.loads(file.read_text()))
+            records.append(_noted(file))
             continue
         print(f"cell {number} of {len(cells)}: {cell.key}", flush=True)
         try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
-from changeanywhere.documents import DocumentError
+from changeanywhere.documents import DocumentError, parse_json
 from changeanywhere.errors import OutputError, ShortfallError
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.plan import PlanSummary, load_shard
@@ -125,7 +124,7 @@ def report_of(store: Store) -> SetReport:
     """Of a set that is finished already."""
     with store.open("metadata.jsonl") as lines:
         count = sum(1 for _ in lines)
-    rows = json.loads(store.get("targets.json")) if store.exists("targets.json") else []
+    rows = parse_json(store.get("targets.json")) if store.exists("targets.json") else []
     return SetReport(count, [(row["target"], row["asked"], row["reached"]) for row in rows])
 
 

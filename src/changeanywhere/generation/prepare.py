@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError, OutputError, require
 from changeanywhere.folders import files_below
 from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
@@ -152,7 +153,7 @@ def note_asked(options: SimulateOptions, store: Store) -> None:
 def is_asked_again(options: SimulateOptions, store: Store) -> bool:
     """Whether ``options`` say what the last run said, over files of the same names, sizes and times."""
     try:
-        return bool(json.loads(store.get(ASKED)) == _asked(options))
+        return bool(parse_json(store.get(ASKED)) == _asked(options))
     except (OSError, ValueError):
         return False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError
 from changeanywhere.legend import Legend
 from changeanywhere.models.configuration import (
@@ -77,7 +78,7 @@ def hash_segmenter(name_or_folder: str | Path) -> str:
     """Of a segmenter's weights, 16 hexadecimal digits; :class:`ModelError` if there are none."""
     folder = find_segmenter(name_or_folder)
     try:
-        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_regular(folder / "model.safetensors")).hexdigest()[:16]
     except OSError as error:
         raise ModelError(
             f"{folder}: no segmenter ({error.strerror}: model.safetensors); train one, or give {EMBEDDED_SEGMENTER}"
@@ -185,7 +186,7 @@ def hash_model(folder: Path) -> str:
 def _without_sampling(content: bytes) -> bytes:
     """``model.json`` without the ground sampling: it says what the weights know, and is none of them."""
     try:
-        description = json.loads(content)
+        description = parse_json(content)
         del description["gsd_m"]
     except (ValueError, KeyError, TypeError):
         return content

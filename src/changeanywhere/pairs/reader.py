@@ -45,7 +45,7 @@ class Metadata:
                 try:
                     if line.strip():  # editors end a file in an empty line
                         self._places[json.loads(line)["key"]] = place
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise PairsError(f"{file}: damaged ({error})") from error
                 place += len(line)
 

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from changeanywhere.documents import parse_json, read_json_object
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.leases import Leases
-from changeanywhere.regular import read_regular
 from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
@@ -121,8 +121,8 @@ class TrainingFolder:
             atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())
             return
         try:
-            before = json.loads(read_regular(file))
-        except ValueError as error:
+            before = read_json_object(file)
+        except (OSError, ValueError) as error:
             raise OutputError(f"{file}: damaged; give another --out") from error
         for section, values in frozen.items():
             for key, value in values.items():
@@ -219,6 +219,6 @@ def _keep_rows(file: Path, step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):  # cut off by the kill
         return math.inf

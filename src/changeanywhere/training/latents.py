@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import OutputError
 from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
 from changeanywhere.progress import Progress, silent
@@ -33,7 +34,7 @@ class LatentCache:
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.views = views
-        self.fingerprint = str(json.loads((folder / "done.json").read_text())["fingerprint"])
+        self.fingerprint = _noted(folder / "done.json")
         """Of the first stage, the tiles' names and files, and their classes."""
 
     def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
@@ -52,6 +53,14 @@ class LatentCache:
         latents = np.stack([self.latents[tile, 0] for tile in tiles]).astype(np.float32)
         masks = np.stack([self.masks[tile] for tile in tiles]).astype(np.int64)
         return torch.from_numpy(latents), torch.from_numpy(masks)
+
+
+def _noted(marker: Path) -> str:
+    """The fingerprint in ``done.json``; "" where it is damaged or missing: the tiles are then encoded again."""
+    try:
+        return str(read_json_object(marker)["fingerprint"])
+    except (OSError, DocumentError, KeyError):
+        return ""
 
 
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
@@ -79,7 +88,7 @@ def build_latent_cache(
     first_ones = list(views) == list(range(len(views)))
     fingerprint = latents_fingerprint(source, first_stage, len(views) if first_ones else list(views))
     marker = folder / "done.json"
-    finished = marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint
+    finished = _noted(marker) == fingerprint
     processes.wait()  # nobody writes before all have looked
     if finished:
         return LatentCache(folder, views, tiles)
