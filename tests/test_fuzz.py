@@ -44,7 +44,7 @@ def ask_the_network() -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
-    "exception": (lambda: {}["missing"], "KeyError in"),
+    "exception": (lambda: dict[str, int]()["missing"], "KeyError in"),
     "memory": (lambda: bytearray(16 << 30), "MemoryError in"),
     "writes": (write_elsewhere, "writes outside"),
     "writes by a library": (write_with_a_library, "writes outside"),
