@@ -289,6 +289,20 @@ def build_template(folder: Path) -> None:
     (folder / "pipe").unlink()
 
 
+def _in_a_process(work: Callable[[Path], None], folder: Path) -> None:
+    """In a fork: threads of networks that ran in this process would be missed by its later forks, and waited for."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work(folder)
+            code = 0
+        finally:
+            os._exit(code)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+        raise RuntimeError("the world cannot be made")
+
+
 def listen(file: Path) -> tuple[int, int]:
     """A server that notes who asks; its process and port."""
 
@@ -336,7 +350,7 @@ def fuzz(minutes: float, first: int, trials: int | None = None, kinds: list[Any]
     report, ends = Report(), time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name).resolve()
-        build_template(folder / "template")
+        _in_a_process(build_template, folder / "template")
         world = World(folder / "template", folder / "world")
         server, port = listen(world.addresses)
         os.environ["FUZZ_PORT"] = str(port)
