@@ -121,10 +121,14 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 def _network(folder: Path, name: str, what: str) -> str:
     (content,) = _lines(folder / f"{name}.json")
-    if name == "detector":
+    if name == "detector":  # loading says what is wrong with its weights
         from changeanywhere.models.detectors.folder import load_detector
 
-        load_detector(folder)  # says what is wrong with its weights
+        load_detector(folder)
+    elif name == "critic":
+        from changeanywhere.models.critic import Critic
+
+        Critic.load(folder)
     else:
         from changeanywhere.models.segmenter import Segmenter
 
