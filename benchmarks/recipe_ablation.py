@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -87,8 +89,8 @@ class Trials:
         out = self.out / f"denoiser-{slug(name)}"
         latents = out / "training" / "latents"
         if tile_size == self.recipe.data.tile_size and not latents.exists():
-            latents.parent.mkdir(parents=True)
-            latents.symlink_to((self.finished / "training" / "latents").resolve())
+            # The same files under another name: a folder of a run may not lead elsewhere.
+            shutil.copytree(self.finished / "training" / "latents", latents, copy_function=os.link)
         source = open_training_source(recipe.data)
         clock = Clock(out / "training" / "denoiser", num_steps)
         model = train_denoiser(source, recipe, out, self.finished / "first_stage")

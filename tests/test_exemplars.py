@@ -236,6 +236,11 @@ def test_generate_with_exemplars(source_folder: Path, tiny_model_folder: Path, t
         assert np.abs(one.image_t2.astype(int) - same.image_t2).max() <= 2, "whatever its batch"
         assert not np.array_equal(one.image_t2, other.image_t2)
     capsys.readouterr()
+    turned = [*given, "--events.rotate", "right_angles", "--out", str(tmp_path / "turned")]
+    assert run(["generate", *turned, *strength]) == 0
+    assert "events.rotate right_angles turns shadows with the objects that cast them" in capsys.readouterr().err
+    assert run(["generate", *turned[:-1], str(tmp_path / "turned_pure")]) == 0
+    assert "shadows" not in capsys.readouterr().err
     assert run(["generate", *given, "--exemplar-strength", '{"castle": 0.2}', "--out", str(tmp_path / "x")]) == 2
     assert "exemplar_strength is ['castle']; allowed: default, bareland" in capsys.readouterr().err
     wrong = ["--method", "copy_paste", "--exemplar-strength", "0.5"]

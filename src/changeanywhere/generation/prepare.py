@@ -264,6 +264,7 @@ def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelIn
             unknown = sorted(set(sampling.exemplar_strength) - {*names})
             allowed = ", ".join(names)
             require(not unknown, "exemplar_strength", unknown, allowed)
+        _warn_of_turned_shadows(sampling, options)
         idle = options.eta is not None and "sampler" in kind.reads and sampling.sampler != "ddim"
         require(not idle, "eta", options.eta, f"with sampler ddim; {sampling.sampler} has none")
     model, weights = str(options.model), info.weights_hash if info else ""
@@ -278,6 +279,18 @@ def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelIn
     choice = PainterChoice(options.method, model, weights, dict(options.painter_options), critic, critic_hash)
     machine = _machine(options, device_flags_read(options, kind), begun.machine if begun else None)
     return replace(job, painter=choice, sampling=sampling, machine=machine)
+
+
+def _warn_of_turned_shadows(sampling: Sampling, options: GenerateOptions) -> None:
+    """An exemplar brings the shadow that its object casts; turned, it falls where no sun could throw it."""
+    events = options.events
+    for name, value in (("rotate", events.rotate), ("flip", events.flip)):
+        if sampling.from_exemplars and value not in ("none", False):
+            print(
+                f"{options.out}: events.{name} {value} turns shadows with the objects that cast them; leave it out, or "
+                "give --exemplar-strength 1",
+                file=sys.stderr,
+            )
 
 
 def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | None) -> Machine:
