@@ -76,11 +76,11 @@ quality: install
 	  --real-pairs $(DATA)/naip_bitemporal --out runs/quality/$$set-evaluation || exit; done
 	$(BIN)/python benchmarks/change_realism.py --pairs runs/quality/realistic --real-pairs $(DATA)/naip_bitemporal --without water
 	$(BIN)/changeanywhere evaluate --model mini $(TILES) $(JUDGED) --num-images 1000 --out runs/quality/mini-evaluation
-	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --out runs/objects/plain
-	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --exemplar-strength 0.25 --out runs/objects/exemplar
+	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --out runs/objects/default
+	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --exemplar-strength 1 --out runs/objects/pure
 	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --method copy_paste --out runs/objects/copy_paste
-	$(BIN)/changeanywhere evaluate --pairs runs/objects/plain --model mini --num-images 0 $(TILES) $(JUDGED) \
-	  --also '{exemplar: runs/objects/exemplar, copy-paste: runs/objects/copy_paste}' --out runs/objects/evaluation
+	$(BIN)/changeanywhere evaluate --pairs runs/objects/default --model mini --num-images 0 $(TILES) $(JUDGED) \
+	  --also '{pure diffusion: runs/objects/pure, copy-paste: runs/objects/copy_paste}' --out runs/objects/evaluation
 	$(BIN)/python benchmarks/shortcut.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 --num-pairs 96 --out runs/shortcut
 	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --num-pairs 64 --num-tiles 41 --out runs/ablation
