@@ -238,3 +238,16 @@ def test_the_whole_way_by_the_command_line(recipe: Recipe, tmp_path: Path, capsy
     assert not load_first_stage(out / "model" / "first_stage").quantises
     assert open_source(recipe.data.source, SourceOptions(tile_size=64)).legend.num_classes
     capsys.readouterr()
+
+
+def test_a_recipe_that_a_flag_cuts_short_places_its_codes_half_way(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mini = str(Path(__file__).parents[1] / "recipes" / "mini.yaml")
+    given = ["train", "first-stage", "--config", mini, "--data.source", recipe.data.source, "--data.licences", "null"]
+    given += ["--data.model-legend", "null", "--data.tile-size", "64", "--first-stage.crop-size", "64"]
+    assert run([*given, "--first-stage.num-steps", "1", "--out", str(tmp_path / "short")]) == 0
+    assert "quantise_from_step is 2000 in the recipe, beyond the 1 steps asked for: 0 here" in capsys.readouterr().err
+    asked = ["--first-stage.quantise-from-step", "5"]
+    assert run([*given, *asked, "--first-stage.num-steps", "1", "--out", str(tmp_path / "asked")]) == 2
+    assert "first_stage.quantise_from_step is 5; allowed: below first_stage.num_steps" in capsys.readouterr().err

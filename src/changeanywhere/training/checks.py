@@ -285,6 +285,21 @@ def without_idle(recipe: RecipeT, stage: str, given: frozenset[str]) -> RecipeT:
     return recipe
 
 
+def cut_short(recipe: RecipeT, given: frozenset[str]) -> tuple[RecipeT, str]:
+    """A recipe file that a flag ends before its codebook would be placed (``--first-stage.num-steps 1``, to try it)
+    places it half way; and a line that says so, or ""."""
+    settings = recipe.first_stage
+    late = settings.quantise_from_step >= settings.num_steps > 0
+    if not late or "first_stage.num_steps" not in given or "first_stage.quantise_from_step" in given:
+        return recipe, ""
+    step = settings.num_steps // 2
+    said = (
+        f"first_stage.quantise_from_step is {settings.quantise_from_step} in the recipe, beyond the "
+        f"{settings.num_steps} steps asked for: {step} here"
+    )
+    return replace(recipe, first_stage=replace(settings, quantise_from_step=step)), said
+
+
 def _value(recipe: Sections, name: str) -> Any:
     section, _, key = name.partition(".")
     part = getattr(recipe, section)

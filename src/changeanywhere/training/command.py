@@ -16,7 +16,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import JoinedSource, Source, open_images, open_source
 from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write, check_out
-from changeanywhere.training.checks import OF_IMAGES, refuse_unread_flags, without_idle
+from changeanywhere.training.checks import OF_IMAGES, cut_short, refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
     CriticRecipe,
@@ -94,6 +94,10 @@ def train(
     if options.init and stage in ("first-stage", "denoiser", "critic"):
         sections["data"] = _like_model(options.data, options.init)
     recipe = without_idle(Recipe(**sections), section, given)
+    if stage == "first-stage":
+        recipe, said = cut_short(recipe, given)
+        if said and os.environ.get("RANK", "0") == "0":
+            print(said, file=sys.stderr)
     recipe.check(section)
     if stage == "detector":
         from changeanywhere.training.detector import train_detector
