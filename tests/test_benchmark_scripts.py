@@ -173,6 +173,14 @@ def test_painted_sheet(run: Run, tiles: Path, tiny_model_folder: Path, tmp_path:
         assert picture.width == 3 * (3 * 64 + 8)
 
 
+def test_object_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
+    classes = ["bareland", "road", "water", "building", "vegetation_mixed", "impervious_mixed", "informal_settlement"]
+    sheet = tmp_path / "objects.png"
+    said = run("object_pictures", "--sets", pairs, pairs, "--classes", *classes, "--least", "1", "--out", sheet)
+    with Image.open(sheet) as image:
+        assert "objects" in said and image.width > 4 * 128
+
+
 def test_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
     run("pictures", "--pairs", pairs, "--count", 2, "--out", tmp_path / "x.png")
     assert (tmp_path / "x.png").is_file()
