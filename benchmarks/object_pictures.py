@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def appearing(folder: Path, classes: Sequence[str], least: int) -> list[tuple[str, Sequence[int]]]:
-    """Key of the pair and bounding box (row, column, height, width) of every object that appears, in the set's order."""
+    """Key of the pair and box (row, column, height, width) of every object that appears, in the order of the set."""
     records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     return [
         (record["key"], event["bbox"])
