@@ -27,7 +27,7 @@ from changeanywhere.events import EventOptions
 from changeanywhere.generation import dataset, painting, prepare
 from changeanywhere.generation import generate as generation
 from changeanywhere.generation.job import Machine, load_job
-from changeanywhere.generation.options import FilterOptions, GenerateOptions
+from changeanywhere.generation.options import FilterOptions, FinishOptions, GenerateOptions
 from changeanywhere.generation.painting import build_painter
 from changeanywhere.generation.plan import load_shard, load_summary
 from changeanywhere.generation.shard import paint_shard
@@ -631,3 +631,16 @@ def test_the_largest_batch_that_fits_is_found_by_trying(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert painting.fitting_batch_size(pipe, sampling, 32) == 8
     assert tried == [64, 48, 32, 24, 16, 8]
+
+
+def test_a_job_from_before_an_option_was_there_is_read_with_its_default() -> None:
+    from changeanywhere.diffusion.options import Sampling
+    from changeanywhere.plain import from_plain, to_plain
+
+    content = to_plain(Sampling(num_steps=7))
+    del content["guidance_interval"]
+    assert from_plain(Sampling, content) == Sampling(num_steps=7)
+    with pytest.raises(ValueError, match=r"Sampling\.of_tomorrow is unknown"):
+        from_plain(Sampling, content | {"of_tomorrow": 1})
+    with pytest.raises(ValueError, match=r"FinishOptions\.path is missing"):
+        from_plain(FinishOptions, {})

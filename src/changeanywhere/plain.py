@@ -25,7 +25,10 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[Kind], content: Any) -> Kind:
-    """What :func:`to_plain` made of a ``kind``. ValueError naming what does not fit: keys missing or unknown, types."""
+    """What :func:`to_plain` made of a ``kind``. ValueError naming what does not fit: keys missing or unknown, types.
+
+    A key that is missing and has a default is younger than what was written: it was at its default then.
+    """
     return typing.cast(Kind, _build(kind, content, kind.__name__))
 
 
@@ -68,8 +71,10 @@ def _dataclass(kind: Any, content: Any, where: str) -> Any:
     if not isinstance(content, dict):
         raise ValueError(f"{where} is {content!r}")
     hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}
-    if set(content) != names:
-        odd = sorted(set(content) ^ names)[0]
-        raise ValueError(f"{where}.{odd} is {'unknown' if odd in content else 'missing'}")
-    return kind(**{name: _build(hints[name], content[name], f"{where}.{name}") for name in names})
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    missing = {dataclasses.MISSING}
+    needed = {name for name, field in known.items() if {field.default, field.default_factory} == missing}
+    odd = sorted({*(set(content) - set(known)), *(needed - set(content))})
+    if odd:
+        raise ValueError(f"{where}.{odd[0]} is {'unknown' if odd[0] in content else 'missing'}")
+    return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in content.items()})
