@@ -13,6 +13,7 @@ import argparse
 import http.server
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -356,6 +357,8 @@ def fuzz(minutes: float, first: int, trials: int | None = None, kinds: list[Any]
         os.environ["FUZZ_PORT"] = str(port)
         number = first
         try:
+            for name in sorted(SEEDS) if kinds is None and trials is None else ():
+                _reported(world, report, name, first)
             while time.monotonic() < ends and (trials is None or report.trials < trials):
                 _batch(world, report, number, ends, trials, kinds or KINDS)
                 number += 1
@@ -367,6 +370,18 @@ def fuzz(minutes: float, first: int, trials: int | None = None, kinds: list[Any]
 
 class _OverError(BaseException):
     """The time is over; hypothesis keeps off what is no ``Exception``."""
+
+
+def _reported(world: World, report: Report, name: str, number: int) -> None:
+    """Each reported case once, before anything is left to chance."""
+    chance = random.Random(f"{name} {number}")
+
+    def draw(low: Any, high: int | None = None) -> Any:
+        return chance.choice(list(low)) if high is None else chance.randint(low, high)
+
+    with world.fresh() as root:
+        trial = SEEDS[name](root, draw)
+        report.add(trial, world.judge(root, trial), f"the reported case {name}")
 
 
 def _batch(world: World, report: Report, number: int, ends: float, trials: int | None, kinds: list[Any]) -> None:

@@ -36,8 +36,7 @@ def _share() -> float:
 def quiet_threads() -> None:
     """Let threads that wait sleep (before torch is imported; what the user set stays).
 
-    Spinning ones take from a busy processor what the thread they wait for needs: beside one busy core of two, painting
-    took nine times as long with two threads as with one.
+    Spinning ones take from a busy processor what the thread they wait for needs (``benchmarks/busy.py``).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
