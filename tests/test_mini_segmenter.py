@@ -86,6 +86,9 @@ def test_whoever_filters_does_not_judge(
     for judge in ("mini-segmenter", str(copy)):
         assert command([*judging, str(pairs), "--judge", judge]) == 2
         assert "the package's own segmenter" in capsys.readouterr().err
+    assert command(["check", str(copy)]) == 0
+    said = capsys.readouterr().out
+    assert "--filter.model mini-segmenter" in said and "--judge" not in said
     generating = ["generate", "--source", str(source_folder), "--model", str(tiny_model_folder), "--tile-size", "64"]
     generating += ["--num-steps", "2", "--num-pairs", "4", "--filter.model", str(reader), "--filter.min-score", "0"]
     assert command([*generating, "--out", str(tmp_path / "filtered")]) == 0

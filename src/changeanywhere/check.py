@@ -10,6 +10,7 @@ from changeanywhere.check_data import describe_pairs, describe_source
 from changeanywhere.check_set import describe_set
 from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, InputError, PairsError, require
+from changeanywhere.models.info import EMBEDDED_SEGMENTER, hash_segmenter
 from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
 from changeanywhere.preview import check_target
 from changeanywhere.regular import read_regular
@@ -141,6 +142,8 @@ def _network(folder: Path, name: str, what: str) -> str:
         "segmenter": f"changeanywhere evaluate --pairs DIR --judge {folder} --out DIR, or, not both, "
         f"changeanywhere generate --source DIR --filter.model {folder} --out DIR",
     }
+    if name == "segmenter" and hash_segmenter(folder) == hash_segmenter(EMBEDDED_SEGMENTER):  # which never judges
+        uses[name] = f"changeanywhere generate --source DIR --filter.model {EMBEDDED_SEGMENTER} --out DIR"
     return f"{folder}: {what}; {described}\nnext: {uses[name]}"
 
 
