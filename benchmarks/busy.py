@@ -1,6 +1,6 @@
 """What a busy core costs: the command of ``make demo`` on two processors, alone and beside one that is at work.
 
-    python benchmarks/busy.py [--num-pairs 16] [--rounds 2]
+    python benchmarks/busy.py [--num-pairs 16] [--rounds 2] [--policies default ACTIVE]
 
 Each line is what waiting threads do, beside what, and pairs per second: the best of the rounds, which take turns. The
 share of its idle speed that a setting keeps is to be 60 % or more. Pinned to two processors where there are
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,22 +59,26 @@ def speed(policy: str, num_pairs: int) -> float:
     return float(found.group(1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--num-pairs", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=2)
-    arguments = parser.parse_args()
-    processors = sorted(os.sched_getaffinity(0))[:2]
-    os.sched_setaffinity(0, processors)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print pairs per second of each setting, and the share of its idle speed that it keeps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-pairs", type=int, default=16, help="pairs per round")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of each setting")
+    parser.add_argument("--policies", nargs="*", default=["default", "ACTIVE"], help="of waiting threads")
+    arguments = parser.parse_args(argv)
+    allowed = os.sched_getaffinity(0)
+    processors = sorted(allowed)[:2]
     rates: dict[tuple[str, str], float] = {}
-    for _ in range(arguments.rounds):
-        for policy in ("", "ACTIVE"):
-            for beside, processor in (("nothing", None), ("one busy processor", processors[0])):
-                with busy(processor):
-                    rate = speed(policy, arguments.num_pairs)
-                key = (policy or "default", beside)
-                rates[key] = max(rate, rates.get(key, 0.0))
-                print(f"{key[0]} beside {beside}: {rate:.2f} pairs/s", flush=True)
+    os.sched_setaffinity(0, processors)
+    try:
+        for _ in range(arguments.rounds):
+            for policy in arguments.policies:
+                for beside, processor in (("nothing", None), ("one busy processor", processors[0])):
+                    with busy(processor):
+                        rate = speed("" if policy == "default" else policy, arguments.num_pairs)
+                    rates[policy, beside] = max(rate, rates.get((policy, beside), 0.0))
+    finally:
+        os.sched_setaffinity(0, allowed)
     for (policy, beside), rate in rates.items():
         print(f"{policy:8} beside {beside:20} {rate:6.2f} pairs/s ({rate / rates[policy, 'nothing']:.0%} of idle)")
 

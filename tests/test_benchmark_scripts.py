@@ -113,6 +113,11 @@ def test_ablation(
     assert run("ablation", *flags, "--only", images, changed) == "", "finished settings are not measured again"
 
 
+def test_busy(run: Run) -> None:
+    said = run("busy", "--num-pairs", 1, "--rounds", 1, "--policies", "default")
+    assert "default  beside nothing" in said and "(100% of idle)" in said and said.count("pairs/s") == 2
+
+
 def test_change_realism(run: Run, pairs: Path, real_pairs: Path) -> None:
     printed = run("change_realism", "--pairs", pairs, "--real-pairs", real_pairs, "--without", "building")
     assert printed.startswith("all pairs (4): {'colour_shift'") and "without building (4)" in printed

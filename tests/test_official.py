@@ -136,19 +136,20 @@ SOURCES = {
 @pytest.mark.parametrize("name", SOURCES)
 def test_sources_of_the_field(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, legend, splits, count = SOURCES[name]
-    make(tmp_path)
-    source = open_source(tmp_path, SMALL)
+    tree = tmp_path / "tree"
+    make(tree)
+    source = open_source(tree, SMALL)
     assert (source.legend, len(source)) == (load_legend(legend), count)
     assert {item.split for item in source.items} == splits
     assert set(np.unique(source.read_mask(0))) == {*range(1, source.legend.num_classes + 1)}
     assert all(source.read(i).image.shape == (64, 64, 3) for i in range(count))
-    assert run(["check", str(tmp_path)]) == 0
+    assert run(["check", str(tree)]) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     # Trees whose images are georeferenced are told where the embedded model does not know their ground sampling.
     assert [line for line in warnings if "ground sampling" not in line] == []
     assert bool(warnings) == (name in {"flair", "geonrw"})
     out = ["--out", str(tmp_path / "out"), "--tile-size", "64", "--num-pairs", "1", "--events.min-area", "8"]
-    assert run(["simulate", "--source", str(tmp_path), *out, "--events.kinds", "[rebuild]"]) in (0, 1)
+    assert run(["simulate", "--source", str(tree), *out, "--events.kinds", "[rebuild]"]) in (0, 1)
 
 
 def test_labels_without_an_image_are_left_out_with_a_count_in_training_too(
