@@ -81,7 +81,7 @@ def test_killed_shares_lose_nothing(tmp_path: Path, tiny_model_folder: Path) -> 
             done = len(list((out / "shards").glob("*.json")))
             if process.poll() is None and killed < 5 and done >= 5 * (killed + 1):
                 process.send_signal(signal.SIGKILL)
-                process.wait()
+                assert finish(process)[0] == -signal.SIGKILL
                 killed += 1
                 shares[index] = start([*command, "--shard", f"{index}/8"])
         time.sleep(0.02)
