@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,3 +235,15 @@ def test_files_last_before_their_marker_says_so(tmp_path: Path, monkeypatch: pyt
     with atomic_file(tmp_path / "checkpoint.pt") as target:
         target.write(b"x")
     assert seen[-2] == ("put", str(tmp_path / "checkpoint.pt")) and seen[-1] == ("sync", str(tmp_path))
+
+
+def test_a_lease_that_is_none_is_nobodys(tmp_path: Path) -> None:
+    """A link to somebody's file in its place held a run up for two minutes."""
+    victim = tmp_path / "victim"
+    victim.write_text("somebody's words")
+    (tmp_path / "set" / "leases").mkdir(parents=True)
+    (tmp_path / "set" / "leases" / "plan.json").symlink_to(victim)
+    started = time.monotonic()
+    with Leases(LocalStore(tmp_path / "set")).waited_for("plan", lambda: False) as ours:
+        assert ours and time.monotonic() - started < 5
+    assert victim.read_text() == "somebody's words"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine, from_origin
 
@@ -230,3 +231,18 @@ def test_an_official_tree_of_which_nothing_is_left_is_an_error(
     assert run(["check", str(tmp_path)]) == 2
     said: Any = capsys.readouterr().err
     assert said.count("\n") == 1 and "images without a mask" in said
+
+
+def test_check_finds_a_list_that_names_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("A", "B", "label", "list"):
+        (tmp_path / "p" / folder).mkdir(parents=True)
+    for folder in ("A", "B"):
+        Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "p" / folder / "x.png")
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(tmp_path / "p" / "label" / "x.png")
+    (tmp_path / "p" / "list" / "train.txt").write_text("x.png\n")
+    (tmp_path / "p" / "list" / "test.txt").write_text("")
+    assert run(["check", str(tmp_path / "p")]) == 0
+    (tmp_path / "p" / "list" / "val.txt").write_text("ghost\n")
+    capsys.readouterr()
+    assert run(["check", str(tmp_path / "p")]) == 2
+    assert "val.txt: names ghost, which is not in" in capsys.readouterr().err

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from changeanywhere.errors import ChangeAnywhereError, InputError, PairsError
+from changeanywhere.errors import ChangeAnywhereError, EmptySplitError, InputError, PairsError
 from changeanywhere.legend import Legend
 from changeanywhere.models.info import find_model, outside_sampling, read_info
 from changeanywhere.pairs.layouts import layout_of
@@ -121,9 +122,18 @@ def _short(crs: str) -> str:
     return crs if len(crs) <= 40 else f"{crs[:37]}…"
 
 
+def _check_lists(folder: Path, max_megapixels: float | None) -> None:
+    """:class:`PairsError` for a list that names what is not there: else a training alone would find it."""
+    for split in SPLITS:
+        if (folder / "list" / f"{split}.txt").is_file():
+            with suppress(EmptySplitError):
+                load_pairs(folder, split, max_megapixels)
+
+
 def describe_pairs(folder: Path, preview: Path | None = None, max_megapixels: float | None = None) -> str:
     """Pairs in ``folder``. :class:`PairsError` where labels and semantic masks disagree."""
     pairs = load_pairs(folder, max_megapixels=max_megapixels)
+    _check_lists(folder, max_megapixels)
     pairs.require_files()
     file = folder / "legend.json"
     legend = Legend.load(file) if file.is_file() else None

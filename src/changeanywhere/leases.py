@@ -138,8 +138,8 @@ class Leases:
             here = holder["machine"] == this_machine()
             if here and not _is_running(holder["pid"], holder["started"]):
                 return True
-        except (ValueError, KeyError, TypeError):  # not a lease of ours: nobody renews it
-            pass
+        except (ValueError, KeyError, TypeError):
+            return True  # leases are put whole: what is none (a link to somebody's file) is nobody's
         return now - since > EXPIRES_AFTER
 
     def _content(self, renewals: int) -> bytes:
