@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,7 @@ def read_weights_file(file: Path) -> dict[str, Tensor]:
         ) from error
     except UnreadableError as error:
         raise ModelError(f"{file}: not a readable checkpoint ({error})") from error
+    # NotImplementedError: what zipfile says of a compression that it does not know.
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ModelError(f"{file}: not a readable checkpoint ({reason or type(error).__name__})") from error
@@ -102,7 +104,7 @@ def _head(file: Path) -> bytes:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
 
 
-class _Storages:
+class _Storages(ABC):
     """Numbers of a file, by storage; each is read once."""
 
     def __init__(self) -> None:
@@ -114,9 +116,9 @@ class _Storages:
             self._read[key] = self.load(key)
         return self._read[key]
 
+    @abstractmethod
     def load(self, key: str) -> bytearray:
         """Read them; :class:`UnreadableError` where there are none."""
-        raise NotImplementedError
 
 
 class _ZipStorages(_Storages):

@@ -17,6 +17,7 @@ from changeanywhere.models.folder import load_first_stage, noise_schedule
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
+from changeanywhere.training.batches import mixture_of
 from changeanywhere.training.denoiser import draw_noise, find_first_stage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.latents import LatentCache, build_latent_cache
@@ -48,7 +49,8 @@ def train_critic(
     folder = TrainingFolder(out, "critic", recipe, processes, source.fingerprint())
     first_stage = load_first_stage(place).to(processes.device)
     latents, views = out / "training" / "latents", range(recipe.denoiser.views)
-    cache = build_latent_cache(latents, source, first_stage, views, len(source), processes, progress)
+    tiles = mixture_of(source, recipe.data)
+    cache = build_latent_cache(latents, source, first_stage, views, tiles, processes, progress)
     return train_stage(CriticTraining(recipe, processes, source, latents_hash(place), cache), folder, progress, stop)
 
 
