@@ -34,7 +34,7 @@ COUNTS = {
 """Numbers from 1 on: name → the largest."""
 AMOUNTS = {
     "calls": 1000, "decoded": 1, "frozen_levels": 64, "push": 1e6, "starts": 1000, "until": 1000,
-    "adaptive_steps": 10**9, "exemplar_ring": 16_384, "images_share": 1, "latent_noise": 1e6,
+    "adaptive_steps": 10**9, "exemplar_ring": 16_384, "images_share": 1, "restore_detail": 1, "latent_noise": 1e6,
     "adversarial_from_step": 10**9, "adversarial_weight": 1e6, "attention_levels": 64, "chroma_weight": 1e6,
     "codebook_weight": 1e6, "colour_jitter": 1, "commitment": 1e6, "connectivity": 8, "dilate_cells": 16_384, "eta": 1,
     "ema_halflife_share": 1, "first_class": 1, "free_fraction": 1, "gradient_clip": 1e9, "guidance_scale": 1000,

@@ -72,6 +72,9 @@ class Sampling:
 
     exemplar_ring: int = 6
     """Pixels around an exemplar's instance that come along, fading out: its shadow and its edge."""
+    restore_detail: float = 0.0
+    """Share of what the first stage loses of real pixels, date 1's and exemplars', that date 2 is given back after
+    decoding wherever it still shows them; 0 = none, as in the paper."""
     guidance_interval: list[int] | None = None
     """Timesteps (0 to 1000, both inclusive) between which guidance is applied; other calls see the mask alone, at half
     the cost (Kynkäänniemi et al. 2024). None = at every call."""
@@ -111,6 +114,7 @@ class Sampling:
             ("guidance_scale", self.guidance_scale, 0 <= self.guidance_scale <= 30, "0 to 30"),
             ("known_noise", self.known_noise, self.known_noise in KNOWN_NOISE, ", ".join(KNOWN_NOISE)),
             ("eta", self.eta, 0 <= self.eta <= 1, "0 to 1"),
+            ("restore_detail", self.restore_detail, 0 <= self.restore_detail <= 1, "0 to 1"),
             ("dilate_cells", self.dilate_cells, 0 <= self.dilate_cells <= 16, "0 to 16"),
             ("window_margin", self.window_margin, self.window_margin >= 0, "0 and more"),
             (

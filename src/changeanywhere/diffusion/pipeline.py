@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import paint_latents
+from changeanywhere.diffusion.detail import give_back
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ConfigError, InputError, ModelError
 from changeanywhere.legend import Legend
@@ -119,6 +120,14 @@ class ChangePairPipeline:
             )
         return self.first_stage.decode(latents.to(self.device))
 
+    def decode_painted(self, latents: Tensor, real: Tensor, encoded: Tensor, sampling: Sampling) -> Tensor:
+        """Latents of date 2 → images as :meth:`decode`, with ``sampling.restore_detail`` of what the first stage loses
+        of ``real`` f32 ``[B, C, H, W]`` (date 1, or exemplars), whose latents are ``encoded``."""
+        images = self.decode(latents)
+        if not sampling.restore_detail:
+            return images
+        return give_back(images, real.to(images), self.decode(encoded), sampling.restore_detail)
+
     @torch.no_grad()
     def predict_noise(self, latents: Tensor, timesteps: Tensor, masks: Tensor) -> Tensor:
         """ε for noisy latents ``[B, 3, h, w]``, timesteps int64 ``[B]``, masks int64 ``[B, H, W]`` → ``[B, 3, h, w]``.
@@ -184,8 +193,9 @@ class ChangePairPipeline:
         seeds = [seed + i for i in range(len(image))] if isinstance(seed, (int, np.integer)) else list(seed)
         pixels = torch.from_numpy(image.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
         masks, changes = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(change)
-        painted = self.decode(self.paint(self.encode(pixels), masks, changes, seeds, sampling))
-        result = to_uint8(painted)
+        encoded = self.encode(pixels)
+        painted = self.paint(encoded, masks, changes, seeds, sampling)
+        result = to_uint8(self.decode_painted(painted, pixels, encoded, sampling))
         return result[0] if single else result
 
     def _check_arrays(self, image: npt.NDArray[Any], mask: npt.NDArray[Any], change: npt.NDArray[np.bool_]) -> None:

@@ -21,7 +21,7 @@ IMAGE_FORMATS = ("png", "geotiff")
 PAINTER_FLAGS = (
     *("sampler", "num_steps", "free_fraction", "guidance_scale"),
     *("known_noise", "eta", "dilate_cells", "window_margin", "guidance_interval"),
-    *("exemplar_strength", "exemplar_ring", "critic", "compile"),
+    *("exemplar_strength", "exemplar_ring", "restore_detail", "critic", "compile"),
 )
 """Options that some painters read and others do not."""
 DEVICE_FLAGS = ("device", "dtype", "num_threads")
@@ -161,6 +161,8 @@ class GenerateOptions(SimulateOptions):
     class, '{"building": 0.25, "default": 0.5}', or a range to draw from, '[0.2, 0.4]'."""
     exemplar_ring: int | None = None
     """Pixels around an exemplar that come along, fading out: where its shadow lies."""
+    restore_detail: float | None = None
+    """Share of what the first stage loses of real pixels that date 2 is given back where it still shows them, 0 to 1."""
     critic: CriticOptions = field(default_factory=CriticOptions)
     reconstruct_t1: bool = False
     """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""

@@ -41,6 +41,7 @@ class DiffusionPainter:
             "window_margin",
             "exemplar_strength",
             "exemplar_ring",
+            "restore_detail",
             "guidance_interval",
             "critic",
             "compile",
@@ -82,10 +83,10 @@ class DiffusionPainter:
         denoiser, schedule = self._denoiser(changes), self.pipeline.model.schedule
         donors: list[list[SourceItem]] = [[] for _ in batch.plans]
         how: list[list[FromExemplar]] = [[] for _ in batch.plans]
-        given, exemplars = (masks, changes), None
+        given, exemplars, real = (masks, changes), None, batch.images[list(batch.rows)]
         strength = self.sampling.exemplar_strength
         if strength is not None and self.sampling.from_exemplars:
-            exemplars, donors = self._exemplars(batch, strength)
+            exemplars, real, donors = self._exemplars(batch, strength)
             how = [self._how(*own) for own in zip(batch.plans, exemplars.strength.numpy(), strict=True)]
 
         def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
@@ -97,7 +98,8 @@ class DiffusionPainter:
         if self.critic is not None and self.critic_options.starts > 1:
             seeds = best_seeds(paint_seeds, self.critic, given, seeds, self.sampling, self.critic_options)
         painted = paint_seeds(seeds, self.sampling)
-        images = to_pixels(self.pipeline.decode(painted))
+        clean = latents if exemplars is None else exemplars.latents
+        images = to_pixels(self.pipeline.decode_painted(painted, to_tensor(real), clean, self.sampling))
         return [
             Painting(i, plan, batch.images[row], images[i], donors[i], how[i])
             for i, (plan, row) in enumerate(zip(batch.plans, batch.rows, strict=True))
@@ -121,14 +123,15 @@ class DiffusionPainter:
 
     def _exemplars(
         self, batch: Batch, strength: float | list[float] | dict[str, float]
-    ) -> tuple[Exemplars, list[list[SourceItem]]]:
-        """Changed ground in real pixels, encoded, and the other tiles that gave them, pair by pair."""
+    ) -> tuple[Exemplars, Pixels, list[list[SourceItem]]]:
+        """Changed ground in real pixels, encoded and as it is, and the other tiles that gave them, pair by pair."""
         pairs = zip(batch.rows, batch.samples, batch.plans, batch.donors, strict=True)
         ring = self.sampling.exemplar_ring
         made = [exemplar_of(batch.images[row], sample, plan, donors, ring) for row, sample, plan, donors in pairs]
-        latents = self.pipeline.encode(to_tensor(np.stack([image for image, _ in made])))
+        real = np.stack([image for image, _ in made])
+        latents = self.pipeline.encode(to_tensor(real))
         strengths = [strength_of(strength, plan, self.pipeline.legend) for plan in batch.plans]
-        return Exemplars(latents, torch.from_numpy(np.stack(strengths))), [donors for _, donors in made]
+        return Exemplars(latents, torch.from_numpy(np.stack(strengths))), real, [donors for _, donors in made]
 
 
 def critic_of(settings: PainterSettings, pipeline: ChangePairPipeline) -> Critic | None:
