@@ -77,7 +77,7 @@ quality: install
 	$(BIN)/python benchmarks/change_realism.py --pairs runs/quality/realistic --real-pairs $(DATA)/naip_bitemporal --without water
 	$(BIN)/changeanywhere evaluate --model mini $(TILES) $(JUDGED) --num-images 1000 --out runs/quality/mini-evaluation
 	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --out runs/objects/default
-	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --exemplar-strength 1 --out runs/objects/pure
+	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --exemplar-strength 1 --restore-detail 0 --out runs/objects/pure
 	$(BIN)/changeanywhere generate $(TILES) $(OBJECTS) --method copy_paste --out runs/objects/copy_paste
 	$(BIN)/changeanywhere evaluate --pairs runs/objects/default --model mini --num-images 0 $(TILES) $(JUDGED) \
 	  --also '{pure diffusion: runs/objects/pure, copy-paste: runs/objects/copy_paste}' --out runs/objects/evaluation

@@ -162,7 +162,7 @@ class GenerateOptions(SimulateOptions):
     exemplar_ring: int | None = None
     """Pixels around an exemplar that come along, fading out: where its shadow lies."""
     restore_detail: float | None = None
-    """Share of what the first stage loses of real pixels that date 2 is given back where it still shows them, 0 to 1."""
+    """Share of what the first stage loses of real pixels given back to date 2 where it still shows them, 0 to 1."""
     critic: CriticOptions = field(default_factory=CriticOptions)
     reconstruct_t1: bool = False
     """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""
