@@ -39,7 +39,7 @@ FLOORS = [
 NETWORKS = {
     *(
         f"models/detectors/{name}.py"
-        for name in ("bit", "changeformer", "changer", "fcsn", "lightcdnet", "resnet", "snunet")
+        for name in ("bit", "changeformer", "changer", "fcsn", "lightcdnet", "resnet", "siam_unet", "snunet")
     ),
     *(f"models/{name}.py" for name in ("denoiser", "efficientnet", "first_stage", "segmenter")),
 }
@@ -55,7 +55,7 @@ INSIDE = {
     "unchanged tiles __init__",
     "pairs": "names split layouts annotations record summary card labels codec reader report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
-    "generation": "nuisances targets options tiles job plan executors finish shard turns fidelity painting "
+    "generation": "nuisances targets like options tiles job plan executors finish shard turns fidelity painting "
     "dataset prepare shares generate simulate __init__",
 }
 """Files of a room, each of which may import those before it."""

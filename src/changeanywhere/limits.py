@@ -48,6 +48,7 @@ AMOUNTS = {
 }  # fmt: skip
 """Numbers from 0 on: name → the largest."""
 IN_LISTS = {
+    "areas": (1, 2**32),
     "bands": (1, 65_535), "channels": (1, 16_384), "class_pairs": (0, 1), "events_per_pair": (0, 1000),
     "exemplar_strength": (0, 1), "ratios": (0, 1), "scale": (0, 1000), "scratch_learning_rates": (0, 1e3),
     "guidance_interval": (0, 1000), "seeds_at": (0, 1_000_000), "spread": (0, 65_536), "stretch": (0, 100),

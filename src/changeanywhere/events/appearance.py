@@ -84,9 +84,9 @@ def _donors(ground: Ground, rng: np.random.Generator) -> Iterable[Donor]:
     """Donors in random order: of this tile, or of the whole source where there is a bank."""
     if ground.bank is not None:
         bank = ground.bank
-        drawn = bank.draw(rng, MAX_DONORS, ground.min_area, ground.max_area)
+        drawn = bank.draw(rng, MAX_DONORS, ground.min_area, ground.max_area, ground.objects or None)
         return (Donor(c, bank.shape(c, n), *bank.place(c, n)) for c, n in drawn)  # read when its turn comes
-    whole = [i for i in ground.instances if not i.cut and i.area <= ground.max_area]
+    whole = [i for i in ground.instances if not i.cut and i.area <= ground.max_area and ground.is_object(i.class_index)]
     smallest = 1 if ground.options.group_size > 1 else ground.min_area
     return [_group(i, whole, ground, rng) for i in class_by_class([i for i in whole if i.area >= smallest], rng)]
 

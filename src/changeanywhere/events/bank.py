@@ -5,7 +5,7 @@ The bank holds where the shapes are, not their pixels: it travels in a job, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -65,9 +65,16 @@ class ShapeBank:
         reference = self.references[class_index][number]
         return reference.tile, reference.box
 
-    def draw(self, rng: np.random.Generator, count: int, min_area: int, max_area: int) -> list[tuple[int, int]]:
-        """``count`` random (class, number of the shape) within the area limits, every class with the same chance."""
-        fitting = {c: np.flatnonzero((min_area <= areas) & (areas <= max_area)) for c, areas in self.areas.items()}
+    def draw(
+        self, rng: np.random.Generator, count: int, min_area: int, max_area: int, among: Container[int] | None = None
+    ) -> list[tuple[int, int]]:
+        """``count`` random (class, number of the shape) within the area limits, every class (of ``among``) with the
+        same chance."""
+        fitting = {
+            c: np.flatnonzero((min_area <= areas) & (areas <= max_area))
+            for c, areas in self.areas.items()
+            if among is None or c in among
+        }
         classes = [c for c, places in fitting.items() if len(places)]
         drawn = []
         for _ in range(count if classes else 0):

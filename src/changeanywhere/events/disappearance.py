@@ -23,9 +23,8 @@ class Disappearance:
 
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class(
-            [i for i in ground.instances if ground.within(i.area) and ground.usual(i.class_index, i.area)], rng
-        ):
+        fitting = [i for i in ground.instances if ground.within(i.area) and ground.usual(i.class_index, i.area)]
+        for instance in class_by_class([i for i in fitting if ground.is_object(i.class_index)], rng):
             mask_t2 = dissolve(ground, instance)
             if mask_t2 is None:
                 continue

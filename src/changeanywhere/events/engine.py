@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from changeanywhere.events.transitions import TransitionTable
 
 MAX_EVENTS = 24  # events tried to reach an asked-for change ratio
+MAX_SMALL_EVENTS = 64  # the same where sizes are given, so that they cannot be fewer and larger
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def simulate(
     low, high = request.ratio or (0.0, 1.0)
     mask_t2 = mask.copy()
     events: tuple[ChangeEvent, ...] = ()
-    for number in range(max(wanted, MAX_EVENTS)):
+    for number in range(max(wanted, MAX_SMALL_EVENTS if options.areas else MAX_EVENTS)):
         changed = int(np.count_nonzero(mask != mask_t2))
         if changed >= low * mask.size and number >= (1 if request.ratio else wanted):
             break
@@ -111,11 +113,7 @@ def _one_event(
     smallest, largest = _limits(mask, options, context)
     if request.ratio is not None:
         largest = min(largest, int(np.ceil(request.ratio[1] * mask.size)) - 1 - changed)
-        # Few large events rather than many tiny ones: at least a sixth of what is still missing, where there is any.
-        missing = request.ratio[0] * mask.size - changed
-        floors = sorted({smallest, max(smallest, int(missing / 6))}, reverse=True)
-    else:
-        floors = [smallest]
+    missing = request.ratio[0] * mask.size - changed if request.ratio is not None else 0.0
 
     def weight(before: int, after: int) -> float:
         allowed = context.transitions.weight(before, after) if context.transitions is not None else 1.0
@@ -123,16 +121,28 @@ def _one_event(
             return float((before, after) == request.transition and allowed > 0)
         return allowed
 
-    registry = _registry()
+    registry, objects = _registry(), frozenset(legend.index_of(name) for name in options.objects)
     kinds = [asked] if asked is not None else [options.kinds[i] for i in rng.permutation(len(options.kinds))]
-    for floor in floors:
-        ground = Ground(free, floor, largest, weight, legend.num_classes, options, context.bank, context.sizes)
+    for floor, ceiling in _sizes(smallest, largest, missing, options, rng):
+        ground = Ground(free, floor, ceiling, weight, legend.num_classes, options, context.bank, context.sizes, objects)
         for name in kinds:
             proposal = registry[name].propose(ground, rng)
             if proposal is not None:
                 after, events = proposal
                 return np.where(after != free, after, mask_t2).astype(np.uint8), events
     return None
+
+
+def _sizes(
+    smallest: int, largest: int, missing: float, options: EventOptions, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Smallest and largest area of the next event in px, in the order in which they are tried; ``missing``: px of an
+    asked-for change ratio that nothing covers yet."""
+    if options.areas:
+        bands = [(max(smallest, low), min(largest, high)) for low, high in pairwise(options.areas)]
+        return [bands[i] for i in rng.permutation(len(bands)) if bands[i][0] <= bands[i][1]]
+    # Few large events rather than many tiny ones: at least a sixth of what is still missing, where there is any.
+    return [(floor, largest) for floor in sorted({smallest, max(smallest, int(missing / 6))}, reverse=True)]
 
 
 def _limits(mask: Mask, options: EventOptions, context: EventContext) -> tuple[int, int]:

@@ -36,6 +36,12 @@ class Ground:
     options: EventOptions
     bank: ShapeBank | None = None
     sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    objects: frozenset[int] = frozenset()
+    """Classes whose instances may appear or disappear; empty = all."""
+
+    def is_object(self, class_index: int) -> bool:
+        """Whether instances of this class may appear or disappear."""
+        return not self.objects or class_index in self.objects
 
     @cached_property
     def instances(self) -> list[Instance]:

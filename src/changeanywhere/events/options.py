@@ -5,7 +5,9 @@ The defaults are the paper's recipe: one appearance or disappearance per pair, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from changeanywhere.errors import ConfigError
 
@@ -32,6 +34,11 @@ class EventOptions:
     """Smallest instance in square metres, where the ground sampling is known; takes the place of min_area."""
     max_area_m2: float | None = None
     """Largest instance in square metres, where the ground sampling is known; on top of max_share."""
+    objects: tuple[str, ...] = ()
+    """Classes whose instances appear or disappear; default: all. Others are the ground on which they do."""
+    areas: tuple[int, ...] = ()
+    """Rising sizes of events, px: each event is given two neighbouring ones to lie between, all alike, so that quantiles
+    of real objects' sizes give objects of like sizes; within the limits above."""
     connectivity: int = 8
     """Neighbours that join pixels to an instance: 4 or 8."""
     margin: int = 2
@@ -56,10 +63,10 @@ class EventOptions:
     spread: tuple[int, int] = (3, 12)
     """Px by which growth and shrinkage move an edge (drawn evenly)."""
     transitions: str | None = None
-    """Weights of class transitions: "default" or "buildings" (the package's) or a YAML file; default: all equal."""
+    """Weights of class transitions: "default", "buildings" or "houses" (the package's) or a YAML file; default: all equal."""
 
     def __post_init__(self) -> None:
-        for name in ("kinds", "events_per_pair", "scale", "spread"):  # YAML and flags give lists
+        for name in ("kinds", "events_per_pair", "scale", "spread", "areas", "objects"):  # YAML and flags give lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         few, many = self.events_per_pair if len(self.events_per_pair) == 2 else (0, 0)
         checks: list[tuple[str, object, bool, str]] = [
@@ -71,6 +78,7 @@ class EventOptions:
                 (name, limit, limit is None or limit > 0, "above 0 m²")
                 for name, limit in (("min_area_m2", self.min_area_m2), ("max_area_m2", self.max_area_m2))
             ),
+            ("areas", self.areas, _rising(self.areas), "none, or two and more sizes of 1 px and more, rising"),
             ("connectivity", self.connectivity, self.connectivity in (4, 8), "4, 8"),
             ("margin", self.margin, 0 <= self.margin <= 64, "0 to 64 px"),
             ("max_coverage", self.max_coverage, 0 < self.max_coverage <= 1, "above 0 to 1"),
@@ -89,3 +97,7 @@ class EventOptions:
         for name, value, allowed, what in checks:
             if not allowed:
                 raise ConfigError(f"events.{name} is {value!r}; allowed: {what}")
+
+
+def _rising(areas: Sequence[int]) -> bool:
+    return len(areas) != 1 and min(areas, default=1) >= 1 and all(a < b for a, b in pairwise(areas))

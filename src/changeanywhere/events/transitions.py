@@ -29,8 +29,8 @@ from changeanywhere.folders import read_text
 from changeanywhere.legend import Legend, Mask
 
 ANY = "*"
-SHIPPED = ("default", "buildings")
-"""Tables of the package: what commonly becomes of what, and what a cleared (or built) neighbourhood shows."""
+SHIPPED = ("default", "buildings", "houses")
+"""Tables of the package: what commonly becomes of what, what a cleared (or built) neighbourhood shows, and houses alone."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ PAINTER_FLAGS = (
 DEVICE_FLAGS = ("device", "dtype", "num_threads")
 """Those of them that whatever computes on a device reads: the filter and the first stage of ``reconstruct_t1`` too."""
 EVENTS_READ_BY = {
-    "appearance": "margin max_coverage rotate flip scale group_size shape_bank placement",
-    "disappearance": "fill",
+    "appearance": "objects margin max_coverage rotate flip scale group_size shape_bank placement",
+    "disappearance": "objects fill",
     "growth": "spread",
     "shrinkage": "spread",
     "rebuild": "margin rotate flip scale shape_bank fill",

@@ -16,6 +16,7 @@ from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError, OutputError, require
 from changeanywhere.folders import files_below
 from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
+from changeanywhere.generation.like import like_pairs
 from changeanywhere.generation.options import (
     DEVICE_FLAGS,
     PAINTER_FLAGS,
@@ -57,6 +58,8 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     Raises :class:`InputError` for what the user gave wrong, other settings than the set was begun with among it.
     """
     options.check()
+    targets, events = like_pairs(options.targets, options.events)
+    options = replace(options, targets=targets, events=events)
     begun = load_job(store)
     painted = options if isinstance(options, GenerateOptions) else None
     kind, info = _painter_of(painted) if painted else (None, None)
@@ -73,6 +76,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     second = (
         _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
     )
+    _refuse_unknown_objects(options, source)
     _refuse_areas_without_sampling(options, source)
     _warn_of_sampling(options, source, info)
     fingerprint = source.fingerprint()  # first: what is learned is of the same files
@@ -214,6 +218,12 @@ def _in_legend(source: Source, options: Any, info: ModelInfo | None) -> Source:
     return source if info is None else source.with_legend(info.legend, options.legend_map)
 
 
+def _refuse_unknown_objects(options: SimulateOptions, source: Source) -> None:
+    names = source.legend.names
+    unknown = [name for name in options.events.objects if name not in names]
+    require(not unknown, "events.objects", unknown, ", ".join(names))
+
+
 def _refuse_areas_without_sampling(options: SimulateOptions, source: Source) -> None:
     for name in ("min_area_m2", "max_area_m2"):
         value = getattr(options.events, name)
@@ -334,6 +344,10 @@ def _named_files(options: SimulateOptions) -> Iterator[Path]:
             yield Path(value)
     if options.events.transitions is not None:
         yield Path(options.events.transitions)
+    if options.targets.like is not None:
+        yield Path(options.targets.like)
+    if options.targets.like_list is not None:
+        yield Path(options.targets.like_list)
     if isinstance(options, GenerateOptions):
         yield find_model(options.model) if options.model == "mini" else Path(options.model)
         if options.critic.model is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventRequest
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.summary import SetSummary
@@ -40,9 +40,20 @@ class SetTargets:
     """Share of pairs by change ratio, as "low-high": share; e.g. {"0.005-0.02": 0.25, "0.02-0.05": 0.25}."""
     class_pairs: dict[str, float] = field(default_factory=dict)
     """Share of pairs by the one class transition they show, as "from->to": share."""
+    like: str | None = None
+    """Folder of labelled pairs: shares without change, change ratios and sizes of objects are to be as theirs (in place
+    of ``no_change``, ``ratios`` and ``events.areas``). Labels alone are read. Never give a test set."""
+    like_split: str | None = "train"
+    """Split of ``like``; null = all pairs."""
+    like_list: str | None = None
+    """File of names: only these pairs of the split, as in a few-shot run."""
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
+        for name in ("like_split", "like_list"):
+            value = getattr(self, name)
+            read = self.like is not None or value == getattr(SetTargets(), name)
+            require(read, f"targets.{name}", value, "with targets.like, which reads it")
         if not 0 <= self.no_change <= 1:
             raise ConfigError(f"targets.no_change is {self.no_change}; allowed: 0 to 1")
         for name, shares in (("ratios", self.ratios), ("class_pairs", self.class_pairs)):

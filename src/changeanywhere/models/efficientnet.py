@@ -153,7 +153,11 @@ class _Pyramid(nn.Module):
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Feature maps at strides 2, 4, 8, 16, 32 with 16, 24, 40, 112, 320 channels."""
-        x = F.relu6(self._bn0(self._conv_stem(((images + 1) / 2 - self.mean) / self.std)))
+        return self.normalised_pyramid(((images + 1) / 2 - self.mean) / self.std)
+
+    def normalised_pyramid(self, images: Tensor) -> list[Tensor]:
+        """As :meth:`pyramid`, of images that have ImageNet's mean and deviation already."""
+        x = F.relu6(self._bn0(self._conv_stem(images)))
         wanted = {self.last_blocks[stage] for stage in PYRAMID_STAGES}
         maps = []
         for number, block in enumerate(self._blocks):

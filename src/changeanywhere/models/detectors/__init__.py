@@ -20,6 +20,7 @@ from changeanywhere.models.detectors.changeformer import ChangeFormer
 from changeanywhere.models.detectors.changer import ChangerEx
 from changeanywhere.models.detectors.fcsn import FCEF, FCSiam
 from changeanywhere.models.detectors.lightcdnet import LightCDNet
+from changeanywhere.models.detectors.siam_unet import SiamUNetLite0
 from changeanywhere.models.detectors.snunet import SNUNet
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
@@ -35,6 +36,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "lightcdnet_s": partial(LightCDNet, "s"),
     "lightcdnet_b": partial(LightCDNet, "b"),
     "lightcdnet_l": partial(LightCDNet, "l"),
+    "siam_unet_lite0": SiamUNetLite0,
 }
 """Those of this package; nobody else takes these names."""
 GROUP = "changeanywhere.detectors"
