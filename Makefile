@@ -89,7 +89,7 @@ quality: install
 # The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (about 12 hours of one core; resumes).
 TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 4000 --seed 1
 LIKE := --targets.like $(DATA)/cd_pairs/levir_cd_subset --targets.like-list recipes/benchmark-levir-5.txt
-PAINTED := --free-fraction 0.1 --reconstruct-t1 true --batch-size 8 --num-threads 1
+PAINTED := --free-fraction 0.1 --reconstruct-t1 --batch-size 8 --num-threads 1
 benchmark: install
 	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) $(PAINTED) --out $(RUNS)/sets/exemplars
 	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) --method copy_paste --out $(RUNS)/sets/copy_paste

@@ -37,8 +37,8 @@ class EventOptions:
     objects: tuple[str, ...] = ()
     """Classes whose instances appear or disappear; default: all. Others are the ground on which they do."""
     areas: tuple[int, ...] = ()
-    """Rising sizes of events, px: each event is given two neighbouring ones to lie between, all alike, so that quantiles
-    of real objects' sizes give objects of like sizes; within the limits above."""
+    """Rising sizes of events, px: each event lies between two neighbouring ones, all alike, so that quantiles of real
+    objects' sizes give objects of like sizes; within the limits above."""
     connectivity: int = 8
     """Neighbours that join pixels to an instance: 4 or 8."""
     margin: int = 2
@@ -63,7 +63,8 @@ class EventOptions:
     spread: tuple[int, int] = (3, 12)
     """Px by which growth and shrinkage move an edge (drawn evenly)."""
     transitions: str | None = None
-    """Weights of class transitions: "default", "buildings" or "houses" (the package's) or a YAML file; default: all equal."""
+    """Weights of class transitions: "default", "buildings", "houses" (the package's) or a YAML file; default: all
+    equal."""
 
     def __post_init__(self) -> None:
         for name in ("kinds", "events_per_pair", "scale", "spread", "areas", "objects"):  # YAML and flags give lists

@@ -30,7 +30,7 @@ from changeanywhere.legend import Legend, Mask
 
 ANY = "*"
 SHIPPED = ("default", "buildings", "houses")
-"""Tables of the package: what commonly becomes of what, what a cleared (or built) neighbourhood shows, and houses alone."""
+"""Tables of the package: what commonly becomes of what, what a cleared (or built) neighbourhood shows, houses alone."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def _strata(ratios: npt.NDArray[np.float64], share: float) -> dict[str, float]:
     texts = sorted({f"{edge:.5f}" for edge in edges}, key=float)
     texts[0] = f"{max(0.0, float(texts[0]) - 1e-5):.5f}"
     texts[-1] = f"{min(1.0, float(texts[-1]) + 1e-5):.5f}"
-    parts = [f"{low}-{high}" for low, high in zip(texts, texts[1:], strict=False)]
+    parts = [f"{low}-{high}" for low, high in pairwise(texts)]
     # Rounded down: with what changes nothing they add up to one at most.
     return {part: int(1e6 * share / len(parts)) / 1e6 for part in parts}
 

@@ -1,4 +1,4 @@
-"""``siam_unet_lite0``: the plainest Siamese U-Net on a backbone that knows ImageNet (ours; no reference implementation).
+"""``siam_unet_lite0``: a plain Siamese U-Net on a backbone that knows ImageNet (ours; no reference implementation).
 
 EfficientNet-Lite0 reads each date; a U-Net's decoder joins, at every resolution, the maps of both dates' mean and
 absolute difference, so that an exchange of dates changes nothing.
