@@ -90,11 +90,13 @@ quality: install
 TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 4000 --seed 1
 LIKE := --targets.like $(DATA)/cd_pairs/levir_cd_subset --targets.like-list recipes/benchmark-levir-5.txt
 PAINTED := --free-fraction 0.1 --reconstruct-t1 --batch-size 8 --num-threads 1
+SETS := {exemplars: $(RUNS)/sets/exemplars, pure: $(RUNS)/sets/pure, copy-paste: $(RUNS)/sets/copy_paste}
+LEVIR := --pairs $(DATA)/cd_pairs/levir_cd_subset --pretraining '$(SETS)'
 benchmark: install
 	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) $(PAINTED) --out $(RUNS)/sets/exemplars
 	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) --method copy_paste --out $(RUNS)/sets/copy_paste
 	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) $(PAINTED) --exemplar-strength 1 --out $(RUNS)/sets/pure
-	OMP_NUM_THREADS=1 $(BIN)/changeanywhere benchmark --config recipes/benchmark-levir-small.yaml --out $(RUNS)/levir-small
+	OMP_NUM_THREADS=1 $(BIN)/changeanywhere benchmark --config recipes/benchmark-levir-small.yaml $(LEVIR) --out $(RUNS)/levir-small
 
 clean:
 	rm -rf .venv demo build dist

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from changeanywhere.benchmark import protocol
-from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.benchmark import trainings
+from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptions
 from changeanywhere.benchmark.pictures import outcome
-from changeanywhere.benchmark.protocol import Benchmark, Cell, constant_scores, flags, run_benchmark
+from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
+from changeanywhere.benchmark.statistics import paired_gain, scene_of, visible_gain
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
+from changeanywhere.benchmark.trainings import Cell, is_flat
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError
 from changeanywhere.legend import load_legend
@@ -26,7 +28,7 @@ from changeanywhere.training.detection import ChangeScores
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 from test_detector_training import write_pairs
 
-STEPS = DetectorRecipe(crop_size=64, batch_size=4, num_steps=4, warmup_steps=1, val_every=2)
+STEPS = DetectorRecipe(crop_size=64, batch_size=4, num_steps=4, warmup_steps=1)
 
 
 @pytest.fixture
@@ -42,34 +44,40 @@ def options(tmp_path: Path) -> BenchmarkOptions:
     return BenchmarkOptions(
         out=tmp_path / "out", name="squares", pairs=str(real), detectors=["fc_ef"], shares=[0, 50], seeds=[0, 1],
         pretraining={"made": str(generated)}, pretrain=STEPS, finetune=STEPS, run=RunRecipe(num_workers=0),
-        scratch_learning_rates=[1e-3, 1e-4], paper_tables=tables, num_panels=2,
+        learning_rates=[1e-3, 1e-4], candidates=2, paper_tables=tables,
+        num_panels=2, baselines=["only-sup"],
     )  # fmt: skip
 
 
 def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     records = run_benchmark(options)
     assert [(r["arm"], r["share"], r["seed"]) for r in records] == [
-        ("made", 0, 0), ("scratch", 50, 0), ("scratch", 50, 1), ("made", 50, 0), ("made", 50, 1),
+        ("made", 0, 0), ("only-sup", 50, 0), ("made", 50, 0), ("only-sup", 50, 1), ("made", 50, 1),
     ]  # fmt: skip
     test = load_pairs(options.pairs, "test")
     for record in records:
         assert sum(record[k] for k in vars(ChangeScores(0, 0, 0, 0))) == len(test) * 64 * 64
-    assert {r["learning_rate"] for r in records if r["arm"] == "scratch"} <= {1e-3, 1e-4}
-    steps = {
-        f.parent.parent.parent.name: json.loads(f.read_text().splitlines()[-1])["step"]
-        for f in options.out.glob("training/*/training/detector/metrics.jsonl")
-    }
-    assert {steps[name] for name in steps if "-scratch-" in name} == {8}, "as many steps as both stages together"
-    assert {steps[name] for name in steps if "-made-" in name} == {4}
+        assert np.sum(list(record["scenes"].values())) == len(test) * 64 * 64
+    tuned = [r for r in records if r["share"]]
+    assert {r["learning_rate"] for r in tuned} <= {1e-3, 1e-4} and {r["steps"] for r in tuned} == {4}
+    trained = {f.parent.name: json.loads(f.read_text()) for f in options.out.glob("training/*/result.json")}
+    for arm in ("only-sup", "made"):  # both rates at the first seed, the better one at the second
+        assert len([name for name in trained if f"-{arm}-050-0-" in name]) == 2
+        assert len([name for name in trained if f"-{arm}-050-1-" in name]) == 1
+    assert {len(result["curve"]) for result in trained.values()} == {2}, "every arm has as many candidates"
+    assert not list(options.out.rglob("checkpoint.pt")) and (options.out / "plan.md").is_file()
+    weights = {folder.parent.name for folder in options.out.glob("training/*/detector")}
+    assert weights and all("-050-0-" in name for name in weights), "of the first seed alone"
     table = (options.out / "table.md").read_text()
-    assert "| fc_ef | 50 % | scratch | 2 |" in table and "12.3" in table and "(all changed)" in table
+    assert "| fc_ef | 50 % | only-sup | 2 | 4 | 2 × 2 |" in table and "12.3" in table and "(all changed)" in table
     assert re.search(r"^\| fc_ef \+ made \| [\d.]+ ± [\d.]+ \|", table, re.M), "a row per arm, as in the paper"
-    assert "| the paper's fc_ef | 12.3 | - | - | - |" in table
+    assert "| the paper's fc_ef | 12.3 | - | - | - |" in table and "for all 2 comparisons" in table
     assert "## Zero-shot" in table and "## Many labels" in table and "## Few labels" not in table
     tex = (options.out / "table.tex").read_text()
     assert tex.count(r"\begin{tabular}") == 2 and tex.count(r"\\") == 4 + 6
     assert len((options.out / "cells.csv").read_text().splitlines()) == 1 + len(records)
-    assert "polyline" in (options.out / "curves.svg").read_text()
+    for name in ("curves.svg", "learning.svg"):
+        assert "polyline" in (options.out / name).read_text()
     with Image.open(options.out / "panels.png") as panels:
         assert panels.size == (5 * 68, 2 * 68)
     lists = {f.name: f.read_text().splitlines() for f in (options.out / "lists").iterdir()}
@@ -79,8 +87,68 @@ def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest
     def never(*_: object) -> None:
         raise AssertionError("finished cells are not trained again")
 
-    monkeypatch.setattr(protocol, "train_detector", never)
+    monkeypatch.setattr(trainings, "train_detector", never)
     assert run_benchmark(options) == records
+
+
+def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
+    """Equal totals, and rounds at the full rate until validation is flat, ended by the schedule of every other arm."""
+    flat = FlatOptions(num_steps=2, rounds=3, patience=1, least_gain=0.5)  # nobody gains so much in two steps
+    arms = ["only-sup", "scratch-flat", "scratch-equal"]
+    alone = replace(options, pretraining={}, baselines=arms, flat=flat, shares=[50], seeds=[0], learning_rates=[1e-3])
+    records = {record["arm"]: record for record in run_benchmark(alone)}
+    assert {arm: record["steps"] for arm, record in records.items()} == {
+        "only-sup": 4, "scratch-equal": 8, "scratch-flat": 2 * 2 + 4,
+    }  # fmt: skip
+    assert [step for step, _ in records["scratch-flat"]["curve"]] == [2, 4, 6, 8]
+    recipe = options.out / "training" / "fc_ef-scratch-flat-050-0-lr0.001-round1" / "training/detector/recipe.json"
+    assert json.loads(recipe.read_text())["detector"]["schedule"] == "constant"
+    assert not is_flat([0.1], 1, 0.01) and is_flat([0.5, 0.505], 1, 0.01) and not is_flat([0.5, 0.52], 1, 0.01)
+    assert not is_flat([0.5, 0.4, 0.6], 2, 0.01) and is_flat([0.5, 0.4, 0.3], 2, 0.01)
+
+
+def test_lengths_in_epochs_of_the_share(options: BenchmarkOptions) -> None:
+    epochs = replace(options, finetune=DetectorRecipe(batch_size=4), finetune_epochs=10, warmup_epochs=2)
+    tuning = Benchmark(epochs).trainings.tuning
+    assert (tuning(50, 0).num_steps, tuning(50, 0).warmup_steps) == (15, 3), "6 pairs, 4 a step"
+    assert (tuning(100, 0).num_steps, tuning(100, 0).warmup_steps) == (30, 6)
+    with pytest.raises(ConfigError, match=r"finetune\.num_steps is 4"):
+        replace(options, finetune_epochs=10).check()
+
+
+def test_pretrained_detectors_are_shared_and_handed_in(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared = replace(options, pretrain_out=tmp_path / "shared", pretrain_seeds=[3, 4], shares=[0])
+    assert [r["seed"] for r in run_benchmark(shared)] == [3, 4]
+    assert {f.name for f in (tmp_path / "shared").iterdir()} == {"fc_ef-made-3", "fc_ef-made-4"}
+    other = replace(shared, pretrain=replace(STEPS, num_steps=5), out=tmp_path / "other")
+    with pytest.raises(ShortfallError, match="was pre-trained otherwise"):
+        run_benchmark(other)
+
+    def never(*_: object) -> None:
+        raise AssertionError("pre-trained detectors are not trained again")
+
+    monkeypatch.setattr(trainings, "train_detector", never)
+    assert len(run_benchmark(replace(shared, out=tmp_path / "second"))) == 2
+    given = {"given": str(tmp_path / "shared" / "fc_ef-made-3")}
+    (record,) = run_benchmark(replace(options, out=tmp_path / "third", pretraining={}, pretrained=given, shares=[0]))
+    assert record["arm"] == "given" and record["pretraining_steps"] == 0
+    with pytest.raises(ConfigError, match="no detector; expected"):
+        Benchmark(replace(options, pretraining={}, pretrained={"given": str(tmp_path)}))
+    with pytest.raises(ConfigError, match="pretrained is"):
+        replace(options, pretrained={"made": "x"}).check()
+
+
+def test_a_plan_before_the_run(options: BenchmarkOptions) -> None:
+    dry = replace(options, dry_run=True, step_seconds={"fc_ef": 3600.0}, seeds=[0, 1, 2])
+    assert run_benchmark(dry) == [] and not (options.out / "cells").exists()
+    plan = (options.out / "plan.md").read_text()
+    assert "| fc_ef | pre-training on made | 1 | 4 | 4.00 |" in plan
+    assert "| fc_ef | only-sup | 4 | 16 | 16.00 |" in plan, "both rates at the first of three seeds"
+    assert "3 seeds" in plan and "corrected for 2 comparisons" in plan
+    with pytest.raises(ConfigError, match="step_seconds"):
+        replace(options, step_seconds={"bit_r18": 1.0}).check()
 
 
 def test_fewer_seeds_at_large_shares_and_arms_without_fine_tuning(options: BenchmarkOptions) -> None:
@@ -88,21 +156,21 @@ def test_fewer_seeds_at_large_shares_and_arms_without_fine_tuning(options: Bench
     limited = replace(options, pretraining=more, shares=[0, 50, 100], seeds_at={100: 1}, zero_shot_only=["rival"])
     assert [(c.arm, c.share, c.seed) for c in Benchmark(limited).cells()] == [
         ("made", 0, 0), ("rival", 0, 0),
-        ("scratch", 50, 0), ("scratch", 50, 1), ("made", 50, 0), ("made", 50, 1),
-        ("scratch", 100, 0), ("made", 100, 0),
+        ("only-sup", 50, 0), ("made", 50, 0), ("only-sup", 50, 1), ("made", 50, 1),
+        ("only-sup", 100, 0), ("made", 100, 0),
     ]  # fmt: skip
     for wrong in ({"seeds_at": {50: 0}}, {"seeds_at": {101: 1}}, {"zero_shot_only": ["nobody"]}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             replace(options, **wrong).check()
 
 
-def test_the_scratch_rate_may_be_chosen_at_one_share(options: BenchmarkOptions) -> None:
-    shares = replace(options, shares=[50, 100], seeds=[0], pretraining={}, scratch_rate_at=50)
+def test_rates_may_be_chosen_at_one_share(options: BenchmarkOptions) -> None:
+    shares = replace(options, shares=[50, 100], seeds=[0], pretraining={}, rate_at=50)
     assert len({record["learning_rate"] for record in run_benchmark(shares)}) == 1
     trained = {folder.name for folder in (options.out / "training").iterdir()}
-    assert {f"fc_ef-scratch-050-0-lr{rate}" for rate in ("0.001", "0.0001")} < trained and len(trained) == 3
-    with pytest.raises(ConfigError, match="scratch_rate_at is 0"):
-        replace(options, scratch_rate_at=0).check()
+    assert {f"fc_ef-only-sup-050-0-lr{rate}" for rate in ("0.001", "0.0001")} < trained and len(trained) == 3
+    with pytest.raises(ConfigError, match="rate_at is 0"):
+        replace(options, rate_at=0).check()
 
 
 def test_arms_of_which_some_classes_count(options: BenchmarkOptions) -> None:
@@ -118,10 +186,10 @@ def test_arms_of_which_some_classes_count(options: BenchmarkOptions) -> None:
     load_legend("mini").save(folder / "legend.json")
     asked = replace(options, change_classes={"made": ["building"]})
     protocol = Benchmark(asked)
-    changed = protocol.sets["made"][0].change_mask
+    changed = protocol.trainings.sets["made"][0].change_mask
     assert changed[:8].all() and not changed[8:].any()
-    protocol.pretrained("fc_ef", "made")
-    recipe = json.loads((options.out / "pretrain" / "fc_ef-made" / "training" / "detector" / "recipe.json").read_text())
+    protocol.trainings.pretrained("fc_ef", "made", 0)
+    recipe = json.loads((options.out / "pretrain/fc_ef-made-0/training/detector/recipe.json").read_text())
     assert recipe["detector"]["change_classes"] == ["building"]
     with pytest.raises(ConfigError, match="change_classes"):
         replace(options, change_classes={"nobody": ["building"]}).check()
@@ -131,12 +199,12 @@ def test_a_failing_cell_leaves_the_others(options: BenchmarkOptions, monkeypatch
     finish = Benchmark.finish
 
     def sometimes(self: Benchmark, cell: Cell) -> object:
-        if cell.arm == "scratch":
+        if cell.arm == "only-sup":
             raise RuntimeError("out of memory")
         return finish(self, cell)
 
     monkeypatch.setattr(Benchmark, "finish", sometimes)
-    with pytest.raises(ShortfallError, match=r"2 of 5 cells failed: fc_ef-scratch-050-0 \(out of memory\)"):
+    with pytest.raises(ShortfallError, match=r"2 of 5 cells failed: fc_ef-only-sup-050-0 \(out of memory\)"):
         run_benchmark(options)
     assert len(list((options.out / "cells").iterdir())) == 3
 
@@ -153,7 +221,7 @@ def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) 
     for wrong, message in (
         ({"detectors": ["unet"]}, "detectors is"),
         ({"test_split": "train"}, "test_split is"),
-        ({"pretraining": {"scratch": "x"}}, "pretraining is"),
+        ({"pretraining": {"only-sup": "x"}}, "pretraining is"),
         ({"rivals": ["unheard-of"]}, "rivals is"),
         ({"paper_tables": tmp_path / "absent.csv"}, r"absent\.csv: cannot be read"),
         ({"paper_tables": tmp_path / "lists" / "50.txt", "name": "x"}, r"50\.txt: not a table of published figures"),
@@ -177,42 +245,81 @@ def test_command(options: BenchmarkOptions, tmp_path: Path, capsys: pytest.Captu
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"name: squares\npairs: {options.pairs}\ndetectors: [fc_ef]\nshares: [100]\nseeds: [0]\n"
-        "scratch_learning_rates: [0.001]\nrun: {num_workers: 0}\n"
+        "baselines: [only-sup]\nrun: {num_workers: 0}\n"
         "pretrain: {num_steps: 1}\nfinetune: {crop_size: 64, batch_size: 4, num_steps: 1, warmup_steps: 0}\n"
     )
     assert command(["benchmark", "--config", str(recipe), "--out", str(tmp_path / "out")]) == 0
-    assert "| fc_ef | 100 % | scratch | 1 |" in capsys.readouterr().out
+    assert "| fc_ef | 100 % | only-sup | 1 |" in capsys.readouterr().out
     assert command(["benchmark", "--out", str(tmp_path / "out")]) == 2
 
 
 def test_constants_flags_and_gains(options: BenchmarkOptions) -> None:
-    scores = constant_scores(load_pairs(options.pairs, "test"))
-    assert scores["nothing changed"].f1 is None and scores["all changed"].recall == 1
+    constants = Benchmark(options).constants()
+    assert constants["nothing changed"]["f1"] is None and constants["all changed"]["recall"] == 1
+    counts = list(vars(ChangeScores(0, 0, 0, 0)))
+    scores = {name: ChangeScores(**{k: found[k] for k in counts}) for name, found in constants.items()}
     assert flags(scores["all changed"])["collapsed"] == "all changed"
     assert flags(scores["nothing changed"])["collapsed"] == "nothing changed"
     assert flags(ChangeScores(10, 5, 5, 80))["collapsed"] is None
     base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None}
-    cells = [{**base, "arm": "scratch", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.4))]
-    cells += [{**base, "arm": "far", "seed": i, "f1": f} for i, f in enumerate((0.7, 0.71))]
-    cells += [{**base, "arm": "near", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5))]
-    rows = {row["arm"]: row["gains"] for row in summarise(cells, rivals=["near"])}
-    assert rows["far"]["scratch"] == {
-        "f1": pytest.approx(0.355), "f1_error": pytest.approx(0.045), "certain": True, "collapsed": 0,
-        "sound_f1": pytest.approx(0.355),
-    }  # fmt: skip
-    assert rows["far"]["near"]["f1"] == pytest.approx(0.305)
-    assert not rows["near"]["scratch"]["certain"] and set(rows["near"]) == {"scratch"} and not rows["scratch"]
+    cells = [{**base, "arm": "only-sup", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.4, 0.35, 0.5))]
+    cells += [{**base, "arm": "far", "seed": i, "f1": f} for i, f in enumerate((0.7, 0.81, 0.74, 0.9))]
+    cells += [{**base, "arm": "near", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5, 0.3, 0.5))]
+    rows = {row["arm"]: row["gains"] for row in summarise(cells, Claims(("only-sup", "near")))}
+    gain = rows["far"]["only-sup"]
+    assert gain["f1"] == pytest.approx(0.4) and gain["certain"] and gain["sound_f1"] == pytest.approx(0.4)
+    assert gain["spread"] == pytest.approx(np.std([0.4, 0.41, 0.39, 0.4], ddof=1))
+    assert gain["f1_error"] == pytest.approx(gain["spread"] / 2, rel=0.1), "n seeds: spread over the root of n"
+    assert gain["interval"][0] == pytest.approx(0.4 - 4.857 * gain["f1_error"], abs=1e-4), (
+        "three comparisons, 3 degrees"
+    )
+    assert not rows["near"]["only-sup"]["certain"] and set(rows["near"]) == {"only-sup"} and not rows["only-sup"]
+    elsewhere = {row["arm"]: row["gains"] for row in summarise(cells, Claims(("only-sup",), (10,), ("far",)))}
+    assert not elsewhere["far"]["only-sup"]["certain"] and "(not claimed)" in gain_text(elsewhere["far"]["only-sup"])
+
+
+def test_scenes_are_drawn_anew_too() -> None:
+    """A gain that one scene alone carries is less certain than one of all scenes."""
+
+    def cells(found: list[list[int]]) -> list[dict[str, object]]:
+        made = []
+        for seed, counts in enumerate(found):
+            scenes = {f"s{i}": [tp, 100 - tp, 100 - tp, 1000] for i, tp in enumerate(counts)}
+            made.append({"seed": seed, "f1": sum(counts) / (100 * len(counts)), "scenes": scenes})
+        return made
+
+    before = cells([[50] * 8 for _ in range(6)])
+    everywhere = paired_gain(cells([[60 + seed % 2] * 8 for seed in range(6)]), before)
+    one_scene = paired_gain(cells([[100] + [54 + seed % 2] * 7 for seed in range(6)]), before)
+    assert everywhere is not None and one_scene is not None
+    assert everywhere.gain == pytest.approx(one_scene.gain, abs=0.01) and one_scene.error > 3 * everywhere.error
+    assert everywhere.is_certain(10) and not one_scene.is_certain(10)
+    assert paired_gain(before, [{"seed": 9, "f1": 0.5}]) is None
+    assert [scene_of("test_12_0256_0512"), scene_of("00012"), scene_of("x_1", "s")] == ["test_12", "00012", "s"]
+
+
+def test_the_gain_that_could_be_seen_is_seen_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    size = visible_gain(0.05, 8, 12)
+    assert size is not None and visible_gain(0.05, 1, 1) is None
+    seen = 0
+    for _ in range(150):
+        cells = [{"seed": s, "f1": 0.5 + d} for s, d in enumerate(rng.normal(size, 0.05, 8))]
+        gain = paired_gain(cells, [{"seed": s, "f1": 0.5} for s in range(8)])
+        assert gain is not None
+        seen += gain.is_certain(12)
+    assert 0.68 < seen / 150 < 0.95
 
 
 def test_gains_are_differences_seed_by_seed() -> None:
     """What one draw of labels is worth cancels; a seed that one arm lacks counts in no gain."""
     base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None}
-    cells = [{**base, "arm": "scratch", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5, 0.7, 0.1))]
+    cells = [{**base, "arm": "only-sup", "seed": i, "f1": f} for i, f in enumerate((0.3, 0.5, 0.7, 0.1))]
     cells += [{**base, "arm": "better", "seed": i, "f1": f} for i, f in enumerate((0.34, 0.53, 0.75))]
     cells += [{**base, "arm": "elsewhere", "seed": 9, "f1": 0.9}]
     rows = {row["arm"]: row for row in summarise(cells)}
-    gain = rows["better"]["gains"]["scratch"]
-    assert gain["f1"] == pytest.approx(0.04) and gain["certain"] and gain["f1_error"] < 0.01
+    gain = rows["better"]["gains"]["only-sup"]
+    assert gain["f1"] == pytest.approx(0.04) and gain["certain"] and gain["f1_error"] < 0.01 and gain["seeds"] == 3
     assert rows["better"]["f1_error"] > 0.1, "the spread over seeds is far larger than the gain"
     assert rows["elsewhere"]["gains"] == {}
 
@@ -220,11 +327,11 @@ def test_gains_are_differences_seed_by_seed() -> None:
 def test_gains_over_collapsed_cells_say_so() -> None:
     base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5}
     cells = [
-        {**base, "arm": "scratch", "seed": seed, "f1": f1, "collapsed": None if f1 else "nothing changed"}
+        {**base, "arm": "only-sup", "seed": seed, "f1": f1, "collapsed": None if f1 else "nothing changed"}
         for seed, f1 in enumerate((None, None, 0.5))
     ]
     cells += [{**base, "arm": "made", "seed": seed, "f1": 0.6, "collapsed": None} for seed in range(3)]
-    (gain,) = (row["gains"]["scratch"] for row in summarise(cells) if row["arm"] == "made")
+    (gain,) = (row["gains"]["only-sup"] for row in summarise(cells) if row["arm"] == "made")
     assert gain["collapsed"] == 2 and gain["f1"] == pytest.approx(1.3 / 3) and gain["sound_f1"] == pytest.approx(0.1)
     assert "collapsed in 2 pairs of cells: +10.0 where neither has" in gain_text(gain)
 
@@ -235,7 +342,7 @@ def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions
     Benchmark(more).freeze()
     for wrong, name in (
         ({"finetune": replace(STEPS, num_steps=5)}, "finetune"),
-        ({"scratch_rate_at": 50}, "scratch_rate_at"),
+        ({"rate_at": 50}, "rate_at"),
         ({"pretraining": {"made": options.pairs + "/train"}}, "pretraining of made"),
     ):
         with pytest.raises(OutputError, match=f"was begun with {name}"):
@@ -247,7 +354,10 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
     for wrong, message in (
         ({"pretrain": replace(STEPS, train_list="x.txt")}, "pretrain.train_list is 'x.txt'"),
         ({"finetune": replace(STEPS, change_classes=["building"])}, "finetune.change_classes is"),
-        ({"pretrain": replace(STEPS, backbone_weights="r18.pth")}, "finetune.backbone_weights is None"),
+        ({"pretrain": replace(STEPS, backbone_weights="r18.pth")}, "pretrain.backbone_weights is 'r18.pth'"),
+        ({"learning_rates": [1e-3], "rate_at": 50}, "rate_at is 50"),
+        ({"backbones": {"bit_r18": "x"}}, "backbones is ['bit_r18']"),
+        ({"baselines": ["scratch"]}, "baselines is ['scratch']"),
         ({"finetune": replace(STEPS, learning_rate=0.0)}, "finetune.learning_rate is 0.0"),
         ({"seeds": [0, 0]}, "seeds is"),
     ):

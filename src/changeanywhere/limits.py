@@ -42,7 +42,9 @@ AMOUNTS = {
     "max_coverage": 1, "max_megapixels": 1e6, "max_share": 1, "min_area": 2**32, "min_area_m2": 1e12, "min_score": 1,
     "min_snr_gamma": 1e6, "no_change": 1, "num_images": MAX_PAIRS, "num_panels": 1000, "num_workers": 256,
     "perceptual_from_step": 10**9, "perceptual_weight": 1e6,
-    "quantise_from_step": 10**9, "rotate_degrees": 180, "scratch_rate_at": 100,
+    "quantise_from_step": 10**9, "rotate_degrees": 180, "rate_at": 100, "change_crops": 1,
+    "candidates": 10_000, "rate_seeds": 10**6, "rounds": 1000, "patience": 1000, "least_gain": 1,
+    "finetune_epochs": 1e6, "warmup_epochs": 1e6, "pretrain_seeds": MAX_SEED, "claims_at": 100,
     "seed": MAX_SEED, "seeds": MAX_SEED, "shares": 100, "val_share": 99, "warmup_steps": 10**9, "weight_decay": 1e3,
     "window_margin": 16_384,
 }  # fmt: skip
@@ -50,7 +52,8 @@ AMOUNTS = {
 IN_LISTS = {
     "areas": (1, 2**32),
     "bands": (1, 65_535), "channels": (1, 16_384), "class_pairs": (0, 1), "events_per_pair": (0, 1000),
-    "exemplar_strength": (0, 1), "ratios": (0, 1), "scale": (0, 1000), "scratch_learning_rates": (0, 1e3),
+    "exemplar_strength": (0, 1), "ratios": (0, 1), "scale": (0, 1000), "learning_rates": (0, 1e3),
+    "step_seconds": (0, 1e6),
     "guidance_interval": (0, 1000), "seeds_at": (0, 1_000_000), "spread": (0, 65_536), "stretch": (0, 100),
 }  # fmt: skip
 """Least and largest of numbers in a list or mapping; nuisances say their own."""

@@ -32,6 +32,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "evaluation.objects": (5,),  # which objects are looked at, and which real ones beside them
     "benchmark.held_out": (),  # pairs held out for validation, the same for every seed of a protocol
     "benchmark.subset": (31,),  # which pairs are the labelled share
+    "benchmark.bootstrap": (61,),  # which seeds and test scenes a difference is measured on again
 }
 STEPS: dict[str, int] = {
     "training.noise": 1,  # timesteps and noise of the denoiser, restarted codes of the first stage

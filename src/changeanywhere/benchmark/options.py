@@ -13,11 +13,50 @@ from changeanywhere.storage import check_out
 from changeanywhere.text import is_plain_name
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
-SCRATCH = "scratch"
-IGNORED = ("train_list", "change_classes")
+ONLY_SUP, FLAT, EQUAL = "only-sup", "scratch-flat", "scratch-equal"
+BASELINES = (ONLY_SUP, FLAT, EQUAL)
+"""Arms that see no pairs but the labelled ones: fine-tuning's schedule; until validation is flat; as many steps as
+pre-training and fine-tuning together."""
+IGNORED = ("train_list", "change_classes", "backbone_weights", "val_every", "schedule")
 """Fields of ``pretrain`` and ``finetune`` that the protocol decides itself: refused, since they would do nothing."""
 Rule = tuple[str, object, bool, str]
 """Name of an option, its value, whether that is allowed, what is."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Which gains a benchmark claims: decided before it runs, since intervals are corrected for their number."""
+
+    references: tuple[str, ...] = BASELINES
+    """Arms over which gains are taken."""
+    shares: tuple[int, ...] = ()
+    """At which shares; empty = at every one."""
+    arms: tuple[str, ...] = ()
+    """Of which arms; empty = of every one."""
+
+    def hold(self, share: int, arm: str) -> bool:
+        """Whether a gain of ``arm`` at ``share`` is claimed."""
+        return (not self.shares or share in self.shares) and (not self.arms or arm in self.arms)
+
+
+@dataclass(frozen=True)
+class FlatOptions:
+    """``scratch-flat``: rounds at the full rate until validation gains no more, then fine-tuning's schedule."""
+
+    num_steps: int | None = None
+    """Steps of a round; default: as many as fine-tuning takes."""
+    rounds: int = 8
+    """Rounds at most."""
+    patience: int = 2
+    """Rounds without a gain after which validation is flat."""
+    least_gain: float = 0.005
+    """F1 on validation pairs that counts as a gain."""
+
+    def rules(self) -> Iterator[Rule]:
+        """What is allowed."""
+        yield "flat.rounds", self.rounds, 1 <= self.rounds <= 1000, "1 to 1000"
+        yield "flat.patience", self.patience, 1 <= self.patience <= self.rounds, "1 to flat.rounds"
+        yield "flat.least_gain", self.least_gain, 0 <= self.least_gain < 1, "0 to below 1"
 
 
 @dataclass(frozen=True)
@@ -41,45 +80,102 @@ class BenchmarkOptions:
     detectors: list[str] = field(default_factory=lambda: ["fc_siam_diff"])
     """Detectors, by name."""
     pretraining: dict[str, str] = field(default_factory=dict)
-    """Sets to pre-train on: name → folder of pairs. Training from scratch is always an arm."""
+    """Sets to pre-train on: name → folder of pairs."""
+    pretrained: dict[str, str] = field(default_factory=dict)
+    """Arms whose detectors are there already: name → a detector's folder, or one of such by the detectors' names."""
+    pretrain_out: Path | None = None
+    """Where pre-trained detectors lie, so that several benchmarks share them; default: OUT/pretrain."""
+    pretrain_seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of pre-training. Fine-tuning's first seed goes on from the first of them, and so on, in turns."""
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    """Arms without pre-training: ``only-sup`` (fine-tuning's schedule on labels alone), ``scratch-flat`` (until
+    validation is flat), ``scratch-equal`` (as many steps as pre-training and fine-tuning together)."""
     change_classes: dict[str, list[str]] = field(default_factory=dict)
-    """Arm of ``pretraining`` → the classes whose appearing and vanishing counts as changed there, for benchmarks that
-    label buildings alone; default: every change."""
+    """Arm of ``pretraining`` → the classes whose appearing and vanishing counts as changed there, together, for
+    benchmarks that label buildings alone; default: every change."""
     rivals: list[str] = field(default_factory=list)
-    """Arms of ``pretraining`` that the others are to beat, beside training from scratch (copy-paste, say)."""
+    """Arms with pre-training that the others are to beat, beside the baselines (copy-paste, say)."""
     zero_shot_only: list[str] = field(default_factory=list)
-    """Arms of ``pretraining`` that are scored without labels only, and not fine-tuned."""
+    """Arms with pre-training that are scored without labels only, and not fine-tuned."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of fine-tuning, and of the draw of few-shot lists."""
     seeds_at: dict[int, int] = field(default_factory=dict)
     """Share → how many of ``seeds`` (the first ones) are used there; default: all. Large shares vary less."""
+    claims_at: list[int] = field(default_factory=list)
+    """Shares at which gains are claimed: intervals are corrected for all comparisons there; default: every share."""
+    claims_for: list[str] = field(default_factory=list)
+    """Arms whose gains are claimed; default: every arm with pre-training. Other gains are shown, not claimed."""
     lists: Path | None = None
     """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt); default: drawn by the seed and written to OUT/lists."""
-    scratch_learning_rates: list[float] = field(default_factory=lambda: [1.0e-3, 1.0e-4])
-    """From scratch the best of these on validation pairs (first seed of each share) is used."""
-    scratch_rate_at: int | None = None
-    """The share at whose labels that learning rate is chosen, once for every share; default: each share for itself."""
+    learning_rates: list[float] = field(default_factory=list)
+    """Rates that every arm may choose from, by validation pairs; default: fine-tuning's alone."""
+    rate_seeds: int = 1
+    """The rate is the best one on average over so many seeds (the first ones) of its detector, arm and share."""
+    rate_at: int | None = None
+    """The share at whose labels rates are chosen, once for every share; default: each share for itself."""
+    candidates: int = 4
+    """Validations of a training, evenly spaced: among so many weights every arm chooses."""
+    backbones: dict[str, str] = field(default_factory=dict)
+    """Detector → file of backbone weights (``package``: see ``detector.backbone_weights``), for every arm; detectors
+    that are not named begin at random."""
     pretrain: DetectorRecipe = field(default_factory=DetectorRecipe)
     """How to pre-train; ``name``, ``pairs`` and the splits are set by the protocol."""
     finetune: DetectorRecipe = field(default_factory=DetectorRecipe)
-    """How to fine-tune. From scratch takes as many steps as pre-training and fine-tuning together."""
+    """How to learn from labels: after pre-training, and alone (``only-sup``)."""
+    finetune_epochs: float | None = None
+    """Length of fine-tuning in epochs of the share, in place of ``finetune.num_steps``: one recipe for all shares."""
+    warmup_epochs: float | None = None
+    """Warm-up of fine-tuning in epochs of the share, in place of ``finetune.warmup_steps``."""
+    flat: FlatOptions = field(default_factory=FlatOptions)
     run: RunRecipe = field(default_factory=RunRecipe)
     paper_tables: Path | None = None
     """CSV of published figures (columns benchmark, labels_percent, detector, pretraining, f1, precision, recall, iou)
     to stand beside ours."""
     num_panels: int = 6
     """Test pairs in the pictures, evenly spaced; 0 = no pictures."""
+    keep_weights: bool = False
+    """Keep the weights of every cell; default: of the first seed alone. Checkpoints of finished trainings go."""
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    """Detector → seconds of a training step as they were measured, from which OUT/plan.md computes hours."""
+    dry_run: bool = False
+    """Write OUT/plan.md (trainings, steps, hours, the gain that could be seen) and stop."""
+
+    @property
+    def rates(self) -> list[float]:
+        """What every arm chooses from."""
+        return self.learning_rates or [self.finetune.learning_rate]
+
+    @property
+    def arms(self) -> list[str]:
+        """With pre-training, in their order."""
+        return [*self.pretraining, *self.pretrained]
+
+    @property
+    def claims(self) -> Claims:
+        """Which gains are claimed."""
+        return Claims(tuple(self.references), tuple(self.claims_at), tuple(self.claims_for))
+
+    @property
+    def references(self) -> list[str]:
+        """Arms over which gains are taken."""
+        return [*self.baselines, *self.rivals]
+
+    def count_of_seeds(self, share: int) -> int:
+        """How many of ``seeds`` are used at ``share``."""
+        return self.seeds_at.get(share, len(self.seeds))
 
     def frozen(self) -> dict[str, Any]:
         """What a finished cell depends on, beside its detector, arm, share and seed."""
-        names = ("pairs", "train_split", "val_split", "val_share", "test_split", "scratch_learning_rates")
-        common = {name: getattr(self, name) for name in (*names, "scratch_rate_at")}
+        names = ("pairs", "train_split", "val_split", "val_share", "test_split", "rates", "rate_seeds", "rate_at")
+        common = {name: getattr(self, name) for name in (*names, "candidates", "finetune_epochs", "warmup_epochs")}
+        common |= {"backbones": self.backbones, "pretrain_seeds": self.pretrain_seeds, "flat": asdict(self.flat)}
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
         for stage in stages.values():
             del stage["max_megapixels"]  # what may be read changes no figure
         arms = {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}
+        arms |= {arm: [folder, None] for arm, folder in self.pretrained.items()}
         precision = self.run.mixed_precision
         return common | stages | {"lists": self.lists and str(self.lists), "precision": precision, "arms": arms}
 
@@ -117,31 +213,51 @@ class BenchmarkOptions:
         yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
         apart = self.test_split not in (self.train_split, self.val_split)
         yield "test_split", self.test_split, apart, "a split apart"
-        rates = self.scratch_learning_rates
-        yield "scratch_learning_rates", rates, bool(rates) and min(rates) > 0, "one or more, above 0"
-        at = self.scratch_rate_at
-        yield "scratch_rate_at", at, at is None or 0 < at <= 100, "1 to 100"
+        yield "learning_rates", self.learning_rates, min(self.rates) > 0, "above 0"
+        yield "rate_seeds", self.rate_seeds, 1 <= self.rate_seeds <= len(self.seeds), "1 to the number of seeds"
+        at = self.rate_at
+        yield "rate_at", at, at is None or 0 < at <= 100, "1 to 100"
+        for name in ("rate_at", "rate_seeds"):
+            value = getattr(self, name)
+            chosen = len(self.rates) > 1 or value == getattr(BenchmarkOptions(self.out), name)
+            yield name, value, chosen, "with several learning_rates, among which it chooses"
+        yield "candidates", self.candidates, self.candidates >= 1, "1 and more"
+        yield "claims_at", self.claims_at, set(self.claims_at) <= set(self.shares), "some of shares"
+        yield "pretrain_seeds", self.pretrain_seeds, bool(self.pretrain_seeds), "one or more"
+        for name in ("finetune_epochs", "warmup_epochs"):
+            epochs = getattr(self, name)
+            yield name, epochs, epochs is None or epochs > 0, "above 0"
+        slow = [name for name, seconds in self.step_seconds.items() if name not in self.detectors or seconds <= 0]
+        yield "step_seconds", slow, not slow, "detectors of this benchmark, above 0"
+        strangers = sorted(set(self.backbones) - set(self.detectors))
+        yield "backbones", strangers, not strangers, "detectors of this benchmark"
+        yield from self.flat.rules()
 
     def _arm_rules(self) -> Iterator[Rule]:
         """Names of arms."""
-        arms = set(self.pretraining)
-        yield "pretraining", list(self.pretraining), SCRATCH not in arms, f"names other than {SCRATCH}"
-        for what, names in (("pretraining", self.pretraining), ("detectors", self.detectors)):
+        unknown = [name for name in self.baselines if name not in BASELINES]
+        yield "baselines", unknown, not unknown, ", ".join(BASELINES)
+        arms = set(self.arms)
+        both = sorted(set(self.pretraining) & set(self.pretrained))
+        yield "pretrained", both, not both, "names that pretraining does not have"
+        for what, given in (("pretraining", self.pretraining), ("pretrained", self.pretrained)):
+            yield what, list(given), not set(given) & set(BASELINES), f"names other than {', '.join(BASELINES)}"
+        for what, names in (*(("pretraining", name) for name in (self.arms,)), ("detectors", self.detectors)):
             paths = [name for name in names if not is_plain_name(name)]
             yield what, paths, not paths, "names of letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
-        for name, asked in (
-            ("change_classes", list(self.change_classes)),
-            ("rivals", self.rivals),
-            ("zero_shot_only", self.zero_shot_only),
-        ):
-            yield name, asked, set(asked) <= arms, "names of pretraining"
+        counted = list(self.change_classes)
+        yield "change_classes", counted, set(counted) <= set(self.pretraining), "names of pretraining"
+        named = {"rivals": self.rivals, "zero_shot_only": self.zero_shot_only, "claims_for": self.claims_for}
+        for name, asked in named.items():
+            yield name, asked, set(asked) <= arms, "names of pretraining or pretrained"
 
     def _stage_rules(self) -> Iterator[Rule]:
         """What a stage must leave to the protocol."""
         for stage, recipe in self._stages():
             for name in IGNORED:
-                value = getattr(recipe, name)
-                yield f"{stage}.{name}", value, value is None, "nothing, the protocol sets it"
-        weights = self.finetune.backbone_weights
-        same = weights == self.pretrain.backbone_weights
-        yield "finetune.backbone_weights", weights, same, "those of pretrain: every arm starts from the same weights"
+                value, blank = getattr(recipe, name), getattr(DetectorRecipe(), name)
+                yield f"{stage}.{name}", value, value == blank, "nothing, the protocol sets it"
+        for name, steps in (("finetune_epochs", "num_steps"), ("warmup_epochs", "warmup_steps")):
+            value = getattr(self.finetune, steps)
+            free = getattr(self, name) is None or value == getattr(DetectorRecipe(), steps)
+            yield f"finetune.{steps}", value, free, f"nothing beside {name}, which takes its place"

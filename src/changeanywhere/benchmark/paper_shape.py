@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from changeanywhere import text
-from changeanywhere.benchmark.options import SCRATCH
+from changeanywhere.benchmark.options import BASELINES, ONLY_SUP
 from changeanywhere.benchmark.published import Published
 from changeanywhere.benchmark.summary import SCORES
 
@@ -45,10 +45,12 @@ def _table(
     detectors, arms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("detector", "arm"))
     found = {(row["detector"], row["arm"], row["share"]): row for row in rows}
     for detector in detectors:
-        for arm in sorted(arms, key=lambda arm: arm != SCRATCH):  # from scratch first, the others in their order
+        for arm in sorted(
+            arms, key=lambda arm: arm not in BASELINES
+        ):  # without pre-training first, the others in their order
             cells = [found.get((detector, arm, share)) for share in shares]
             if any(cells):
-                name = detector if arm == SCRATCH else f"{detector} + {arm}"
+                name = _named(detector, arm)
                 lines.append([name, *(text for cell in cells for text in score_cells(cell))])
         known = [cell for cell in paper if cell.is_of(detector)]
         for pretraining in dict.fromkeys(cell.pretraining for cell in known):
@@ -58,6 +60,11 @@ def _table(
                 lines.append([name, *(text or "-" for share in shares for text in printed.get(share, ("",) * 4))])
     lines += [[f"({name})", *constant_cells(scores) * len(shares)] for name, scores in constants.items()]
     return lines
+
+
+def _named(detector: str, arm: str) -> str:
+    """The paper's rows: a detector alone is trained on labels alone."""
+    return detector if arm == ONLY_SUP else f"{detector}, {arm}" if arm in BASELINES else f"{detector} + {arm}"
 
 
 def constant_cells(scores: Mapping[str, float | None]) -> list[str]:

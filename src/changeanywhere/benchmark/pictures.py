@@ -54,15 +54,48 @@ def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
                 drawn.append(f'<circle cx="{places[s]:.1f}" cy="{y(f):.1f}" r="3" fill="{colour}"/>')
         row_number, column = divmod(number, 3)
         parts.append(f'<g transform="translate({column * width},{row_number * height})">{"".join(drawn)}</g>')
-    legend_y = height * -(-len(detectors) // 3) + 16
+    return _page(parts, arms, (min(3, len(detectors)) * width, height * -(-len(detectors) // 3)))
+
+
+def learning_curves(records: Sequence[Mapping[str, Any]]) -> str:
+    """F1 on validation pairs over the steps on labels, a panel per detector and share, a thin line per cell."""
+    drawn = [record for record in records if record.get("curve")]
+    panels = list(dict.fromkeys((record["detector"], record["share"]) for record in drawn))
+    arms = list(dict.fromkeys(record["arm"] for record in drawn))
+    width, height, left, base = 360, 240, 44, 200
+    parts = []
+    for number, (detector, share) in enumerate(panels):
+        own = [record for record in drawn if (record["detector"], record["share"]) == (detector, share)]
+        most = max(step for record in own for step, _ in record["curve"])
+        lines = [f'<text x="{left}" y="22" font-weight="600">{xml(detector)}, {share} %</text>']
+        for tick in (0, 0.25, 0.5, 0.75, 1):
+            y = base - (base - 40) * tick
+            lines.append(f'<path d="M{left} {y:.1f}H{width - 12}" stroke="#ddd"/>')
+            lines.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
+        lines.append(f'<text x="{width - 12}" y="{base + 18}" text-anchor="end">{most:g} steps</text>')
+        for record in own:
+            colour = COLOURS[arms.index(record["arm"]) % len(COLOURS)]
+            points = " ".join(
+                f"{left + (width - left - 12) * step / most:.1f},{base - (base - 40) * f1:.1f}"
+                for step, f1 in record["curve"]
+            )
+            lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-opacity="0.6"/>')
+        row_number, column = divmod(number, 3)
+        parts.append(f'<g transform="translate({column * width},{row_number * height})">{"".join(lines)}</g>')
+    return _page(parts, arms, (min(3, max(len(panels), 1)) * width, height * -(-len(panels) // 3)))
+
+
+def _page(parts: Sequence[str], arms: Sequence[str], size: tuple[int, int]) -> str:
+    """Panels, and below them which colour is which arm."""
+    legend, y = [], size[1] + 16
     for i, arm in enumerate(arms):
-        colour = COLOURS[i % len(COLOURS)]
-        parts.append(f'<circle cx="{left + 170 * i}" cy="{legend_y - 4}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{left + 170 * i + 10}" y="{legend_y}">{xml(arm)}</text>')
-    total = (min(3, len(detectors)) * width, legend_y + 16)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}"'
+        legend.append(f'<circle cx="{44 + 170 * i}" cy="{y - 4}" r="4" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        legend.append(f'<text x="{44 + 170 * i + 10}" y="{y}">{xml(arm)}</text>')
+    width = max(size[0], 44 + 170 * len(arms))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 16}" width="{width}"'
     style = 'font-family="sans-serif" font-size="11"'
-    return f'{head} {style}><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+    content = "".join((*parts, *legend))
+    return f'{head} {style}><rect width="100%" height="100%" fill="white"/>{content}</svg>\n'
 
 
 def outcome(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -100,7 +133,6 @@ def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]]
 
 def _net_of(training: Path, record: Mapping[str, Any]) -> Detector:
     """The network that a cell was scored with."""
-    what = f"lr{record['learning_rate']:g}" if "learning_rate" in record else "cell"
-    cell = f"{record['detector']}-{record['arm']}-{record['share']:03d}-{record['seed']}-{what}"
+    cell = f"{record['detector']}-{record['arm']}-{record['share']:03d}-{record['seed']}-lr{record['learning_rate']:g}"
     best = training / cell / "detector_best"
     return load_detector(best if best.is_dir() else training / cell / "detector")[1]

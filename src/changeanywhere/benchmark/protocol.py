@@ -1,8 +1,9 @@
 """``changeanywhere benchmark``: the zero- and few-shot protocol (paper §3), cell by cell.
 
-A *cell* is one detector, one arm (from scratch, or pre-trained on one set), one share of the labels, one seed. Each
-ends as OUT/cells/….json with the scores of the whole test set; finished cells are skipped, a failing one leaves the
-others standing. Few-shot lists are given, or drawn by the seed and written beside the results. The test set selects
+A *cell* is one detector, one arm (three without pre-training, and one per set or handed-in detector), one share of the
+labels, one seed. Each ends as OUT/cells/….json with the scores of the whole test set; finished cells are skipped, a
+failing one leaves the others standing. Every arm chooses among the same learning rates and the same number of weights
+on validation pairs. Few-shot lists are given, or drawn by the seed and written beside the results. The test set selects
 nothing.
 """
 
@@ -11,18 +12,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
-
-from changeanywhere.benchmark.options import SCRATCH, BenchmarkOptions
+from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
+from changeanywhere.benchmark.statistics import COUNTS, scene_of
 from changeanywhere.benchmark.tables import write_results
+from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
-from changeanywhere.documents import DocumentError, read_json_object, to_json
+from changeanywhere.documents import to_json
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
 from changeanywhere.folders import read_names
 from changeanywhere.models.detectors.folder import load_detector
@@ -32,30 +33,14 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import HELD_OUT_SEED, stream
 from changeanywhere.storage import atomic_write, refuse_way_out
-from changeanywhere.training.detection import ChangeScores
-from changeanywhere.training.detector import evaluate_detector, select_pairs, train_detector
+from changeanywhere.training.detection import ChangeScores, sum_of
+from changeanywhere.training.detector import evaluate_pairs, select_pairs
 from changeanywhere.training.pair_batches import label_of
-from changeanywhere.training.recipe import DetectorRecipe, Recipe
 
 ALL_CHANGED = 0.95
 """A net that calls more than this share of the ground changed …"""
 NOTHING_CHANGED = 0.0005
 """… or less than this has collapsed."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training with one score."""
-
-    detector: str
-    arm: str
-    share: int
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """File name."""
-        return f"{self.detector}-{self.arm}-{self.share:03d}-{self.seed}"
 
 
 class Benchmark:
@@ -67,8 +52,12 @@ class Benchmark:
         self.device = default_device()
         self.train, self.val = self._training_splits()
         self.test = load_pairs(options.pairs, options.test_split, options.finetune.max_megapixels)
-        self.sets = {arm: select_pairs(self._pretraining(arm), split=None) for arm in options.pretraining}
-        self._rates: dict[tuple[str, int], float] = {}
+        sets: dict[str, PairDataset] = {}
+        self.trainings = Trainings(options, self.few, self.val, sets, progress, stop)
+        sets |= {arm: select_pairs(self.trainings.pretraining(arm), split=None) for arm in options.pretraining}
+        for place in options.pretrained.values():
+            for detector in options.detectors:
+                handed_in(place, detector, options.pretrain_seeds[0])
         for share in (s for s in options.shares if s and options.lists):
             self.few(share, options.seeds[0])  # what is wrong with a list is said before the training
 
@@ -81,7 +70,7 @@ class Benchmark:
             refuse_way_out(self.options.out, self.options.out / name)
         file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
         arms = asked.pop("arms")
-        before = _noted(file) if file.exists() else asked | {"arms": {}}
+        before = noted(file) if file.exists() else asked | {"arms": {}}
         old_arms = before.pop("arms", None)
         if not isinstance(old_arms, dict):
             raise OutputError(f"{file}: damaged (no arms); give another --out")
@@ -110,14 +99,15 @@ class Benchmark:
         return train.subset(sorted(set(train.names) - set(names))), train.subset(names)
 
     def cells(self) -> Iterator[Cell]:
-        """All of them, cheap ones first within a detector; zero-shot has one seed, since nothing is drawn."""
+        """All of them, cheap ones first within a detector, and seed by seed, so that what is finished can be compared.
+        Zero-shot has a seed for each pre-training, since nothing else is drawn."""
         options = self.options
+        tuned = [arm for arm in options.arms if arm not in options.zero_shot_only]
         for detector in options.detectors:
             for share in sorted(options.shares):
-                tuned = [arm for arm in self.sets if arm not in options.zero_shot_only]
-                for arm in self.sets if share == 0 else (SCRATCH, *tuned):
-                    count = 1 if share == 0 else options.seeds_at.get(share, len(options.seeds))
-                    for seed in options.seeds[:count]:
+                seeds = options.pretrain_seeds if share == 0 else options.seeds[: options.count_of_seeds(share)]
+                for seed in seeds:
+                    for arm in options.arms if share == 0 else (*options.baselines, *tuned):
                         yield Cell(detector, arm, share, seed)
 
     def few(self, share: int, seed: int) -> PairDataset:
@@ -142,74 +132,55 @@ class Benchmark:
             raise ConfigError(f"{given}: {absent[0] if absent else 'nothing'} is not in the training split")
         return self.train.subset([stems[Path(name).stem] for name in names])
 
-    def _pretraining(self, arm: str) -> DetectorRecipe:
-        """How, and on what, this arm is pre-trained."""
-        options = self.options
-        return replace(options.pretrain, pairs=options.pretraining[arm], change_classes=options.change_classes.get(arm))
-
-    def pretrained(self, detector: str, arm: str) -> Path:
-        """The detector, pre-trained on the arm's set: last weights, no selection. Trained at first use."""
-        out = self.options.out / "pretrain" / f"{detector}-{arm}"
-        if not (out / "detector" / "detector.json").is_file():
-            recipe = self._recipe(self._pretraining(arm), detector, self.options.pretraining[arm], seed=0)
-            train_detector(recipe, out, self.sets[arm], None, self.progress, self.stop)
-        return out / "detector"
-
     def finish(self, cell: Cell) -> dict[str, Any]:
         """Train and score one cell."""
         started = time.perf_counter()
+        options, pretrained = self.options, cell.arm in self.options.arms
+        made_here = cell.arm in options.pretraining
+        details: dict[str, Any] = {"pretraining_steps": options.pretrain.num_steps if made_here else 0}
         if cell.share == 0:
-            folder, details = self.pretrained(cell.detector, cell.arm), {}
-        elif cell.arm == SCRATCH:
-            rate = self._scratch_rate(cell)
-            folder, details = self._scratch(cell, rate), {"learning_rate": rate}
+            folder = self.trainings.pretrained(cell.detector, cell.arm, cell.seed)
         else:
-            init = self.pretrained(cell.detector, cell.arm)
-            folder, details = self._tune(cell, self.options.finetune, init, "cell"), {}
+            trained = self.trainings.of(cell)
+            folder = trained.folder
+            details |= {"learning_rate": trained.learning_rate, "steps": trained.steps, "validation_f1": trained.best}
+            details |= {"candidates": options.candidates, "rates": len(options.rates), "curve": trained.curve}
+            if pretrained:
+                details["pretraining_seed"] = self.trainings.seed_of_pretraining(cell.seed)
         scores = self._scores(folder, self.test)
+        whole = sum_of(scores)
         seconds = round(time.perf_counter() - started, 1)
-        return {**vars(cell), **scores.to_dict(), **details, **flags(scores), "seconds": seconds}
+        scenes = self._by_scene(scores)
+        return {**vars(cell), **whole.to_dict(), **details, **flags(whole), "seconds": seconds, "scenes": scenes}
 
-    def _scores(self, folder: Path, pairs: PairDataset) -> ChangeScores:
+    def forget(self, cell: Cell) -> None:
+        """Drop the weights of a scored cell that nothing reads again."""
+        if not self.options.keep_weights and cell.seed != self.options.seeds[0]:
+            self.trainings.forget(cell)
+
+    def _scores(self, folder: Path, pairs: PairDataset) -> list[ChangeScores]:
         net = channels_last(load_detector(folder)[1].to(self.device))
-        return evaluate_detector(net, pairs, 8, self.device, self.options.run.mixed_precision)
+        run = self.options.run
+        return evaluate_pairs(net, pairs, 8, self.device, run.mixed_precision, run.num_workers)
 
-    def _scratch(self, cell: Cell, rate: float) -> Path:
-        settings = self.options.finetune
-        steps = self.options.pretrain.num_steps + settings.num_steps
-        return self._tune(cell, replace(settings, num_steps=steps, learning_rate=rate), None, f"lr{rate:g}")
+    def _by_scene(self, scores: list[ChangeScores]) -> dict[str, list[int]]:
+        """Counts of the test pairs, added up by scene."""
+        found: dict[str, list[int]] = {}
+        for name, one in zip(self.test.names, scores, strict=True):
+            counts = found.setdefault(scene_of(Path(name).stem), [0] * len(COUNTS))
+            for place, count in enumerate(COUNTS):
+                counts[place] += getattr(one, count)
+        return found
 
-    def _scratch_rate(self, cell: Cell) -> float:
-        """The learning rate with the best validation F1 at the first seed of this detector and share (or of the share
-        at which the options want it chosen)."""
-        rates = self.options.scratch_learning_rates
-        if len(rates) == 1:
-            return rates[0]
-        share = self.options.scratch_rate_at or cell.share
-        if (cell.detector, share) not in self._rates:
-            first = replace(cell, seed=self.options.seeds[0], share=share)
-            scores = [self._scores(self._scratch(first, rate), self.val).f1 or 0.0 for rate in rates]
-            self._rates[cell.detector, share] = rates[int(np.argmax(scores))]
-        return self._rates[cell.detector, share]
-
-    def _tune(self, cell: Cell, settings: DetectorRecipe, init: Path | None, what: str) -> Path:
-        """Train on the cell's labels; the weights of the best validation F1 (the last ones if nothing was found)."""
-        out = self.options.out / "training" / f"{cell.key}-{what}"
-        recipe = self._recipe(settings, cell.detector, self.options.pairs, cell.seed, init)
-        if not (out / "detector" / "detector.json").is_file():
-            train_detector(recipe, out, self.few(cell.share, cell.seed), self.val, self.progress, self.stop)
-        best = out / "detector_best"
-        return best if (best / "detector.json").is_file() else out / "detector"
-
-    def _recipe(
-        self, settings: DetectorRecipe, detector: str, pairs: str, seed: int, init: Path | None = None
-    ) -> Recipe:
-        # A net that is fine-tuned has its backbone.
-        named = replace(
-            settings, name=detector, pairs=pairs, backbone_weights=None if init else settings.backbone_weights
-        )
-        run = replace(self.options.run, seed=seed)
-        return Recipe(detector=named, run=run, init=str(init) if init else None)
+    def constants(self) -> dict[str, dict[str, Any]]:
+        """What predicting "changed" everywhere, or nowhere, scores: as :class:`ChangeScores` has it, and by scene."""
+        labels = [label_of(self.test[i]) for i in range(len(self.test))]
+        areas = [(int((label == 1).sum()), int((label == 0).sum())) for label in labels]
+        kinds = {
+            "all changed": [ChangeScores(changed, unchanged, 0, 0) for changed, unchanged in areas],
+            "nothing changed": [ChangeScores(0, 0, changed, unchanged) for changed, unchanged in areas],
+        }
+        return {name: {**sum_of(s).to_dict(), "scenes": self._by_scene(s)} for name, s in kinds.items()}
 
 
 def flags(scores: ChangeScores) -> dict[str, Any]:
@@ -218,27 +189,6 @@ def flags(scores: ChangeScores) -> dict[str, Any]:
     share = (scores.true_positives + scores.false_positives) / max(known, 1)
     collapsed = "all changed" if share > ALL_CHANGED else "nothing changed" if share < NOTHING_CHANGED else None
     return {"predicted_share": share, "collapsed": collapsed}
-
-
-def constant_scores(pairs: PairDataset) -> dict[str, ChangeScores]:
-    """What predicting "changed" everywhere, or nowhere, scores."""
-    changed = unchanged = 0
-    for i in range(len(pairs)):
-        label = label_of(pairs[i])
-        changed += int((label == 1).sum())
-        unchanged += int((label == 0).sum())
-    return {
-        "all changed": ChangeScores(changed, unchanged, 0, 0),
-        "nothing changed": ChangeScores(0, 0, changed, unchanged),
-    }
-
-
-def _noted(file: Path) -> dict[str, Any]:
-    """What a run before wrote; :class:`OutputError` where it is damaged."""
-    try:
-        return read_json_object(file)
-    except (OSError, DocumentError) as error:
-        raise OutputError(f"{file}: damaged ({error}); delete it, and what it held is measured again") from error
 
 
 def run_benchmark(
@@ -250,13 +200,16 @@ def run_benchmark(
     """
     benchmark = Benchmark(options, progress, stop)
     benchmark.freeze()
+    write_plan(options, list(benchmark.cells()), benchmark.trainings.tuning)
+    if options.dry_run:
+        return []
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
     records, failed = [], []
     cells = list(benchmark.cells())
     for number, cell in enumerate(cells, 1):
         file = options.out / "cells" / f"{cell.key}.json"
         if file.is_file():
-            records.append(_noted(file))
+            records.append(noted(file))
             continue
         print(f"cell {number} of {len(cells)}: {cell.key}", flush=True)
         try:
@@ -268,8 +221,8 @@ def run_benchmark(
             continue
         atomic_write(file, (to_json(record, indent=1) + "\n").encode())
         records.append(record)
-    constants = {name: scores.to_dict() for name, scores in constant_scores(benchmark.test).items()}
-    write_results(options, records, constants, benchmark.test)
+        benchmark.forget(cell)
+    write_results(options, records, benchmark.constants(), benchmark.test)
     if failed:
         raise ShortfallError(f"{options.out}: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
     return records

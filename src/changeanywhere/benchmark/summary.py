@@ -8,23 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.options import SCRATCH
+from changeanywhere.benchmark.options import BASELINES, Claims
+from changeanywhere.benchmark.statistics import paired_gain, spread_of
 
 SCORES = ("f1", "precision", "recall", "iou")
+ALL_CHANGED = "(all changed)"
+"""Name of the constant prediction, over which arms without labels gain."""
+Groups = Mapping[tuple[str, int, str], Sequence[Mapping[str, Any]]]
 
 
-def summarise(records: Sequence[Mapping[str, Any]], rivals: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """One row per detector, share and arm: mean and standard error over seeds; gains in F1 over training from scratch
-    and over the arms named in ``rivals``.
+def summarise(records: Sequence[Mapping[str, Any]], claims: Claims | None = None) -> list[dict[str, Any]]:
+    """One row per detector, share and arm: mean and standard error over seeds; gains in F1 over the references of
+    ``claims``.
 
     Gains are taken seed by seed: with one seed every arm is tuned on the same labels, so that what one draw of labels
-    is worth cancels. A gain is *certain* where the mean difference exceeds two standard errors of the differences. An
-    undefined score (nothing predicted) counts as 0 in means and is flagged as collapsed; a gain that rests on such
-    cells says so, and what it is without them.
+    is worth cancels. A gain is *certain* where its interval, corrected for every gain that
+    is claimed, leaves out 0. An undefined score (nothing predicted) counts as 0 in means and is flagged as
+    collapsed; a gain that rests on such cells says so, and what it is without them.
     """
     groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         groups[record["detector"], record["share"], record["arm"]].append(record)
+    claims = claims or Claims()
+    count = len(comparisons(groups, claims))
     rows = []
     for (detector, share, arm), cells in groups.items():
         row: dict[str, Any] = {"detector": detector, "share": share, "arm": arm, "seeds": len(cells)}
@@ -33,26 +39,51 @@ def summarise(records: Sequence[Mapping[str, Any]], rivals: Sequence[str] = ()) 
             row[score] = float(values.mean())
             row[f"{score}_error"] = standard_error(values)
         row["collapsed"] = sum(cell["collapsed"] is not None for cell in cells)
-        others = {other: groups.get((detector, share, other)) for other in (SCRATCH, *rivals) if other != arm}
-        gains = {other: _gain(cells, before) for other, before in others.items() if before}
-        row["gains"] = {other: gain for other, gain in gains.items() if gain} if arm != SCRATCH else {}
+        for name in ("steps", "candidates", "rates"):
+            found = [cell[name] for cell in cells if cell.get(name) is not None]
+            row[name] = round(float(np.mean(found))) if found else None
+        others = {other: groups.get((detector, share, other)) for other in (*claims.references, ALL_CHANGED)}
+        compared = {other: before for other, before in others.items() if before and is_compared(arm, other)}
+        gains = {other: _gain(cells, before, count, claims.hold(share, arm)) for other, before in compared.items()}
+        row["gains"] = {other: gain for other, gain in gains.items() if gain}
         rows.append(row)
     return rows
 
 
-def _gain(cells: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean difference in F1, and its standard error, over the seeds that both arms have."""
+def is_compared(arm: str, other: str) -> bool:
+    """Whether a gain of ``arm`` over ``other`` is asked for: baselines are references and gain over none."""
+    return arm != other and arm not in (*BASELINES, ALL_CHANGED)
+
+
+def comparisons(groups: Groups, claims: Claims) -> list[tuple[str, int, str, str]]:
+    """Every (detector, share, arm, reference) for which a gain is claimed."""
+    return [
+        (detector, share, arm, other)
+        for detector, share, arm in groups
+        for other in (*claims.references, ALL_CHANGED)
+        if (detector, share, other) in groups and is_compared(arm, other) and claims.hold(share, arm)
+    ]
+
+
+def _gain(
+    cells: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], count: int, claimed: bool
+) -> dict[str, Any]:
+    """Mean difference in F1 over the seeds that both arms have, its error and its corrected interval."""
+    found = paired_gain(cells, before)
+    if found is None:
+        return {}
     own, other = ({cell["seed"]: cell for cell in group} for group in (cells, before))
     both = [(own[seed], other[seed]) for seed in own if seed in other]
-    if not both:
-        return {}
-    differences = np.array([(one["f1"] or 0.0) - (two["f1"] or 0.0) for one, two in both])
-    sound = [d for d, pair in zip(differences, both, strict=True) if not any(cell["collapsed"] for cell in pair)]
-    gain, error = float(differences.mean()), standard_error(differences)
+    sound = [(one["f1"] or 0.0) - (two["f1"] or 0.0) for one, two in both if not (one["collapsed"] or two["collapsed"])]
+    low, high = found.interval(max(count, 1))
     return {
-        "f1": gain,
-        "f1_error": error,
-        "certain": len(differences) > 1 and abs(gain) > 2 * error,
+        "f1": found.gain,
+        "f1_error": found.error,
+        "seeds": found.seeds,
+        "interval": [low, high] if found.seeds > 1 else None,
+        "certain": claimed and found.is_certain(max(count, 1)),
+        "claimed": claimed,
+        "spread": spread_of(cells, before),
         "collapsed": len(both) - len(sound),
         "sound_f1": float(np.mean(sound)) if sound else None,
     }

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.benchmark.options import SCRATCH, BenchmarkOptions
+from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.paper_shape import constant_cells, latex, score_cells, shaped_tables
-from changeanywhere.benchmark.pictures import curves, write_panels
+from changeanywhere.benchmark.pictures import curves, learning_curves, write_panels
 from changeanywhere.benchmark.published import read_published
-from changeanywhere.benchmark.summary import SCORES, summarise
-from changeanywhere.documents import to_json
+from changeanywhere.benchmark.summary import ALL_CHANGED, SCORES, summarise
+from changeanywhere.documents import DocumentError, read_json_object, to_json
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import csv_cell, markdown
@@ -21,27 +21,38 @@ from changeanywhere.text import csv_cell, markdown
 NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
     "confusion matrix over the whole test set. Gains are differences seed by seed (the same labels for\n"
-    "every arm); one within two standard errors, or of a single seed, is noise. (Of five seeds, chance alone\n"
-    "goes beyond two standard errors one time in nine.) Every arm was pre-trained once: how much another\n"
-    "pre-training on the same set would differ is not in the errors."
+    "every arm), with their standard error over seeds and test scenes drawn together, and the interval that\n"
+    "holds for all {count} comparisons at once with 95 % (Bonferroni, Student's t over seeds); a gain whose\n"
+    "interval holds 0 is noise. Seeds take turns at the pre-trainings: the luck of one pre-training is in the\n"
+    "spread, but that seeds share one is not."
 )
-HEADINGS = ("detector", "labels", "pre-trained on", "seeds", "F1", "precision", "recall", "IoU")
+HEADINGS = (
+    *("detector", "labels", "arm", "seeds", "steps on labels", "rates × candidates"),
+    *("F1", "precision", "recall", "IoU"),
+)
 
 
-def _cells(row: Mapping[str, Any], rivals: Sequence[str]) -> list[str]:
+def _cells(row: Mapping[str, Any], references: Sequence[str]) -> list[str]:
     gains = []
-    for other in (SCRATCH, *rivals):
+    for other in references:
         gain = row["gains"].get(other)
         gains.append("" if gain is None else gain_text(gain))
     collapsed = f"{row['collapsed']} of {row['seeds']}" if row["collapsed"] else ""
-    head = [row["detector"], f"{row['share']} %", row["arm"], str(row["seeds"])]
+    chosen = f"{row['rates']} × {row['candidates']}" if row["candidates"] else "-"
+    steps = "-" if row["steps"] is None else f"{row['steps']:,}"
+    head = [row["detector"], f"{row['share']} %", row["arm"], str(row["seeds"]), steps, chosen]
     return [*head, *score_cells(row), *gains, collapsed]
 
 
 def gain_text(gain: Mapping[str, Any]) -> str:
-    """A gain as a table shows it: its standard error, whether it is noise, and how much of it rests on collapses."""
+    """A gain as a table shows it: its standard error, its corrected interval, whether it is noise, and how much of it
+    rests on collapses."""
     spread = f" ± {100 * gain['f1_error']:.1f}" if gain["f1_error"] else ""
-    text = f"{100 * gain['f1']:+.1f}{spread}{'' if gain['certain'] else ' (within noise)'}"
+    text = f"{100 * gain['f1']:+.1f}{spread}"
+    if gain["interval"] and gain["claimed"]:
+        low, high = gain["interval"]
+        text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    text += "" if gain["certain"] else " (within noise)" if gain["claimed"] else " (not claimed)"
     if gain["collapsed"]:
         sound = "none is sound" if gain["sound_f1"] is None else f"{100 * gain['sound_f1']:+.1f} where neither has"
         text += f" (collapsed in {gain['collapsed']} pairs of cells: {sound})"
@@ -51,33 +62,66 @@ def gain_text(gain: Mapping[str, Any]) -> str:
 def write_results(
     options: BenchmarkOptions,
     records: Sequence[Mapping[str, Any]],
-    constants: Mapping[str, Mapping[str, float | None]],
+    constants: Mapping[str, Mapping[str, Any]],
     test: PairDataset,
 ) -> None:
-    """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``cells.csv``, ``curves.svg``, ``panels.png``.
+    """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``cells.csv``, ``curves.svg``, ``learning.svg``,
+    ``panels.png``.
 
     Markdown and LaTeX in the shape of the paper's tables; CSV, and the end of the Markdown, a line per arm and share.
     """
-    rows = summarise(records, options.rivals)
+    references = [*options.references, ALL_CHANGED]
+    rows = summarise([*records, *_constant_cells(records, constants)], options.claims)
+    rows = [row for row in rows if row["arm"] != ALL_CHANGED]
     paper = read_published(options.paper_tables, options.name)
-    headings = (*HEADINGS, *(f"gain over {arm}" for arm in (SCRATCH, *options.rivals)), "collapsed")
-    lines = [_cells(row, options.rivals) for row in rows]
+    headings = (*HEADINGS, *(f"gain over {arm}" for arm in references), "collapsed")
+    lines = [_cells(row, references) for row in rows]
     for name, scores in constants.items():
-        lines.append([f"({name})", "", "", "", *constant_cells(scores), *[""] * (len(headings) - len(HEADINGS))])
+        lines.append(
+            [f"({name})", "", "", "", "", "", *constant_cells(scores), *[""] * (len(headings) - len(HEADINGS))]
+        )
     shaped = shaped_tables(rows, constants, paper)
-    page = [f"# {markdown(options.name)}", "", NOTE]
-    for title, table in (*shaped, ("Every arm beside training from scratch and its rivals", [list(headings), *lines])):
+    count = sum(gain["claimed"] for row in rows for gain in row["gains"].values())
+    page = [f"# {markdown(options.name)}", "", NOTE.format(count=count), "", *said_of_sets(options)]
+    for title, table in (*shaped, ("Every arm beside its references", [list(headings), *lines])):
         page += ["", f"## {title}", "", _line(table[0]), "|---" * len(table[0]) + "|", *map(_line, table[1:])]
     atomic_write(options.out / "table.md", ("\n".join(page) + "\n").encode())
     _write_csv(options.out / "table.csv", [headings, *lines])
     keys = ("detector", "arm", "share", "seed", "learning_rate", *SCORES, "predicted_share", "collapsed")
     _write_csv(options.out / "cells.csv", [keys, *([record.get(key) for key in keys] for record in records)])
     atomic_write(options.out / "table.tex", latex(shaped).encode())
-    named = {name: dict(scores) for name, scores in constants.items()}
+    named = {name: {k: v for k, v in scores.items() if k != "scenes"} for name, scores in constants.items()}
     content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
     atomic_write(options.out / "results.json", (to_json(content, indent=1) + "\n").encode())
     atomic_write(options.out / "curves.svg", curves(rows, constants["all changed"]["f1"] or 0.0).encode())
+    atomic_write(options.out / "learning.svg", learning_curves(records).encode())
     write_panels(options, records, test)
+
+
+def said_of_sets(options: BenchmarkOptions) -> list[str]:
+    """A line per set to pre-train on: whether it was made to be like labels of a target."""
+    lines = []
+    for arm, folder in options.pretraining.items():
+        try:
+            targets = read_json_object(Path(folder) / "plan" / "job.json").get("targets")
+        except (OSError, DocumentError):  # no set of ours: nothing is known of how it was made
+            continue
+        like = targets.get("like") if isinstance(targets, dict) else None
+        said = f"has change ratios and sizes of objects like {like}" if like else "was made without a label of a target"
+        lines.append(f"- the set of {markdown(arm)} {markdown(said)}")
+    return lines
+
+
+def _constant_cells(
+    records: Sequence[Mapping[str, Any]], constants: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Calling everything changed as cells beside those without labels, of the same seeds."""
+    places = dict.fromkeys((r["detector"], r["seed"]) for r in records if r["share"] == 0)
+    return [
+        {**constants["all changed"], "detector": detector, "seed": seed, "share": 0, "arm": ALL_CHANGED}
+        | {"collapsed": None}
+        for detector, seed in places
+    ]
 
 
 def _write_csv(file: Path, rows: Iterable[Sequence[object]]) -> None:

@@ -16,6 +16,7 @@ PREDICTIONS = ("epsilon", "v_prediction")
 LOSSES = ("l1", "l2")
 PARTS = ("all", "decoder")
 FLIPS = ("none", "horizontal")
+SCHEDULES = ("linear", "constant")
 
 READ_BY = {
     "first_stage": ("data", "first_stage", "run", "init", "out"),
@@ -188,6 +189,8 @@ def _check_detector(recipe: Sections) -> None:
     require(bool(de.pairs), "detector.pairs", de.pairs, "a folder")
     require(de.crop_size > 0, "detector.crop_size", de.crop_size, "above 0")
     require(0 <= de.rotate_degrees <= 180, "detector.rotate_degrees", de.rotate_degrees, "0 to 180")
+    require(de.schedule in SCHEDULES, "detector.schedule", de.schedule, ", ".join(SCHEDULES))
+    require(0 <= de.change_crops <= 1, "detector.change_crops", de.change_crops, "0 to 1")
     require(de.weight_decay >= 0, "detector.weight_decay", de.weight_decay, "0 and more")
     require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")
     allowed = de.max_megapixels is None or 0 < de.max_megapixels < 1e6

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import BinaryConfusionMatrix
 
 from changeanywhere.models.detectors import Detector
 
@@ -94,26 +93,34 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+def sum_of(parts: Iterable[ChangeScores]) -> ChangeScores:
+    """Scores over all parts, from the sum of their counts."""
+    counts = [(p.true_positives, p.false_positives, p.false_negatives, p.true_negatives) for p in parts]
+    return ChangeScores(*(sum(column) for column in zip(*counts, strict=True))) if counts else ChangeScores(0, 0, 0, 0)
+
+
 @torch.no_grad()
-def score_detector(
+def score_pairs(
     net: Detector,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     device: torch.device,
     mixed_precision: str = "no",
-) -> ChangeScores:
-    """Scores of ``net``, put into evaluation mode and back, over ``batches`` of (image t1, image t2, label).
+) -> list[ChangeScores]:
+    """Scores of each pair, by ``net``, put into evaluation mode and back, over ``batches`` of (image t1, image t2,
+    label).
 
     ``mixed_precision``: ``no`` or ``bf16``, as of the run that trained it.
     """
     training = net.training
     net.eval()
-    # Of several training processes one alone validates: it must not wait for counts of the others.
-    matrix = BinaryConfusionMatrix(ignore_index=IGNORE, sync_on_compute=False).to(device)
+    counts = []
     for first, second, labels in batches:
         images = (x.to(device, memory_format=torch.channels_last) for x in (first, second))
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
             logits = net(*images)
-        matrix.update(logits.argmax(1), labels.to(device))
+        found, truth = logits.argmax(1) == 1, labels.to(device)
+        sides = [(found, truth == 1), (found, truth == 0), (~found, truth == 1), (~found, truth == 0)]
+        counts.append(torch.stack([(one & two).sum((1, 2)) for one, two in sides], 1))
     net.train(training)
-    (tn, fp), (fn, tp) = matrix.compute().long().tolist()
-    return ChangeScores(tp, fp, fn, tn)
+    rows = torch.cat(counts).tolist() if counts else []
+    return [ChangeScores(*row) for row in rows]

@@ -24,7 +24,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair
 from changeanywhere.seeds import step_seed
 from changeanywhere.training.batches import loaded
-from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_detector
+from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_pairs, sum_of
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.pair_batches import training_batches, whole_batches
@@ -115,10 +115,28 @@ def start_detector(recipe: DetectorRecipe, init: str | None) -> Detector:
 
 
 def evaluate_detector(
-    net: Detector, pairs: Pairs, batch_size: int, device: torch.device, mixed_precision: str = "no"
+    net: Detector,
+    pairs: Pairs,
+    batch_size: int,
+    device: torch.device,
+    mixed_precision: str = "no",
+    num_workers: int = 0,
 ) -> ChangeScores:
-    """Scores over whole pairs."""
-    return score_detector(net, whole_batches(pairs, batch_size, net.in_channels), device, mixed_precision)
+    """Scores over whole pairs, which ``num_workers`` processes read."""
+    return sum_of(evaluate_pairs(net, pairs, batch_size, device, mixed_precision, num_workers))
+
+
+def evaluate_pairs(
+    net: Detector,
+    pairs: Pairs,
+    batch_size: int,
+    device: torch.device,
+    mixed_precision: str = "no",
+    num_workers: int = 0,
+) -> list[ChangeScores]:
+    """Scores of each pair, in their order."""
+    batches = whole_batches(pairs, batch_size, net.in_channels, num_workers)
+    return score_pairs(net, batches, device, mixed_precision)
 
 
 class DetectorTraining(Stage):
@@ -152,10 +170,11 @@ class DetectorTraining(Stage):
         return self.settings.name
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a straight line to 0 (the reference's polynomial of power 1)."""
+        """Linear warm-up, then a straight line to 0 (the reference's polynomial of power 1), or as it is."""
         settings = self.settings
         warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-        return settings.learning_rate * (warmup * (1 - step / settings.num_steps))
+        decay = 1 - step / settings.num_steps if settings.schedule == "linear" else 1.0
+        return settings.learning_rate * (warmup * decay)
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
@@ -184,7 +203,9 @@ class DetectorTraining(Stage):
         if self.val is None or not due or not self.processes.is_main:
             return
         precision = self.processes.accelerator.mixed_precision
-        scores = evaluate_detector(self.net, self.val, self.batch_size, self.processes.device, precision)
+        scores = evaluate_detector(
+            self.net, self.val, self.batch_size, self.processes.device, precision, self.recipe.run.num_workers
+        )
         folder.append("validation.jsonl", {"step": done, **scores.to_dict()})
         if (scores.f1 or 0.0) > self.best:
             self.best = scores.f1 or 0.0

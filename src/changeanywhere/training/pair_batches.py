@@ -84,10 +84,10 @@ def augment(
     if recipe.rotate_degrees and rng.random() < 0.5:
         angle = float(rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees))
         label = np.asarray(Image.fromarray(label).rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE))
-        window = _crop(label, recipe.crop_size, rng)
+        window = _crop(label, recipe, rng)
         first, second = (rotated(image, angle, window) for image in (first, second))
     else:
-        window = _crop(label, recipe.crop_size, rng)
+        window = _crop(label, recipe, rng)
         first, second = first[window], second[window]
     label = label[window]
     for axis in (0, 1):
@@ -115,8 +115,14 @@ def rotated(image: Array, degrees: float, window: tuple[slice, slice]) -> Array:
     return np.asarray(Image.fromarray(image).transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
 
 
-def _crop(label: Array, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    height, width = label.shape
+def _crop(label: Array, recipe: DetectorRecipe, rng: np.random.Generator) -> tuple[slice, slice]:
+    (height, width), size = label.shape, recipe.crop_size
+    if recipe.change_crops and rng.random() < recipe.change_crops and (label == 1).any():
+        # Any window that holds a changed pixel drawn at random, that pixel anywhere in it.
+        places = np.argwhere(label == 1)
+        row, column = places[rng.integers(len(places))] - rng.integers(size, size=2)
+        top, left = (int(np.clip(at, 0, side - size)) for at, side in ((row, height), (column, width)))
+        return slice(top, top + size), slice(left, left + size)
     for _ in range(CROP_ATTEMPTS):
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         window = slice(top, top + size), slice(left, left + size)
@@ -156,14 +162,27 @@ def turn_hue(image: Array, degrees: float) -> Array:
     return np.asarray(Image.merge("HSV", (turned, saturation, value)).convert("RGB"))
 
 
+class WholePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Pairs as they are."""
+
+    def __init__(self, pairs: Sequence[ChangePair] | PairDataset, in_channels: int) -> None:
+        self.pairs, self.in_channels = pairs, in_channels
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        pair = self.pairs[number]
+        return to_tensors(*rgb8(pair, self.in_channels), label_of(pair))
+
+
 def whole_batches(
-    pairs: Sequence[ChangePair] | PairDataset, batch_size: int, in_channels: int = 3
+    pairs: Sequence[ChangePair] | PairDataset, batch_size: int, in_channels: int = 3, num_workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Whole pairs as they are, for validation and test; at most ``batch_size`` of one size together."""
+    """Whole pairs as they are, in their order, for validation and test; at most ``batch_size`` of one size together."""
     held: list[tuple[Tensor, Tensor, Tensor]] = []
-    for i in range(len(pairs)):
-        pair = pairs[i]
-        tensors = to_tensors(*rgb8(pair, in_channels), label_of(pair))
+    read = WholePairs(pairs, in_channels)
+    for tensors in DataLoader(read, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_sigterm):
         if held and (len(held) == batch_size or held[0][2].shape != tensors[2].shape):
             yield _stacked(held)
             held = []

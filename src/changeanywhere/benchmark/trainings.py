@@ -1,0 +1,257 @@
+"""The trainings behind the cells of a benchmark: pre-training, fine-tuning, and from scratch in three lengths.
+
+Every training ends in OUT/training/…/result.json: its steps, its validations, the best of them. Weights are there until
+their cell has been scored.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from changeanywhere.benchmark.options import EQUAL, FLAT, BenchmarkOptions
+from changeanywhere.documents import DocumentError, read_json_object
+from changeanywhere.errors import ConfigError, OutputError
+from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.plain import to_plain
+from changeanywhere.progress import Progress, silent
+from changeanywhere.storage import atomic_write
+from changeanywhere.training.detector import train_detector
+from changeanywhere.training.recipe import DetectorRecipe, Recipe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One detector, one arm, one share of the labels, one seed: one score."""
+
+    detector: str
+    arm: str
+    share: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """File name."""
+        return f"{self.detector}-{self.arm}-{self.share:03d}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    folder: Path
+    """Of the best weights on validation pairs, the last ones where none found anything."""
+    learning_rate: float
+    steps: int
+    """On labels, all rounds together."""
+    best: float
+    """F1 on validation pairs."""
+    curve: list[list[float]]
+    """(steps so far, F1 on validation pairs) of every validation, those that select and those that only watch."""
+
+
+class Trainings:
+    """Makes trainings, or finds them finished, below the folder of a benchmark."""
+
+    def __init__(
+        self,
+        options: BenchmarkOptions,
+        few: Callable[[int, int], PairDataset],
+        val: PairDataset,
+        sets: dict[str, PairDataset],
+        progress: Progress = silent,
+        stop: Event | None = None,
+    ) -> None:
+        self.options, self.few, self.val, self.sets = options, few, val, sets
+        self.progress, self.stop = progress, stop
+        self._rates: dict[tuple[str, str, int], float] = {}
+        self._contents: dict[str, str] = {}
+
+    def pretraining(self, arm: str) -> DetectorRecipe:
+        """How, and on what, this arm is pre-trained."""
+        options = self.options
+        return replace(options.pretrain, pairs=options.pretraining[arm], change_classes=options.change_classes.get(arm))
+
+    def seed_of_pretraining(self, seed: int) -> int:
+        """From which pre-training a seed of fine-tuning goes on: they take turns."""
+        seeds = self.options.pretrain_seeds
+        place = self.options.seeds.index(seed) if seed in self.options.seeds else seed
+        return seeds[place % len(seeds)]
+
+    def pretrained(self, detector: str, arm: str, seed: int) -> Path:
+        """The detector, pre-trained on the arm's set with ``seed``: last weights, no selection. Trained at first use,
+        or as it was handed in."""
+        options = self.options
+        if arm in options.pretrained:
+            return handed_in(options.pretrained[arm], detector, seed)
+        out = (options.pretrain_out or options.out / "pretrain") / f"{detector}-{arm}-{seed}"
+        recipe = self._recipe(self.pretraining(arm), detector, seed, None)
+        note = {"recipe": plain_recipe(recipe), "pairs": self._content_of(arm)}
+        file = out / "result.json"
+        if (out / "detector" / "detector.json").is_file() and file.is_file():
+            if noted(file) != note:
+                raise OutputError(f"{out}: was pre-trained otherwise (see result.json); give another pretrain_out")
+            return out / "detector"
+        train_detector(recipe, out, self.sets[arm], None, self.progress, self.stop)
+        atomic_write(file, (json.dumps(note, indent=1) + "\n").encode())
+        _drop_checkpoint(out)
+        return out / "detector"
+
+    def _content_of(self, arm: str) -> str:
+        if arm not in self._contents:
+            self._contents[arm] = self.sets[arm].content_hash()
+        return self._contents[arm]
+
+    def of(self, cell: Cell) -> Trained:
+        """The training of a cell at the rate of its arm."""
+        return self._at_rate(cell, self.rate(cell))
+
+    def rate(self, cell: Cell) -> float:
+        """The learning rate with the best F1 on validation pairs, on average over the first seeds of this detector, arm
+        and share (or of the share at which the options want it chosen)."""
+        options = self.options
+        if len(options.rates) == 1:
+            return options.rates[0]
+        share = options.rate_at or cell.share
+        group = cell.detector, cell.arm, share
+        if group not in self._rates:
+            firsts = [replace(cell, share=share, seed=seed) for seed in options.seeds[: options.rate_seeds]]
+            scores = [np.mean([self._at_rate(first, rate).best for first in firsts]) for rate in options.rates]
+            self._rates[group] = options.rates[int(np.argmax(scores))]
+        return self._rates[group]
+
+    def tuning(self, share: int, seed: int) -> DetectorRecipe:
+        """Fine-tuning at a share: its lengths in steps."""
+        return lengths(self.options, len(self.few(share, seed)))
+
+    def forget(self, cell: Cell) -> None:
+        """Drop the weights of a cell that has been scored; what they were worth stays."""
+        for folder in (self.options.out / "training").glob(f"{cell.key}-*"):
+            for name in ("detector", "detector_best"):
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(folder / name)
+
+    def _at_rate(self, cell: Cell, rate: float) -> Trained:
+        settings = replace(self.tuning(cell.share, cell.seed), learning_rate=rate)
+        if cell.arm == FLAT:
+            return self._until_flat(cell, settings)
+        if cell.arm == EQUAL:
+            settings = replace(settings, num_steps=self.options.pretrain.num_steps + settings.num_steps)
+        own = cell.arm not in self.options.arms
+        init = None if own else self.pretrained(cell.detector, cell.arm, self.seed_of_pretraining(cell.seed))
+        return self._train(cell, settings, init, f"lr{rate:g}")
+
+    def _until_flat(self, cell: Cell, settings: DetectorRecipe) -> Trained:
+        """Rounds at the full rate, each from the last one's weights, watched by one validation; then, once the best F1
+        has gained nothing for some rounds, the schedule and the choice that every other arm has."""
+        flat, what = self.options.flat, f"lr{settings.learning_rate:g}"
+        steps = flat.num_steps or settings.num_steps
+        watched: list[float] = []
+        before: Path | None = None
+        curve: list[list[float]] = []
+        while len(watched) < flat.rounds and not is_flat(watched, flat.patience, flat.least_gain):
+            constant = replace(settings, num_steps=steps, schedule="constant")
+            one = self._train(cell, constant, before, f"{what}-round{len(watched)}", candidates=1)
+            curve.append([steps * (len(watched) + 1), one.best])
+            watched.append(one.best)
+            before = one.folder.parent / "detector"
+        last = self._train(cell, settings, before, what)
+        done = steps * len(watched)
+        return replace(last, steps=done + last.steps, curve=[*curve, *([done + s, f1] for s, f1 in last.curve)])
+
+    def _train(
+        self, cell: Cell, settings: DetectorRecipe, init: Path | None, what: str, candidates: int | None = None
+    ) -> Trained:
+        """One training on the cell's labels, which ends in ``result.json``."""
+        out = self.options.out / "training" / f"{cell.key}-{what}"
+        count = min(candidates or self.options.candidates, settings.num_steps)
+        settings = replace(settings, pairs=self.options.pairs, val_every=-(-settings.num_steps // count))
+        file, best = out / "result.json", out / "detector_best"
+        there = (out / "detector" / "detector.json").is_file()
+        if not (file.is_file() and (there or self._is_known(cell))):
+            recipe = self._recipe(settings, cell.detector, cell.seed, init)
+            train_detector(recipe, out, self.few(cell.share, cell.seed), self.val, self.progress, self.stop)
+            rows = validations(out)
+            best_f1 = max([f1 for _, f1 in rows], default=0.0)
+            result = {"steps": settings.num_steps, "best": best_f1, "curve": rows}
+            atomic_write(file, (json.dumps(result) + "\n").encode())
+            _drop_checkpoint(out)
+        note = noted(file)
+        folder = best if (best / "detector.json").is_file() else out / "detector"
+        return Trained(folder, settings.learning_rate, note["steps"], note["best"], note["curve"])
+
+    def _is_known(self, cell: Cell) -> bool:
+        """Whether the cell has its score: its weights are not needed again."""
+        return (self.options.out / "cells" / f"{cell.key}.json").is_file()
+
+    def _recipe(self, settings: DetectorRecipe, detector: str, seed: int, init: Path | None) -> Recipe:
+        # A net that goes on from another has its backbone.
+        weights = None if init else self.options.backbones.get(detector)
+        named = replace(settings, name=detector, backbone_weights=weights)
+        return Recipe(
+            detector=named, run=replace(self.options.run, seed=seed), init=str(init) if init is not None else None
+        )
+
+
+def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:
+    """Fine-tuning on so many pairs: epochs, where they are asked for, in steps."""
+    settings = options.finetune
+    per_epoch = num_pairs / settings.batch_size
+    if options.finetune_epochs is not None:
+        settings = replace(settings, num_steps=max(1, round(options.finetune_epochs * per_epoch)))
+    if options.warmup_epochs is not None:
+        settings = replace(settings, warmup_steps=round(options.warmup_epochs * per_epoch))
+    return settings
+
+
+def is_flat(watched: list[float], patience: int, least_gain: float) -> bool:
+    """Whether the last ``patience`` values are no better than the best before them."""
+    if len(watched) <= patience:
+        return False
+    return max(watched[-patience:]) < max(watched[:-patience]) + least_gain
+
+
+def handed_in(place: str, detector: str, seed: int) -> Path:
+    """A detector's folder in ``place``: itself, or below it by the detector's name, or by name and seed."""
+    root = Path(place)
+    for folder in (root / detector / str(seed), root / f"{detector}-{seed}", root / detector, root):
+        for found in (folder, folder / "detector"):
+            if (found / "detector.json").is_file():
+                return found
+    raise ConfigError(f"{place}: no detector; expected detector.json here, or in {detector}/ (or {detector}/SEED/)")
+
+
+def validations(out: Path) -> list[list[float]]:
+    """(step, F1) of a training's validations; 0 where nothing was found."""
+    file = out / "training" / "detector" / "validation.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [[row["step"], row["f1"] or 0.0] for row in rows]
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a pre-training depends on, as JSON has it."""
+    content: dict[str, Any] = to_plain(recipe.detector)
+    for name in ("pairs", "max_megapixels", "val_every"):  # where it lies, and what changes no weight
+        del content[name]
+    return content | {"seed": recipe.run.seed, "mixed_precision": recipe.run.mixed_precision}
+
+
+def noted(file: Path) -> dict[str, Any]:
+    """What a run before wrote; :class:`OutputError` where it is damaged."""
+    try:
+        return read_json_object(file)
+    except (OSError, DocumentError) as error:
+        raise OutputError(f"{file}: damaged ({error}); delete it, and what it held is measured again") from error
+
+
+def _drop_checkpoint(out: Path) -> None:
+    """Of a finished training: several times its weights."""
+    (out / "training" / "detector" / "checkpoint.pt").unlink(missing_ok=True)

@@ -1,0 +1,92 @@
+"""Sets like a labelled few of a target: change ratios and sizes measured on labels, asked of the simulator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from changeanywhere.cli import run as command
+from changeanywhere.errors import ConfigError
+from changeanywhere.events import EventOptions
+from changeanywhere.generation.like import like_pairs
+from changeanywhere.generation.targets import SetTargets
+from conftest import write_source
+
+SIDES = ((), (), (10,), (12, 12), (12, 16), (16, 16, 10))
+"""Squares of each pair, px; the first two do not change."""
+
+
+def write_target(root: Path) -> Path:
+    """Six pairs of 64 px with squares that are there at the second date."""
+    for folder in ("A", "B", "label", "list"):
+        (root / folder).mkdir(parents=True)
+    for number, sides in enumerate(SIDES):
+        label = np.zeros((64, 64), np.uint8)
+        for place, side in enumerate(sides):
+            label[2 + 20 * place : 2 + 20 * place + side, 4 : 4 + side] = 255
+        for folder, array in (("A", np.zeros((64, 64, 3), np.uint8)), ("B", label[..., None].repeat(3, 2))):
+            Image.fromarray(array).save(root / folder / f"{number}.png")
+        Image.fromarray(label).save(root / "label" / f"{number}.png")
+    (root / "list" / "train.txt").write_text("".join(f"{number}.png\n" for number in range(6)))
+    return root
+
+
+def test_what_is_measured(tmp_path: Path) -> None:
+    target = write_target(tmp_path / "target")
+    targets, events = like_pairs(SetTargets(like=str(target)), EventOptions())
+    assert targets.no_change == pytest.approx(1 / 3, abs=1e-5)
+    assert sum(targets.ratios.values()) == pytest.approx(2 / 3, abs=1e-5) and len(targets.ratios) == 2
+    edges = [float(edge) for text in targets.ratios for edge in text.split("-")]
+    low, high = edges[0], edges[-1]
+    assert low <= 100 / 4096 and high > (2 * 256 + 100) / 4096
+    assert events.areas[0] >= 100 and events.areas[-1] <= 256
+    assert targets.like is not None and targets.like.startswith("target: 6 labels of ")
+    listing = tmp_path / "few.txt"
+    listing.write_text("2.png\n3.png\n")
+    few, _ = like_pairs(SetTargets(like=str(target), like_list=str(listing)), EventOptions())
+    assert few.no_change == 0 and few.like is not None and ": 2 labels of " in few.like
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    target = str(write_target(tmp_path / "target"))
+    (tmp_path / "quiet.txt").write_text("0\n1\n")
+    (tmp_path / "absent.txt").write_text("9.png\n")
+    for given, events, message in (
+        (SetTargets(like=target, no_change=0.1), EventOptions(), "targets.no_change is 0.1"),
+        (SetTargets(like=target), EventOptions(areas=(1, 2)), "events.areas is"),
+        (SetTargets(like=target, like_list=str(tmp_path / "quiet.txt")), EventOptions(), "pairs of which some change"),
+        (
+            SetTargets(like=target, like_list=str(tmp_path / "absent.txt")),
+            EventOptions(),
+            r"absent.txt: 9.png is not",
+        ),
+        (SetTargets(like=target, like_list=str(tmp_path / "no.txt")), EventOptions(), r"no.txt: cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            like_pairs(given, events)
+    with pytest.raises(ConfigError, match=r"targets\.like_list is 'x'"):
+        SetTargets(like_list="x").check()
+
+
+def test_a_set_is_made_like_its_target_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = write_source(tmp_path / "source"), write_target(tmp_path / "target")
+    out = tmp_path / "out"
+    arguments = [
+        "simulate", "--source", str(source), "--out", str(out), "--num-pairs", "12", "--targets.like", str(target),
+        "--events.shape-bank", "--legend", "mini", "--tile-size", "64",
+    ]  # fmt: skip
+    assert command(arguments) == 0, capsys.readouterr().err
+    rows = {row["target"]: row for row in json.loads((out / "targets.json").read_text())}
+    assert len(rows) == 3 and all(abs(row["asked"] - row["reached"]) < 0.05 for row in rows.values())
+    records = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    areas = [event["area"] for record in records for event in record["events"]]
+    assert areas and max(areas) <= 256 and min(areas) >= 64
+    job = json.loads((out / "plan" / "job.json").read_text())
+    assert job["targets"]["like"].startswith("target: 6 labels") and job["events"]["areas"]
+    assert command(arguments) == 0, "the same command finds it finished"
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(target / "label" / "0.png")
+    assert command(arguments) == 2 and "was made with" in capsys.readouterr().err
