@@ -272,6 +272,21 @@ def test_unchanged(run: Run, pairs: Path, tiny_model_folder: Path) -> None:
     assert "largest loss of a single pair" in printed
 
 
+def test_cells(run: Run, tmp_path: Path) -> None:
+    """What is finished of a benchmark that still runs: a line a cell, gains where both arms are there."""
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    for arm, seed, f1 in (("only-sup", 0, 0.4), ("only-sup", 1, 0.5), ("made", 0, 0.6), ("made", 1, 0.71)):
+        record = {"detector": "fc_ef", "arm": arm, "share": 5, "seed": seed, "f1": f1, "precision": f1, "recall": f1}
+        record |= {"iou": f1, "collapsed": None, "scenes": {"a": [int(100 * f1), 10, 10, 10]}}
+        (tmp_path / "out" / "cells" / f"{arm}-{seed}.json").write_text(json.dumps(record))
+    recipe = {"detectors": ["fc_ef"], "pretraining": {"made": "x"}, "baselines": ["only-sup"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    printed = run("cells", tmp_path / "out", "--config", tmp_path / "recipe.yaml", "--to", tmp_path / "cells.csv")
+    assert "+20.5" in printed and "4 cells" in printed
+    lines = (tmp_path / "cells.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("detector,arm,share,seed,learning_rate,f1")
+
+
 def test_every_script_is_here() -> None:
     names: Sequence[str] = [f.stem for f in SCRIPTS.glob("*.py") if "def main(" in f.read_text()]
     assert {f"test_{name}" for name in names} <= set(globals())

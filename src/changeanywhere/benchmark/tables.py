@@ -87,8 +87,7 @@ def write_results(
         page += ["", f"## {title}", "", _line(table[0]), "|---" * len(table[0]) + "|", *map(_line, table[1:])]
     atomic_write(options.out / "table.md", ("\n".join(page) + "\n").encode())
     _write_csv(options.out / "table.csv", [headings, *lines])
-    keys = ("detector", "arm", "share", "seed", "learning_rate", *SCORES, "predicted_share", "collapsed")
-    _write_csv(options.out / "cells.csv", [keys, *([record.get(key) for key in keys] for record in records)])
+    write_cells(options.out / "cells.csv", records)
     atomic_write(options.out / "table.tex", latex(shaped).encode())
     named = {name: {k: v for k, v in scores.items() if k != "scenes"} for name, scores in constants.items()}
     content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
@@ -96,6 +95,12 @@ def write_results(
     atomic_write(options.out / "curves.svg", curves(rows, constants["all changed"]["f1"] or 0.0).encode())
     atomic_write(options.out / "learning.svg", learning_curves(records).encode())
     write_panels(options, records, test)
+
+
+def write_cells(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A line per cell: detector, arm, share, seed, rate, scores."""
+    keys = ("detector", "arm", "share", "seed", "learning_rate", *SCORES, "predicted_share", "collapsed")
+    _write_csv(file, [keys, *([record.get(key) for key in keys] for record in records)])
 
 
 def said_of_sets(options: BenchmarkOptions) -> list[str]:
