@@ -159,7 +159,7 @@ def other_json(content: bytes, draw: Draw) -> bytes:
 
 
 def other_file(root: Path, draw: Draw) -> tuple[str, bool]:
-    """Damage one file of the world; its name, and whether it is one of the source's."""
+    """Damage one file of the world; its name, and whether it is an image of the finished set."""
     part = draw(["src", "model", "set", "recipes", "src", "set"])
     files = sorted(path for path in (root / part).rglob("*") if path.is_file() and not path.is_symlink())
     file: Path = draw(files)
@@ -176,12 +176,12 @@ def other_file(root: Path, draw: Draw) -> tuple[str, bool]:
         file.mkdir()
     elif how == "size":
         file.write_bytes(png_of_size(draw([1, 64, 30_000, 2**31 - 1]), draw([1, 64, 30_000]), draw([0, 2, 3, 6])))
-    return f"{part}{file.suffix}", part == "src"
+    return f"{part}{file.suffix}", part == "set" and file.suffix == ".png"
 
 
 def damaged_files(root: Path, draw: Draw) -> Trial:
     """One to three files are not what they were."""
-    names = {other_file(root, draw)[0] for _ in range(draw(1, 3))}
+    damaged = [other_file(root, draw) for _ in range(draw(1, 3))]
     again = [each.replace("--out=out", "--out=set") for each in PASTE]
     recipe = [f"--config=recipes/{draw(['generate.yaml', 'map.yaml'])}"]
     commands = [
@@ -196,8 +196,13 @@ def damaged_files(root: Path, draw: Draw) -> Trial:
     ]
     commands += [["train", "segmenter", *TRAIN], ["init", "src"], [*GENERATE, "--legend-map=recipes/map.yaml"]]
     command = draw(commands)
+    images = any(of_images for _, of_images in damaged)
     return Trial(
-        f"files: {sorted(names)[0]}", [command], outputs=("out", "set", *(["src"] if command[0] == "init" else []))
+        f"files: {min(name for name, _ in damaged)}",
+        [command],
+        refuse=images and command == ["check", "set"],
+        outputs=("out", "set", *(["src"] if command[0] == "init" else [])),
+        checked=images,
     )
 
 

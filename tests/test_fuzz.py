@@ -13,7 +13,7 @@ import pytest
 import changeanywhere.check
 import fuzz_world
 from fuzz import a_seed, fuzz
-from fuzz_seeds import SEEDS
+from fuzz_seeds import PASTE, SEEDS
 from fuzz_world import Trial
 
 
@@ -52,7 +52,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "hangs": (lambda: time.sleep(60), "hangs in"),
     "spins": (lambda: [None for _ in iter(int, 1)], "hangs in"),
     "exits": (lambda: os._exit(7), "ends with 7"),
-    "escapes": (lambda: print("\x1b[2J"), "commands of a terminal"),
+    "escapes": (lambda: os.write(1, b"\x1b[2J"), "commands of a terminal"),
     "promises": (lambda: None, "exit code 0 with damaged output"),
 }
 
@@ -73,3 +73,20 @@ def test_mistakes_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_world, "SILENCE", 0.5)
     report = fuzz(minutes=1, first=0, trials=1, kinds=[trial])
     assert any(cause in found for found in report.found), report.found
+
+
+def test_a_damaged_image_of_a_finished_set_is_left_to_check_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run does not look at the images of a finished set; that ``check`` does is looked at."""
+
+    def trial(root: Path, draw: object) -> Trial:
+        (root / "set" / "label1" / "tile_1_0.png").write_bytes(b"")
+        return Trial("images", [[each.replace("--out=out", "--out=set") for each in PASTE]], outputs=("set",), **says)
+
+    says: dict[str, bool] = {"checked": True}
+    assert not fuzz(minutes=1, first=0, trials=1, kinds=[trial]).found
+    says = {}
+    assert "exit code 0 with damaged output (images)" in fuzz(minutes=1, first=0, trials=1, kinds=[trial]).found
+    says = {"checked": True}
+    monkeypatch.setattr(changeanywhere.check, "check_path", lambda path, options: "a generated dataset")
+    (found,) = fuzz(minutes=1, first=0, trials=1, kinds=[trial]).found.values()
+    assert "calls it sound" in found[0]

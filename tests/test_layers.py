@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors", "machine", "regular"],
     ["documents", "folders", "text"],
-    ["limits", "seals"],
+    ["limits", "seals", "terminal"],
     ["colours", "flags", "plain", "progress", "seeds", "stopping", "storage"],
     ["leases"],
     ["legend"],

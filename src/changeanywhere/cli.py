@@ -21,7 +21,8 @@ from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import check_out
-from changeanywhere.text import one_line, visible
+from changeanywhere.terminal import escape_streams, escaped_streams, say, say_lines
+from changeanywhere.text import one_line
 
 COMMANDS = {
     "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
@@ -40,6 +41,7 @@ EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``changeanywhere``; ends the process with the exit code, and quietly where its reader has gone."""
+    escape_streams()  # to the end of the process: a traceback quotes names, too
     try:
         code = run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -54,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        say_lines(_overview())
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from changeanywhere import __version__
 
-        print(__version__)
+        say(__version__)
         return 0
     command = arguments[0]
     if command not in COMMANDS:
@@ -78,7 +80,8 @@ def run(arguments: list[str]) -> int:
         "check": _check,
     }
     try:
-        dispatch[command](arguments[1:])
+        with escaped_streams():
+            dispatch[command](arguments[1:])
     except ChangeAnywhereError as error:
         if isinstance(error, ShortfallError):
             _print_shortfall(error)
@@ -102,28 +105,26 @@ def _generate(arguments: list[str]) -> None:
         with progress_bars() as progress:
             plan = dry_run(options, progress)
         missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
-        print(f"would write {plan.num_pairs} pairs{missing}")
-        print(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
+        say(f"would write {plan.num_pairs} pairs{missing}")
+        say(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
         return
     with progress_bars() as progress:
         report = generate(options, progress)
     _print_targets(report.reached)
     painted = f"painted {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s)"
     if report.num_open:
-        print(f"{painted}; {report.num_open} shards are still open")
-        print(
-            f"next: the other shares paint them; the last one, or changeanywhere finish {report.out}, makes the lists"
-        )
+        say(f"{painted}; {report.num_open} shards are still open")
+        say(f"next: the other shares paint them; the last one, or changeanywhere finish {report.out}, makes the lists")
         return
     if report.num_new:
-        print(f"{painted}; {report.num_pairs} in the dataset")
+        say(f"{painted}; {report.num_pairs} in the dataset")
     else:
-        print(f"nothing to do: all {report.num_pairs} pairs are there")
+        say(f"nothing to do: all {report.num_pairs} pairs are there")
     _print_skipped(report.skipped, options.out)
     if report.num_dropped:
-        print(f"dropped by the filter: {report.num_dropped}")
-    print(f"dataset: {report.out}")
-    print(f"report:  {report.report}")
+        say(f"dropped by the filter: {report.num_dropped}")
+    say(f"dataset: {report.out}")
+    say(f"report:  {report.report}")
 
 
 def _plan(arguments: list[str]) -> None:
@@ -135,8 +136,8 @@ def _plan(arguments: list[str]) -> None:
     with progress_bars() as progress:
         plan = plan_set(options, progress)
     missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
-    print(f"planned {plan.num_pairs} pairs in {plan.num_shards} shards{missing}: {options.out}")
-    print("next: the same command as generate, with --shard 0/N to N-1/N in N jobs")
+    say(f"planned {plan.num_pairs} pairs in {plan.num_shards} shards{missing}: {options.out}")
+    say("next: the same command as generate, with --shard 0/N to N-1/N in N jobs")
 
 
 def _finish(arguments: list[str]) -> None:
@@ -147,8 +148,8 @@ def _finish(arguments: list[str]) -> None:
 
     report = finish(options.path)
     _print_targets(report.reached)
-    print(f"dataset: {options.path} ({report.num_pairs} pairs)")
-    print(f"report:  {options.path / 'report.html'}")
+    say(f"dataset: {options.path} ({report.num_pairs} pairs)")
+    say(f"report:  {options.path / 'report.html'}")
 
 
 def _simulate(arguments: list[str]) -> None:
@@ -161,12 +162,12 @@ def _simulate(arguments: list[str]) -> None:
         report = simulate_source(options, progress)
     _print_targets(report.reached)
     _print_skipped(report.skipped, options.out)
-    print(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
+    say(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
 
 
 def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
     for name, asked, reached in rows:
-        print(f"{one_line(name)}: asked {asked:.1%}, reached {reached:.1%}")
+        say(f"{one_line(name)}: asked {asked:.1%}, reached {reached:.1%}")
 
 
 def _print_shortfall(error: ShortfallError) -> None:
@@ -179,7 +180,7 @@ def _print_shortfall(error: ShortfallError) -> None:
 
 def _print_skipped(lines: Sequence[str], out: Path) -> None:
     if lines:
-        print(f"left out: {len(lines)} that could not be read, listed in {out / 'skipped.txt'}")
+        say(f"left out: {len(lines)} that could not be read, listed in {out / 'skipped.txt'}")
 
 
 def _train(arguments: list[str]) -> None:
@@ -187,14 +188,14 @@ def _train(arguments: list[str]) -> None:
 
     if not arguments or arguments[0] not in STAGES:
         if arguments and arguments[0] in ("-h", "--help"):
-            print(f"usage: changeanywhere train {{{','.join(STAGES)}}} --config RECIPE --out DIR\n\n{EPILOG}")
+            say_lines(f"usage: changeanywhere train {{{','.join(STAGES)}}} --config RECIPE --out DIR\n\n{EPILOG}")
             return
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
     with progress_bars() as progress, polite_stop(on_key=True) as stop:
         result = train(arguments[0], options, progress, stop, given_flags(arguments[1:]))
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
-        print(f"finished: {result}")
+        say(f"finished: {result}")
 
 
 def _import(arguments: list[str]) -> None:
@@ -202,7 +203,7 @@ def _import(arguments: list[str]) -> None:
 
     if not arguments or arguments[0] not in FAMILIES:
         if arguments and arguments[0] in ("-h", "--help"):
-            print(
+            say_lines(
                 f"usage: changeanywhere import {{{','.join(FAMILIES)}}} CHECKPOINT [--legend NAME] --out DIR\n\n"
                 f"{EPILOG}"
             )
@@ -219,7 +220,7 @@ def _import(arguments: list[str]) -> None:
         check_out(detector.out)
         name, net = import_opencd(detector.checkpoint)
         save_detector(net, name, detector.out)
-        print(f"imported {name}: {detector.out}")
+        say(f"imported {name}: {detector.out}")
         return
     options = _parse("import ldm", ImportOptions, rest)
     from changeanywhere.models.folder import save_model
@@ -228,7 +229,7 @@ def _import(arguments: list[str]) -> None:
     check_out(options.out)
     legend = load_legend(options.legend)
     save_model(import_ldm(options.checkpoint, legend, options.num_heads, options.use_ema), options.out)
-    print(f"imported: {options.out}")
+    say(f"imported: {options.out}")
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -244,11 +245,11 @@ def _evaluate(arguments: list[str]) -> None:
     for figure in evaluation.figures:
         if figure.section != section:
             section = figure.section
-            print(section)
+            say(section)
         name = f"{figure.name}, {figure.of}" if figure.of else figure.name
-        print(f"  {one_line(name)}: {one_line(figure.in_words())}")
+        say(f"  {one_line(name)}: {one_line(figure.in_words())}")
     _print_skipped(evaluation.skipped, options.out)
-    print(f"report: {options.out / 'evaluation.html'}")
+    say(f"report: {options.out / 'evaluation.html'}")
 
 
 def _benchmark(arguments: list[str]) -> None:
@@ -259,21 +260,21 @@ def _benchmark(arguments: list[str]) -> None:
 
     with progress_bars() as progress, polite_stop() as stop:
         records = run_benchmark(options, progress, stop)
-    print(visible((options.out / ("plan.md" if options.dry_run else "table.md")).read_text()))
-    print(f"{len(records)} cells: {options.out}")
+    say_lines((options.out / ("plan.md" if options.dry_run else "table.md")).read_text())
+    say(f"{len(records)} cells: {options.out}")
 
 
 def _init(arguments: list[str]) -> None:
     from changeanywhere.init import InitOptions, init
 
-    print(init(_parse("init", InitOptions, _with_path(arguments))))
+    say_lines(init(_parse("init", InitOptions, _with_path(arguments))))
 
 
 def _check(arguments: list[str]) -> None:
     from changeanywhere.check import CheckOptions, check_path
 
     options = _parse("check", CheckOptions, _with_path(arguments))
-    print(visible(check_path(options.path, options)))
+    say_lines(check_path(options.path, options))
 
 
 def _with_path(arguments: list[str]) -> list[str]:
@@ -290,7 +291,7 @@ def _overview() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"changeanywhere: error: {one_line(message)}", file=sys.stderr)
+    say(f"changeanywhere: error: {one_line(message)}", error=True)
     return code
 
 

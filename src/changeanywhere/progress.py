@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from changeanywhere.terminal import escape_streams, raw
+from changeanywhere.text import one_line
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many are done, how many there are), from any thread.
@@ -22,16 +26,19 @@ def silent(what: str, done: int, total: int) -> None:
 def progress_bars() -> Iterator[Progress]:
     """The bars of the command line, on standard error: description, rate, counts, elapsed and remaining time."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars = Bars(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    bars = Bars(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(file=raw(sys.stderr)))
     begun: dict[str, tuple[Any, float, int]] = {}
 
     def show(what: str, done: int, total: int) -> None:
         if not begun:
             bars.start()
+            escape_streams()  # of those that now print above the bars
+        what = escape(one_line(what))
         name = what.split("  ")[0]
         if name not in begun:
             begun[name] = (bars.add_task(what, total=total, completed=done), time.perf_counter(), done)
@@ -44,8 +51,10 @@ def progress_bars() -> Iterator[Progress]:
         described = f"{what}  {rate:.2f}/s" if done > first else what
         bars.update(task, completed=done, total=total, description=described)
 
+    before = sys.stdout, sys.stderr
     try:
         yield show
     finally:
         if begun:  # a bar that never began leaves no line
             bars.stop()
+            sys.stdout, sys.stderr = before

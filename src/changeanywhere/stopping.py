@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from changeanywhere.terminal import say_lines
 
 REPEATED_WITHIN = 10.0
 
@@ -36,7 +37,7 @@ def polite_stop(on_key: bool = False) -> Iterator[threading.Event]:
         if first[-1] - first[0] >= (REPEATED_KEY if number == signal.SIGINT else REPEATED_WITHIN):
             raise KeyboardInterrupt
         if number == signal.SIGINT and not stop.is_set():
-            print("\nstopping with a checkpoint after this step; Ctrl-C again: at once, without", file=sys.stderr)
+            say_lines("\nstopping with a checkpoint after this step; Ctrl-C again: at once, without", error=True)
         stop.set()
 
     numbers = [signal.SIGTERM, *([signal.SIGINT] if on_key else [])]

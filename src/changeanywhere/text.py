@@ -37,6 +37,11 @@ def visible(text: str) -> str:
     return "".join(c if c in "\n\t" or c in JOINERS or _is_visible(c) else _code(c) for c in text)
 
 
+def in_a_line(text: str) -> str:
+    """:func:`visible`, with line breaks as codes, too: a name cannot forge a line of a log."""
+    return visible(text).replace("\n", "\\n")
+
+
 def one_line(text: str) -> str:
     """:func:`visible`, without line breaks."""
     return " ".join(visible(text).split())

@@ -33,6 +33,7 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import HELD_OUT_SEED, stream
 from changeanywhere.storage import atomic_write, refuse_way_out
+from changeanywhere.terminal import say
 from changeanywhere.training.detection import ChangeScores, sum_of
 from changeanywhere.training.detector import evaluate_pairs, select_pairs
 from changeanywhere.training.pair_batches import label_of
@@ -211,7 +212,7 @@ def run_benchmark(
         if file.is_file():
             records.append(noted(file))
             continue
-        print(f"cell {number} of {len(cells)}: {cell.key}", flush=True)
+        say(f"cell {number} of {len(cells)}: {cell.key}")
         try:
             record = benchmark.finish(cell)
         except (ChangeAnywhereError, RuntimeError) as error:

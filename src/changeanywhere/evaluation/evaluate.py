@@ -32,6 +32,7 @@ from changeanywhere.sources import open_source
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write
+from changeanywhere.text import in_a_line
 
 MIN_TILES = 4
 
@@ -65,7 +66,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
         figures += found
     _write(options, figures, pictures, crops)
     if opened.skipped:
-        atomic_write(options.out / "skipped.txt", "".join(f"{line}\n" for line in opened.skipped).encode())
+        atomic_write(options.out / "skipped.txt", "".join(f"{in_a_line(line)}\n" for line in opened.skipped).encode())
     return Evaluation(figures, opened.skipped)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +20,7 @@ from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.writer import Targets, finalise
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import Store, hash_of
+from changeanywhere.terminal import say
 
 HELD = ("metadata.jsonl", "targets.json", "legend.json", *(f"list/{split}.txt" for split in SPLITS))
 """Files of a whole set that are data: held to their checksums. Card and report may be edited."""
@@ -62,7 +62,7 @@ def is_finished(store: Store, plan: PlanSummary) -> bool:
     try:
         check_held(store, plan)
     except DocumentError as error:
-        print(f"{store.describe(CHECKSUMS)}: {error}; lists and metadata are made again", file=sys.stderr)
+        say(f"{store.describe(CHECKSUMS)}: {error}; lists and metadata are made again", error=True)
         return False
     return True
 

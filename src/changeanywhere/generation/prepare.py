@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -46,6 +45,8 @@ from changeanywhere.sources import Source, open_source
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE
 from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import LocalStore, Store
+from changeanywhere.terminal import say
+from changeanywhere.text import in_a_line
 
 CPU_BATCH = 4
 ASKED = "plan/asked.json"
@@ -166,7 +167,7 @@ def note_inputs(job: Job, store: Store) -> None:
     """Write ``skipped.txt`` (tiles left out) and ``transitions.json`` (weights, usual sizes), where there are any."""
     tiles = job.tiles
     if tiles.skipped:
-        store.put("skipped.txt", "".join(f"{line}\n" for line in tiles.skipped).encode())
+        store.put("skipped.txt", "".join(f"{in_a_line(line)}\n" for line in tiles.skipped).encode())
     context, legend = tiles.events.context, tiles.source.legend
     if context.transitions is not None:
         sizes = {legend.name_of(c): list(limits) for c, limits in context.sizes.items()}
@@ -235,13 +236,13 @@ def _warn_of_sampling(options: SimulateOptions, source: Source, info: ModelInfo 
     """Say on stderr which tiles the model does not know at their size, and for which limits in m² do not hold."""
     gsds = [item.gsd_m for item in source.items]
     if info is not None and (warning := outside_sampling(info, gsds)):
-        print(f"{options.source}: {warning}", file=sys.stderr)
+        say(f"{options.source}: {warning}", error=True)
     limited = any(getattr(options.events, name) is not None for name in ("min_area_m2", "max_area_m2"))
     if limited and (unknown := gsds.count(None)):
-        print(
+        say(
             f"{options.source}: {unknown} of {len(gsds)} tiles have no known ground sampling; limits in m2 do not hold "
             "for them (give gsd_m in provenance.csv)",
-            file=sys.stderr,
+            error=True,
         )
 
 
@@ -300,10 +301,10 @@ def _warn_of_turned_shadows(sampling: Sampling, options: GenerateOptions) -> Non
     events = options.events
     for name, value in (("rotate", events.rotate), ("flip", events.flip)):
         if sampling.from_exemplars and value not in ("none", False):
-            print(
+            say(
                 f"{options.out}: events.{name} {value} turns shadows with the objects that cast them; leave it out, or "
                 "give --exemplar-strength 1",
-                file=sys.stderr,
+                error=True,
             )
 
 
@@ -317,7 +318,7 @@ def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | N
     device = find_device(options.device if "device" in read else "cpu")
     fastest = default_dtype(device) if "dtype" in read else "float32"
     if before and "dtype" in read and options.dtype is None and (note := dtype_note(before.dtype, device)):
-        print(f"{options.out}: {note}", file=sys.stderr)
+        say(f"{options.out}: {note}", error=True)
     batch_size = options.batch_size or (before.batch_size if before else 0)
     return Machine(
         device=device.type,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from changeanywhere.errors import InputError
+from changeanywhere.terminal import say
 
 SYSTEM = "hidden or system files"
 
@@ -63,6 +63,6 @@ def say_passed_over(source: HasPassed) -> None:
     one for images whose place is not understood."""
     lines = [line for line in source.passed if SYSTEM not in line]
     if lines:
-        print(f"{source.root}: passed over {', '.join(lines)}", file=sys.stderr)
+        say(f"{source.root}: passed over {', '.join(lines)}", error=True)
     if said := without_place(source):
-        print(f"{source.root}: {said}", file=sys.stderr)
+        say(f"{source.root}: {said}", error=True)

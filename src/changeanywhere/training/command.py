@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -16,6 +15,8 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import JoinedSource, Source, open_images, open_source
 from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write, check_out
+from changeanywhere.terminal import say
+from changeanywhere.text import in_a_line
 from changeanywhere.training.checks import OF_IMAGES, cut_short, refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
@@ -97,7 +98,7 @@ def train(
     if stage == "first-stage":
         recipe, said = cut_short(recipe, given)
         if said and os.environ.get("RANK", "0") == "0":
-            print(said, file=sys.stderr)
+            say(said, error=True)
     recipe.check(section)
     if stage == "detector":
         from changeanywhere.training.detector import train_detector
@@ -130,7 +131,5 @@ def _note_skipped(source: Source, out: Path) -> None:
         return
     say_passed_over(source)
     if source.skipped:
-        atomic_write(out / "skipped.txt", "".join(f"{line}\n" for line in source.skipped).encode())
-        print(
-            f"left out: {len(source.skipped)} that could not be read, listed in {out / 'skipped.txt'}", file=sys.stderr
-        )
+        atomic_write(out / "skipped.txt", "".join(f"{in_a_line(line)}\n" for line in source.skipped).encode())
+        say(f"left out: {len(source.skipped)} that could not be read, listed in {out / 'skipped.txt'}", error=True)

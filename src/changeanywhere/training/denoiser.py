@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -24,6 +23,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import SourceItem
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import JoinedSource, Source
+from changeanywhere.terminal import say
 from changeanywhere.training.batches import mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
@@ -185,7 +185,7 @@ class DenoiserTraining(Stage):
             return
         taken = initialise_denoiser(self.denoiser, self.schedule, self.source.legend, init)
         if self.processes.is_main:
-            print(f"classes known to {init}: {', '.join(taken) or 'none, all start fresh'}", file=sys.stderr)
+            say(f"classes known to {init}: {', '.join(taken) or 'none, all start fresh'}", error=True)
         self.average.load(self.denoiser.state_dict())
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:

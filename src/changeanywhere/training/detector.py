@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +22,7 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair
 from changeanywhere.seeds import step_seed
+from changeanywhere.terminal import say
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_pairs, sum_of
 from changeanywhere.training.folder import TrainingFolder
@@ -85,7 +85,7 @@ def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
     try:
         return select_pairs(settings, settings.val_split)
     except EmptySplitError as error:
-        print(f"{error}: no weights are selected, the last ones are the result", file=sys.stderr)
+        say(f"{error}: no weights are selected, the last ones are the result", error=True)
         return None
 
 

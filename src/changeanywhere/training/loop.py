@@ -7,7 +7,6 @@ parts, are averaged over the processes, and the weights move. Step N is a functi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from changeanywhere.errors import ChangeAnywhereError, ModelError
 from changeanywhere.progress import Progress, silent
+from changeanywhere.terminal import say
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.metrics import Metrics
 from changeanywhere.training.processes import Processes
@@ -105,7 +105,7 @@ def _resume(stage: Stage, folder: TrainingFolder) -> int:
             f"{folder.path}: the processes begin at different steps; every machine must see the same --out"
         )
     if stage.processes.is_main:
-        print(f"{stage.name.replace('_', '-')}: {stage.processes} from step {first_step}", file=sys.stderr)
+        say(f"{stage.name.replace('_', '-')}: {stage.processes} from step {first_step}", error=True)
     return first_step
 
 
@@ -117,9 +117,7 @@ def _keep_threads(stage: Stage, state: Mapping[str, Any]) -> None:
     if threads != own:
         torch.set_num_threads(threads)
         if stage.processes.is_main:
-            print(
-                f"going on with {threads} thread(s) as the run began, not {own}: results depend on it", file=sys.stderr
-            )
+            say(f"going on with {threads} thread(s) as the run began, not {own}: results depend on it", error=True)
 
 
 def take_step(stage: Stage, batch: Batch, step: int) -> dict[str, Tensor]:
