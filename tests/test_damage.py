@@ -100,10 +100,21 @@ def test_damage_of_a_marker_makes_its_shard_again(
     marker.write_bytes(damage(marker.read_bytes()))
     assert run(["check", str(folder / "out")]) == 2
     assert str(marker) in capsys.readouterr().err
-    (folder / "out" / "checksums.json").unlink()
-    assert run(arguments(folder, command)) == 0
+    assert run(arguments(folder, command)) == 0, "a set that was finished is looked at all the same"
     assert files_of(folder / "out") == before
     assert run(["check", str(folder / "out")]) == 0
+
+
+def test_a_finished_set_that_lost_its_last_file_is_damaged(
+    copied: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not unfinished, which would let check pass over whatever else is wrong with it."""
+    command, folder = copied
+    last = folder / "out" / ("report.html" if command == "generate" else "annotations.json")
+    last.unlink()
+    assert run(["check", str(folder / "out")]) == 2
+    assert str(last) in capsys.readouterr().err
+    assert run(arguments(folder, command)) == 0 and run(["check", str(folder / "out")]) == 0
 
 
 @pytest.mark.parametrize("damage", [cut, without_a_line, other_digit, lambda _: b""], ids=["cut", "line", "digit", "0"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -151,6 +152,29 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "leases" / "plan.json")
     with pytest.raises(OSError):
         Leases(store).claim("plan")
+
+
+@pytest.mark.parametrize("how", ["flag", "equals", "recipe", "merged", "inline", "device", "folder"])
+def test_a_recipe_is_a_file_and_opens_no_other(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "recipe.yaml").write_text(f"config: {tmp_path / 'pipe'}\n")
+    (tmp_path / "merged.yaml").write_text(f"<<: [{{config: {tmp_path / 'pipe'}}}]\n")
+    given = {
+        "flag": ["--config", str(tmp_path / "pipe")],
+        "equals": [f"--config={tmp_path / 'pipe'}"],
+        "recipe": ["--config", str(tmp_path / "recipe.yaml")],
+        "merged": ["--config", str(tmp_path / "merged.yaml")],
+        "inline": ["--config", f"config: {tmp_path / 'pipe'}"],
+        "device": ["--config", "/dev/zero"],
+        "folder": ["--config", str(tmp_path)],
+    }[how]
+    signal.alarm(20)  # ends a test that waits
+    try:
+        assert run([*command(tmp_path, "simulate"), *given]) == 2
+    finally:
+        signal.alarm(0)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "config" in said and "allowed" in said
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "", ".", "a/../b"])

@@ -48,7 +48,8 @@ def describe_set(folder: Path, preview: Path | None = None, max_megapixels: floa
             keys += _keys(store, shard, marker, job.finishing.filter.drops)
             _check_files(folder, shard.number, marker["files"])
     last = "report.html" if job.painter else "annotations.json"
-    if done < plan.num_shards or not store.exists(last):
+    was_finished = store.exists(last) or store.exists(CHECKSUMS)
+    if done < plan.num_shards or not was_finished:
         return f"{folder}: an unfinished dataset, {done} of {plan.num_shards} shards\nnext: the same command again"
     _refuse_strangers(folder, files)
     for name in FINAL_FILES if job.painter else ("events.jsonl", "legend.json"):

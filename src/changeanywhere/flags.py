@@ -94,9 +94,15 @@ def _check_yaml(arguments: list[str]) -> None:
         name, equals, value = argument.partition("=")
         if not name.startswith("-") or not equals:
             value = argument
-        is_file = (name if equals else arguments[i - 1] if i else "") == "--config" and Path(value).is_file()
+        is_recipe = (name if equals else arguments[i - 1] if i else "") == "--config"
+        is_file = is_recipe and Path(value).is_file()
+        if is_recipe and not is_file and Path(value).exists():
+            raise ConfigError(f"config is {value!r}; allowed: a file (a pipe or device would be waited for)")
         try:
-            check_yaml(_bounded(Path(value)) if is_file else value)
+            content = _bounded(Path(value)) if is_file else value
+            check_yaml(content)
+            if is_recipe and _names_a_recipe(yaml.compose(content, Loader=yaml.SafeLoader)):
+                raise ConfigError(f"{value[:80]}: config is in it; allowed: options, since a recipe opens no other")
         except DocumentError as error:
             raise ConfigError(f"{value if is_file else name[:80]}: {error}") from error
         except (yaml.YAMLError, UnicodeError) as error:
@@ -104,6 +110,14 @@ def _check_yaml(arguments: list[str]) -> None:
                 raise ConfigError(f"{value}: not YAML ({' '.join(str(error).split())[:200]})") from error
         except RecursionError as error:
             raise ConfigError(f"{value if is_file else name[:80]}: nested without end") from error
+
+
+def _names_a_recipe(node: yaml.Node | None) -> bool:
+    """Whether a mapping has the key ``config``, which the parser would open, or merges one that has it."""
+    if isinstance(node, yaml.SequenceNode):
+        return any(map(_names_a_recipe, node.value))
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return any(key.value == "config" or (key.value == "<<" and _names_a_recipe(value)) for key, value in pairs)
 
 
 def _bounded(file: Path) -> bytes:

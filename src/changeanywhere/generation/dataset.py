@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from changeanywhere.pairs.names import CHECKSUMS, FINAL_FILES, SPLITS
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.writer import Targets, finalise
 from changeanywhere.seals import sealed, unsealed
-from changeanywhere.storage import Store, hash_of
+from changeanywhere.storage import Store, content_hash, hash_of
 from changeanywhere.terminal import say
 
 HELD = ("metadata.jsonl", "targets.json", "legend.json", *(f"list/{split}.txt" for split in SPLITS))
@@ -51,7 +52,8 @@ def marker_of(store: Store, plan: PlanSummary, number: int) -> Marker | None:
 
 
 def is_finished(store: Store, plan: PlanSummary) -> bool:
-    """Whether every shard has its marker and the set its lists, metadata, card, report and checksums (written last).
+    """Whether every shard has the marker that was there when the set was finished, and the set its lists, metadata,
+    card, report and checksums (written last).
 
     :class:`OutputError` where lists or metadata are not what was written.
     """
@@ -60,16 +62,25 @@ def is_finished(store: Store, plan: PlanSummary) -> bool:
     if not markers or not all(store.exists(name) for name in (*FINAL_FILES, CHECKSUMS)):
         return False
     try:
-        check_held(store, plan)
+        held = check_held(store, plan)
     except DocumentError as error:
         say(f"{store.describe(CHECKSUMS)}: {error}; lists and metadata are made again", error=True)
         return False
-    return True
+    return held in ("", _hash_of_markers(store, plan))
 
 
-def check_held(store: Store, plan: PlanSummary) -> None:
+def _hash_of_markers(store: Store, plan: PlanSummary) -> str:
+    """Of all markers as they lie there, in the order of their numbers."""
+    seen = hashlib.sha256()
+    for number in range(plan.num_shards):
+        seen.update(content_hash(store.get(marker_name(number))).encode())
+    return seen.hexdigest()
+
+
+def check_held(store: Store, plan: PlanSummary) -> str:
     """Hold lists and metadata to their checksums: :class:`OutputError` naming the one that is not what was written,
-    :class:`DocumentError` where the checksums themselves are damaged or of another plan."""
+    :class:`DocumentError` where the checksums themselves are damaged or of another plan. Returns the hash of the
+    markers that they were made from ("" where an earlier edition wrote them)."""
     content, _ = unsealed(store.get(CHECKSUMS))
     files = content.get("files")
     if not isinstance(files, dict) or content.get("plan") != plan.seal:
@@ -80,6 +91,7 @@ def check_held(store: Store, plan: PlanSummary) -> None:
         with store.open(name) as file:
             if hash_of(file) != digest:
                 raise OutputError(f"{store.describe(name)}: not what was written; {_again(store)}")
+    return str(content.get("markers", ""))
 
 
 def _again(store: Store) -> str:
@@ -97,7 +109,8 @@ def note_held(store: Store, plan: PlanSummary, names: Sequence[str] = HELD) -> N
             with store.open(name) as file:
                 files[name] = hash_of(file)
     store.keep(files)
-    store.put(CHECKSUMS, sealed({"plan": plan.seal, "files": files}, indent=1))
+    content = {"plan": plan.seal, "markers": _hash_of_markers(store, plan), "files": files}
+    store.put(CHECKSUMS, sealed(content, indent=1))
     store.keep([CHECKSUMS])
 
 
