@@ -27,7 +27,7 @@ test-slow: install
 
 # Fifty SIGKILLs over a run of 200 pairs, one before and after every storage call, five in eight jobs that share a set.
 test-faults: install
-	$(BIN)/python -m pytest -m faults tests/test_faults.py tests/test_shares.py
+	$(BIN)/python -m pytest -m faults tests/test_faults.py tests/test_shares.py tests/test_buckets.py
 
 # Hostile files, folders and options, at random from a seed, for ten minutes; fails if anything is found.
 MINUTES ?= 10

@@ -80,13 +80,15 @@ def test_a_damaged_image_of_a_finished_set_is_left_to_check_and_no_more(monkeypa
 
     def trial(root: Path, draw: object) -> Trial:
         (root / "set" / "label1" / "tile_1_0.png").write_bytes(b"")
-        return Trial("images", [[each.replace("--out=out", "--out=set") for each in PASTE]], outputs=("set",), **says)
+        return Trial(
+            "images", [[each.replace("--out=out", "--out=set") for each in PASTE]], outputs=("set",), checked=checked
+        )
 
-    says: dict[str, bool] = {"checked": True}
+    checked = True
     assert not fuzz(minutes=1, first=0, trials=1, kinds=[trial]).found
-    says = {}
+    checked = False
     assert "exit code 0 with damaged output (images)" in fuzz(minutes=1, first=0, trials=1, kinds=[trial]).found
-    says = {"checked": True}
+    checked = True
     monkeypatch.setattr(changeanywhere.check, "check_path", lambda path, options: "a generated dataset")
     (found,) = fuzz(minutes=1, first=0, trials=1, kinds=[trial]).found.values()
     assert "calls it sound" in found[0]

@@ -15,7 +15,7 @@ FLOORS = [
     ["documents", "folders", "text"],
     ["limits", "seals", "terminal"],
     ["colours", "flags", "plain", "progress", "seeds", "stopping", "storage"],
-    ["leases"],
+    ["buckets", "leases"],
     ["legend"],
     ["sample"],
     ["rasters"],

@@ -191,11 +191,10 @@ def test_names_of_objects(tmp_path: Path, name: str) -> None:
 def test_addresses_are_no_folders(
     tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Where a command writes to folders alone, an address makes no folder of that name."""
     write_source(tmp_path / "src", num_tiles=2)
     monkeypatch.chdir(tmp_path)
     commands = [
-        [*command(tmp_path), f"--out={out}"],
-        [*command(tmp_path, "simulate"), f"--out={out}"],
         ["train", "segmenter", f"--data.source={tmp_path / 'src'}", f"--out={out}"],
         ["evaluate", "--model=mini", f"--source={tmp_path / 'src'}", f"--out={out}"],
         ["benchmark", "--pairs=x", f"--out={out}"],
@@ -207,6 +206,25 @@ def test_addresses_are_no_folders(
         assert run(each) == 2, each
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and "allowed: a folder of this machine" in said, said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
+
+
+@pytest.mark.parametrize(
+    "out",
+    ["file:///tmp/x", "https://a/b", "hdfs://a/b", "s3://", "s3://u:secret@b/x", "s3://b/x?key=secret", "s3://b/../x"],
+)
+def test_addresses_without_support_are_refused(
+    tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_source(tmp_path / "src", num_tiles=2)
+    monkeypatch.chdir(tmp_path)
+    for each in (command(tmp_path), command(tmp_path, "simulate"), ["finish"], ["check"]):
+        place = [*each, f"--out={out}"] if len(each) > 1 else [*each, out]
+        assert run(place) == 2, place
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "allowed: " in said and "secret" not in said, said
+    assert run(["generate", f"--source={out}", "--out=set"]) == 2
+    assert "allowed: " in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
 
 

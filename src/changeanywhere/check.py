@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from changeanywhere.buckets import local_copy
 from changeanywhere.check_data import describe_pairs, describe_source
 from changeanywhere.check_set import describe_set
 from changeanywhere.documents import parse_json
@@ -15,6 +16,7 @@ from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
 from changeanywhere.preview import check_target
 from changeanywhere.regular import read_regular
 from changeanywhere.sources import SourceOptions
+from changeanywhere.storage import address_of
 
 NETWORKS = (
     ("detector", "a change detector"),
@@ -43,6 +45,9 @@ def check_path(path: str | Path, options: SourceOptions | None = None) -> str:
 
     ``options``: how to open it where it is a source; :class:`ConfigError` for options of a source where it is none.
     """
+    address = address_of(path)
+    if address is not None:
+        return _check_address(address, options)
     folder = Path(path)
     if not folder.exists():
         raise InputError(f"{folder}: does not exist")
@@ -67,6 +72,16 @@ def check_path(path: str | Path, options: SourceOptions | None = None) -> str:
     if asked.preview is not None and "picture: " not in described:
         raise ConfigError(f"preview is {str(asked.preview)!r}; {folder} holds neither tiles nor whole pairs to draw")
     return described
+
+
+def _check_address(address: str, options: SourceOptions | None) -> str:
+    """:func:`check_path` of a copy, which has the same bytes; said of the address."""
+    copy = local_copy(address)
+    asked = replace(options, path=copy) if isinstance(options, CheckOptions) else options
+    try:
+        return check_path(copy, asked).replace(str(copy), address)
+    except InputError as error:
+        raise type(error)(str(error).replace(str(copy), address)) from error
 
 
 def _described(folder: Path, asked: CheckOptions) -> str | None:

@@ -20,7 +20,7 @@ from changeanywhere.flags import given_flags, parse
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
-from changeanywhere.storage import check_out
+from changeanywhere.storage import check_out, shown
 from changeanywhere.terminal import escape_streams, escaped_streams, say, say_lines
 from changeanywhere.text import one_line
 
@@ -114,7 +114,7 @@ def _generate(arguments: list[str]) -> None:
     painted = f"painted {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s)"
     if report.num_open:
         say(f"{painted}; {report.num_open} shards are still open")
-        say(f"next: the other shares paint them; the last one, or changeanywhere finish {report.out}, makes the lists")
+        say(f"next: the other shares paint them; the last one, or finish {shown(report.out)}, makes the lists")
         return
     if report.num_new:
         say(f"{painted}; {report.num_pairs} in the dataset")
@@ -123,8 +123,8 @@ def _generate(arguments: list[str]) -> None:
     _print_skipped(report.skipped, options.out)
     if report.num_dropped:
         say(f"dropped by the filter: {report.num_dropped}")
-    say(f"dataset: {report.out}")
-    say(f"report:  {report.report}")
+    say(f"dataset: {shown(report.out)}")
+    say(f"report:  {shown(report.report)}")
 
 
 def _plan(arguments: list[str]) -> None:
@@ -136,7 +136,7 @@ def _plan(arguments: list[str]) -> None:
     with progress_bars() as progress:
         plan = plan_set(options, progress)
     missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
-    say(f"planned {plan.num_pairs} pairs in {plan.num_shards} shards{missing}: {options.out}")
+    say(f"planned {plan.num_pairs} pairs in {plan.num_shards} shards{missing}: {shown(options.out)}")
     say("next: the same command as generate, with --shard 0/N to N-1/N in N jobs")
 
 
@@ -148,8 +148,8 @@ def _finish(arguments: list[str]) -> None:
 
     report = finish(options.path)
     _print_targets(report.reached)
-    say(f"dataset: {options.path} ({report.num_pairs} pairs)")
-    say(f"report:  {options.path / 'report.html'}")
+    say(f"dataset: {shown(options.path)} ({report.num_pairs} pairs)")
+    say(f"report:  {shown(options.path / 'report.html')}")
 
 
 def _simulate(arguments: list[str]) -> None:
@@ -162,7 +162,7 @@ def _simulate(arguments: list[str]) -> None:
         report = simulate_source(options, progress)
     _print_targets(report.reached)
     _print_skipped(report.skipped, options.out)
-    say(f"wrote the masks of {report.num_pairs} pairs: {report.out}")
+    say(f"wrote the masks of {report.num_pairs} pairs: {shown(report.out)}")
 
 
 def _print_targets(rows: Sequence[tuple[str, float, float]]) -> None:
@@ -180,7 +180,7 @@ def _print_shortfall(error: ShortfallError) -> None:
 
 def _print_skipped(lines: Sequence[str], out: Path) -> None:
     if lines:
-        say(f"left out: {len(lines)} that could not be read, listed in {out / 'skipped.txt'}")
+        say(f"left out: {len(lines)} that could not be read, listed in {shown(out / 'skipped.txt')}")
 
 
 def _train(arguments: list[str]) -> None:

@@ -24,7 +24,7 @@ from changeanywhere.regular import open_regular
 HASH_PART = 1 << 20
 PART = re.compile(r"\..+\.(\d+)(?:@([0-9a-f]{8}))?\.\d+\.part")
 """Name of a temporary file: of what, which process, of which machine, which thread."""
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")
 
 
 class Store(Protocol):
@@ -164,13 +164,42 @@ def refuse_way_out(root: Path, folder: Path) -> None:
         raise OutputError(f"{folder}: a link leads out of {root}, to {real}; remove it, or give another --out")
 
 
+def address_of(place: Path | str) -> str | None:
+    """The address ``scheme://BUCKET/…`` that a place is, also where ``Path`` made one slash of two; None: a folder."""
+    found = ADDRESS.match(str(place))
+    if not found:
+        return None
+    scheme, _, rest = str(place).partition(":")
+    return f"{scheme}://{rest.lstrip('/')}"
+
+
+def shown(place: Path | str) -> str:
+    """A place as people write it."""
+    return address_of(place) or str(place)
+
+
 def check_out(out: Path | str, *sources: Path | str | None) -> None:
     """:class:`OutputError` for an output folder that is none of this machine, or that lies in a source: it would be
     taken for tiles when the source is read again."""
-    if ADDRESS.match(str(out)):
-        raise OutputError(f"out is {str(out)!r}; allowed: a folder of this machine, or one that it mounts")
+    if (address := address_of(out)) is not None:
+        raise OutputError(f"out is {address!r}; allowed: a folder of this machine, or one that it mounts")
     if "\0" in str(out):
         raise OutputError(f"out is {str(out)!r}; allowed: a path without null characters")
+    _refuse_inside(out, sources)
+
+
+def check_place(out: Path | str, *sources: Path | str | None) -> None:
+    """:func:`check_out` for what can be written to a bucket, too."""
+    address = address_of(out)
+    if address is None:
+        check_out(out, *sources)
+        return
+    for source in (address_of(each) for each in sources if each):
+        if source and f"{address}/".startswith(f"{source.rstrip('/')}/"):
+            raise OutputError(f"out is {address!r}, in the source {source}; allowed: an address outside of it")
+
+
+def _refuse_inside(out: Path | str, sources: Iterable[Path | str | None]) -> None:
     real = Path(os.path.realpath(out))
     for source in sources:
         place = Path(os.path.realpath(source)) if source and "\0" not in str(source) else None
@@ -273,7 +302,12 @@ def _is_part(path: Path) -> bool:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Delete what killed processes of this machine were writing when they died; what a live one writes stays."""
+    """Delete what killed processes of this machine were writing when they died; what a live one writes stays.
+
+    A bucket has no such leftovers: objects are put whole.
+    """
+    if address_of(root) is not None:
+        return
     for part in root.rglob(".*.part"):
         found = PART.fullmatch(part.name)
         if found and found.group(2) in (None, _tag()) and not process_is_alive(found.group(1)):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from changeanywhere.buckets import store_at
 from changeanywhere.errors import ConfigError, LegendError, require
 from changeanywhere.generation.job import FILE as JOB_FILE
 from changeanywhere.generation.job import load_job
@@ -18,7 +19,6 @@ from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.info import EMBEDDED_SEGMENTER, hash_segmenter
 from changeanywhere.models.segmenter import Segmenter
-from changeanywhere.storage import LocalStore
 
 Image = npt.NDArray[np.uint8]
 Reader = Callable[[Sequence[Image]], npt.NDArray[np.uint8]]
@@ -58,7 +58,7 @@ def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: i
 
 def refuse_filter(judge: Path, pairs: Path) -> None:
     """:class:`ConfigError` where the set ``pairs`` was filtered by ``judge``, which finds good what it chose itself."""
-    store = LocalStore(pairs)
+    store = store_at(pairs)
     job = load_job(store) if store.exists(JOB_FILE) else None  # sets of the first edition do not say
     if job is not None and job.finishing.filter.action != "score":
         chosen = job.finishing.filter_hash == hash_segmenter(judge)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from changeanywhere.buckets import store_at
 from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, marker_of, open_shards, report_of
 from changeanywhere.generation.executors import Work
@@ -34,7 +35,7 @@ from changeanywhere.painters.base import Painter
 from changeanywhere.pairs.writer import Targets
 from changeanywhere.progress import Progress, silent
 from changeanywhere.stopping import polite_stop
-from changeanywhere.storage import LocalStore, Store, check_out, remove_leftovers
+from changeanywhere.storage import LocalStore, Store, check_place, remove_leftovers, shown
 
 DRY_RUN_BATCHES = 2  # the first warms up, the second is timed
 
@@ -84,8 +85,8 @@ def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateR
     be made, if fewer changes are feasible than asked for. SIGTERM ends the run after the shards that are being painted,
     with :class:`KeyboardInterrupt`.
     """
-    check_out(options.out, options.source)
-    store = LocalStore(options.out)
+    check_place(options.out, options.source)
+    store = store_at(options.out)
     share = Share.parse(options.shard)
     plan = load_summary(store)
     if plan is not None and is_asked_again(options, store) and is_finished(store, plan):
@@ -196,7 +197,7 @@ def threads_of(job: Job) -> Iterator[None]:
 def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:
     """Plan, paint two batches without writing them, and extrapolate from the second."""
     options.check()
-    store = LocalStore(options.out)
+    store = store_at(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)
     with tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-") as folder, threads_of(job):
@@ -231,7 +232,7 @@ def _report(out: Path, plan: PlanSummary, done: _Done, skipped: Sequence[str]) -
     if plan.missing and done.whole:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         asked = plan.num_pairs + sum(plan.missing.values())
-        raise ShortfallError(f"{out}: {plan.num_pairs} of {asked} pairs; missing: {parts}", report)
+        raise ShortfallError(f"{shown(out)}: {plan.num_pairs} of {asked} pairs; missing: {parts}", report)
     return report
 
 
@@ -242,4 +243,6 @@ def _noted(store: Store) -> list[str]:
 
 def _raise_on_empty(plan: PlanSummary, out: Path) -> None:
     if not plan.num_pairs:
-        raise ShortfallError(f"{out}: no change is feasible in any tile of the source; see 'kinds' and 'min_area'")
+        raise ShortfallError(
+            f"{shown(out)}: no change is feasible in any tile of the source; see 'kinds' and 'min_area'"
+        )

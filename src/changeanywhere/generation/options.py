@@ -13,7 +13,7 @@ from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import SourceOptions
-from changeanywhere.storage import check_out
+from changeanywhere.storage import check_place
 
 DEFAULT_SHARD = 32
 FILTER_ACTIONS = ("score", "drop", "resample")
@@ -41,9 +41,9 @@ class SimulateOptions(SourceOptions):
     """Options of ``changeanywhere simulate`` (events only, no model)."""
 
     source: Path
-    """Folder of single-date tiles: images/ + masks/, an OpenEarthMap tree, or a LoveDA tree."""
+    """Folder or address (s3://…) of single-date tiles: images/ + masks/, an OpenEarthMap tree, or a LoveDA tree."""
     out: Path
-    """Folder of the result; the same command again finishes what was interrupted."""
+    """Folder or address (s3://…) of the result; the same command again finishes what was interrupted."""
     num_pairs: int | None = None
     """Pairs in all; default: pairs_per_image times the number of tiles."""
     pairs_per_image: int = 2
@@ -58,7 +58,7 @@ class SimulateOptions(SourceOptions):
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""
         check_limits(self)
-        check_out(self.out, self.source)
+        check_place(self.out, self.source)
         self.targets.check()
         require(self.num_pairs is None or self.num_pairs > 0, "num_pairs", self.num_pairs, "1 or more")
         require(self.pairs_per_image > 0, "pairs_per_image", self.pairs_per_image, "1 or more")

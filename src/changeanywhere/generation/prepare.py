@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from changeanywhere.buckets import listing_of
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError, OutputError, require
@@ -44,7 +45,7 @@ from changeanywhere.progress import Progress
 from changeanywhere.sources import Source, open_source
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE
 from changeanywhere.sources.problems import say_passed_over
-from changeanywhere.storage import LocalStore, Store
+from changeanywhere.storage import LocalStore, Store, address_of
 from changeanywhere.terminal import say
 from changeanywhere.text import in_a_line
 
@@ -141,9 +142,12 @@ def settle_machine(job: Job, store: Store) -> None:
 
 def refuse_foreign(store: Store) -> None:
     """:class:`OutputError` where the place holds something that no command of ours put there."""
-    if load_job(store) is None and isinstance(store, LocalStore) and store.root.is_dir():
-        ours = ("plan", "leases")
-        strangers = sorted(path.name for path in store.root.iterdir() if path.name not in ours)
+    if load_job(store) is None:
+        if isinstance(store, LocalStore):
+            found = [path.name for path in store.root.iterdir()] if store.root.is_dir() else []
+        else:
+            found = [name.partition("/")[0] for name in store.list()]
+        strangers = sorted(set(found) - {"plan", "leases"})
         if strangers:
             raise OutputError(
                 f"{store.describe()}: not empty ({strangers[0]}) and not made by this command; give another --out"
@@ -331,14 +335,15 @@ def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | N
 
 def _asked(options: SimulateOptions) -> dict[str, Any]:
     said = {name: value for name, value in to_plain(options).items() if name not in ("out", "dry_run", "shard")}
-    return {"options": said, "files": _looks(_named_files(options))}
+    asked = {"options": said, "files": _looks(_named_files(options))}
+    listing = listing_of(options.source)
+    return asked if listing is None else asked | {"listing": listing}
 
 
 def _named_files(options: SimulateOptions) -> Iterator[Path]:
     """Files and folders that an answer may depend on."""
-    yield options.source
-    for parent in options.source.resolve().parents:  # legends and provenance are looked for there
-        yield from (parent / name for name in (*LEGEND_FILES, "provenance.csv"))
+    if address_of(options.source) is None:
+        yield from _source_and_above(options.source)
     for name in ("legend", "legend_map", "masks_t2"):
         value = getattr(options, name, None)
         if value is not None:
@@ -355,6 +360,12 @@ def _named_files(options: SimulateOptions) -> Iterator[Path]:
             yield options.critic.model
         if options.filter.model is not None:
             yield find_segmenter(options.filter.model)
+
+
+def _source_and_above(source: Path) -> Iterator[Path]:
+    yield source
+    for parent in source.resolve().parents:  # legends and provenance are looked for there
+        yield from (parent / name for name in (*LEGEND_FILES, "provenance.csv"))
 
 
 def _looks(places: Iterator[Path]) -> str:

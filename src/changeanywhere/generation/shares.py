@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from changeanywhere.buckets import store_at
 from changeanywhere.errors import OutputError, ShortfallError, require
 from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, open_shards, report_of
 from changeanywhere.generation.job import load_job
@@ -20,7 +21,7 @@ from changeanywhere.generation.plan import PlanSummary, load_summary
 from changeanywhere.generation.prepare import get_plan, job_of, note_asked, note_inputs, refuse_foreign
 from changeanywhere.leases import Leases
 from changeanywhere.progress import Progress, silent
-from changeanywhere.storage import LocalStore, remove_leftovers
+from changeanywhere.storage import remove_leftovers, shown
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def plan_set(options: GenerateOptions, progress: Progress = silent) -> PlanSumma
     A plan that is there already is returned as it is, if it is the same. Raises :class:`InputError`.
     """
     options.check()
-    store = LocalStore(options.out)
+    store = store_at(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)
     begun = load_job(store)
@@ -62,7 +63,7 @@ def plan_set(options: GenerateOptions, progress: Progress = silent) -> PlanSumma
         note_asked(options, store)
     if not plan.num_pairs:
         raise ShortfallError(
-            f"{options.out}: no change is feasible in any tile of the source; see 'kinds' and 'min_area'"
+            f"{shown(options.out)}: no change is feasible in any tile of the source; see 'kinds' and 'min_area'"
         )
     return plan
 
@@ -72,16 +73,16 @@ def finish(out: Path) -> SetReport:
 
     Raises :class:`OutputError` where there is no plan, :class:`ShortfallError` where shards are open.
     """
-    store = LocalStore(out)
+    store = store_at(out)
     job, plan = load_job(store), load_summary(store)
     if job is None or plan is None:
-        raise OutputError(f"{out}: no plan in it; make one with 'changeanywhere plan' or 'generate'")
+        raise OutputError(f"{shown(out)}: no plan in it; make one with 'changeanywhere plan' or 'generate'")
     missing = open_shards(store, plan)
     if missing:
         first = ", ".join(map(str, missing[:5]))
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ShortfallError(
-            f"{out}: {len(missing)} of {plan.num_shards} shards are not there ({first}{more}); "
+            f"{shown(out)}: {len(missing)} of {plan.num_shards} shards are not there ({first}{more}); "
             "generate --shard paints them"
         )
     leases = Leases(store)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from changeanywhere.buckets import store_at
 from changeanywhere.errors import OutputError, ShortfallError
 from changeanywhere.generation.dataset import OF_MASKS, in_key_order, note_held
 from changeanywhere.generation.executors import Work
@@ -39,7 +40,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair, change_transitions
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.stopping import polite_stop
-from changeanywhere.storage import LocalStore, Store, remove_leftovers
+from changeanywhere.storage import Store, remove_leftovers, shown
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def simulate_source(options: SimulateOptions, progress: Progress = silent) -> Si
     made, if fewer changes are feasible than asked for.
     """
     options.check()
-    store = LocalStore(options.out)
+    store = store_at(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)
     leases = Leases(store)
@@ -77,7 +78,7 @@ def simulate_source(options: SimulateOptions, progress: Progress = silent) -> Si
     report = SimulateReport(options.out, plan.num_pairs, reached, job.tiles.skipped)
     if plan.missing:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
-        raise ShortfallError(f"{options.out}: wrote {plan.num_pairs} pairs; missing: {parts}", report)
+        raise ShortfallError(f"{shown(options.out)}: wrote {plan.num_pairs} pairs; missing: {parts}", report)
     return report
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from changeanywhere.buckets import local_copy
 from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.folders import composed
 from changeanywhere.legend import Legend, Mask
@@ -192,13 +193,13 @@ class PairDataset:
 
 
 def load_pairs(folder: str | Path, split: str | None = None, max_megapixels: float | None = None) -> PairDataset:
-    """Open ``folder``: one of :data:`.layouts.LAYOUTS` with optional ``list/SPLIT.txt``, or such layouts in ``SPLIT/``.
+    """Open a folder or address: one of :data:`.layouts.LAYOUTS`, maybe with ``list/SPLIT.txt``, or such in ``SPLIT/``.
 
     ``split``: "train", "val", "test", or None for everything. A split that is asked for and not defined raises
     :class:`PairsError`; it is never silently the whole set. ``max_megapixels``: largest image that is read, by what its
     header says, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178.
     """
-    root = Path(folder)
+    root = local_copy(folder)
     if not root.is_dir():
         raise PairsError(f"{root}: no such folder")
     layout = layout_of(root)

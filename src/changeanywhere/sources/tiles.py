@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from changeanywhere.buckets import local_copy
 from changeanywhere.errors import InputError, SourceError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.progress import Progress, silent
@@ -204,11 +205,12 @@ def _windows(entry: Entry, info: Facts, size: int) -> list[tuple[str, Window]]:
 def open_source(
     root: Path | str, options: SourceOptions | None = None, masks: Path | None = None, progress: Progress = silent
 ) -> Source:
-    """Open a folder of single-date tiles in any known layout. Raises :class:`SourceError` and :class:`LegendError`.
+    """Open a folder or address of single-date tiles, in any known layout: :class:`SourceError`, :class:`LegendError`.
 
     ``masks``: a folder of other masks for the same images (``generate --masks-t2``); images without one are left out.
     """
-    return TileSource(Path(root), options or SourceOptions(), masks, progress)
+    second = local_copy(masks) if masks else None
+    return TileSource(local_copy(root), options or SourceOptions(), second, progress)
 
 
 def open_images(root: Path | str, legend: Legend, options: SourceOptions | None = None) -> Source:
@@ -216,4 +218,4 @@ def open_images(root: Path | str, legend: Legend, options: SourceOptions | None 
 
     Raises :class:`SourceError`.
     """
-    return TileSource(Path(root), options or SourceOptions(), legend=legend)
+    return TileSource(local_copy(root), options or SourceOptions(), legend=legend)
