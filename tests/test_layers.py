@@ -53,7 +53,8 @@ INSIDE = {
     "rasters": "facts ground tiff flat gate values classes __init__",
     "sources": "options problems base joined files entries matching provenance official layouts drafts legends "
     "unchanged tiles __init__",
-    "pairs": "names split layouts annotations record summary card labels codec reader report sheet writer __init__",
+    "pairs": "names split layouts annotations record summary card labels codec containers reader report sheet "
+    "writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
     "generation": "nuisances targets like options tiles job plan executors finish shard turns fidelity painting "
     "dataset prepare shares generate simulate __init__",

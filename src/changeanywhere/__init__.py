@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from changeanywhere.legend import Legend, load_legend
     from changeanywhere.models.detectors import Detector, build_detector
     from changeanywhere.models.import_opencd import detector_from_opencd
-    from changeanywhere.pairs import load_pairs
+    from changeanywhere.pairs import load_pairs, stream_pairs
     from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, SourceSample
 
 quiet_threads()  # before anything here imports torch, which reads it once
@@ -45,6 +45,7 @@ _HOMES = {
     "load_legend": "legend",
     "load_pairs": "pairs",
     "load_source": "api",
+    "stream_pairs": "pairs",
     "simulate": "events",
 }
 
@@ -69,6 +70,7 @@ __all__ = [
     "load_pairs",
     "load_source",
     "simulate",
+    "stream_pairs",
 ]
 
 

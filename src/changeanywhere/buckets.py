@@ -297,7 +297,13 @@ def _fetch(store: BucketStore, copy: LocalStore, names: list[str]) -> None:
             done.result()
 
 
+def cache_folder() -> Path:
+    """Where copies are kept; all of it can be deleted."""
+    return Path(os.environ.get("CHANGEANYWHERE_CACHE") or Path.home() / ".cache" / "changeanywhere")
+
+
 def _cache_of(address: str) -> Path:
     """Folder of an address in the cache; its last two parts keep their names, since sources are called by them."""
-    top = Path(os.environ.get("CHANGEANYWHERE_CACHE") or Path.home() / ".cache" / "changeanywhere")
-    return (top / hashlib.sha256(address.encode()).hexdigest()[:16]).joinpath(*PurePosixPath(address).parts[-2:])
+    return (cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]).joinpath(
+        *PurePosixPath(address).parts[-2:]
+    )

@@ -17,6 +17,7 @@ from changeanywhere.generation.dataset import check_held
 from changeanywhere.generation.job import FIRST_EDITION, load_job
 from changeanywhere.generation.plan import PlanSummary, ShardPlan, load_shard, load_summary
 from changeanywhere.generation.shard import marker_name
+from changeanywhere.pairs.containers import PLACE
 from changeanywhere.pairs.names import CHANGE_FOLDER, CHECKSUMS, FINAL_FILES, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.regular import read_regular
 from changeanywhere.seals import unsealed
@@ -106,7 +107,7 @@ def _check_files(folder: Path, number: int, files: Mapping[str, str]) -> None:
 
 def _refuse_strangers(folder: Path, files: set[str]) -> None:
     """Images that no shard wrote would be read as pairs."""
-    for name in (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS):
+    for name in (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS, PLACE):
         for path in sorted((folder / name).glob("*")):
             if not path.name.startswith(".") and f"{name}/{path.name}" not in files:
                 raise PairsError(f"{path}: no shard of this set wrote it; move it elsewhere")

@@ -27,15 +27,19 @@ PART = re.compile(r"\..+\.(\d+)(?:@([0-9a-f]{8}))?\.\d+\.part")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")
 
 
-class Store(Protocol):
-    """A place for objects.
-
-    What cannot be written raises :class:`OutputError`, what is not there ``FileNotFoundError``.
-    """
+class Puts(Protocol):
+    """What takes objects."""
 
     def put(self, name: str, content: bytes) -> None:
         """Make ``content`` the object ``name``, whole, in place of an older one."""
         ...
+
+
+class Store(Puts, Protocol):
+    """A place for objects.
+
+    What cannot be written raises :class:`OutputError`, what is not there ``FileNotFoundError``.
+    """
 
     def put_new(self, name: str, content: bytes) -> bool:
         """:meth:`put` only if there is no such object; False if there is one. Of several at once, one wins."""

@@ -163,9 +163,10 @@ def _write(options: EvaluateOptions, figures: list[Figure], pictures: Pictures, 
 
 def _open_pairs(folder: Path, max_megapixels: float | None) -> tuple[PairDataset, Legend]:
     dataset = load_pairs(folder, max_megapixels=max_megapixels)
-    if not (folder / "legend.json").is_file():
+    file = dataset.folder / "legend.json"
+    if not file.is_file():
         raise PairsError(f"{folder}: has no legend.json and no semantic masks; only generated sets can be evaluated")
-    return dataset, Legend.load(folder / "legend.json")
+    return dataset, Legend.load(file)
 
 
 def _side(dataset: PairDataset) -> int:

@@ -83,6 +83,8 @@ class Job:
     machine: Machine | None = None
     finishing: FinishingOptions = field(default_factory=FinishingOptions)
     versions: dict[str, str] = field(default_factory=lambda: current_versions())
+    container: str = "folder"
+    """``folder``, ``webdataset`` or ``parquet``: what the pairs of a shard lie in."""
     format: int = FORMAT
 
     @cached_property

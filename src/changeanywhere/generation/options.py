@@ -12,6 +12,7 @@ from changeanywhere.events import EventOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.limits import check_limits
+from changeanywhere.pairs.containers import check_format
 from changeanywhere.sources.options import SourceOptions
 from changeanywhere.storage import check_place
 
@@ -174,6 +175,9 @@ class GenerateOptions(SimulateOptions):
     filter: FilterOptions = field(default_factory=FilterOptions)
     image_format: str = "png"
     """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
+    format: str = "folder"
+    """What pairs lie in: ``folder`` (a file per image), ``webdataset`` (a tar per shard) or ``parquet`` (a table per
+    shard, for Hugging Face datasets and pandas)."""
     batch_size: int | None = None
     """Pairs painted at once; default: that of the dataset begun, else 4 on the CPU, on a GPU what its memory takes."""
     device: str | None = None
@@ -208,6 +212,7 @@ class GenerateOptions(SimulateOptions):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "1 or more")
         require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))
+        check_format(self.format)
         if self.masks_t2 is not None:
             self._check_given_masks()
 

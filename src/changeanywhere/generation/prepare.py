@@ -103,6 +103,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
         seed=options.seed,
         shard_size=painted.shard_size if painted else GenerateOptions.shard_size,
         finishing=_finishing(painted) if painted else FinishingOptions(),
+        container=painted.format if painted else GenerateOptions.format,
     )
     if kind is not None:
         job = _with_painter(job, options, kind, info, begun)

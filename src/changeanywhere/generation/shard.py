@@ -21,6 +21,7 @@ from changeanywhere.generation.finish import finished_pair
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
 from changeanywhere.painters.base import Batch, Donors, Painter, Painting
+from changeanywhere.pairs.containers import CONTAINERS, Packing
 from changeanywhere.pairs.record import SHARED, PairRecord, Provenance
 from changeanywhere.pairs.writer import write_pair
 from changeanywhere.seals import sealed, unsealed
@@ -58,6 +59,7 @@ def paint_shard(
     provenance = job.provenance
     batches = shard.batches(job.machine.batch_size)
     writes: list[Future[Written]] = []
+    packing = Packing() if job.container in CONTAINERS else None
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITER_THREADS) as writers:
         for pairs, batch in zip(batches, _ahead(reader, lambda pairs: read(job, pairs), batches), strict=True):
             if stop.is_set() and pairs is batches[0]:
@@ -67,11 +69,15 @@ def paint_shard(
 
                 def write(key: str = key, painting: Painting = painting, sample: Any = sample) -> Written:
                     pair, record = finished_pair(job, key, painting, sample, provenance)
-                    return write_pair(store, pair, job.tiles.source.legend, job.finishing.image_format), record
+                    return write_pair(
+                        packing or store, pair, job.tiles.source.legend, job.finishing.image_format
+                    ), record
 
                 writes.append(writers.submit(write))
             progress(len(pairs))
         written = [future.result() for future in writes]
+    if packing is not None:
+        written = packing.close(store, job.container, shard.number, written)
     put_marker(store, shard.number, written, shard.seal)
 
 

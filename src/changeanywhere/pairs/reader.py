@@ -15,6 +15,7 @@ from changeanywhere.buckets import local_copy
 from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.folders import composed
 from changeanywhere.legend import Legend, Mask
+from changeanywhere.pairs.containers import as_folder
 from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader
 from changeanywhere.pairs.layouts import (
     IMAGE_SUFFIXES,
@@ -193,13 +194,14 @@ class PairDataset:
 
 
 def load_pairs(folder: str | Path, split: str | None = None, max_megapixels: float | None = None) -> PairDataset:
-    """Open a folder or address: one of :data:`.layouts.LAYOUTS`, maybe with ``list/SPLIT.txt``, or such in ``SPLIT/``.
+    """Open a folder or address: one of :data:`.layouts.LAYOUTS`, maybe with ``list/SPLIT.txt``, or such in ``SPLIT/``;
+    or a set of containers.
 
     ``split``: "train", "val", "test", or None for everything. A split that is asked for and not defined raises
     :class:`PairsError`; it is never silently the whole set. ``max_megapixels``: largest image that is read, by what its
     header says, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178.
     """
-    root = local_copy(folder)
+    root = as_folder(local_copy(folder))
     if not root.is_dir():
         raise PairsError(f"{root}: no such folder")
     layout = layout_of(root)

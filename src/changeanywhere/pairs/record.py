@@ -70,6 +70,8 @@ class PairRecord:
     """Other tiles whose pixels are in it: ``key``, ``split``, ``licence``."""
     exemplars: Sequence[Mapping[str, Any]] = ()
     """Classes of changed ground that were painted over real pixels: ``class``, ``strength``, first ``timestep``."""
+    container: str = ""
+    """File of the set that the pair lies in; "": its files lie in folders, and the line does not say so."""
     provenance: Provenance = field(default_factory=Provenance)
 
     def own(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class PairRecord:
         content: dict[str, Any] = {"key": self.key}
         content |= {f"{folder}_file_name": name for folder, name in self.files.items()}
         for each in fields(self):
-            if each.name not in ("key", "files", "provenance"):
+            if each.name not in ("key", "files", "provenance") and (each.name != "container" or self.container):
                 value = getattr(self, each.name)
                 content[each.name] = list(value) if isinstance(value, tuple) else value
         return content
@@ -93,7 +95,7 @@ class PairRecord:
             "files": {f: content[f"{f}_file_name"] for f in FILE_FOLDERS if f"{f}_file_name" in content},
             "provenance": Provenance(**{name: content[name] for name in SHARED if name in content}),
         }
-        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors", "exemplars"}
+        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors", "exemplars", "container"}
         for each in fields(cls):
             if each.name not in own and (each.name in content or each.name not in has_default):
                 own[each.name] = content[each.name]

@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.codec import decode_image
+from changeanywhere.pairs.containers import get_file
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
@@ -66,7 +67,7 @@ def _class_item(name: str, color: tuple[int, int, int]) -> str:
 
 
 def _pair(store: Store, record: PairRecord, legend: Legend) -> str:
-    images = {folder: decode_image(store.get(name), name) for folder, name in record.files.items()}
+    images = {folder: decode_image(get_file(store, record, folder), name) for folder, name in record.files.items()}
     changes = ", ".join(name.replace("->", " → ") for name in record.transitions) or "no change"
     caption = f"<b>{xml(record.key)}</b> · {xml(record.kind)}: {xml(changes)}"
     caption += f" · {record.change_ratio:.2%} changed"

@@ -18,7 +18,7 @@ from changeanywhere.pairs.record import PairRecord, Provenance
 from changeanywhere.pairs.report import write_report
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.sample import ChangeMask, ChangePair, change_mask_of
-from changeanywhere.storage import Store, content_hash
+from changeanywhere.storage import Puts, Store, content_hash
 
 ImageFormat = Literal["png", "geotiff"]
 Targets = list[tuple[str, float, float]]
@@ -33,7 +33,7 @@ def check_labels(key: str, mask_t1: Mask, mask_t2: Mask, change_mask: ChangeMask
         raise PairsError(f"{key}: change mask disagrees with the semantic masks in {wrong} px; allowed: 0")
 
 
-def write_pair(store: Store, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
+def write_pair(store: Puts, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
     """Write all files of a pair; returns name → sha256.
 
     ``png``: 8-bit RGB images. ``geotiff``: bands and dtype of the arrays, CRS and transform of ``pair.georef``; the
@@ -55,7 +55,7 @@ def write_pair(store: Store, pair: ChangePair, legend: Legend, image_format: Ima
     return files | write_labels(store, pair, legend, image_format)
 
 
-def write_labels(store: Store, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
+def write_labels(store: Puts, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
     """Write ``label/`` (0 or 255), ``label1/`` and ``label2/`` (index, the legend as palette); name → sha256.
 
     Raises as :func:`write_pair` does; the images are not looked at.
@@ -117,6 +117,6 @@ def write_targets(store: Store, targets: Targets) -> None:
         store.put("targets.json", (to_json(rows, indent=1) + "\n").encode())
 
 
-def _put(store: Store, name: str, content: bytes) -> tuple[str, str]:
+def _put(store: Puts, name: str, content: bytes) -> tuple[str, str]:
     store.put(name, content)
     return name, content_hash(content)
