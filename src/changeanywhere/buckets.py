@@ -230,7 +230,7 @@ def _of_boto3() -> dict[str, Any]:
     if "AWS_ACCESS_KEY_ID" in os.environ:
         return {}
     try:
-        from boto3 import Session  # type: ignore[import-untyped, unused-ignore]
+        from boto3 import Session
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError:
         return {}
