@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import paint_latents
+from changeanywhere.diffusion.canvas import GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.scene import Networks, ScenePainter
+from changeanywhere.diffusion.scene_arrays import ArrayScene, mixed, pixels_of, scene_strengths
+from changeanywhere.diffusion.scene_bands import paint_changes, paint_everywhere
+from changeanywhere.diffusion.scene_groups import SceneView
+from changeanywhere.diffusion.windows import SIDE_STEP
 from changeanywhere.errors import ConfigError, InputError, ModelError
 from changeanywhere.legend import Legend
-from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.first_stage import DOWNSAMPLING, channels_last
 from changeanywhere.models.folder import Model, find_model, load_model, save_model
+from changeanywhere.sample import Normalisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -181,10 +188,7 @@ class ChangePairPipeline:
         Further settings: the fields of :class:`Sampling`. Raises :class:`InputError` where the arrays do not fit.
         """
         given = {"num_steps": num_steps, "free_fraction": free_fraction, "guidance_scale": guidance_scale, **settings}
-        unknown_names = set(settings) - set(asdict(Sampling()))
-        if unknown_names:
-            raise ConfigError(f"unknown setting {sorted(unknown_names)[0]!r}; allowed: {', '.join(asdict(Sampling()))}")
-        sampling = replace(self.default_sampling, **{k: v for k, v in given.items() if v is not None})
+        sampling = self._sampling_of(given)
         image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
         single = image.ndim == 3
         if single:
@@ -198,13 +202,92 @@ class ChangePairPipeline:
         result = to_uint8(self.decode_painted(painted, pixels, encoded, sampling))
         return result[0] if single else result
 
-    def _check_arrays(self, image: npt.NDArray[Any], mask: npt.NDArray[Any], change: npt.NDArray[np.bool_]) -> None:
+    def paint_scene(
+        self,
+        image_t1: npt.NDArray[np.uint8],
+        mask_t2: npt.NDArray[np.uint8],
+        change_mask: npt.NDArray[np.bool_],
+        *,
+        exemplar: npt.NDArray[np.uint8] | None = None,
+        seed: int = 0,
+        origin: tuple[int, int] = (0, 0),
+        paste_back: bool = False,
+        batch_size: int = 4,
+        window: int | None = None,
+        **settings: Any,
+    ) -> npt.NDArray[np.uint8]:
+        """A whole scene of any size by windows: image t1 uint8 ``[H, W, 3]``, mask t2 ``[H, W]``, change mask bool
+        ``[H, W]`` → image t2 uint8 ``[H, W, 3]``.
+
+        ``exemplar``: image t1 with real pixels of the new classes on changed ground (the command makes its own);
+        without it changed ground is painted from noise. ``origin``: row and column of the first pixel in the world,
+        multiples of 4: parts of a scene that are painted with their own origins fit together. ``window``: side in px,
+        by default that of the tiles the model was trained on. ``settings``: fields of :class:`Sampling`. What is not
+        painted keeps its bytes: with ``paste_back`` or ``free_fraction`` 0, all but what changed.
+        """
+        image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
+        sampling = self._sampling_of(settings)
+        strengths = scene_strengths(sampling, self.legend) if exemplar is not None else None
+        if exemplar is None:
+            sampling = replace(sampling, exemplar_strength=None, exemplar_ring=Sampling.exemplar_ring)
+        elif strengths is None or exemplar.shape != image.shape:
+            raise InputError(f"exemplar is {exemplar.shape}; allowed: the shape of image_t1, with a strength below 1")
+        if origin[0] % DOWNSAMPLING or origin[1] % DOWNSAMPLING:
+            raise InputError(f"origin is {origin}; allowed: multiples of {DOWNSAMPLING}")
+        self._check_arrays(image[None], mask[None], change[None], 1)
+        stretch = Normalisation.eight_bit(image.shape[2])
+        given = None if exemplar is None else pixels_of(exemplar, stretch)
+        view = ArrayScene(
+            pixels_of(image, stretch), mask, change, strengths, None if given is None else lambda box, _: given(box)
+        )
+        painter = self.scene_painter(view, sampling, seed, origin, window, size=batch_size, run=Remembering())
+        free = sampling.free_fraction > 0 and not paste_back
+        result = image.copy()
+        for band in paint_everywhere(painter) if free else paint_changes(painter, paste_back):
+            rows = result[band.row : band.row + len(band.image)]
+            rows[...] = np.where(band.share[..., None] > 0, mixed(stretch, rows, band.image, band.share), rows)
+        return result
+
+    def scene_painter(
+        self,
+        view: SceneView,
+        sampling: Sampling,
+        seed: int,
+        origin: tuple[int, int] = (0, 0),
+        window: int | None = None,
+        *,
+        size: int,
+        run: Runner,
+    ) -> ScenePainter:
+        """Paints ``view``; see :meth:`paint_scene`."""
+        self.check_sampling(sampling)
+        side = window or self.model.tile_size
+        multiple = max(self.denoiser.size_multiple, DOWNSAMPLING * SIDE_STEP)
+        least = -(-4 * DOWNSAMPLING * (2 * GUARD + RAMP) // multiple) * multiple
+        if side % multiple or side < least:
+            raise ConfigError(f"window is {side}; allowed: multiples of {multiple} px from {least}")
+        networks = Networks(self.encode, self.decode, self.denoiser, self.model.schedule)
+        height, width = (-(-length // DOWNSAMPLING) for length in view.shape)
+        place = (origin[0] // DOWNSAMPLING, origin[1] // DOWNSAMPLING)
+        plane = Plane(*place, height, width, side // DOWNSAMPLING)
+        return ScenePainter(networks, view, sampling, seed, plane, size, run)
+
+    def _sampling_of(self, settings: dict[str, Any]) -> Sampling:
+        """The model's own settings with those that are given; None: not given."""
+        unknown_names = set(settings) - set(asdict(Sampling()))
+        if unknown_names:
+            raise ConfigError(f"unknown setting {sorted(unknown_names)[0]!r}; allowed: {', '.join(asdict(Sampling()))}")
+        return replace(self.default_sampling, **{k: v for k, v in settings.items() if v is not None})
+
+    def _check_arrays(
+        self, image: npt.NDArray[Any], mask: npt.NDArray[Any], change: npt.NDArray[np.bool_], multiple: int = 0
+    ) -> None:
         channels = self.first_stage.vq_model.config.in_channels
         if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] != channels:
             raise InputError(f"image_t1 is {image.dtype} {image.shape}; allowed: uint8 [B, H, W, {channels}]")
         if mask.shape != image.shape[:3] or change.shape != image.shape[:3]:
             raise InputError(f"mask_t2 {mask.shape} and change_mask {change.shape} must be {image.shape[:3]}")
-        multiple = self.denoiser.size_multiple
+        multiple = multiple or self.denoiser.size_multiple
         if image.shape[1] % multiple or image.shape[2] % multiple:
             raise InputError(f"image is {image.shape[1]}x{image.shape[2]} px; allowed: multiples of {multiple}")
         self.legend.check(mask, "mask_t2")

@@ -1,0 +1,364 @@
+"""A whole scene painted by windows: the same calls as on tiles, on a latent plane that the networks see by windows.
+
+Changes that lie near each other are a group. A group that fits has one window of the canonical size around it, wherever
+it lies; larger ones, and the free tail of the whole scene, go through the overlapping windows of :mod:`.canvas`, whose
+predictions are averaged at every call. Noise follows from the place (:mod:`.place_noise`), so that neither the order of
+windows nor what else is in the scene changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from changeanywhere.diffusion.blended import Calls, mask_conditions, unknown_cells
+from changeanywhere.diffusion.canvas import (
+    AveragedCalls,
+    Blend,
+    Box,
+    Corner,
+    Plane,
+    Runner,
+    at_once,
+    over_windows,
+    see,
+)
+from changeanywhere.diffusion.exemplars import first_calls
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.place_noise import PlaceNoise
+from changeanywhere.diffusion.scene_groups import Changes, Group, SceneView, changes_of, in_pixels
+from changeanywhere.models.denoiser import Denoiser
+
+CODES = 32_767
+"""Painted pixels are kept as whole numbers of -CODES to CODES: half the disk of floats."""
+Reader = Callable[[Box], "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What paints: ``encode`` and ``decode`` of a pipeline, its denoiser and schedule."""
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    denoiser: Denoiser
+    schedule: DDPMScheduler
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups that are painted together, whose cells begin at the calls ``starts``."""
+
+    groups: tuple[Group, ...]
+    starts: tuple[int, ...]
+
+    @property
+    def first(self) -> Group:
+        """One of them: what they share, it has."""
+        return self.groups[0]
+
+
+@dataclass
+class _Ground:
+    """What is painted at once: ``[B, C, h, w]`` each, masks int64 ``[B, 4h, 4w]``."""
+
+    target: Tensor
+    """What is held, clean: the exemplar on own cells, date 1 elsewhere."""
+    noise: PlaceNoise
+    own: Tensor
+    start: Tensor
+    """First call that paints a cell; ``num_steps``: none does."""
+    masks: Tensor
+
+    @cached_property
+    def known_noise(self) -> Tensor:
+        """Where it is the same at every call."""
+        return self.noise.draw("known").to(self.target)
+
+
+class ScenePainter:
+    """Paints one scene; every result follows from view, sampling, seed and place alone (up to the last bits of sums,
+    which depend on ``size``, the windows that go through the networks at once)."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        view: SceneView,
+        sampling: Sampling,
+        seed: int,
+        plane: Plane,
+        size: int = 4,
+        run: Runner = at_once,
+    ) -> None:
+        """``plane``: where the scene's cells lie in the world."""
+        self._networks, self.view, self._sampling, self._seed = networks, view, sampling, seed
+        self.plane, self._size, self._run = plane, size, run
+        self._num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
+        calls = Calls(networks.denoiser, networks.schedule, sampling, PlaceNoise(0, [], (0, 0, 0)))
+        self._timesteps = calls.timesteps
+
+    @cached_property
+    def changes(self) -> Changes:
+        """What is painted together."""
+        return changes_of(self.view, self.plane, self._sampling, self._networks.denoiser.size_multiple)
+
+    @torch.no_grad()
+    def whole(self) -> Iterator[tuple[Corner, Tensor]]:
+        """All of the scene with its free tail, window by window of the plane's grid, row by row: corners in cells and
+        pixels ``[C, 4 side, 4 side]`` in :data:`CODES`."""
+        plane, steps = self.plane, self._sampling.num_steps
+        noise = PlaceNoise(self._seed, [(plane.row, plane.column)], (self._channels, plane.height, plane.width))
+        target = self._encoded("encode", plane, plane.windows(), self.view.image)
+        held = torch.from_numpy(self.changes.unknown)[None, None]
+        painted = [(group, *self._taken(group, part)) for group, part in self._held()]
+        for group, own, start, _, exemplar in painted:
+            self._put(target, group, exemplar, own)
+            self._put(held, group, start == steps, own)
+        calls = self._calls(noise, plane, (0, 0), plane.windows(), "tail")
+        fixed = noise.draw("known") if self._sampling.known_noise == "fixed" else None
+        x = calls.noised(target, noise.draw("known") if fixed is None else fixed, self._num_held)
+        for group, own, _, latents, _ in painted:
+            self._put(x, group, latents, own)
+        x = calls.run(range(self._num_held, steps), x, target, fixed, held, self._branches())
+        x = torch.where(held, target, x)
+        yield from self._decoded("decode", plane, plane.windows(), x)
+
+    @torch.no_grad()
+    def patches(self, batches: Sequence[Batch]) -> Iterator[Tensor]:
+        """The groups of each batch with their regions, painted to the end: pixels ``[B, C, 4h, 4w]`` in
+        :data:`CODES`."""
+        yield from self._run([(f"patch-{self._name(each)}", partial(self._patch, each)) for each in batches])
+
+    def _held(self) -> Iterator[tuple[Group, Tensor]]:
+        """Each group with its latents after the held calls and their target: ``[2, 3, h, w]`` of its region's middle.
+        Groups of which nothing begins before the tail among them."""
+        units = [(f"held-{self._name(each)}", partial(self._hold, each)) for each in self.batches]
+        for batch, parts in zip(self.batches, self._run(units), strict=True):
+            yield from zip(batch.groups, parts, strict=True)
+
+    def _name(self, batch: Batch) -> str:
+        return f"{self.plane.row + batch.first.box[0]}-{self.plane.column + batch.first.box[1]}"
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """Groups whose windows go through the networks together: of one size, whose cells begin at the same calls,
+        since a solver begins anew at each of these. Large groups alone."""
+        alike: dict[tuple[int, tuple[int, ...]], list[Group]] = {}
+        batches = []
+        for group in self.changes.groups:
+            own, start = self.changes.own(group), self._start(group)[0, 0].numpy()
+            starts = tuple(sorted({int(call) for call in np.unique(start[own]) if call < self._num_held}))
+            if group.side:
+                alike.setdefault((group.side, starts), []).append(group)
+            else:
+                batches.append(Batch((group,), starts))
+        for (_, starts), some in sorted(alike.items()):
+            batches += [Batch(tuple(some[i : i + self._size]), starts) for i in range(0, len(some), self._size)]
+        return batches
+
+    def _start(self, group: Group) -> Tensor:
+        """First call of each cell of a group's region, int64 ``[1, 1, h, w]``."""
+        pixels = in_pixels(group.region)
+        strength = self.view.strength(pixels, in_pixels(group.box))
+        if strength is None:
+            return torch.zeros(1, 1, *group.region[2:], dtype=torch.int64)
+        given, changed = torch.from_numpy(strength)[None], torch.from_numpy(self.view.change(pixels))[None]
+        return first_calls(given, changed, self._timesteps, self._num_held, self._sampling)
+
+    def _hold(self, batch: Batch) -> Tensor:
+        """Latents and targets ``[B, 2, 3, h, w]`` on the CPU."""
+        ground = self._ground(batch)
+        x = self._through(batch, ground)
+        return torch.stack([x, _middle(ground.target, x.shape[-1]) if batch.first.side else ground.target], 1).cpu()
+
+    def _through(self, batch: Batch, ground: _Ground) -> Tensor:
+        """The held calls, on the middle of the windows where the network need not see more: latents at the tail."""
+        starts = batch.starts
+        if batch.first.side:
+            ground = self._in_the_middle(batch.first.side, ground)
+        calls, conditions = self._calls_of(batch, ground, "calls")
+        fixed = ground.known_noise if self._sampling.known_noise == "fixed" else None
+        if not starts:
+            return calls.noised(ground.target, self._noise_of(ground), self._num_held)
+        if self._is_from_noise:
+            x = ground.noise.draw("start").to(ground.target)
+        else:
+            x = calls.noised(ground.target, self._noise_of(ground), starts[0])
+        for begin, end in pairwise((*starts, self._num_held)):
+            held = ~ground.own | (ground.start > begin)
+            x = calls.run(range(begin, end), x, ground.target, fixed, held, conditions)
+        return x
+
+    def _noise_of(self, ground: _Ground) -> Tensor:
+        fixed = self._sampling.known_noise == "fixed"
+        return ground.known_noise if fixed else ground.noise.draw("known").to(ground.target)
+
+    def _calls_of(self, batch: Batch, ground: _Ground, name: str) -> tuple[Calls, list[Tensor]]:
+        """The sampler's calls of a batch, and the conditions that they take."""
+        first, denoiser = batch.first, self._networks.denoiser
+        if first.side:
+            calls = Calls(denoiser, self._networks.schedule, self._sampling, ground.noise)
+            return calls, mask_conditions(denoiser, ground.masks, self._sampling.guidance_scale)
+        name = f"{name}-{self._name(batch)}"
+        return self._calls(ground.noise, self.plane.wide, first.region[:2], first.corners, name), self._branches()
+
+    def _patch(self, batch: Batch) -> Tensor:
+        """Pixels in :data:`CODES` ``[B, C, 4h, 4w]`` on the CPU."""
+        ground, sampling, first = self._ground(batch), self._sampling, batch.first
+        middle = self._through(batch, ground)
+        calls, conditions = self._calls_of(batch, ground, "patch-tail")
+        x = calls.noised(ground.target, self._noise_of(ground), self._num_held)
+        edge = (x.shape[-1] - middle.shape[-1]) // 2 if first.side else 0
+        inner = F.pad(middle, (edge,) * 4)
+        x = torch.where(ground.own, inner, x)
+        never = ground.own & (ground.start == sampling.num_steps)
+        unknown = unknown_cells(ground.masks, ground.own)
+        fixed = ground.known_noise if sampling.known_noise == "fixed" else None
+        tail = range(self._num_held, sampling.num_steps)
+        x = calls.run(tail, x, ground.target, fixed, unknown | never, conditions)
+        x = torch.where(~ground.own | never if sampling.free_fraction == 0 else unknown | never, ground.target, x)
+        if first.side:
+            return _coded(self._networks.decode(x)).cpu()
+        part = self.plane.wide.part(first.region)
+        blend = Blend(self._bands, part, 4)
+        for corner, pixels in self._decoded(f"pixels-{self._name(batch)}", part, first.corners, x):
+            blend.add(corner, pixels.float())
+        return blend.result().round().to(torch.int16)
+
+    # Grounds
+
+    def _ground(self, batch: Batch) -> _Ground:
+        """Of groups with one window each, or of one with several."""
+        groups, first = batch.groups, batch.first
+        device = self._device if first.side else torch.device("cpu")
+        own = torch.from_numpy(np.stack([self.changes.own(group) for group in groups]))[:, None].to(device)
+        masks = torch.from_numpy(np.stack([self.view.mask(in_pixels(g.region)) for g in groups]).astype(np.int64))
+        start = torch.cat([self._start(group) for group in groups]).to(device)
+        exemplars = not self._is_from_noise
+        if first.side:
+            images = [self.view.image(in_pixels(group.region)) for group in groups]
+            target = self._encode(images)
+            if exemplars:
+                made = [self.view.exemplar(in_pixels(group.region), in_pixels(group.box)) for group in groups]
+                target = torch.where(own, self._encode(made), target)
+        else:
+            part = self.plane.wide.part(first.region)
+            offset = in_pixels(first.region)
+
+            def image(box: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+                return self.view.image((box[0] + offset[0], box[1] + offset[1], *box[2:]))
+
+            def exemplar(box: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+                place = (box[0] + offset[0], box[1] + offset[1], *box[2:])
+                return self.view.exemplar(place, in_pixels(first.box))
+
+            name = self._name(batch)
+            target = self._encoded(f"known-{name}", part, first.corners, image)
+            if exemplars:
+                over = self._encoded(f"exemplar-{name}", part, first.corners, exemplar)
+                target = torch.where(own, over, target)
+        corners = [(self.plane.row + g.region[0], self.plane.column + g.region[1]) for g in groups]
+        noise = PlaceNoise(self._seed, corners, (self._channels, *first.region[2:]))
+        return _Ground(target, noise, own, torch.where(own, start, self._sampling.num_steps), masks.to(device))
+
+    def _in_the_middle(self, side: int, ground: _Ground) -> _Ground:
+        """The part of the windows that the held calls go to."""
+        edge = (self.plane.side - side) // 2
+        corners = [(row + edge, column + edge) for row, column in ground.noise.corners]
+        noise = PlaceNoise(self._seed, corners, (self._channels, side, side))
+        target, own, start = (_middle(each, side) for each in (ground.target, ground.own, ground.start))
+        return _Ground(target, noise, own, start, _middle(ground.masks, side * 4))
+
+    def _taken(self, group: Group, part: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Own cells and their first calls of the part that a group's held calls gave; its latents and targets."""
+        own, start = torch.from_numpy(self.changes.own(group))[None, None], self._start(group)
+        if group.side:
+            own, start = _middle(own, part.shape[-1]), _middle(start, part.shape[-1])
+        return own, start, part[:1], part[1:]
+
+    def _put(self, whole: Tensor, group: Group, part: Tensor, own: Tensor) -> None:
+        """Write the ``own`` cells of ``part`` ``[1, C, h, w]``, the middle of a group's region, into the plane."""
+        height, width = part.shape[-2:]
+        row = group.region[0] + (group.region[2] - height) // 2
+        column = group.region[1] + (group.region[3] - width) // 2
+        rows, columns = np.nonzero(own[0, 0].numpy())
+        whole[..., rows + row, columns + column] = part[..., rows, columns].to(whole)
+
+    # Networks
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._networks.denoiser.parameters()).device
+
+    @property
+    def _channels(self) -> int:
+        return int(self._networks.denoiser.unet.config.out_channels)
+
+    @property
+    def _is_from_noise(self) -> bool:
+        return not self._sampling.from_exemplars
+
+    def _branches(self) -> list[Tensor]:
+        """As many conditions as a call has, for calls that make their own by window."""
+        return [torch.zeros(0)] * (2 if self._sampling.guidance_scale != 1 else 1)
+
+    def _calls(
+        self, noise: PlaceNoise, plane: Plane, place: Corner, corners: Sequence[Corner], name: str
+    ) -> AveragedCalls:
+        """On the windows ``corners``, relative to ``place`` of the plane."""
+        shape = noise.shape
+
+        def masks(some: Sequence[Corner]) -> Tensor:
+            boxes = [(row + place[0], column + place[1], plane.side, plane.side) for row, column in some]
+            return torch.from_numpy(np.stack([self.view.mask(in_pixels(box)) for box in boxes]).astype(np.int64))
+
+        networks = self._networks.denoiser, self._networks.schedule
+        calls = AveragedCalls(networks, self._sampling, noise, plane.part((*place, *shape[1:])), masks, self._run)
+        calls.corners, calls.size, calls.name = list(corners), self._size, name
+        return calls
+
+    def _encode(self, images: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:
+        return self._networks.encode(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+
+    def _encoded(self, name: str, plane: Plane, corners: Sequence[Corner], image: Reader) -> Tensor:
+        """Latents ``[1, 3, h, w]`` of a plane, on the CPU."""
+
+        def encode(some: Sequence[Corner]) -> Tensor:
+            return self._encode([image(in_pixels((*corner, plane.side, plane.side))) for corner in some])
+
+        blend = Blend(self._channels, plane)
+        for corner, part in over_windows(name, plane, corners, self._size, encode, self._run):
+            blend.add(corner, part)
+        return blend.result()
+
+    def _decoded(
+        self, name: str, plane: Plane, corners: Sequence[Corner], latents: Tensor
+    ) -> Iterator[tuple[Corner, Tensor]]:
+        """Windows of the plane's pixels in :data:`CODES`."""
+        def decode(some: Sequence[Corner]) -> Tensor:
+            return _coded(self._networks.decode(see(latents, some, plane.side)))
+
+        return over_windows(name, plane, corners, self._size, decode, self._run)
+
+    @property
+    def _bands(self) -> int:
+        return int(self.view.image((0, 0, 1, 1)).shape[2])
+
+
+def _middle(tensor: Tensor, side: int) -> Tensor:
+    """The square of ``side`` in the middle of ``[..., s, s]``."""
+    first = (tensor.shape[-1] - side) // 2
+    return tensor[..., first : first + side, first : first + side]
+
+
+def _coded(images: Tensor) -> Tensor:
+    """[-1, 1] → int16."""
+    coded: Tensor = (images.clamp(-1, 1) * CODES).round().to(torch.int16)
+    return coded

@@ -1,0 +1,142 @@
+"""A painted scene from top to bottom, in bands of pixels: windows and patches put together, and how much of date 1 stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from changeanywhere.diffusion.canvas import Blend, weights
+from changeanywhere.diffusion.scene import CODES, Batch, ScenePainter
+from changeanywhere.diffusion.scene_groups import BAND, Group, Pixels, in_pixels
+from changeanywhere.models.info import DOWNSAMPLING
+
+FEATHER = 8
+"""Pixels from the change over which painted ground passes into pasted ground."""
+TRACE = 1e-3
+"""Share below which a place is not covered."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows of a second date."""
+
+    row: int
+    image: Pixels
+    """float32 ``[h, W, C]`` in [-1, 1]."""
+    share: Pixels
+    """Of ``image`` in the result, float32 ``[h, W]``; where it is 0, date 1 stays bit for bit."""
+
+
+def paint_everywhere(painter: ScenePainter) -> Iterator[Band]:
+    """All of the scene with its free tail: unchanged ground gets another light, and is no date 1 any more."""
+    plane, (height, width) = painter.plane, painter.view.shape
+    side = plane.side * DOWNSAMPLING
+    weight = weights(plane, DOWNSAMPLING)
+    rows: _Rows | None = None
+    done = 0
+    for (row, column), part in painter.whole():
+        if rows is None or rows.top != row * DOWNSAMPLING:
+            following = _Rows.after(rows, row * DOWNSAMPLING, (len(part), side, plane.width * DOWNSAMPLING))
+            if rows is not None:
+                yield from rows.finished(done, min(following.top, height), width)
+                done = max(done, following.top)
+            rows = following
+        left = column * DOWNSAMPLING
+        first, last = max(left, 0), min(left + side, rows.total.shape[1])
+        rows.sum[..., first:last] += part[..., first - left : last - left].float() * weight[:, first - left : last - left]
+        rows.total[:, first:last] += weight[:, first - left : last - left]
+    assert rows is not None
+    yield from rows.finished(done, height, width)
+
+
+@dataclass
+class _Rows:
+    """Sums of a row of windows that begins at pixel row ``top``."""
+
+    top: int
+    sum: Tensor
+    total: Tensor
+
+    @staticmethod
+    def after(before: _Rows | None, top: int, shape: tuple[int, int, int]) -> _Rows:
+        """The next row of windows, with what the one before gives to it."""
+        rows = _Rows(top, torch.zeros(shape), torch.zeros(shape[1:]))
+        if before is not None:
+            shared = before.top + shape[1] - top
+            rows.sum[:, :shared], rows.total[:shared] = before.sum[:, -shared:], before.total[-shared:]
+        return rows
+
+    def finished(self, first: int, last: int, width: int) -> Iterator[Band]:
+        """Pixel rows ``first`` to ``last`` of the scene, to which no other window gives."""
+        if first >= last:
+            return
+        part = slice(first - self.top, last - self.top)
+        pixels = self.sum[:, part, :width] / self.total[part, :width].clamp(min=1e-9) / CODES
+        image = pixels.permute(1, 2, 0).clamp(-1, 1).numpy().astype(np.float32)
+        yield Band(first, image, np.ones(image.shape[:2], np.float32))
+
+
+def paint_changes(painter: ScenePainter, paste_back: bool) -> Iterator[Band]:
+    """What changed, and date 1 bit for bit around it: beyond 8 px of the change (``paste_back``), or beyond the windows
+    that were painted."""
+    height, width = painter.view.shape
+    for _ in painter.patches(painter.batches):
+        pass  # all are painted, whichever band needs them first
+    loaded: dict[int, Tensor] = {}
+    for top in range(0, height, BAND):
+        rows = min(BAND, height - top)
+        here = [n for n, batch in enumerate(painter.batches) if any(_reaches(g, top, rows) for g in batch.groups)]
+        loaded = {n: loaded[n] if n in loaded else next(iter(painter.patches([painter.batches[n]]))) for n in here}
+        yield _composed(painter, [(painter.batches[n], loaded[n]) for n in here], (top, rows, width), paste_back)
+
+
+def _reaches(group: Group, top: int, rows: int) -> bool:
+    row, _, tall, _ = in_pixels(group.region)
+    return row < top + rows and row + tall > top
+
+
+def _composed(
+    painter: ScenePainter, patches: Sequence[tuple[Batch, Tensor]], band: tuple[int, int, int], paste_back: bool
+) -> Band:
+    top, rows, width = band
+    total, share = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.float32)
+    channels = patches[0][1].shape[1] if patches else 1
+    image = np.zeros((rows, width, channels), np.float32)
+    for group, patch in ((g, p) for batch, parts in patches for g, p in zip(batch.groups, parts, strict=True)):
+        row, column, tall, wide = in_pixels(group.region)
+        first, last = max(row, top), min(row + tall, top + rows)
+        left, right = max(column, 0), min(column + wide, width)
+        if first >= last or left >= right:
+            continue
+        of = (slice(first - row, last - row), slice(left - column, right - column))
+        into = (slice(first - top, last - top), slice(left, right))
+        weight = _weight_of(painter, group, paste_back)[of]
+        image[into] += weight[..., None] * patch[:, *of].permute(1, 2, 0).float().numpy() / CODES
+        total[into] += weight
+        share[into] = np.maximum(share[into], weight)
+    image /= np.maximum(total, 1e-9)[..., None]
+    return Band(top, image, share)
+
+
+def _weight_of(painter: ScenePainter, group: Group, paste_back: bool) -> Pixels:
+    """How much of a group's patch is in the result: float32 of its region, 0 on ground of other groups."""
+    others = np.kron(painter.changes.others(group), np.ones((DOWNSAMPLING, DOWNSAMPLING), bool))
+    if paste_back:
+        changed = painter.view.change(in_pixels(group.region)) & ~others
+        weight = np.clip(1 - ndimage.distance_transform_edt(~changed) / FEATHER, 0, 1).astype(np.float32)
+    elif group.side:
+        weight = weights(painter.plane, DOWNSAMPLING).numpy()
+    else:
+        blend = Blend(1, painter.plane.wide.part(group.region), DOWNSAMPLING)
+        side = painter.plane.side * DOWNSAMPLING
+        for corner in group.corners:
+            blend.add(corner, torch.zeros(1, side, side))
+        covered = blend.share.numpy()
+        weight = np.where(covered > TRACE, covered, 0).astype(np.float32)
+    result: Pixels = np.where(others, np.float32(0), weight)
+    return result
