@@ -25,9 +25,10 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Fifty SIGKILLs over a run of 200 pairs, one before and after every storage call, five in eight jobs that share a set.
+# Fifty SIGKILLs over a run of 200 pairs, one before and after every storage call, five in eight jobs that share a set, eleven over
+# a scene.
 test-faults: install
-	$(BIN)/python -m pytest -m faults tests/test_faults.py tests/test_shares.py tests/test_buckets.py
+	$(BIN)/python -m pytest -m faults tests/test_faults.py tests/test_shares.py tests/test_buckets.py tests/test_scenes.py
 
 # Hostile files, folders and options, at random from a seed, for ten minutes; fails if anything is found.
 MINUTES ?= 10

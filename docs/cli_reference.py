@@ -14,10 +14,12 @@ from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.init import InitOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
+from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.training.command import STAGES, TrainOptions
 
 OPTIONS: dict[str, type] = {
     "generate": GenerateOptions,
+    "generate --scene": SceneOptions,
     "finish PATH": FinishOptions,
     "simulate": SimulateOptions,
     f"train {' | '.join(STAGES)}": TrainOptions,

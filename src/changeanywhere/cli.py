@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
-from changeanywhere.flags import given_flags, parse
+from changeanywhere.flags import given_flags, names_option, parse
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
@@ -98,6 +98,10 @@ def run(arguments: list[str]) -> int:
 def _generate(arguments: list[str]) -> None:
     from changeanywhere.generation.options import GenerateOptions
 
+    if names_option(arguments, "scene"):
+        _generate_scenes(arguments)
+        return
+
     options = _parse("generate", GenerateOptions, arguments)
     from changeanywhere.generation.generate import dry_run, generate
 
@@ -125,6 +129,31 @@ def _generate(arguments: list[str]) -> None:
         say(f"dropped by the filter: {report.num_dropped}")
     say(f"dataset: {shown(report.out)}")
     say(f"report:  {shown(report.report)}")
+
+
+def _generate_scenes(arguments: list[str]) -> None:
+    from changeanywhere.scenes.options import SceneOptions
+
+    options = _parse("generate", SceneOptions, arguments)
+    from changeanywhere.scenes.generate import dry_run_scenes, generate_scenes
+
+    if options.dry_run:
+        with progress_bars() as progress:
+            plans = dry_run_scenes(options, progress)
+        for plan in plans:
+            megapixels = plan.width * plan.height / 1e6
+            print(f"{one_line(plan.key)}: {plan.width} x {plan.height} px ({megapixels:.1f} megapixels)")
+            print(f"  {plan.num_events} events, {plan.changed:.2%} of known ground changes; {plan.windows} windows")
+            print(f"  about {_duration(plan.seconds)} (windows painted and timed), {plan.num_bytes / 1e6:.0f} MB")
+            print(f"  and {plan.scratch / 1e6:.0f} MB more until it is finished")
+        return
+    with progress_bars() as progress:
+        reports = generate_scenes(options, progress)
+    for report in reports:
+        done = f"painted in {_duration(report.seconds)}" if report.seconds else "nothing to do, all is there"
+        print(f"{report.num_events} events, {report.changed:.2%} of known ground changed; {done}")
+        print(f"scene:  {report.folder}")
+        print(f"report: {report.folder / 'report.html'}")
 
 
 def _plan(arguments: list[str]) -> None:

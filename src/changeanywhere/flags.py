@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml
+from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml, parse_yaml
 from changeanywhere.errors import ConfigError
 from changeanywhere.folders import UTF_16, read_text
 from changeanywhere.limits import check_limits
@@ -86,6 +86,22 @@ def given_flags(arguments: list[str]) -> frozenset[str]:
     """Names of the options that came as flags: ``--denoiser.num-steps 3`` → ``denoiser.num_steps``."""
     flags = (argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--"))
     return frozenset(flag.replace("-", "_") for flag in flags) - {"config"}
+
+
+def names_option(arguments: list[str], name: str) -> bool:
+    """Whether an option is given, as a flag or as a key of the ``--config`` file."""
+    if name in given_flags(arguments):
+        return True
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        file = Path(value or "".join(arguments[i + 1 : i + 2]))
+        if flag == "--config" and file.is_file():
+            try:
+                content = parse_yaml(read_text(file))
+            except (OSError, UnicodeError, DocumentError):
+                return False  # the parser says what is wrong with it
+            return isinstance(content, dict) and name in content
+    return False
 
 
 def _check_yaml(arguments: list[str]) -> None:

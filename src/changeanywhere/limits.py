@@ -27,13 +27,13 @@ COUNTS = {
     "accumulation_steps": 65_536, "attempts": 1000, "batch_size": 65_536, "crop_size": 65_536, "group_size": 1000,
     "discriminator_channels": 4096, "head_dim": 4096, "latent_channels": 64, "layers_per_block": 64, "log_every": 10**9,
     "mask_channels": 4096, "max_pairs": MAX_PAIRS, "norm_groups": 4096, "num_codes": 2**20, "num_heads": 1024,
-    "num_pairs": MAX_PAIRS, "num_steps": 10**9, "num_threads": 1024, "views": 8,
+    "num_events": 1_000_000, "num_pairs": MAX_PAIRS, "num_steps": 10**9, "num_threads": 1024, "views": 8,
     "pairs_per_image": 100_000, "restart_codes_every": 10**9, "save_every": 10**9, "shard_size": 100_000,
-    "tile_size": 65_536, "val_every": 10**9,
+    "tile_size": 65_536, "val_every": 10**9, "window": 65_536,
 }  # fmt: skip
 """Numbers from 1 on: name → the largest."""
 AMOUNTS = {
-    "calls": 1000, "decoded": 1, "frozen_levels": 64, "push": 1e6, "starts": 1000, "until": 1000,
+    "calls": 1000, "change_share": 1, "decoded": 1, "frozen_levels": 64, "push": 1e6, "starts": 1000, "until": 1000,
     "adaptive_steps": 10**9, "exemplar_ring": 16_384, "images_share": 1, "restore_detail": 1, "latent_noise": 1e6,
     "adversarial_from_step": 10**9, "adversarial_weight": 1e6, "attention_levels": 64, "chroma_weight": 1e6,
     "codebook_weight": 1e6, "colour_jitter": 1, "commitment": 1e6, "connectivity": 8, "dilate_cells": 16_384, "eta": 1,

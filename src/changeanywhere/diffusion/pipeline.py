@@ -16,10 +16,11 @@ from changeanywhere.diffusion.blended import paint_latents
 from changeanywhere.diffusion.canvas import GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
 from changeanywhere.diffusion.options import Sampling
-from changeanywhere.diffusion.scene import Networks, ScenePainter
+from changeanywhere.diffusion.scene import ScenePainter
 from changeanywhere.diffusion.scene_arrays import ArrayScene, mixed, pixels_of, scene_strengths
 from changeanywhere.diffusion.scene_bands import paint_changes, paint_everywhere
 from changeanywhere.diffusion.scene_groups import SceneView
+from changeanywhere.diffusion.scene_windows import Networks
 from changeanywhere.diffusion.windows import SIDE_STEP
 from changeanywhere.errors import ConfigError, InputError, ModelError
 from changeanywhere.legend import Legend
@@ -27,6 +28,7 @@ from changeanywhere.models.first_stage import DOWNSAMPLING, channels_last
 from changeanywhere.models.folder import Model, find_model, load_model, save_model
 from changeanywhere.sample import Normalisation
 
+SCENE_BATCH = 4  # windows that go through the networks at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -212,8 +214,6 @@ class ChangePairPipeline:
         seed: int = 0,
         origin: tuple[int, int] = (0, 0),
         paste_back: bool = False,
-        batch_size: int = 4,
-        window: int | None = None,
         **settings: Any,
     ) -> npt.NDArray[np.uint8]:
         """A whole scene of any size by windows: image t1 uint8 ``[H, W, 3]``, mask t2 ``[H, W]``, change mask bool
@@ -221,9 +221,9 @@ class ChangePairPipeline:
 
         ``exemplar``: image t1 with real pixels of the new classes on changed ground (the command makes its own);
         without it changed ground is painted from noise. ``origin``: row and column of the first pixel in the world,
-        multiples of 4: parts of a scene that are painted with their own origins fit together. ``window``: side in px,
-        by default that of the tiles the model was trained on. ``settings``: fields of :class:`Sampling`. What is not
-        painted keeps its bytes: with ``paste_back`` or ``free_fraction`` 0, all but what changed.
+        multiples of 4: parts of a scene that are painted with their own origins fit together. ``settings``: fields of
+        :class:`Sampling`. What is not painted keeps its bytes: with ``paste_back`` or ``free_fraction`` 0, all but
+        what changed.
         """
         image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
         sampling = self._sampling_of(settings)
@@ -240,7 +240,7 @@ class ChangePairPipeline:
         view = ArrayScene(
             pixels_of(image, stretch), mask, change, strengths, None if given is None else lambda box, _: given(box)
         )
-        painter = self.scene_painter(view, sampling, seed, origin, window, size=batch_size, run=Remembering())
+        painter = self.scene_painter(view, sampling, seed, origin, size=SCENE_BATCH, run=Remembering())
         free = sampling.free_fraction > 0 and not paste_back
         result = image.copy()
         for band in paint_everywhere(painter) if free else paint_changes(painter, paste_back):
@@ -263,10 +263,10 @@ class ChangePairPipeline:
         self.check_sampling(sampling)
         side = window or self.model.tile_size
         multiple = max(self.denoiser.size_multiple, DOWNSAMPLING * SIDE_STEP)
-        least = -(-4 * DOWNSAMPLING * (2 * GUARD + RAMP) // multiple) * multiple
+        least = -(-2 * DOWNSAMPLING * (2 * GUARD + RAMP) // multiple) * multiple
         if side % multiple or side < least:
             raise ConfigError(f"window is {side}; allowed: multiples of {multiple} px from {least}")
-        networks = Networks(self.encode, self.decode, self.denoiser, self.model.schedule)
+        networks = Networks(self.encode, self.decode, self.decode_painted, self.denoiser, self.model.schedule)
         height, width = (-(-length // DOWNSAMPLING) for length in view.shape)
         place = (origin[0] // DOWNSAMPLING, origin[1] // DOWNSAMPLING)
         plane = Plane(*place, height, width, side // DOWNSAMPLING)

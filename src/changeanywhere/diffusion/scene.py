@@ -16,40 +16,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls, mask_conditions, unknown_cells
 from changeanywhere.diffusion.canvas import (
-    AveragedCalls,
     Blend,
     Box,
     Corner,
-    Plane,
-    Runner,
-    at_once,
-    over_windows,
-    see,
 )
 from changeanywhere.diffusion.exemplars import first_calls
-from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import PlaceNoise
-from changeanywhere.diffusion.scene_groups import Changes, Group, SceneView, changes_of, in_pixels
-from changeanywhere.models.denoiser import Denoiser
-
-CODES = 32_767
-"""Painted pixels are kept as whole numbers of -CODES to CODES: half the disk of floats."""
-Reader = Callable[[Box], "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What paints: ``encode`` and ``decode`` of a pipeline, its denoiser and schedule."""
-
-    encode: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor], Tensor]
-    denoiser: Denoiser
-    schedule: DDPMScheduler
+from changeanywhere.diffusion.scene_groups import Changes, Group, changes_of, in_pixels
+from changeanywhere.diffusion.scene_windows import Image, SceneWindows
 
 
 @dataclass(frozen=True)
@@ -63,6 +41,15 @@ class Batch:
     def first(self) -> Group:
         """One of them: what they share, it has."""
         return self.groups[0]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A sample of the work: ``paint`` does it and gives the bytes of its result; the scene takes ``times`` as long."""
+
+    paint: Callable[[], int]
+    times: float
+    windows: int
 
 
 @dataclass
@@ -83,26 +70,9 @@ class _Ground:
         return self.noise.draw("known").to(self.target)
 
 
-class ScenePainter:
+class ScenePainter(SceneWindows):
     """Paints one scene; every result follows from view, sampling, seed and place alone (up to the last bits of sums,
     which depend on ``size``, the windows that go through the networks at once)."""
-
-    def __init__(
-        self,
-        networks: Networks,
-        view: SceneView,
-        sampling: Sampling,
-        seed: int,
-        plane: Plane,
-        size: int = 4,
-        run: Runner = at_once,
-    ) -> None:
-        """``plane``: where the scene's cells lie in the world."""
-        self._networks, self.view, self._sampling, self._seed = networks, view, sampling, seed
-        self.plane, self._size, self._run = plane, size, run
-        self._num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
-        calls = Calls(networks.denoiser, networks.schedule, sampling, PlaceNoise(0, [], (0, 0, 0)))
-        self._timesteps = calls.timesteps
 
     @cached_property
     def changes(self) -> Changes:
@@ -128,13 +98,52 @@ class ScenePainter:
             self._put(x, group, latents, own)
         x = calls.run(range(self._num_held, steps), x, target, fixed, held, self._branches())
         x = torch.where(held, target, x)
-        yield from self._decoded("decode", plane, plane.windows(), x)
+        yield from self._decoded("decode", plane, plane.windows(), (x, target), self._real)
 
     @torch.no_grad()
     def patches(self, batches: Sequence[Batch]) -> Iterator[Tensor]:
         """The groups of each batch with their regions, painted to the end: pixels ``[B, C, 4h, 4w]`` in
         :data:`CODES`."""
         yield from self._run([(f"patch-{self._name(each)}", partial(self._patch, each)) for each in batches])
+
+    def trials(self, everywhere: bool) -> list[Trial]:
+        """A batch of groups, and a batch of the grid's windows where all is painted."""
+        found = []
+        if self.batches:
+            costs = [self._cost(batch) for batch in self.batches]
+            middle = sorted(range(len(costs)), key=lambda n: costs[n])[len(costs) // 2]
+            work = partial(self._hold if everywhere else self._patch, self.batches[middle])
+            windows = sum(len(group.corners) or 1 for group in self.changes.groups)
+            found.append(Trial(lambda: _size(work()), sum(costs) / costs[middle], windows))
+        if everywhere:
+            corners = self.plane.windows()
+            found.append(Trial(self._try_windows, len(corners) / min(len(corners), self._size), len(corners)))
+        return found
+
+    def _cost(self, batch: Batch) -> float:
+        """Cells through networks, roughly: encoders three times, and what the held calls see."""
+        calls = self._num_held - batch.starts[0] if batch.starts else 0
+        whole = self.plane.side**2
+        cells = [(len(g.corners) * whole, 0)[bool(g.side)] + g.side**2 for g in batch.groups]
+        return sum(
+            calls * each + 3 * whole * max(1, len(g.corners)) for g, each in zip(batch.groups, cells, strict=True)
+        )
+
+    @torch.no_grad()
+    def _try_windows(self) -> int:
+        """Encode, tail and decode a batch of the grid's windows."""
+        some, side, steps = self.plane.windows()[: self._size], self.plane.side, self._sampling.num_steps
+        boxes = [in_pixels((*corner, side, side)) for corner in some]
+        known = self._encode([self.view.image(box) for box in boxes])
+        masks = torch.from_numpy(np.stack([self.view.mask(box) for box in boxes]).astype(np.int64)).to(self._device)
+        noise = PlaceNoise(self._seed, some, (self._channels, side, side))
+        calls = Calls(self._networks.denoiser, self._networks.schedule, self._sampling, noise)
+        conditions = mask_conditions(self._networks.denoiser, masks, self._sampling.guidance_scale)
+        fixed = noise.draw("known").to(known)
+        held = torch.zeros_like(known[:, :1], dtype=torch.bool)
+        x = calls.run(range(self._num_held, steps), known, known, fixed, held, conditions)
+        real = [self._real(box) for box in boxes]
+        return _size(known) + _size(x) + _size(self._pixels(x, real, known))
 
     def _held(self) -> Iterator[tuple[Group, Tensor]]:
         """Each group with its latents after the held calls and their target: ``[2, 3, h, w]`` of its region's middle.
@@ -225,10 +234,17 @@ class ScenePainter:
         x = calls.run(tail, x, ground.target, fixed, unknown | never, conditions)
         x = torch.where(~ground.own | never if sampling.free_fraction == 0 else unknown | never, ground.target, x)
         if first.side:
-            return _coded(self._networks.decode(x)).cpu()
-        part = self.plane.wide.part(first.region)
+            real = [self._real(in_pixels(group.region), in_pixels(group.box)) for group in batch.groups]
+            return self._pixels(x, real, ground.target).cpu()
+        part, place = self.plane.wide.part(first.region), in_pixels(first.region)
+
+        def real_of(box: Box) -> Image:
+            return self._real((box[0] + place[0], box[1] + place[1], *box[2:]), in_pixels(first.box))
+
         blend = Blend(self._bands, part, 4)
-        for corner, pixels in self._decoded(f"pixels-{self._name(batch)}", part, first.corners, x):
+        for corner, pixels in self._decoded(
+            f"pixels-{self._name(batch)}", part, first.corners, (x, ground.target), real_of
+        ):
             blend.add(corner, pixels.float())
         return blend.result().round().to(torch.int16)
 
@@ -252,10 +268,10 @@ class ScenePainter:
             part = self.plane.wide.part(first.region)
             offset = in_pixels(first.region)
 
-            def image(box: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+            def image(box: Box) -> Image:
                 return self.view.image((box[0] + offset[0], box[1] + offset[1], *box[2:]))
 
-            def exemplar(box: Box) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+            def exemplar(box: Box) -> Image:
                 place = (box[0] + offset[0], box[1] + offset[1], *box[2:])
                 return self.view.exemplar(place, in_pixels(first.box))
 
@@ -291,66 +307,6 @@ class ScenePainter:
         rows, columns = np.nonzero(own[0, 0].numpy())
         whole[..., rows + row, columns + column] = part[..., rows, columns].to(whole)
 
-    # Networks
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self._networks.denoiser.parameters()).device
-
-    @property
-    def _channels(self) -> int:
-        return int(self._networks.denoiser.unet.config.out_channels)
-
-    @property
-    def _is_from_noise(self) -> bool:
-        return not self._sampling.from_exemplars
-
-    def _branches(self) -> list[Tensor]:
-        """As many conditions as a call has, for calls that make their own by window."""
-        return [torch.zeros(0)] * (2 if self._sampling.guidance_scale != 1 else 1)
-
-    def _calls(
-        self, noise: PlaceNoise, plane: Plane, place: Corner, corners: Sequence[Corner], name: str
-    ) -> AveragedCalls:
-        """On the windows ``corners``, relative to ``place`` of the plane."""
-        shape = noise.shape
-
-        def masks(some: Sequence[Corner]) -> Tensor:
-            boxes = [(row + place[0], column + place[1], plane.side, plane.side) for row, column in some]
-            return torch.from_numpy(np.stack([self.view.mask(in_pixels(box)) for box in boxes]).astype(np.int64))
-
-        networks = self._networks.denoiser, self._networks.schedule
-        calls = AveragedCalls(networks, self._sampling, noise, plane.part((*place, *shape[1:])), masks, self._run)
-        calls.corners, calls.size, calls.name = list(corners), self._size, name
-        return calls
-
-    def _encode(self, images: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:
-        return self._networks.encode(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
-
-    def _encoded(self, name: str, plane: Plane, corners: Sequence[Corner], image: Reader) -> Tensor:
-        """Latents ``[1, 3, h, w]`` of a plane, on the CPU."""
-
-        def encode(some: Sequence[Corner]) -> Tensor:
-            return self._encode([image(in_pixels((*corner, plane.side, plane.side))) for corner in some])
-
-        blend = Blend(self._channels, plane)
-        for corner, part in over_windows(name, plane, corners, self._size, encode, self._run):
-            blend.add(corner, part)
-        return blend.result()
-
-    def _decoded(
-        self, name: str, plane: Plane, corners: Sequence[Corner], latents: Tensor
-    ) -> Iterator[tuple[Corner, Tensor]]:
-        """Windows of the plane's pixels in :data:`CODES`."""
-        def decode(some: Sequence[Corner]) -> Tensor:
-            return _coded(self._networks.decode(see(latents, some, plane.side)))
-
-        return over_windows(name, plane, corners, self._size, decode, self._run)
-
-    @property
-    def _bands(self) -> int:
-        return int(self.view.image((0, 0, 1, 1)).shape[2])
-
 
 def _middle(tensor: Tensor, side: int) -> Tensor:
     """The square of ``side`` in the middle of ``[..., s, s]``."""
@@ -358,7 +314,5 @@ def _middle(tensor: Tensor, side: int) -> Tensor:
     return tensor[..., first : first + side, first : first + side]
 
 
-def _coded(images: Tensor) -> Tensor:
-    """[-1, 1] → int16."""
-    coded: Tensor = (images.clamp(-1, 1) * CODES).round().to(torch.int16)
-    return coded
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

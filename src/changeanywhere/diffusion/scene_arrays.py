@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.diffusion.canvas import Box, mirrored
-from changeanywhere.diffusion.scene_groups import Cells, Pixels, cropped
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.scene_groups import Cells, Pixels, cropped
 from changeanywhere.legend import Legend
 from changeanywhere.sample import Image, Normalisation
 
 
-def boxed(array: npt.NDArray[Any], box: Box) -> npt.NDArray[Any]:
-    """``box`` of ``[H, W, ...]``, mirrored beyond; an array on disk is read within the box alone."""
+def boxed(array: Any, box: Box) -> npt.NDArray[Any]:
+    """``box`` of ``[H, W, ...]``, mirrored beyond; of ``array`` (anything with a shape and slices) it reads the box
+    alone."""
     row, column, height, width = box
     rows, columns = (
         mirrored(start, length, size).numpy()
@@ -25,7 +26,8 @@ def boxed(array: npt.NDArray[Any], box: Box) -> npt.NDArray[Any]:
     )
     top, left = int(rows.min()), int(columns.min())
     part = np.asarray(array[top : int(rows.max()) + 1, left : int(columns.max()) + 1])
-    return part[rows - top][:, columns - left]
+    result: npt.NDArray[Any] = part[rows - top][:, columns - left]
+    return result
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A painted scene from top to bottom, in bands of pixels: windows and patches put together, and how much of date 1 stays."""
+"""A painted scene from top to bottom, in bands: windows and patches put together, and how much of date 1 stays."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from changeanywhere.diffusion.canvas import Blend, weights
-from changeanywhere.diffusion.scene import CODES, Batch, ScenePainter
+from changeanywhere.diffusion.scene import Batch, ScenePainter
 from changeanywhere.diffusion.scene_groups import BAND, Group, Pixels, in_pixels
+from changeanywhere.diffusion.scene_windows import CODES
 from changeanywhere.models.info import DOWNSAMPLING
 
 FEATHER = 8
@@ -48,7 +49,9 @@ def paint_everywhere(painter: ScenePainter) -> Iterator[Band]:
             rows = following
         left = column * DOWNSAMPLING
         first, last = max(left, 0), min(left + side, rows.total.shape[1])
-        rows.sum[..., first:last] += part[..., first - left : last - left].float() * weight[:, first - left : last - left]
+        rows.sum[..., first:last] += (
+            part[..., first - left : last - left].float() * weight[:, first - left : last - left]
+        )
         rows.total[:, first:last] += weight[:, first - left : last - left]
     assert rows is not None
     yield from rows.finished(done, height, width)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -88,11 +88,14 @@ class Changes:
     def own(self, group: Group, box: Box | None = None) -> Cells:
         """The changed cells of a group in ``box``, by default its region."""
         place = box or group.region
-        return (cropped(self.labels, place) == group.number) & cropped(self.changed, place)
+        own: Cells = (cropped(self.labels, place) == group.number) & cropped(self.changed, place)
+        return own
 
     def others(self, group: Group) -> Cells:
         """Cells of its region that are, or are near, those of other groups."""
-        return ~np.isin(cropped(self.labels, group.region), (0, group.number))
+        labels = cropped(self.labels, group.region)
+        others: Cells = (labels != 0) & (labels != group.number)
+        return others
 
 
 def in_pixels(box: Box) -> Box:
@@ -101,14 +104,16 @@ def in_pixels(box: Box) -> Box:
     return row, column, height, width
 
 
-def cropped(cells: npt.NDArray[np.generic], box: Box) -> npt.NDArray[np.generic]:
+def cropped(cells: npt.NDArray[Any], box: Box) -> npt.NDArray[Any]:
     """``box`` of ``[h, w]``; 0 beyond."""
     row, column, height, width = box
     result = np.zeros((height, width), cells.dtype)
     rows = slice(max(row, 0), min(row + height, cells.shape[0]))
     columns = slice(max(column, 0), min(column + width, cells.shape[1]))
     if rows.start < rows.stop and columns.start < columns.stop:
-        result[rows.start - row : rows.stop - row, columns.start - column : columns.stop - column] = cells[rows, columns]
+        result[rows.start - row : rows.stop - row, columns.start - column : columns.stop - column] = cells[
+            rows, columns
+        ]
     return result
 
 

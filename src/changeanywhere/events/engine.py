@@ -70,7 +70,7 @@ def simulate(
     request = request or EventRequest(kind)
     asked = kind or request.kind
     legend.check(mask, "mask")
-    kinds = _registry()
+    kinds = registry_of_kinds()
     if asked is not None and asked not in kinds:
         raise ConfigError(f"kind is {asked!r}; allowed: {', '.join(kinds)}")
     if request.no_change:
@@ -110,7 +110,7 @@ def _one_event(
 
     free = np.where(mask == mask_t2, mask, 0).astype(np.uint8)
     changed = int(np.count_nonzero(mask != mask_t2))
-    smallest, largest = _limits(mask, options, context)
+    smallest, largest = area_limits(mask.size, options, context.gsd_m)
     if request.ratio is not None:
         largest = min(largest, int(np.ceil(request.ratio[1] * mask.size)) - 1 - changed)
     missing = request.ratio[0] * mask.size - changed if request.ratio is not None else 0.0
@@ -121,7 +121,11 @@ def _one_event(
             return float((before, after) == request.transition and allowed > 0)
         return allowed
 
+<<<<<<< HEAD
     registry, objects = _registry(), frozenset(legend.index_of(name) for name in options.objects)
+=======
+    registry = registry_of_kinds()
+>>>>>>> 7a8e55f (generate --scene: a GeoTIFF and land cover (raster or polygons) in, a second date of the whole scene out as COGs with events, styles, STAC and report; resumes by windows)
     kinds = [asked] if asked is not None else [options.kinds[i] for i in rng.permutation(len(options.kinds))]
     for floor, ceiling in _sizes(smallest, largest, missing, options, rng):
         ground = Ground(free, floor, ceiling, weight, legend.num_classes, options, context.bank, context.sizes, objects)
@@ -133,6 +137,7 @@ def _one_event(
     return None
 
 
+<<<<<<< HEAD
 def _sizes(
     smallest: int, largest: int, missing: float, options: EventOptions, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
@@ -150,6 +155,13 @@ def _limits(mask: Mask, options: EventOptions, context: EventContext) -> tuple[i
     smallest, largest = options.min_area, int(options.max_share * mask.size)
     if context.gsd_m is not None:
         pixel = context.gsd_m**2
+=======
+def area_limits(num_pixels: int, options: EventOptions, gsd_m: float | None) -> tuple[int, int]:
+    """Smallest and largest area of an event in px, from px or square metres, on ground of ``num_pixels``."""
+    smallest, largest = options.min_area, int(options.max_share * num_pixels)
+    if gsd_m is not None:
+        pixel = gsd_m**2
+>>>>>>> 7a8e55f (generate --scene: a GeoTIFF and land cover (raster or polygons) in, a second date of the whole scene out as COGs with events, styles, STAC and report; resumes by windows)
         if options.min_area_m2 is not None:
             smallest = max(1, round(options.min_area_m2 / pixel))
         if options.max_area_m2 is not None:
@@ -157,7 +169,7 @@ def _limits(mask: Mask, options: EventOptions, context: EventContext) -> tuple[i
     return smallest, largest
 
 
-def _registry() -> dict[str, EventKind]:
+def registry_of_kinds() -> dict[str, EventKind]:
     """Kinds by name; further kinds join here. Imported at use: scipy takes its time."""
     from changeanywhere.events.appearance import Appearance
     from changeanywhere.events.disappearance import Disappearance

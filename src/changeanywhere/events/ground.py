@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -36,17 +36,33 @@ class Ground:
     options: EventOptions
     bank: ShapeBank | None = None
     sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+<<<<<<< HEAD
     objects: frozenset[int] = frozenset()
     """Classes whose instances may appear or disappear; empty = all."""
 
     def is_object(self, class_index: int) -> bool:
         """Whether instances of this class may appear or disappear."""
         return not self.objects or class_index in self.objects
+=======
+    inner: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    """Sides (top, bottom, left, right) behind which a scene goes on."""
+>>>>>>> 7a8e55f (generate --scene: a GeoTIFF and land cover (raster or polygons) in, a second date of the whole scene out as COGs with events, styles, STAC and report; resumes by windows)
 
     @cached_property
     def instances(self) -> list[Instance]:
         """All instances of the free ground."""
-        return find_instances(self.mask, self.options.connectivity)
+        found = find_instances(self.mask, self.options.connectivity)
+        return [replace(each, goes_on=True) if self._goes_on(each) else each for each in found]
+
+    @cached_property
+    def whole(self) -> list[Instance]:
+        """Those that do not go on beyond the ground: only they may change as what they are."""
+        return [each for each in self.instances if not each.goes_on]
+
+    def _goes_on(self, instance: Instance) -> bool:
+        (rows, columns), (height, width) = instance.window, self.mask.shape
+        at = (rows.start == 0, rows.stop == height, columns.start == 0, columns.stop == width)
+        return any(touches and goes_on for touches, goes_on in zip(at, self.inner, strict=True))
 
     def within(self, area: int) -> bool:
         """Whether an event of ``area`` px is allowed."""

@@ -28,6 +28,8 @@ class Instance:
     cut: bool
     labels: npt.NDArray[np.int32]
     number: int
+    goes_on: bool = False
+    """Whether it goes on beyond a window of a scene: it may receive, and nothing else, since it is not all here."""
 
     @property
     def row(self) -> int:

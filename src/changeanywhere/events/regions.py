@@ -21,7 +21,7 @@ class Conversion:
 
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class([i for i in ground.instances if ground.within(i.area)], rng)[:ATTEMPTS]:
+        for instance in class_by_class([i for i in ground.whole if ground.within(i.area)], rng)[:ATTEMPTS]:
             weights = [
                 ground.weight(instance.class_index, c) if c != instance.class_index else 0.0
                 for c in range(1, ground.num_classes + 1)
@@ -41,7 +41,7 @@ class Growth:
 
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class([i for i in ground.instances if i.area >= ground.min_area], rng)[:ATTEMPTS]:
+        for instance in class_by_class([i for i in ground.whole if i.area >= ground.min_area], rng)[:ATTEMPTS]:
             neighbour = surrounding_class(ground.mask, instance)
             if neighbour is None or not ground.weight(neighbour, instance.class_index):
                 continue
@@ -63,7 +63,7 @@ class Shrinkage:
 
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        for instance in class_by_class([i for i in ground.instances if i.area >= ground.min_area], rng)[:ATTEMPTS]:
+        for instance in class_by_class([i for i in ground.whole if i.area >= ground.min_area], rng)[:ATTEMPTS]:
             neighbour = surrounding_class(ground.mask, instance)
             if neighbour is None or not ground.weight(instance.class_index, neighbour):
                 continue
@@ -90,7 +90,7 @@ class Rebuild:
 
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-        candidates = [i for i in ground.instances if not i.cut and ground.min_area <= i.area <= ground.max_area]
+        candidates = [i for i in ground.whole if not i.cut and ground.min_area <= i.area <= ground.max_area]
         for old in class_by_class(candidates, rng)[:ATTEMPTS]:
             cleared = dissolve(ground, old)
             surrounding = surrounding_class(ground.mask, old)

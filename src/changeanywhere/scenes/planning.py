@@ -1,0 +1,228 @@
+"""Events over a whole scene, drawn window by window in bounded memory; shares hold over the scene. No torch here.
+
+Most windows are small, few are large, so that large instances have their turn: an instance that a window cuts may
+receive a shape, and nothing else. What a window never holds whole (larger than :data:`SIDES` in one direction) does not
+change as what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.events import EventOptions
+from changeanywhere.events.engine import area_limits, registry_of_kinds
+from changeanywhere.events.ground import Ground
+from changeanywhere.events.transitions import TransitionTable
+from changeanywhere.legend import Legend, Mask
+from changeanywhere.progress import Progress
+from changeanywhere.rasters.facts import Window
+from changeanywhere.sample import ChangeEvent, ShapeDonor
+from changeanywhere.scenes.inputs import strips
+from changeanywhere.seeds import stream
+
+SIDES = {384: 0.8, 768: 0.14, 1536: 0.05, 4096: 0.01}
+"""Sides of windows in px, and how often each is drawn."""
+ATTEMPTS = 8
+"""Windows tried for an event."""
+HOPELESS = 40
+"""Events in a row without a place, after which a scene counts as full."""
+LARGEST_PART, TILE_PART = 0.25, 9830
+"""Of the change that is asked for, what one event may be at most, since a scene shows several; but as many px as in a
+tile of 256 px at least (its 15 %)."""
+KNOWN = 0.2
+"""Share of a window that must be known and free."""
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """What a scene is to show: a share of its known ground that changes, or a number of events; and shares of the
+    events by class transition."""
+
+    change_share: float | None
+    num_events: int | None
+    class_pairs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """What changes in a scene; boxes of events and donors in px of the scene."""
+
+    events: tuple[ChangeEvent, ...]
+    known: int
+    """Known pixels of date 1."""
+    changed: int
+    missing: int
+    """Events (of ``num_events``), else pixels, that found no place."""
+
+
+def plan_scene(
+    mask_t1: Mask,
+    mask_t2: Mask,
+    legend: Legend,
+    options: EventOptions,
+    quotas: Quotas,
+    place: tuple[int, float | None],
+    progress: Progress,
+) -> ScenePlan:
+    """Draw events on ``mask_t1`` uint8 ``[H, W]`` into ``mask_t2``, which is equal to it at first. ``place``: seed, and
+    metres per pixel where they are known."""
+    seed, gsd_m = place
+    known = sum(int(np.count_nonzero(mask_t1[window.slices])) for window in strips(mask_t1.shape))
+    budget = int((quotas.change_share or 1.0) * known)
+    smallest, largest = area_limits(known, options, gsd_m)
+    turns = _Turns(quotas, options, legend)
+    weight = _weights(options, legend)
+    events: list[ChangeEvent] = []
+    changed = failures = number = placed = 0
+    while failures < HOPELESS and not _is_enough(quotas, placed, budget - changed, smallest):
+        most = largest
+        if quotas.num_events is None:
+            most = min(largest, budget - changed, max(TILE_PART, int(LARGEST_PART * budget)))
+        kind, pair = turns.next(number)
+
+        def allowed(before: int, after: int, pair: tuple[int, int] | None = pair) -> float:
+            return weight(before, after) if pair is None or (before, after) == pair else 0.0
+
+        rng = stream("scene.events", seed, number)
+        found = _one(mask_t1, mask_t2, (kind, options), (smallest, most, allowed, legend.num_classes), rng)
+        number += 1
+        failures = 0 if found else failures + 1
+        if found:
+            placed += 1
+            events += found
+            changed += sum(event.area for event in found)
+            turns.made(pair)
+        done, total = (placed, quotas.num_events) if quotas.num_events else (min(changed, budget), budget)
+        progress("planning events", done, total)
+    missing = (quotas.num_events - placed) if quotas.num_events else max(0, budget - changed)
+    return ScenePlan(tuple(events), known, changed, missing)
+
+
+def _is_enough(quotas: Quotas, placed: int, left: int, smallest: int) -> bool:
+    if quotas.num_events is not None:
+        return placed >= quotas.num_events
+    return left < 2 * smallest
+
+
+class _Turns:
+    """Which kind and class pair the next event takes: kinds in turn, of the pairs the one furthest behind its share."""
+
+    def __init__(self, quotas: Quotas, options: EventOptions, legend: Legend) -> None:
+        self._kinds = options.kinds
+        self._shares: dict[tuple[int, int] | None, float] = {}
+        for text, share in quotas.class_pairs.items():
+            names = text.split("->")
+            if len(names) != 2 or names[0] == names[1] or not set(names) <= set(legend.names):
+                raise ConfigError(f"class_pairs has {text!r}; allowed: 'from->to' of {', '.join(legend.names)}")
+            self._shares[legend.index_of(names[0]), legend.index_of(names[1])] = share
+        self._shares[None] = 1 - sum(self._shares.values())
+        self._made: dict[tuple[int, int] | None, int] = dict.fromkeys(self._shares, 0)
+
+    def next(self, number: int) -> tuple[str, tuple[int, int] | None]:
+        count = sum(self._made.values()) + 1
+        behind = {pair: share * count - self._made[pair] for pair, share in self._shares.items() if share > 0}
+        return self._kinds[number % len(self._kinds)], max(behind, key=lambda pair: behind[pair])
+
+    def made(self, pair: tuple[int, int] | None) -> None:
+        self._made[pair] += 1
+
+
+def _weights(options: EventOptions, legend: Legend) -> Callable[[int, int], float]:
+    if options.transitions is None:
+        return lambda before, after: 1.0
+    from changeanywhere.events.transitions import load_table
+
+    table: TransitionTable = load_table(options.transitions, legend)
+    return table.weight
+
+
+def _one(
+    mask_t1: Mask,
+    mask_t2: Mask,
+    what: tuple[str, EventOptions],
+    limits: tuple[int, int, Callable[[int, int], float], int],
+    rng: np.random.Generator,
+) -> list[ChangeEvent]:
+    """One event, written into ``mask_t2``; none where no window of :data:`ATTEMPTS` had a place for it."""
+    kind, options = what
+    smallest, largest, weight, num_classes = limits
+    proposer = registry_of_kinds()[kind]
+    height, width = mask_t1.shape
+    for _ in range(ATTEMPTS):
+        side = int(rng.choice(list(SIDES), p=list(SIDES.values())))
+        tall, wide = min(side, height), min(side, width)
+        row, column = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+        window = Window(row, column, tall, wide).slices
+        before = np.asarray(mask_t1[window])
+        free = np.where(before == mask_t2[window], before, 0).astype(np.uint8)
+        if np.count_nonzero(free) < KNOWN * free.size:
+            continue
+        inner = (row > 0, row + tall < height, column > 0, column + wide < width)
+        ground = Ground(free, smallest, largest, weight, num_classes, options, None, {}, inner)
+        proposal = proposer.propose(ground, rng)
+        if proposal is None:
+            continue
+        after, events = proposal
+        change = after != free
+        if _touches(change, inner):
+            continue  # it was cut by the window: a straight edge that nobody drew
+        mask_t2[window] = np.where(change, after, mask_t2[window])
+        return [_moved(event, row, column) for event in events]
+    return []
+
+
+def _touches(change: npt.NDArray[np.bool_], inner: tuple[bool, bool, bool, bool]) -> bool:
+    edges: tuple[Any, ...] = (change[0], change[-1], change[:, 0], change[:, -1])
+    return any(goes_on and edge.any() for goes_on, edge in zip(inner, edges, strict=True))
+
+
+def _moved(event: ChangeEvent, row: int, column: int) -> ChangeEvent:
+    """In pixels of the scene."""
+    donor = event.donor
+    if donor is not None:
+        donor = replace(donor, box=_box(donor.box, row, column))
+    return replace(event, bbox=_box(event.bbox, row, column), donor=donor)
+
+
+def _box(box: tuple[int, int, int, int], row: int, column: int) -> tuple[int, int, int, int]:
+    return box[0] + row, box[1] + column, box[2], box[3]
+
+
+def given_events(mask_t1: Mask, mask_t2: Mask) -> Iterator[ChangeEvent]:
+    """Events of second masks that somebody gave: connected ground of one class transition."""
+    from rasterio.features import shapes
+
+    codes = np.zeros(mask_t1.shape, np.uint16)
+    for window in strips(mask_t1.shape):
+        before, after = mask_t1[window.slices], mask_t2[window.slices]
+        change = (before != 0) & (after != 0) & (before != after)
+        codes[window.slices] = np.where(change, before.astype(np.uint16) * 256 + after, 0)
+    for geometry, code in shapes(codes, mask=codes != 0, connectivity=8):
+        outer = np.asarray(geometry["coordinates"][0]).astype(int)
+        (left, top), (right, bottom) = outer.min(0), outer.max(0)
+        area = round(sum(_area(np.asarray(ring)) * (-1 if i else 1) for i, ring in enumerate(geometry["coordinates"])))
+        box = (int(top), int(left), int(bottom - top), int(right - left))
+        yield ChangeEvent("given", int(code) // 256, int(code) % 256, box, (0, 0), area)
+
+
+def _area(ring: npt.NDArray[np.float64]) -> float:
+    """Of a closed ring, by the shoelace formula."""
+    x, y = ring[:, 0], ring[:, 1]
+    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+
+
+def events_of(content: list[dict[str, Any]]) -> tuple[ChangeEvent, ...]:
+    """What ``to_plain`` made of events."""
+    found = []
+    for entry in content:
+        donor = entry.get("donor")
+        given = None if donor is None else ShapeDonor(**{**donor, "box": tuple(donor["box"])})
+        values = {**entry, "bbox": tuple(entry["bbox"]), "offset": tuple(entry["offset"]), "donor": given}
+        found.append(ChangeEvent(**values))
+    return tuple(found)

@@ -1,0 +1,154 @@
+"""What a scene's bytes follow from, and whether a folder was begun with the same. No torch here.
+
+OUT/SCENE/scene.json
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.errors import OutputError, require
+from changeanywhere.generation.job import current_versions, flat
+from changeanywhere.machine import usable_processors
+from changeanywhere.models.info import ModelInfo, outside_sampling
+from changeanywhere.plain import to_plain
+from changeanywhere.scenes.inputs import SceneFiles, SceneImage, fingerprint
+from changeanywhere.scenes.options import DEFAULT_SHARE, SceneOptions
+from changeanywhere.scenes.planning import Quotas
+from changeanywhere.seals import sealed, unsealed
+from changeanywhere.storage import LocalStore
+
+FILE = "scene.json"
+NOT_COMPARED = ("versions", "files")
+"""Where files lie may change; what they hold may not."""
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """All of it, of one scene, frozen."""
+
+    files: dict[str, str]
+    fingerprint: dict[str, str | None]
+    legend_map: str
+    reading: dict[str, Any]
+    events: dict[str, Any] | None
+    """None: second masks were given."""
+    quotas: dict[str, Any] | None
+    seed: int
+    model_hash: str
+    sampling: dict[str, Any]
+    finishing: dict[str, Any]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+
+
+def quotas_of(options: SceneOptions) -> Quotas:
+    """What the scene is to show."""
+    share = None if options.num_events else options.change_share or DEFAULT_SHARE
+    return Quotas(share, options.num_events, dict(options.class_pairs))
+
+
+def sampling_of(options: SceneOptions, info: ModelInfo) -> Sampling:
+    """The model's own settings with what was said; refuses what does nothing."""
+    sampling = Sampling(**info.defaults).changed(options.sampling_given)
+    sampling.check()
+    if isinstance(sampling.exemplar_strength, dict):
+        names = ("default", *info.legend.names)
+        unknown = sorted(set(sampling.exemplar_strength) - {*names})
+        require(not unknown, "exemplar_strength", unknown, ", ".join(names))
+    given = isinstance(sampling.exemplar_strength, list)
+    require(not given, "exemplar_strength", sampling.exemplar_strength, "a number, or one by class, for a scene")
+    idle = options.eta is not None and sampling.sampler != "ddim"
+    require(not idle, "eta", options.eta, f"with sampler ddim; {sampling.sampler} has none")
+    return sampling
+
+
+def settings_of(
+    options: SceneOptions, files: SceneFiles, image: SceneImage, info: ModelInfo, store: LocalStore
+) -> SceneSettings:
+    """What is asked now, with the machine of what was begun in ``store``; :class:`OutputError` naming the first setting
+    in which both differ."""
+    begun = load_settings(store)
+    if begun is None and store.root.is_dir():
+        strangers = sorted(p.name for p in store.root.iterdir() if p.name not in ("parts", "leases"))
+        if strangers:
+            raise OutputError(
+                f"{store.root}: not empty ({strangers[0]}) and not made by this command; give another --out"
+            )
+    warning = outside_sampling(info, [image.gsd_m])
+    if warning and begun is None:
+        print(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", file=sys.stderr)
+    planned = options.mask_t2 is None
+    legend_map = options.legend_map.read_text() if options.legend_map and options.legend_map.is_file() else ""
+    asked = SceneSettings(
+        files={name: str(path) for name, path in (("image", files.image), ("mask", files.mask))},
+        fingerprint=fingerprint(files),
+        legend_map=legend_map,
+        reading=_reading(options, image),
+        events=to_plain(options.events) if planned else None,
+        quotas=to_plain(quotas_of(options)) if planned else None,
+        seed=options.seed,
+        model_hash=info.weights_hash,
+        sampling=asdict(sampling_of(options, info)),
+        finishing={name: getattr(options, name) for name in ("paste_back", "other_bands", "events_format")},
+        machine=_machine(options, info, begun),
+        versions=current_versions(),
+    )
+    if begun is not None:
+        _refuse_others(begun, to_plain(asked), store.root)
+    return asked
+
+
+def _reading(options: SceneOptions, image: SceneImage) -> dict[str, Any]:
+    names = ("class_field", "layer", "resample_mask", "legend", "class_names", "first_class", "ignore_value")
+    return {
+        **{name: to_plain(getattr(options, name)) for name in names},
+        "bands": list(image.bands),
+        "stretch": to_plain(image.normalisation),
+    }
+
+
+def _machine(options: SceneOptions, info: ModelInfo, begun: dict[str, Any] | None) -> dict[str, Any]:
+    before = begun["machine"] if begun else {}
+    device, dtype = options.device or before.get("device"), options.dtype or before.get("dtype")
+    if not before or options.device:
+        from changeanywhere.diffusion.pipeline import default_dtype, find_device
+
+        found = find_device(options.device)
+        device, dtype = found.type, dtype or default_dtype(found)
+    return {
+        "device": device,
+        "dtype": dtype,
+        "num_threads": options.num_threads or before.get("num_threads") or usable_processors(),
+        "batch_size": options.batch_size,
+        "window": options.window or info.tile_size,
+    }
+
+
+def load_settings(store: LocalStore) -> dict[str, Any] | None:
+    """What a scene was begun with; None where there is nothing. :class:`OutputError` for a damaged file."""
+    if not store.exists(FILE):
+        return None
+    try:
+        return unsealed(store.get(FILE))[0]
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{store.describe(FILE)}: damaged ({error}); give another --out") from error
+
+
+def save_settings(settings: SceneSettings, store: LocalStore) -> None:
+    """Freeze them."""
+    store.put(FILE, sealed(to_plain(settings), indent=1))
+
+
+def _refuse_others(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
+    before, now = flat(begun), flat(asked)
+    for name in sorted({*before, *now}):
+        if name.partition(".")[0] not in NOT_COMPARED and before.get(name) != now.get(name):
+            raise OutputError(
+                f"{folder}: was made with {name} = {before.get(name)!r}, asked now: {now.get(name)!r}; "
+                "give another --out, or the same settings to resume"
+            )

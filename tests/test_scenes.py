@@ -1,0 +1,425 @@
+"""Whole scenes: noise by place, windows, planning, files."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import rasterio
+import torch
+from torch import Tensor
+
+from changeanywhere.cli import run
+from changeanywhere.diffusion.canvas import Blend, Plane, Remembering
+from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.diffusion.place_noise import PlaceNoise, normals, philox
+from changeanywhere.diffusion.scene import ScenePainter
+from changeanywhere.events import EventOptions
+from changeanywhere.legend import load_legend
+from changeanywhere.progress import silent
+from changeanywhere.rasters import gate
+from changeanywhere.sample import change_mask_of
+from changeanywhere.scenes.planning import Quotas, plan_scene
+from changeanywhere.storage import file_hash
+from conftest import tiny_model
+from scene_files import CRS, PIXEL, colours, land_cover, write_scene, write_tiff
+
+FILES = ("t1.tif", "t2.tif", "mask_t1.tif", "mask_t2.tif", "change.tif")
+
+
+def test_philox_gives_the_published_words() -> None:
+    """Known answers of Random123 (kat_vectors, philox4x32 10)."""
+    full = 0xFFFFFFFF
+    cases = [
+        ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((full,) * 4, (full, full), "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ]
+    for counter, key, words in cases:
+        found = philox([torch.tensor(word) for word in counter], key)
+        assert " ".join(f"{int(word):08x}" for word in found) == words
+
+
+def test_noise_follows_from_the_place_alone() -> None:
+    whole = PlaceNoise(7, [(-5, 3)], (3, 40, 50)).draw("known")
+    part = PlaceNoise(7, [(5, 13), (0, 3)], (3, 10, 20)).draw("known")
+    assert torch.equal(part[0], whole[0, :, 10:20, 10:30])
+    assert torch.equal(part[1], whole[0, :, 5:15, :20])
+    noise = PlaceNoise(7, [(0, 0)], (3, 200, 200))
+    first, second, other = noise.draw("step"), noise.draw("step"), noise.draw("known")
+    for one, two in ((first, second), (first, other), (first[:, 0], first[:, 1])):
+        assert abs(float((one * two).mean())) < 0.02
+    assert abs(float(first.mean())) < 0.02 and abs(float(first.std()) - 1) < 0.02
+    rows, columns = torch.arange(4)[:, None], torch.arange(5)[None]
+    assert torch.equal(normals(1, "a", 0, rows, columns, 6)[2:5], normals(1, "a", 0, rows, columns, 3, 2))
+
+
+@pytest.mark.parametrize("plane", [Plane(0, 0, 130, 70, 64), Plane(37, -13, 65, 9, 32), Plane(-8, 5, 1, 1, 16)])
+def test_windows_cover_a_plane_and_weigh_one(plane: Plane) -> None:
+    for each in (plane, plane.wide):
+        blend = Blend(1, each)
+        for corner in each.windows():
+            blend.add(corner, torch.full((1, each.side, each.side), 3.0))
+        assert torch.allclose(blend.result(), torch.tensor(3.0))
+        assert float(blend.share.min()) > 0.999
+    corners = {(plane.row + row, plane.column + column) for row, column in plane.windows()}
+    half = plane.part((0, 0, max(1, plane.height // 2), plane.width))
+    assert {(half.row + row, half.column + column) for row, column in half.windows()} <= corners
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ChangePairPipeline:
+    model = tiny_model()
+    model.first_stage.quantises = False
+    return ChangePairPipeline(model, torch.device("cpu"))
+
+
+def scene(height: int = 230, width: int = 310) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], Any]:
+    """Image, second mask and change: small changes, one at the border, one larger than a window."""
+    mask = land_cover(height, width)
+    second = mask.copy()
+    second[20:30, 40:60] = np.where(mask[20:30, 40:60] == 1, 5, mask[20:30, 40:60])
+    second[70:170, 150:300] = np.where(mask[70:170, 150:300] == 1, 7, mask[70:170, 150:300])
+    second[:6, :9] = 2
+    return colours(mask), second, change_mask_of(mask, second)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"num_steps": 4, "free_fraction": 0.5, "guidance_scale": 2.0, "window_margin": 2},
+    {"num_steps": 3, "free_fraction": 0.0},
+    {"num_steps": 4, "free_fraction": 0.5, "paste_back": True, "window_margin": 4},
+    {"num_steps": 3, "free_fraction": 0.4, "restore_detail": 1.0, "sampler": "ddim", "known_noise": "fresh"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_what_is_painted_and_what_is_kept(pipeline: ChangePairPipeline, settings: dict[str, Any]) -> None:
+    image, mask, change = scene()
+    painted = pipeline.paint_scene(image, mask, change, **settings)
+    differs = (painted != image).any(2)
+    assert differs[change].mean() > 0.9
+    if settings["free_fraction"] and not settings.get("paste_back"):
+        assert differs.mean() > 0.9
+    elif settings.get("paste_back"):
+        from scipy import ndimage
+
+        assert not differs[ndimage.distance_transform_edt(~change) >= 8].any()
+    else:
+        assert not differs.all() and not differs[180:, :60].any()
+    exemplar = image.copy()
+    exemplar[change] = (200, 30, 30)
+    over = pipeline.paint_scene(
+        image, mask, change, exemplar=exemplar, **settings, exemplar_strength={"default": 0.0}, dilate_cells=0
+    )
+    again = pipeline.paint_scene(
+        image, mask, change, exemplar=exemplar, **settings, exemplar_strength={"default": 0.0}, dilate_cells=0
+    )
+    assert np.array_equal(over, again)
+    assert not np.array_equal(over, painted)
+
+
+class Shuffled(Remembering):
+    """Computes units in another order than they are asked for in."""
+
+    def __call__(self, units: Sequence[tuple[str, Callable[[], Tensor]]]) -> Iterator[Tensor]:
+        for place in np.random.default_rng(1).permutation(len(units)):
+            list(super().__call__([units[place]]))
+        return super().__call__(units)
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:3])
+def test_the_order_of_windows_changes_no_byte(
+    pipeline: ChangePairPipeline, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, mask, change = scene()
+    usual = pipeline.paint_scene(image, mask, change, **settings)
+    monkeypatch.setattr("changeanywhere.diffusion.pipeline.Remembering", Shuffled)
+    assert np.array_equal(usual, pipeline.paint_scene(image, mask, change, **settings))
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("settings", SETTINGS[:3])
+def test_halves_with_their_origins_fit_the_whole(pipeline: ChangePairPipeline, settings: dict[str, Any]) -> None:
+    """Beyond what a window reaches over the cut."""
+    image, mask, change = scene(160, 640)
+    change = change.copy()
+    mask = np.where(change & (np.arange(640) >= 200), land_cover(160, 640), mask)
+    mask[40:60, 520:540] = 6
+    change = change_mask_of(land_cover(160, 640), mask)
+    whole = pipeline.paint_scene(image, mask, change, **settings)
+    for first, last, inner in ((0, 320, slice(0, 320 - 72)), (320, 640, slice(320 + 72, 640))):
+        here = slice(first, last)
+        half = pipeline.paint_scene(image[:, here], mask[:, here], change[:, here], origin=(0, first), **settings)
+        whole_part, part = whole[:, inner], half[:, inner.start - first : inner.stop - first]
+        close = np.abs(whole_part.astype(int) - part).max(2) <= 2
+        assert close.mean() >= 0.999
+
+
+def test_small_and_large_groups_are_told_apart(pipeline: ChangePairPipeline) -> None:
+    image, mask, change = scene()
+    painters: list[ScenePainter] = []
+    from changeanywhere.diffusion.options import Sampling
+    from changeanywhere.diffusion.scene_arrays import ArrayScene, pixels_of
+    from changeanywhere.sample import Normalisation
+
+    view = ArrayScene(pixels_of(image, Normalisation.eight_bit()), mask, change)
+    painters.append(pipeline.scene_painter(view, Sampling(), 0, window=128, size=4, run=Remembering()))
+    changes = painters[0].changes
+    sides = sorted(group.side for group in changes.groups)
+    assert sides[0] == 0 and sides[-1] == 32
+    large = next(group for group in changes.groups if not group.side)
+    covered = np.zeros(changes.changed.shape, bool)
+    for group in changes.groups:
+        row, column, height, width = group.box
+        covered[row : row + height, column : column + width] |= changes.own(group, group.box)
+    assert np.array_equal(covered, changes.changed)
+    assert len(large.corners) > 1
+
+
+def test_events_are_whole_and_keep_their_shares() -> None:
+    """No event is cut by a window of the plan: every change ends where its instance ends, or lies within its ground."""
+    mask = land_cover(1500, 1700)
+    second = mask.copy()
+    legend = load_legend("mini")
+    options = EventOptions(kinds=("appearance", "disappearance"))
+    pairs = {"water->bareland": 0.25}
+    plan = plan_scene(mask, second, legend, options, Quotas(None, 40, pairs), (3, PIXEL), silent)
+    assert len(plan.events) == 40 and plan.missing == 0
+    change = change_mask_of(mask, second)
+    assert plan.changed == change.sum() == sum(event.area for event in plan.events)
+    assert {event.area for event in plan.events} == {168}  # houses 12 x 14, ponds 12 x 14: nothing but whole ones
+    names = [(legend.name_of(e.from_class), legend.name_of(e.to_class)) for e in plan.events]
+    assert names.count(("water", "bareland")) >= 10
+    for event in plan.events:
+        row, column, height, width = event.bbox
+        assert change[row : row + height, column : column + width].sum() == event.area
+    again = mask.copy()
+    assert plan_scene(mask, again, legend, options, Quotas(None, 40, pairs), (3, PIXEL), silent) == plan
+    assert np.array_equal(again, second)
+    shared = mask.copy()
+    by_share = plan_scene(mask, shared, legend, options, Quotas(0.004, None, {}), (3, None), silent)
+    assert 0.003 * by_share.known < by_share.changed <= 0.004 * by_share.known
+
+
+def command(image: Path, mask: Path, out: Path, model: Path, *more: str) -> list[str]:
+    return [
+        *("generate", "--scene", str(image), "--mask", str(mask), "--out", str(out), "--model", str(model)),
+        *("--num-steps", "4", "--free-fraction", "0.5", "--num-events", "3", "--window", "64"),
+        *("--num-threads", "1", *more),
+    ]
+
+
+def values(path: Path) -> npt.NDArray[Any]:
+    with rasterio.open(path) as raster:
+        found: npt.NDArray[Any] = raster.read()
+    return found
+
+
+def test_a_scene_from_end_to_end(tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    out = tmp_path / "out"
+    assert run(command(image, mask, out, tiny_model_folder)) == 0
+    folder = out / "town"
+    first, second = values(folder / "t1.tif"), values(folder / "t2.tif")
+    assert np.array_equal(first, values(image)) and second.shape == first.shape
+    mask_t1, mask_t2, change = (values(folder / f"{name}.tif")[0] for name in ("mask_t1", "mask_t2", "change"))
+    assert np.array_equal(mask_t1, values(mask)[0])
+    assert np.array_equal(change > 0, change_mask_of(mask_t1, mask_t2)) and change.any()
+    assert (first != second).any(0).mean() > 0.9
+    for name in FILES:
+        with rasterio.open(folder / name) as raster, rasterio.open(image) as source:
+            assert raster.crs == source.crs and raster.transform == source.transform
+            assert raster.profile["tiled"] and raster.compression.name == "deflate"
+    with rasterio.open(folder / "mask_t1.tif") as raster:
+        assert raster.nodata == 0 and raster.colormap(1)[1][:3] == load_legend("mini").classes[0].color
+        assert "1=bareland" in raster.tags(1)["CLASSES"]
+    features = json.loads((folder / "events.geojson").read_text())["features"]
+    assert len(features) == 3
+    areas = [feature["properties"]["area_px"] for feature in features]
+    assert sum(areas) == (change > 0).sum()
+    assert features[0]["properties"]["area_m2"] == pytest.approx(areas[0] * PIXEL**2, rel=0.01)
+    item = json.loads((folder / "item.json").read_text())
+    assert item["properties"]["proj:code"] == CRS
+    assert all((folder / asset["href"]).is_file() for asset in item["assets"].values())
+    assert "bareland" in (folder / "mask_t2.qml").read_text()
+    assert (folder / "report.html").read_text().count("data:image/") == 5
+    assert not (folder / "parts").exists()
+    capsys.readouterr()
+    assert run(command(image, mask, out, tiny_model_folder)) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert run(command(image, mask, out, tiny_model_folder, "--seed", "5")) == 2
+    assert "seed = 0" in capsys.readouterr().err
+
+
+def test_given_second_masks_and_pasted_ground(tmp_path: Path, tiny_model_folder: Path) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    after = values(mask)[0].copy()
+    after[40:60, 30:50] = 4
+    second = write_tiff(tmp_path / "in" / "after.tif", after[..., None])
+    arguments = command(image, mask, tmp_path / "out", tiny_model_folder, "--mask-t2", str(second), "--paste-back")
+    del arguments[arguments.index("--num-events") : arguments.index("--num-events") + 2]
+    assert run(arguments) == 0
+    folder = tmp_path / "out" / "town"
+    change = values(folder / "change.tif")[0] > 0
+    assert np.array_equal(change, change_mask_of(values(mask)[0], after))
+    differs = (values(folder / "t1.tif") != values(folder / "t2.tif")).any(0)
+    assert differs[change].mean() > 0.9 and not differs[80:].any()
+    kinds = {f["properties"]["kind"] for f in json.loads((folder / "events.geojson").read_text())["features"]}
+    assert kinds == {"given"}
+
+
+def test_other_bands_dtype_and_nodata_are_kept(tmp_path: Path, tiny_model_folder: Path) -> None:
+    _, mask = write_scene(tmp_path / "in")
+    cover = values(mask)[0]
+    rgb = colours(cover).astype(np.uint16) * 12
+    infrared = np.random.default_rng(1).integers(1, 4000, (*cover.shape, 1)).astype(np.uint16)
+    bands = np.concatenate([rgb, infrared], 2)
+    bands[:20, :30] = 65535
+    image = write_tiff(tmp_path / "in" / "deep.tif", bands, nodata=65535)
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, "--other-bands", "nodata")) == 0
+    folder = tmp_path / "out" / "deep"
+    first, second = values(folder / "t1.tif"), values(folder / "t2.tif")
+    change = values(folder / "change.tif")[0] > 0
+    assert first.dtype == second.dtype == np.uint16 and np.array_equal(first, bands.transpose(2, 0, 1))
+    assert (second[:, :20, :30] == 65535).all() and not change[:20, :30].any()
+    assert (second[3][change] == 65535).all() and np.array_equal(second[3][~change], first[3][~change])
+    assert not (second[:3, 20:] == 65535).any()
+    with rasterio.open(folder / "t2.tif") as raster:
+        assert raster.nodata == 65535 and raster.tags()["CHANGEANYWHERE_PAINTED_BANDS"] == "1,2,3"
+
+
+@pytest.mark.faults
+def test_a_killed_scene_ends_in_the_same_bytes(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """SIGKILL at ten moments, SIGTERM at one."""
+    image, mask = write_scene(tmp_path / "in", 200, 260)
+    arguments = command(image, mask, tmp_path / "killed", tiny_model_folder)
+    assert run(command(image, mask, tmp_path / "whole", tiny_model_folder)) == 0
+    windows = tmp_path / "killed" / "town" / "parts" / "windows"
+    for number in range(1, 12):
+        process = subprocess.Popen([sys.executable, "-m", "changeanywhere", *arguments], stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if windows.is_dir() and len(list(windows.iterdir())) >= number:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGTERM if number == 11 else signal.SIGKILL)
+        process.communicate()
+    assert run(arguments) == 0
+    names = (*FILES, "events.geojson", "report.html", "item.json", "plan.json")
+    for name in names:
+        assert file_hash(tmp_path / "killed" / "town" / name) == file_hash(tmp_path / "whole" / "town" / name), name
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb"])
+def test_polygons(tmp_path: Path, suffix: str) -> None:
+    """In another CRS, overlapping: the smallest is on top; what is under none is unknown."""
+    pytest.importorskip("pyogrio")
+    import pyogrio
+    import shapely
+    from rasterio.warp import transform
+
+    from changeanywhere.scenes.inputs import open_image, read_land_cover
+    from changeanywhere.scenes.options import SceneOptions
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    boxes = {(0, 0, 120, 90): "bareland", (10, 10, 40, 30): "water", (20, 15, 30, 25): "building"}
+    shapes = []
+    with rasterio.open(image) as raster:
+        for left, top, right, bottom in boxes:
+            corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+            places = [raster.transform @ corner for corner in corners]
+            xs, ys = transform(CRS, "EPSG:4326", [p[0] for p in places], [p[1] for p in places])
+            shapes.append(shapely.Polygon(list(zip(xs, ys, strict=True))))
+    # The small ones first in the file: it is the area that says which is on top.
+    order = [2, 1, 0]
+    path = tmp_path / f"cover{suffix}"
+    pyogrio.raw.write(
+        path,
+        np.array([shapely.to_wkb(shapes[i]) for i in order], object),
+        [np.array([list(boxes.values())[i] for i in order], object)],
+        ["landcover"],
+        geometry_type="Polygon",
+        crs="EPSG:4326",
+    )
+    options = SceneOptions(scene=(str(image),), mask=(str(path),), out=tmp_path / "out")
+    opened = open_image(image, options.of_source(), 3)
+    found = np.zeros((100, 120), np.uint8)
+    legend = load_legend("mini")
+    read_land_cover(path, opened, legend, options, found)
+    expected = np.zeros((100, 120), np.uint8)
+    for (left, top, right, bottom), name in boxes.items():
+        expected[top:bottom, left:right] = legend.index_of(name)
+    assert (found == expected).mean() > 0.995
+
+
+def test_masks_of_another_grid_are_refused_or_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rasterio.transform import from_origin
+
+    from changeanywhere.errors import SourceError
+    from changeanywhere.scenes.inputs import open_image, read_land_cover
+    from changeanywhere.scenes.options import SceneOptions
+
+    image, mask = write_scene(tmp_path, 100, 120)
+    coarse = values(mask)[0][::2, ::2]
+    half = write_tiff(
+        tmp_path / "half.tif", coarse[..., None], transform=from_origin(320_000, 2_780_000, 2 * PIXEL, 2 * PIXEL)
+    )
+    options = SceneOptions(scene=(str(image),), mask=(str(half),), out=tmp_path / "out")
+    opened = open_image(image, options.of_source(), 3)
+    found = np.zeros((100, 120), np.uint8)
+    with pytest.raises(SourceError, match=r"another grid.*--resample-mask, or: gdalwarp -r near -t_srs EPSG:32640 -te"):
+        read_land_cover(half, opened, load_legend("mini"), options, found)
+    asked = SceneOptions(scene=(str(image),), mask=(str(half),), out=tmp_path / "out", resample_mask=True)
+    read_land_cover(half, opened, load_legend("mini"), asked, found)
+    assert np.array_equal(found, coarse.repeat(2, 0).repeat(2, 1))
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, "--dry-run")) == 0
+    said = capsys.readouterr().out
+    assert "190 x 150 px" in said and "3 events" in said and "windows" in said and "MB" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--mask-t2", "nowhere.tif", "--paste-back"], "mask_t2"),
+        (["--num-events", "0"], "num_events"),
+        (["--change-share", "0.1"], "change_share"),
+        (["--class-pairs", '{"bareland->moon": 0.5}'], "bareland->moon"),
+        (["--window", "72"], "window is 72"),
+        (["--other-bands", "nodata"], "other_bands"),
+        (["--eta", "0.5"], "eta"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error and error.startswith("changeanywhere: error:")
+
+
+def test_the_gate_reads_what_is_written(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """A finished scene is a source of its own."""
+    image, mask = write_scene(tmp_path / "in")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder)) == 0
+    for name in FILES:
+        facts = gate.inspect(tmp_path / "out" / "town" / name)
+        assert (facts.height, facts.width) == (150, 190)
