@@ -23,14 +23,8 @@ class Disappearance:
 
     def propose(self, ground: Ground, rng: np.random.Generator) -> Proposal | None:
         """See :class:`EventKind`."""
-<<<<<<< HEAD
-        fitting = [i for i in ground.instances if ground.within(i.area) and ground.usual(i.class_index, i.area)]
+        fitting = [i for i in ground.whole if ground.within(i.area) and ground.usual(i.class_index, i.area)]
         for instance in class_by_class([i for i in fitting if ground.is_object(i.class_index)], rng):
-=======
-        for instance in class_by_class(
-            [i for i in ground.whole if ground.within(i.area) and ground.usual(i.class_index, i.area)], rng
-        ):
->>>>>>> 7a8e55f (generate --scene: a GeoTIFF and land cover (raster or polygons) in, a second date of the whole scene out as COGs with events, styles, STAC and report; resumes by windows)
             mask_t2 = dissolve(ground, instance)
             if mask_t2 is None:
                 continue

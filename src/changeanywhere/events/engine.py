@@ -121,13 +121,9 @@ def _one_event(
             return float((before, after) == request.transition and allowed > 0)
         return allowed
 
-<<<<<<< HEAD
-    registry, objects = _registry(), frozenset(legend.index_of(name) for name in options.objects)
-=======
-    registry = registry_of_kinds()
->>>>>>> 7a8e55f (generate --scene: a GeoTIFF and land cover (raster or polygons) in, a second date of the whole scene out as COGs with events, styles, STAC and report; resumes by windows)
+    registry, objects = registry_of_kinds(), frozenset(legend.index_of(name) for name in options.objects)
     kinds = [asked] if asked is not None else [options.kinds[i] for i in rng.permutation(len(options.kinds))]
-    for floor, ceiling in _sizes(smallest, largest, missing, options, rng):
+    for floor, ceiling in sizes_of_events(smallest, largest, missing, options, rng):
         ground = Ground(free, floor, ceiling, weight, legend.num_classes, options, context.bank, context.sizes, objects)
         for name in kinds:
             proposal = registry[name].propose(ground, rng)
@@ -137,8 +133,7 @@ def _one_event(
     return None
 
 
-<<<<<<< HEAD
-def _sizes(
+def sizes_of_events(
     smallest: int, largest: int, missing: float, options: EventOptions, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
     """Smallest and largest area of the next event in px, in the order in which they are tried; ``missing``: px of an
@@ -150,18 +145,11 @@ def _sizes(
     return [(floor, largest) for floor in sorted({smallest, max(smallest, int(missing / 6))}, reverse=True)]
 
 
-def _limits(mask: Mask, options: EventOptions, context: EventContext) -> tuple[int, int]:
-    """Smallest and largest area of an event in px, from px or square metres."""
-    smallest, largest = options.min_area, int(options.max_share * mask.size)
-    if context.gsd_m is not None:
-        pixel = context.gsd_m**2
-=======
 def area_limits(num_pixels: int, options: EventOptions, gsd_m: float | None) -> tuple[int, int]:
     """Smallest and largest area of an event in px, from px or square metres, on ground of ``num_pixels``."""
     smallest, largest = options.min_area, int(options.max_share * num_pixels)
     if gsd_m is not None:
         pixel = gsd_m**2
->>>>>>> 7a8e55f (generate --scene: a GeoTIFF and land cover (raster or polygons) in, a second date of the whole scene out as COGs with events, styles, STAC and report; resumes by windows)
         if options.min_area_m2 is not None:
             smallest = max(1, round(options.min_area_m2 / pixel))
         if options.max_area_m2 is not None:

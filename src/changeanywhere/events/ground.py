@@ -36,17 +36,14 @@ class Ground:
     options: EventOptions
     bank: ShapeBank | None = None
     sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-<<<<<<< HEAD
     objects: frozenset[int] = frozenset()
     """Classes whose instances may appear or disappear; empty = all."""
+    inner: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    """Sides (top, bottom, left, right) behind which a scene goes on."""
 
     def is_object(self, class_index: int) -> bool:
         """Whether instances of this class may appear or disappear."""
         return not self.objects or class_index in self.objects
-=======
-    inner: tuple[bool, bool, bool, bool] = (False, False, False, False)
-    """Sides (top, bottom, left, right) behind which a scene goes on."""
->>>>>>> 7a8e55f (generate --scene: a GeoTIFF and land cover (raster or polygons) in, a second date of the whole scene out as COGs with events, styles, STAC and report; resumes by windows)
 
     @cached_property
     def instances(self) -> list[Instance]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.errors import ShortfallError, SourceError
+from changeanywhere.errors import ShortfallError, SourceError, require
 from changeanywhere.leases import Leases
 from changeanywhere.legend import Legend
 from changeanywhere.models.info import ModelInfo, find_model, read_info
@@ -102,6 +102,8 @@ def _opened(options: SceneOptions) -> tuple[list[tuple[SceneFiles, SceneImage]],
     if options.events_format == "gpkg":
         require_libraries()
     info = read_info(find_model(options.model))
+    unknown = sorted(set(options.events.objects) - {*info.legend.names})
+    require(not unknown, "events.objects", unknown, ", ".join(info.legend.names))
     source = options.of_source(info.bands, info.stretch)
     scenes = [(files, open_image(files.image, source, info.num_bands)) for files in find_scenes(options)]
     for files, image in scenes:

@@ -132,6 +132,9 @@ class SceneOptions:
         total = sum(self.class_pairs.values())
         require(total <= 1 + 1e-9, "class_pairs", self.class_pairs, "shares that add up to 1 at most")
         require(not self.events.shape_bank, "events.shape_bank", True, "false for a scene, whose shapes are its own")
+        default = self.events.events_per_pair == EventOptions().events_per_pair
+        what = "left out: num_events says how many a scene has"
+        require(default, "events.events_per_pair", self.events.events_per_pair, what)
         for name in sorted({name for names in EVENTS_READ_BY.values() for name in names.split()}):
             readers = [kind for kind, names in EVENTS_READ_BY.items() if name in names.split()]
             value = getattr(self.events, name)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
-from changeanywhere.events.engine import area_limits, registry_of_kinds
+from changeanywhere.events.engine import area_limits, registry_of_kinds, sizes_of_events
 from changeanywhere.events.ground import Ground
 from changeanywhere.events.transitions import TransitionTable
 from changeanywhere.legend import Legend, Mask
@@ -90,7 +90,7 @@ def plan_scene(
             return weight(before, after) if pair is None or (before, after) == pair else 0.0
 
         rng = stream("scene.events", seed, number)
-        found = _one(mask_t1, mask_t2, (kind, options), (smallest, most, allowed, legend.num_classes), rng)
+        found = _one(mask_t1, mask_t2, (kind, options), (smallest, most, allowed, legend), rng)
         number += 1
         failures = 0 if found else failures + 1
         if found:
@@ -146,12 +146,13 @@ def _one(
     mask_t1: Mask,
     mask_t2: Mask,
     what: tuple[str, EventOptions],
-    limits: tuple[int, int, Callable[[int, int], float], int],
+    limits: tuple[int, int, Callable[[int, int], float], Legend],
     rng: np.random.Generator,
 ) -> list[ChangeEvent]:
     """One event, written into ``mask_t2``; none where no window of :data:`ATTEMPTS` had a place for it."""
     kind, options = what
-    smallest, largest, weight, num_classes = limits
+    smallest, largest, weight, legend = limits
+    num_classes, objects = legend.num_classes, frozenset(legend.index_of(name) for name in options.objects)
     proposer = registry_of_kinds()[kind]
     height, width = mask_t1.shape
     for _ in range(ATTEMPTS):
@@ -164,16 +165,14 @@ def _one(
         if np.count_nonzero(free) < KNOWN * free.size:
             continue
         inner = (row > 0, row + tall < height, column > 0, column + wide < width)
-        ground = Ground(free, smallest, largest, weight, num_classes, options, None, {}, inner)
-        proposal = proposer.propose(ground, rng)
-        if proposal is None:
-            continue
-        after, events = proposal
-        change = after != free
-        if _touches(change, inner):
-            continue  # it was cut by the window: a straight edge that nobody drew
-        mask_t2[window] = np.where(change, after, mask_t2[window])
-        return [_moved(event, row, column) for event in events]
+        for floor, ceiling in sizes_of_events(smallest, largest, 0.0, options, rng):
+            ground = Ground(free, floor, ceiling, weight, num_classes, options, objects=objects, inner=inner)
+            proposal = proposer.propose(ground, rng)
+            if proposal is None or _touches(proposal[0] != free, inner):
+                continue  # no place, or cut by the window: a straight edge that nobody drew
+            after, events = proposal
+            mask_t2[window] = np.where(after != free, after, mask_t2[window])
+            return [_moved(event, row, column) for event in events]
     return []
 
 
