@@ -1,8 +1,8 @@
 """A whole scene: what it costs beside tiles, how much memory it takes, and whether its windows show.
 
-    python benchmarks/scenes.py mosaic --source ../shared/data/landcover/train --licences CC0-1.0 --side 4096 --out runs/scene
-    python benchmarks/scenes.py cost --mosaic runs/scene --out runs/scene/cost
-    python benchmarks/scenes.py seams --mosaic runs/scene --scene runs/scene/cost/scene/mosaic --out runs/scene/worst.png
+    python benchmarks/scenes.py mosaic --source ../shared/data/landcover/train --licences CC0-1.0 CC-BY-4.0 --out runs/m
+    python benchmarks/scenes.py cost --mosaic runs/m --out runs/m/cost
+    python benchmarks/scenes.py seams --scene runs/m/cost/scene/mosaic --out runs/m/worst.png
 
 mosaic  GeoTIFF and mask of --side px from tiles of 256 px, side by side in the order of their keys
 cost    processor seconds per megapixel of generate --scene and of generate on the same image in tiles of 256 px, one
