@@ -16,6 +16,7 @@ from changeanywhere.benchmark import trainings
 from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptions
 from changeanywhere.benchmark.pictures import outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
+from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.statistics import paired_gain, scene_of, visible_gain
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
@@ -379,3 +380,13 @@ def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["benchmark", "--config", str(recipe), "--pairs", missing, "--out", str(tmp_path / "out")]
     assert command(arguments) == 2
     assert capsys.readouterr().err == f"changeanywhere: error: {missing}: no such folder\n"
+
+
+def test_the_papers_figures_ship() -> None:
+    """Tables 1 to 5, each cell as printed."""
+    found = {name: read_published(Path("package"), name) for name in ("SECOND", "SYSU-CD", "LEVIR-CD")}
+    assert [len(cells) for cells in found.values()] == [88, 88, 0]
+    (cell,) = (c for c in found["SECOND"] if c.is_of("bit_r18") and c.share == 0)
+    assert cell.scores == ("47.54", "37.92", "63.73", "31.19") and cell.pretraining == "Ce-100K"
+    for name in ("fc_ef", "fc_siam_conc", "snunet_c16", "lightcdnet_b", "changer_ex_r18", "changeformer_mit-b1"):
+        assert sum(c.is_of(name) for c in found["SYSU-CD"]) == 11, name

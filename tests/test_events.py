@@ -457,3 +457,25 @@ def test_objects_and_sizes_of_events_can_be_named() -> None:
     for wrong in ({"areas": (5,)}, {"areas": (9, 9)}, {"areas": (0, 4)}):
         with pytest.raises(ConfigError, match=r"events\.areas"):
             EventOptions(**wrong)
+
+
+def test_the_paper_may_be_read_otherwise() -> None:
+    """An appearance that leaves its place, and a disappearance into any class of the surroundings."""
+    legend = load_legend("openearthmap")
+    house, tree, bare = (legend.index_of(name) for name in ("building", "tree", "bareland"))
+    mask = np.full((96, 96), bare, np.uint8)
+    mask[:, 60:] = tree
+    mask[40:52, 54:64] = house  # on the edge of both
+    only = EventOptions(kinds=("appearance",), objects=("building",), move=True)
+    plan = simulate(mask, legend, 0, options=only)
+    assert plan is not None and not (plan.mask_t2[40:52, 54:64] == house).all()
+    assert np.count_nonzero(plan.mask_t2 == house) == np.count_nonzero(mask == house), "moved, not copied"
+    vanish = EventOptions(kinds=("disappearance",), objects=("building",), fill="random")
+    became = set()
+    for seed in range(20):
+        plan = simulate(mask, legend, seed, options=vanish)
+        assert plan is not None and not (plan.mask_t2 == house).any()
+        became.add(int(plan.mask_t2[45, 58]))
+    assert became == {bare, tree}
+    with pytest.raises(ConfigError, match=r"events\.move"):
+        EventOptions(move=True, shape_bank=True)

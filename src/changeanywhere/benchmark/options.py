@@ -132,7 +132,7 @@ class BenchmarkOptions:
     run: RunRecipe = field(default_factory=RunRecipe)
     paper_tables: Path | None = None
     """CSV of published figures (columns benchmark, labels_percent, detector, pretraining, f1, precision, recall, iou)
-    to stand beside ours."""
+    to stand beside ours; ``package``: the paper's own, of ``name`` SECOND or SYSU-CD."""
     num_panels: int = 6
     """Test pairs in the pictures, evenly spaced; 0 = no pictures."""
     keep_weights: bool = False

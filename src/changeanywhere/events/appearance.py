@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, signal
 
+from changeanywhere.events.disappearance import dissolve
 from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
 from changeanywhere.events.placement import alike, surroundings
@@ -67,11 +68,26 @@ class Appearance:
                     places = alike(ground.mask, places, shape, region.class_index, _around(donor, ground))
                 row, column = places[rng.integers(len(places))]
                 mask_t2 = ground.mask.copy()
+                if ground.options.move:
+                    left = dissolve(ground, _standing(donor, ground), rng)
+                    if left is None:  # nothing is around it
+                        break
+                    mask_t2 = left
                 mask_t2[row : row + shape.shape[0], column : column + shape.shape[1]][shape] = donor.class_index
                 offset = (int(row) - donor.origin[0], int(column) - donor.origin[1]) if donor.origin else (0, 0)
                 came_from = replace(turn, tile=donor.tile, box=donor.box)
                 return mask_t2, describe(self.name, ground.mask, mask_t2, offset, came_from)
         return None
+
+
+def _standing(donor: Donor, ground: Ground) -> Instance:
+    """The instance of this tile that a donor is."""
+    return next(
+        i
+        for i in ground.instances
+        if (i.class_index, i.row, i.column) == (donor.class_index, *donor.box[:2])
+        and i.shape.shape == donor.shape.shape
+    )
 
 
 def _around(donor: Donor, ground: Ground) -> npt.NDArray[np.float64]:

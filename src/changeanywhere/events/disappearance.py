@@ -14,7 +14,8 @@ from changeanywhere.legend import Mask
 class Disappearance:
     """``fill`` majority: the class with the longest contact along the 8-neighbour ring; ties to the smaller index.
 
-    ``fill`` nearest: every pixel takes the class of the nearest ring pixel, so that half road / half grass continue.
+    ``fill`` random: one of the classes of that ring. ``fill`` nearest: every pixel takes the class of the nearest ring
+    pixel, so that half road / half grass continue.
     Unknown ground in the ring does not count. Instances are drawn class by class; those that the tile's border cuts may
     disappear too.
     """
@@ -25,7 +26,7 @@ class Disappearance:
         """See :class:`EventKind`."""
         fitting = [i for i in ground.whole if ground.within(i.area) and ground.usual(i.class_index, i.area)]
         for instance in class_by_class([i for i in fitting if ground.is_object(i.class_index)], rng):
-            mask_t2 = dissolve(ground, instance)
+            mask_t2 = dissolve(ground, instance, rng)
             if mask_t2 is None:
                 continue
             taken = np.unique(mask_t2[instance.window][instance.shape])
@@ -34,13 +35,16 @@ class Disappearance:
         return None
 
 
-def dissolve(ground: Ground, instance: Instance) -> Mask | None:
+def dissolve(ground: Ground, instance: Instance, rng: np.random.Generator) -> Mask | None:
     """The ground's mask with ``instance`` filled from its surroundings; None if there are none."""
     surrounding = surrounding_class(ground.mask, instance)
     if surrounding is None:
         return None
     mask_t2 = ground.mask.copy()
-    if ground.options.fill == "majority":
+    if ground.options.fill == "random":
+        around = classes_around(ground.mask, instance)
+        surrounding = int(around[rng.integers(len(around))])
+    if ground.options.fill != "nearest":
         mask_t2[instance.window][instance.shape] = surrounding
         return mask_t2
     window, inside = _with_ring(ground.mask, instance)
@@ -53,12 +57,23 @@ def dissolve(ground: Ground, instance: Instance) -> Mask | None:
 
 def surrounding_class(mask: Mask, instance: Instance) -> int | None:
     """Class with most pixels in the ring around ``instance``; None if all of it is unknown or outside the tile."""
+    contact = _contact(mask, instance)
+    return int(contact.argmax()) if contact.any() else None
+
+
+def classes_around(mask: Mask, instance: Instance) -> npt.NDArray[np.intp]:
+    """Classes of the ring around ``instance``, rising."""
+    return np.flatnonzero(_contact(mask, instance))
+
+
+def _contact(mask: Mask, instance: Instance) -> npt.NDArray[np.intp]:
+    """Px of the ring around ``instance`` by class."""
     window, inside = _with_ring(mask, instance)
     ring = ndimage.binary_dilation(inside, EIGHT) & ~inside
     contact = np.bincount(window[ring], minlength=256)
     # 4-connected instances may touch their own class diagonally; that is no surrounding to dissolve in.
     contact[[0, instance.class_index]] = 0
-    return int(contact.argmax()) if contact.any() else None
+    return contact
 
 
 def _with_ring(mask: Mask, instance: Instance) -> tuple[Mask, npt.NDArray[np.bool_]]:

@@ -13,7 +13,7 @@ from changeanywhere.errors import ConfigError
 
 PAPER_KINDS = ("appearance", "disappearance")
 KINDS = (*PAPER_KINDS, "conversion", "growth", "shrinkage", "rebuild")
-FILLS = ("majority", "nearest")
+FILLS = ("majority", "nearest", "random")
 PLACEMENTS = ("anywhere", "like_donor")
 ROTATIONS = ("none", "right_angles", "any")
 
@@ -59,7 +59,10 @@ class EventOptions:
     """Where an appearance lies: anywhere that it fits, or ``like_donor``: where what is within 24 px of it is most like
     what is around the shape that it copies (ours)."""
     fill: str = "majority"
-    """What vanished ground becomes: the majority class of its ring, or pixel by pixel the nearest class."""
+    """What vanished ground becomes: the majority class of its ring, pixel by pixel the nearest class, or one of the
+    classes of its ring at random."""
+    move: bool = False
+    """An appearance leaves its place, which takes the class around it, instead of being copied (not from a bank)."""
     spread: tuple[int, int] = (3, 12)
     """Px by which growth and shrinkage move an edge (drawn evenly)."""
     transitions: str | None = None
@@ -80,6 +83,12 @@ class EventOptions:
                 for name, limit in (("min_area_m2", self.min_area_m2), ("max_area_m2", self.max_area_m2))
             ),
             ("areas", self.areas, _rising(self.areas), "none, or two and more sizes of 1 px and more, rising"),
+            (
+                "move",
+                self.move,
+                not (self.move and (self.shape_bank or self.group_size > 1)),
+                "false with these donors",
+            ),
             ("connectivity", self.connectivity, self.connectivity in (4, 8), "4, 8"),
             ("margin", self.margin, 0 <= self.margin <= 64, "0 to 64 px"),
             ("max_coverage", self.max_coverage, 0 < self.max_coverage <= 1, "above 0 to 1"),

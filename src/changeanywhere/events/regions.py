@@ -92,7 +92,7 @@ class Rebuild:
         """See :class:`EventKind`."""
         candidates = [i for i in ground.whole if not i.cut and ground.min_area <= i.area <= ground.max_area]
         for old in class_by_class(candidates, rng)[:ATTEMPTS]:
-            cleared = dissolve(ground, old)
+            cleared = dissolve(ground, old, rng)
             surrounding = surrounding_class(ground.mask, old)
             if cleared is None or surrounding is None:
                 continue

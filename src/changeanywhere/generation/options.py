@@ -28,7 +28,7 @@ PAINTER_FLAGS = (
 DEVICE_FLAGS = ("device", "dtype", "num_threads")
 """Those of them that whatever computes on a device reads: the filter and the first stage of ``reconstruct_t1`` too."""
 EVENTS_READ_BY = {
-    "appearance": "objects margin max_coverage rotate flip scale group_size shape_bank placement",
+    "appearance": "objects move margin max_coverage rotate flip scale group_size shape_bank placement",
     "disappearance": "objects fill",
     "growth": "spread",
     "shrinkage": "spread",

@@ -37,6 +37,8 @@ class SiamUNetLite0(Detector):
             ConvNormAct(b + c, width, 3) for b, c, width in zip(below, inputs[:-1], WIDTHS, strict=True)
         )
         self.decode_head = FCNHead(WIDTHS[0])
+        # As torch begins: with the reference heads' deviation of 0.01, 300 steps on 14 pairs found nothing.
+        self.decode_head.conv_seg.reset_parameters()
 
     def load_backbone(self, file: Path) -> list[str]:
         """Weights of EfficientNet-Lite0 as its package has them; ``package``: those of the installed one."""
