@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-processors lint types readme reference bench-events quality benchmark clean
+.PHONY: install demo test test-slow test-faults test-fuzz test-ray test-processors lint types readme reference bench-events quality benchmark clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,11 @@ test-slow: install
 # a scene.
 test-faults: install
 	$(BIN)/python -m pytest -m faults tests/test_faults.py tests/test_shares.py tests/test_buckets.py tests/test_scenes.py
+
+# A cluster of several raylets on this machine, of which one is killed and another joins.
+test-ray: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
+	$(BIN)/python -m pytest -m ray tests/test_ray.py
 
 # Hostile files, folders and options, at random from a seed, for ten minutes; fails if anything is found.
 MINUTES ?= 10

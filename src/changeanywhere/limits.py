@@ -28,6 +28,7 @@ COUNTS = {
     "discriminator_channels": 4096, "head_dim": 4096, "latent_channels": 64, "layers_per_block": 64, "log_every": 10**9,
     "mask_channels": 4096, "max_pairs": MAX_PAIRS, "norm_groups": 4096, "num_codes": 2**20, "num_heads": 1024,
     "num_events": 1_000_000, "num_pairs": MAX_PAIRS, "num_steps": 10**9, "num_threads": 1024, "views": 8,
+    "workers": 100_000,
     "pairs_per_image": 100_000, "restart_codes_every": 10**9, "save_every": 10**9, "shard_size": 100_000,
     "tile_size": 65_536, "val_every": 10**9, "window": 65_536,
 }  # fmt: skip

@@ -105,7 +105,10 @@ def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateR
             note_asked(options, store)
         with leases.waited_for("machine", lambda: False):
             settle_machine(job, store)
-        count, seconds = _paint(job, painter, plan, store, leases, stop, progress, share)
+        if options.executor == "ray":
+            count, seconds = _paint_on_ray(options, job, plan, store, leases, stop, progress)
+        else:
+            count, seconds = _paint(job, painter, plan, store, leases, stop, progress, share)
         _raise_on_empty(plan, options.out)
         done = _Done(None, count, count / seconds if count else 0.0, len(open_shards(store, plan)))
         if not done.num_open:
@@ -154,6 +157,26 @@ def _paint(
 
     ThreadExecutor().run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
     return tally.painted, time.perf_counter() - started
+
+
+def _paint_on_ray(
+    options: GenerateOptions,
+    job: Job,
+    plan: PlanSummary,
+    store: Store,
+    leases: Leases,
+    stop: threading.Event,
+    progress: Progress,
+) -> tuple[int, float]:
+    """:func:`_paint` by the actors of a cluster."""
+    from changeanywhere.generation.cluster import RayShards
+
+    started = time.perf_counter()
+    numbers = Share.parse(options.shard).of(open_shards(store, plan))
+    if not numbers:
+        return 0, 0.0
+    count = RayShards(options.address, options.workers).run(numbers, job, plan, store, leases, stop, progress)
+    return count, time.perf_counter() - started
 
 
 class _Tally:

@@ -18,6 +18,7 @@ from changeanywhere.storage import check_place
 
 DEFAULT_SHARD = 32
 FILTER_ACTIONS = ("score", "drop", "resample")
+EXECUTORS = ("threads", "ray")
 IMAGE_FORMATS = ("png", "geotiff")
 PAINTER_FLAGS = (
     *("sampler", "num_steps", "free_fraction", "guidance_scale"),
@@ -192,6 +193,12 @@ class GenerateOptions(SimulateOptions):
     shard: str | None = None
     """Paint this share of the set alone, I/N with I from 0 to N - 1: N jobs on one --out share the work; the one that
     finishes last, or changeanywhere finish, makes lists and report."""
+    executor: str = "threads"
+    """Who paints: ``threads`` of this process, or ``ray``: actors on a Ray cluster whose nodes see source and out."""
+    address: str | None = None
+    """With ``ray``: auto, or HOST:PORT of the cluster; default: one of this machine alone, for this run."""
+    workers: int | None = None
+    """With ``ray``: actors; default: one per GPU, on CPUs one per ``num_threads`` of what the cluster has."""
     dry_run: bool = False
     """Plan, time one batch, say pairs, bytes and time; write nothing."""
 
@@ -213,6 +220,11 @@ class GenerateOptions(SimulateOptions):
             require(value is None or value > 0, name, value, "1 or more")
         require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))
         check_format(self.format)
+        require(self.executor in EXECUTORS, "executor", self.executor, ", ".join(EXECUTORS))
+        for name in ("address", "workers"):
+            value = getattr(self, name)
+            require(value is None or self.executor == "ray", name, value, "with executor ray, which alone reads it")
+        require(self.workers is None or self.workers > 0, "workers", self.workers, "1 or more")
         if self.masks_t2 is not None:
             self._check_given_masks()
 

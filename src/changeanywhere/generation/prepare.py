@@ -50,6 +50,7 @@ from changeanywhere.terminal import say
 from changeanywhere.text import in_a_line
 
 CPU_BATCH = 4
+NOT_ASKED = ("out", "dry_run", "shard", "executor", "address", "workers")
 ASKED = "plan/asked.json"
 """What the command said and how the files it named looked: where nothing differs, nothing needs to be read again."""
 
@@ -335,7 +336,7 @@ def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | N
 
 
 def _asked(options: SimulateOptions) -> dict[str, Any]:
-    said = {name: value for name, value in to_plain(options).items() if name not in ("out", "dry_run", "shard")}
+    said = {name: value for name, value in to_plain(options).items() if name not in NOT_ASKED}
     asked = {"options": said, "files": _looks(_named_files(options))}
     listing = listing_of(options.source)
     return asked if listing is None else asked | {"listing": listing}

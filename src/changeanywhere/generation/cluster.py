@@ -1,0 +1,249 @@
+"""Shards on a Ray cluster: one painter per GPU or CPU slot, its model loaded once; Ray Core alone.
+
+The driver holds the leases and says who paints what; a shard's files and marker go from the actor straight to the
+store, which every node must reach. An actor that is lost gives its shard back; when nothing is left to begin, a shard
+that takes long is begun a second time, and whoever writes its marker first wins: the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.buckets import store_at
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, require
+from changeanywhere.generation.dataset import marker_of
+from changeanywhere.generation.job import Job, load_job
+from changeanywhere.generation.painting import build_painter
+from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
+from changeanywhere.generation.shard import paint_shard
+from changeanywhere.leases import Leases
+from changeanywhere.progress import Progress
+from changeanywhere.storage import Store
+
+LOOK = 0.2
+"""Seconds between two looks at what is finished."""
+SLOW = 3.0
+"""A shard that takes this many times the median is begun a second time, once nothing else is left to begin."""
+LEAST_SECONDS = 10.0
+"""… and has taken at least that long."""
+MAX_LOSSES = 20
+"""Actors that may be lost for each that was asked for, before the run gives up."""
+
+
+class Painting:
+    """What an actor does: opens job and painter once, then paints shards by number."""
+
+    def __init__(self, place: str, folder: str) -> None:
+        import torch
+
+        if Path(folder).is_dir():  # paths of the command are relative to where it was given
+            os.chdir(folder)
+        self._store = store_at(place)
+        job, plan = load_job(self._store), load_summary(self._store)
+        if job is None or plan is None or job.machine is None:
+            raise OutputError(f"{self._store.describe()}: no plan in it for this node; all need one --out")
+        torch.set_num_threads(job.machine.num_threads)
+        self._painter, self._job = build_painter(job)
+        self._plan = plan
+
+    def ready(self) -> str:
+        """Where it runs."""
+        return f"{os.uname().nodename}:{os.getpid()}"
+
+    def paint(self, number: int) -> int:
+        """Paint shard ``number`` unless it is there; how many pairs were painted."""
+        if marker_of(self._store, self._plan, number) is not None:
+            return 0
+        painted: list[int] = []
+        shard = load_shard(self._store, number, self._plan)
+        paint_shard(self._job, self._painter, shard, self._store, progress=painted.append, stop=threading.Event())
+        return sum(painted)
+
+
+@dataclass
+class _Run:
+    """Who is at work on what."""
+
+    waiting: deque[int]
+    idle: list[Any] = field(default_factory=list)
+    starting: dict[Any, Any] = field(default_factory=dict)
+    """Answer to come → actor, which may wait for a node to join."""
+    running: dict[Any, tuple[Any, int, float]] = field(default_factory=dict)
+    """Answer to come → actor, shard, since when."""
+    taken: list[float] = field(default_factory=list)
+    """Seconds that finished shards took."""
+    done: set[int] = field(default_factory=set)
+    losses: int = 0
+
+    def copies_of(self, number: int) -> int:
+        return sum(shard == number for _, shard, _ in self.running.values())
+
+    def straggler(self) -> int | None:
+        """A shard to begin a second time."""
+        if self.waiting or not self.taken:
+            return None
+        limit, now = max(LEAST_SECONDS, SLOW * statistics.median(self.taken)), time.monotonic()
+        slow = [number for _, number, since in self.running.values() if now - since > limit]
+        return next((number for number in slow if self.copies_of(number) == 1), None)
+
+
+class RayShards:
+    """Paints the open shards of a set on a cluster."""
+
+    def __init__(self, address: str | None, workers: int | None) -> None:
+        self._address, self._workers = address, workers
+
+    def run(
+        self, shards: Sequence[int], job: Job, plan: PlanSummary, store: Store, leases: Leases, stop: threading.Event,
+        progress: Progress,
+    ) -> int:  # fmt: skip
+        """Return how many pairs were painted when every one of ``shards`` is there; as :class:`Executor` otherwise."""
+        with _connected(self._address) as ray, leases.renewed():
+            painted = [0]
+            run = _Run(deque(shards))
+            count = min(self._workers or _slots(ray, job), max(1, len(shards)))
+            before = plan.num_pairs - sum(len(load_shard(store, number, plan).pairs) for number in shards)
+            others: list[int] = []
+
+            def begin() -> None:
+                actor = ray.remote(Painting).options(**_needs(job)).remote(store.describe(), str(Path.cwd()))
+                run.starting[actor.ready.remote()] = actor
+
+            def tell() -> None:
+                at_work = f"painting pairs  {len(run.idle) + len(run.running)} workers"
+                progress(at_work, min(before + painted[0], plan.num_pairs), plan.num_pairs)
+
+            for _ in range(count):
+                begin()
+            while run.running or ((run.waiting or others) and not stop.is_set()):
+                self._dispatch(run, leases, others, lambda number: marker_of(store, plan, number) is not None, stop)
+                finished, _ = ray.wait([*run.running, *run.starting], num_returns=1, timeout=LOOK)
+                for answer in finished:
+                    painted[0] += self._settle(ray, run, answer, leases)
+                    tell()
+                if run.losses > MAX_LOSSES * count:
+                    raise ChangeAnywhereError(f"{store.describe()}: {run.losses} Ray actors were lost; see Ray's logs")
+                while len(run.starting) + len(run.running) + len(run.idle) < count:
+                    begin()
+                if not run.waiting and others and not run.running:  # theirs; if their process dies, ours
+                    run.waiting, others = deque(n for n in others if marker_of(store, plan, n) is None), []
+        if stop.is_set():
+            raise KeyboardInterrupt
+        return painted[0]
+
+    def _dispatch(self, run: _Run, leases: Leases, others: list[int], is_done: Any, stop: threading.Event) -> None:
+        while run.idle and run.waiting and not stop.is_set():
+            number = run.waiting.popleft()
+            if run.copies_of(number) or leases.claim(str(number)):
+                self._give(run, number)
+            elif not is_done(number):
+                others.append(number)
+        again = run.straggler() if run.idle and not stop.is_set() else None
+        if again is not None:
+            self._give(run, again)
+
+    def _give(self, run: _Run, number: int) -> None:
+        actor = run.idle.pop()
+        run.running[actor.paint.remote(number)] = (actor, number, time.monotonic())
+
+    def _settle(self, ray: Any, run: _Run, answer: Any, leases: Leases) -> int:
+        """Take an answer; how many pairs it stands for, a shard's second copy counting nothing."""
+        actor, number, since = (
+            (run.starting.pop(answer), None, 0.0) if answer in run.starting else run.running.pop(answer)
+        )
+        try:
+            result = ray.get(answer)
+        except ray.exceptions.RayTaskError as error:  # what the painter itself raised
+            raise (error.cause if isinstance(error.cause, ChangeAnywhereError) else error) from error
+        except ray.exceptions.RayError as error:  # the actor, its process or its node is gone
+            cause = getattr(error, "cause", None) or error
+            if number is None and "The actor died because of an error raised in its creation task" in str(error):
+                raise _of_creation(cause) from error
+            run.losses += 1
+            if number is not None and number not in run.done and not run.copies_of(number):
+                leases.release(str(number))
+                run.waiting.appendleft(number)
+            return 0
+        run.idle.append(actor)
+        if number is None or number in run.done:
+            return 0
+        run.done.add(number)
+        run.taken.append(time.monotonic() - since)
+        leases.release(str(number))
+        return int(result)
+
+
+def _of_creation(error: Exception) -> ChangeAnywhereError:
+    """What went wrong when an actor opened job and model, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ChangeAnywhereError(f"a Ray actor could not begin: {lines[-1] if lines else type(error).__name__}")
+
+
+def _needs(job: Job) -> dict[str, Any]:
+    """Of an actor: a GPU, or as many processors as the job froze threads; without restarts, which the driver does."""
+    assert job.machine is not None
+    if job.machine.device == "cpu":
+        return {"num_cpus": job.machine.num_threads, "max_restarts": 0}
+    return {"num_cpus": 1, "num_gpus": 1, "max_restarts": 0}
+
+
+def _slots(ray: Any, job: Job) -> int:
+    """How many actors the cluster takes now."""
+    needs, there = _needs(job), ray.cluster_resources()
+    slots = [int(there.get("CPU", 0) // needs["num_cpus"])]
+    if "num_gpus" in needs:
+        slots.append(int(there.get("GPU", 0)))
+    return max(1, min(slots))
+
+
+def require_ray() -> Any:
+    """Ray, which sends nothing of its use. :class:`ConfigError` where it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("executor is 'ray'; it needs Ray: pip install 'changeanywhere[ray]'") from error
+    return ray
+
+
+def _require_answer(address: str | None) -> None:
+    """:class:`ConfigError` where nobody listens: Ray itself would ask for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        require(address in (None, "auto", "local"), "address", address, "auto, or HOST:PORT")
+        return
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"address is {address!r}; no cluster answers there ({error})") from error
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected; signals stay with whoever had them, and actors end with the context."""
+    ray = require_ray()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _require_answer(address)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=None)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"address is {address!r}; no cluster answers there ({reason})") from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

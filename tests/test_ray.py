@@ -1,0 +1,108 @@
+"""A set painted on a Ray cluster of several raylets on this machine: the bytes of a local run, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from changeanywhere.cli import run
+from changeanywhere.models.folder import save_model
+from conftest import tiny_model, write_source
+
+ray = pytest.importorskip("ray", reason="pip install 'changeanywhere[ray]'")
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+COUNT, SHARD = 200, 10
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source, a tiny net, and the set that threads of one process make."""
+    folder = tmp_path_factory.mktemp("ray")
+    write_source(folder / "src", num_tiles=8)
+    save_model(tiny_model(), folder / "model")
+    assert run(arguments(folder, "local")) == 0
+    return folder
+
+
+def arguments(folder: Path, out: str, *more: str) -> list[str]:
+    return [
+        *("generate", f"--source={folder / 'src'}", f"--model={folder / 'model'}", f"--out={folder / out}"),
+        *(f"--num-pairs={COUNT}", "--tile-size=64", "--num-steps=4", "--num-threads=1", "--dtype=float32"),
+        *(f"--shard-size={SHARD}", "--batch-size=5", "--events.min-area=16", "--device=cpu", *more),
+    ]
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    skipped = ("asked.json", "report.html")
+    files = (path for path in out.rglob("*") if path.is_file() and path.name not in skipped)
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without slots, and two nodes of one slot each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+    one = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    yield one
+    ray.shutdown()
+    one.shutdown()
+
+
+def markers(out: Path) -> int:
+    return len(list((out / "shards").glob("*.json")))
+
+
+def test_a_node_is_killed_and_another_joins(world: Path, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    out = world / "cluster"
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]
+    events: list[int] = []
+
+    def disturb() -> None:
+        while markers(out) < 3:
+            time.sleep(0.05)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        events.append(markers(out))
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        events.append(markers(out))
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    code = run(arguments(world, "cluster", "--executor=ray", f"--address={cluster.address}", "--workers=2"))
+    thread.join()
+    assert code == 0, capsys.readouterr().err
+    assert events and events[0] < COUNT // SHARD, "the node died while there was work"
+    assert files_of(out) == files_of(world / "local")
+    assert f"{COUNT} in the dataset" in capsys.readouterr().out
+    assert run(["check", str(out)]) == 0
+
+
+def test_sigterm_ends_it_and_the_same_command_goes_on(world: Path) -> None:
+    command = [sys.executable, "-m", "changeanywhere", *arguments(world, "stopped", "--executor=ray", "--workers=2")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
+    while markers(world / "stopped") < 2 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "interrupted; what is finished is kept" in said, said
+    assert 2 <= markers(world / "stopped") < COUNT // SHARD
+    assert run(arguments(world, "stopped")) == 0
+    assert files_of(world / "stopped") == files_of(world / "local")
+
+
+def test_a_cluster_that_is_not_there_is_one_line(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments(world, "nowhere", "--executor=ray", "--address=127.0.0.1:1")) == 2
+    assert "no cluster answers there" in capsys.readouterr().err
