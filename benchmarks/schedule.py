@@ -153,7 +153,7 @@ def simulate(world: World, way: str) -> Result:
             state.begin(worker, now)
         if way == "ray" and state.idle and now - looked > 1.0:  # the driver looks at what is slow
             looked = now
-            for _ in range(len(state.idle)):
+            while state.idle and (state.queues[0] or state.straggler(now) is not None):
                 state.begin(state.idle.popleft(), now)
     # Copies that are still at a shard that is there are ended, and were for nothing.
     copies = (since for shard, at in state.running.items() if state.done[shard] for since in at.values())
@@ -181,7 +181,7 @@ def main() -> None:
     )
     print(world, f"\nall workers busy to the end: {best:.0f} s\n")
     print("| way | ends after, s | of it the last 1 %, s | wasted work |\n|---|---|---|---|")
-    for way in ("shares", "leases", "ray"):
+    for way in ("ray", "leases", "shares"):
         found = simulate(world, way)
         wasted = found.wasted / (found.wasted + found.useful)
         print(f"| {way} | {found.ended:.0f} | {found.ended - found.almost:.0f} | {wasted:.2%} |")

@@ -142,18 +142,18 @@ def _generate_scenes(arguments: list[str]) -> None:
             plans = dry_run_scenes(options, progress)
         for plan in plans:
             megapixels = plan.width * plan.height / 1e6
-            print(f"{one_line(plan.key)}: {plan.width} x {plan.height} px ({megapixels:.1f} megapixels)")
-            print(f"  {plan.num_events} events, {plan.changed:.2%} of known ground changes; {plan.windows} windows")
-            print(f"  about {_duration(plan.seconds)} (windows painted and timed), {plan.num_bytes / 1e6:.0f} MB")
-            print(f"  and {plan.scratch / 1e6:.0f} MB more until it is finished")
+            say(f"{one_line(plan.key)}: {plan.width} x {plan.height} px ({megapixels:.1f} megapixels)")
+            say(f"  {plan.num_events} events, {plan.changed:.2%} of known ground changes; {plan.windows} windows")
+            say(f"  about {_duration(plan.seconds)} (windows painted and timed), {plan.num_bytes / 1e6:.0f} MB")
+            say(f"  and {plan.scratch / 1e6:.0f} MB more until it is finished")
         return
     with progress_bars() as progress:
         reports = generate_scenes(options, progress)
     for report in reports:
         done = f"painted in {_duration(report.seconds)}" if report.seconds else "nothing to do, all is there"
-        print(f"{report.num_events} events, {report.changed:.2%} of known ground changed; {done}")
-        print(f"scene:  {report.folder}")
-        print(f"report: {report.folder / 'report.html'}")
+        say(f"{report.num_events} events, {report.changed:.2%} of known ground changed; {done}")
+        say(f"scene:  {report.folder}")
+        say(f"report: {report.folder / 'report.html'}")
 
 
 def _plan(arguments: list[str]) -> None:

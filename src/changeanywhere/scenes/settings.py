@@ -5,7 +5,6 @@ OUT/SCENE/scene.json
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from changeanywhere.scenes.options import DEFAULT_SHARE, SceneOptions
 from changeanywhere.scenes.planning import Quotas
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import LocalStore
+from changeanywhere.terminal import say
 
 FILE = "scene.json"
 NOT_COMPARED = ("versions", "files")
@@ -81,7 +81,7 @@ def settings_of(
             )
     warning = outside_sampling(info, [image.gsd_m])
     if warning and begun is None:
-        print(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", file=sys.stderr)
+        say(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", error=True)
     planned = options.mask_t2 is None
     legend_map = options.legend_map.read_text() if options.legend_map and options.legend_map.is_file() else ""
     asked = SceneSettings(
