@@ -23,7 +23,7 @@ from changeanywhere.models.denoiser import Denoiser
 GUARD = 2
 RAMP = 4
 WIDE_RAMP = 20
-"""The same where a large change is painted from the first call on: windows that paint from noise agree on less."""
+"""The same where a large change is painted from noise: there windows agree on less than over an exemplar."""
 Corner = tuple[int, int]
 """Row and column, in cells of a plane (negative: before it)."""
 Box = tuple[int, int, int, int]
@@ -68,6 +68,8 @@ class Plane:
     width: int
     side: int
     ramp: int = RAMP
+    wide_ramp: int = WIDE_RAMP
+    """Of :attr:`wide`."""
 
     @property
     def stride(self) -> int:
@@ -77,11 +79,11 @@ class Plane:
     @property
     def wide(self) -> Plane:
         """The same cells under windows that share more."""
-        return replace(self, ramp=min(WIDE_RAMP, self.side // 2 - 2 * GUARD))
+        return replace(self, ramp=min(self.wide_ramp, self.side // 2 - 2 * GUARD))
 
     def part(self, box: Box) -> Plane:
         """The plane of ``box`` in this one, on the same grid."""
-        return Plane(self.row + box[0], self.column + box[1], box[2], box[3], self.side, self.ramp)
+        return Plane(self.row + box[0], self.column + box[1], box[2], box[3], self.side, self.ramp, self.wide_ramp)
 
     def windows(self) -> list[Corner]:
         """Corners of the grid's windows that have weight in the plane, row by row. They may begin before it and end

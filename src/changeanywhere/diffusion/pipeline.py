@@ -270,6 +270,8 @@ class ChangePairPipeline:
         height, width = (-(-length // DOWNSAMPLING) for length in view.shape)
         place = (origin[0] // DOWNSAMPLING, origin[1] // DOWNSAMPLING)
         plane = Plane(*place, height, width, side // DOWNSAMPLING)
+        if sampling.from_exemplars:
+            plane = replace(plane, wide_ramp=RAMP)
         return ScenePainter(networks, view, sampling, seed, plane, size, run)
 
     def _sampling_of(self, settings: dict[str, Any]) -> Sampling:
