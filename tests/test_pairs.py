@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +113,68 @@ def test_metadata_opens_as_an_imagefolder(tmp_path: Path) -> None:
         assert columns == ["A_file_name", "B_file_name", "label_file_name", "label1_file_name", "label2_file_name"]
         assert all((tmp_path / record[name]).is_file() for name in columns)
         assert not re.search(r"\d{4}-\d\d-\d\d", json.dumps(record)), "no timestamps"
+
+
+def test_the_set_opens_by_load_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the library itself; every split under one schema, the one without a change included."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    out = tmp_path / "set"
+    records, store = [], LocalStore(out)
+    for number, split in enumerate(("train", "val", "test")):
+        pair = make_pair(f"k{number}", number)
+        record = make_record(pair, f"scene{number}", split)
+        if split == "val":
+            pair = replace(pair, mask_t2=pair.mask_t1, change_mask=np.zeros_like(pair.change_mask))
+            record = replace(record, transitions={}, events=[], change_ratio=0.0)
+        write_pair(store, pair, LEGEND)
+        records.append(record)
+    finalise(store, LEGEND, records)
+    opened = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "hf"))
+    assert {name: len(rows) for name, rows in opened.items()} == {"train": 1, "validation": 1, "test": 1}
+    for name, split in (("train", "train"), ("validation", "val"), ("test", "test")):
+        row, pair = opened[name][0], load_pairs(out, split)[0]
+        assert row["key"] == pair.key and row["licence"] == pair.metadata["licence"]
+        assert np.array_equal(np.asarray(row["A"]), pair.image_t1)
+        assert np.array_equal(np.asarray(row["B"]), pair.image_t2)
+        assert np.array_equal(np.asarray(row["label"]) > 0, pair.change_mask)
+        assert np.array_equal(np.asarray(row["label1"]), pair.mask_t1)
+        assert np.array_equal(np.asarray(row["label2"]), pair.mask_t2)
+        moves = {f"{each['from']}->{each['to']}": each["pixels"] for each in json.loads(row["transitions"])}
+        assert moves == pair.metadata["transitions"]
+
+
+def test_rows_of_tables_have_the_same_keys_and_types(tmp_path: Path) -> None:
+    write_dataset(tmp_path, ["a", "b", "c"])
+    shapes = set()
+    for split in ("train", "val", "test"):
+        for line in (tmp_path / f"{split}.jsonl").read_text().splitlines():
+            shapes.add(tuple((name, type(value)) for name, value in json.loads(line).items()))
+    assert len(shapes) == 1 and all(kind in (str, int, float) for _, kind in shapes.pop())
+
+
+def test_an_empty_split_has_no_table_and_no_place_in_the_card(tmp_path: Path) -> None:
+    write_dataset(tmp_path, ["a"])
+    there = [split for split in ("train", "val", "test") if (tmp_path / f"{split}.jsonl").exists()]
+    assert there == ["train"] and (tmp_path / "README.md").read_text().count("  - split: ") == 1
+
+
+def test_pairs_as_dictionaries_are_collated(tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    write_dataset(tmp_path, ["a", "b", "c"])
+    dictionaries: Any = load_pairs(tmp_path, as_dict=True)
+    (batch,) = DataLoader(dictionaries, batch_size=3)
+    pairs = load_pairs(tmp_path)
+    assert batch["key"] == ["a", "b", "c"]
+    for n in range(len(pairs)):
+        assert np.array_equal(batch["image_t2"][n], pairs[n].image_t2)
+        assert np.array_equal(batch["change_mask"][n], pairs[n].change_mask)
+        assert np.array_equal(batch["mask_t1"][n], pairs[n].mask_t1)
+    named = load_pairs(tmp_path, as_dict=True, transform=lambda content: content["key"] + "!")
+    assert [named[n] for n in range(len(named))] == ["a!", "b!", "c!"]
+    with pytest.raises(PairsError, match="transform is given; allowed: with as_dict=True"):
+        load_pairs(tmp_path, transform=lambda content: content)  # type: ignore[call-overload]
 
 
 def test_card_has_front_matter_and_counts(tmp_path: Path) -> None:

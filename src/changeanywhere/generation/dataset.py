@@ -16,14 +16,18 @@ from changeanywhere.generation.plan import PlanSummary, load_shard
 from changeanywhere.generation.shard import Marker, marker_name, read_marker
 from changeanywhere.legend import Legend
 from changeanywhere.painters.registry import find_painter
-from changeanywhere.pairs.names import CHECKSUMS, FINAL_FILES, SPLITS
+from changeanywhere.pairs.names import CHECKSUMS, FINAL_FILES, SPLITS, table_name
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.writer import Targets, finalise
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import Store, content_hash, hash_of
 from changeanywhere.terminal import say
 
-HELD = ("metadata.jsonl", "targets.json", "legend.json", *(f"list/{split}.txt" for split in SPLITS))
+HELD = (
+    *("metadata.jsonl", "targets.json", "legend.json"),
+    *(f"list/{split}.txt" for split in SPLITS),
+    *(table_name(split) for split in SPLITS),
+)
 """Files of a whole set that are data: held to their checksums. Card and report may be edited."""
 OF_MASKS = ("events.jsonl", "annotations.json", "targets.json", "legend.json")
 """The same of a set that ``simulate`` made."""

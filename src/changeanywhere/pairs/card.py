@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.names import SPLITS
-from changeanywhere.pairs.record import PairRecord
+from changeanywhere.pairs.names import SPLITS, table_name
+from changeanywhere.pairs.record import FILE_FOLDERS, PairRecord
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.text import code_span, markdown, one_line
 
 SPDX_TO_HUB = {"CC0-1.0": "cc0-1.0", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-SA-4.0": "cc-by-nc-sa-4.0"}
+HUB_SPLITS = {"val": "validation"}
+"""Names of splits on hubs, where they are not ours."""
 
 
 def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
@@ -38,6 +40,7 @@ The change masks agree with the semantic masks by construction (checked for ever
 | `label1/`, `label2/` | semantic masks, index with palette, 0 = unknown |
 | `list/*.txt` | splits; no scene is in two of them |
 | `metadata.jsonl` | one line per pair: source, licence, events, seed, model, settings |
+| `train.jsonl`, … | what `datasets.load_dataset("THIS_FOLDER")` reads: a flat table per split, by `key` |
 
 ```python
 import changeanywhere as ca
@@ -56,10 +59,28 @@ def _front_matter(counts: SetSummary) -> list[str]:
         "task_categories:\n- image-segmentation",
         "tags:\n- change-detection\n- remote-sensing\n- synthetic",
         f"size_categories:\n- {_size_category(counts.count)}",
+        *_configs(counts),
         "---",
         "# Bi-temporal change-detection pairs",
         "",
     ]
+
+
+def _configs(counts: SetSummary) -> list[str]:
+    """What ``load_dataset`` of Hugging Face reads: a table per split, and none of ``list/``, which it takes for text.
+
+    The globs bring the images along where the set lies on a hub; which of them is of which split the table says.
+    """
+    splits = [name for name in SPLITS if counts.in_tables[name]]
+    if not splits:
+        return []
+    tables = ", ".join(table_name(name) for name in splits)
+    lines = ["configs:", "- config_name: default", "  drop_labels: true", f"  metadata_filenames: [{tables}]"]
+    lines.append("  data_files:")
+    for name in splits:
+        paths = ", ".join([table_name(name), *(f'"{folder}/**"' for folder in FILE_FOLDERS)])
+        lines += [f"  - split: {HUB_SPLITS.get(name, name)}", f"    path: [{paths}]"]
+    return lines
 
 
 def _counts(legend: Legend, counts: SetSummary) -> list[str]:

@@ -11,3 +11,8 @@ FINAL_FILES = ("metadata.jsonl", "legend.json", "README.md", "report.html", *(f"
 """What is written last, from the records of all pairs."""
 CHECKSUMS = "checksums.json"
 """Of lists and metadata; written after them."""
+
+
+def table_name(split: str) -> str:
+    """The flat table of a split in the root of a set: what Hugging Face ``load_dataset`` reads."""
+    return f"{split}.jsonl"

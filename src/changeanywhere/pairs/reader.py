@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ from changeanywhere.rasters.gate import inspect_whole, read_stored, read_whole, 
 from changeanywhere.rasters.ground import lies_elsewhere
 from changeanywhere.regular import open_regular, read_regular
 from changeanywhere.sample import ChangePair
+
+Transform = Callable[[dict[str, Any]], Any]
+"""Of the dictionaries that ``load_pairs(…, as_dict=True)`` hands out."""
 
 
 class Metadata:
@@ -193,14 +196,73 @@ class PairDataset:
         return file
 
 
-def load_pairs(folder: str | Path, split: str | None = None, max_megapixels: float | None = None) -> PairDataset:
+class PairArrays:
+    """Pairs as plain dictionaries, which a torch ``DataLoader`` collates; made by ``load_pairs(…, as_dict=True)``.
+
+    ``key`` str; ``image_t1``, ``image_t2`` as stored, ``[H, W]`` or ``[H, W, C]``; ``change_mask`` uint8 ``[H, W]``,
+    1 = changed; ``ignored`` uint8 ``[H, W]``, 1 = no label holds here; ``mask_t1``, ``mask_t2`` uint8 ``[H, W]`` where
+    the layout has semantic masks. ``transform`` takes such a dictionary and gives what is handed out instead.
+    """
+
+    def __init__(self, pairs: PairDataset, transform: Transform | None = None) -> None:
+        self.pairs, self.transform = pairs, transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Any:
+        pair = self.pairs[index]
+        content: dict[str, Any] = {"key": pair.key, "image_t1": pair.image_t1, "image_t2": pair.image_t2}
+        ignored = np.zeros(pair.change_mask.shape, bool) if pair.ignored is None else pair.ignored
+        content |= {"change_mask": pair.change_mask.astype(np.uint8), "ignored": ignored.astype(np.uint8)}
+        masks = {"mask_t1": pair.mask_t1, "mask_t2": pair.mask_t2}
+        content |= {name: mask for name, mask in masks.items() if mask is not None}
+        for name, array in content.items():
+            if name != "key":  # decoders' arrays may be read-only: neither tensors nor transforms may write to those
+                content[name] = np.require(array, requirements=["C", "W"])
+        return content if self.transform is None else self.transform(content)
+
+
+@overload
+def load_pairs(
+    folder: str | Path,
+    split: str | None = None,
+    max_megapixels: float | None = None,
+    *,
+    as_dict: Literal[False] = False,
+) -> PairDataset: ...
+@overload
+def load_pairs(
+    folder: str | Path,
+    split: str | None = None,
+    max_megapixels: float | None = None,
+    *,
+    as_dict: Literal[True],
+    transform: Transform | None = None,
+) -> PairArrays: ...
+def load_pairs(
+    folder: str | Path,
+    split: str | None = None,
+    max_megapixels: float | None = None,
+    *,
+    as_dict: bool = False,
+    transform: Transform | None = None,
+) -> PairDataset | PairArrays:
     """Open a folder or address: one of :data:`.layouts.LAYOUTS`, maybe with ``list/SPLIT.txt``, or such in ``SPLIT/``;
     or a set of containers.
 
     ``split``: "train", "val", "test", or None for everything. A split that is asked for and not defined raises
     :class:`PairsError`; it is never silently the whole set. ``max_megapixels``: largest image that is read, by what its
-    header says, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178.
+    header says, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178. ``as_dict``: dictionaries of arrays
+    in place of :class:`ChangePair` (:class:`PairArrays`); ``transform`` of each, :class:`PairsError` without it.
     """
+    if transform is not None and not as_dict:
+        raise PairsError("transform is given; allowed: with as_dict=True, whose dictionaries it takes")
+    pairs = _open(folder, split, max_megapixels)
+    return PairArrays(pairs, transform) if as_dict else pairs
+
+
+def _open(folder: str | Path, split: str | None, max_megapixels: float | None) -> PairDataset:
     root = as_folder(local_copy(folder))
     if not root.is_dir():
         raise PairsError(f"{root}: no such folder")
@@ -241,7 +303,7 @@ def _of_split(root: Path, split: str | None, max_megapixels: float | None) -> Pa
         raise PairsError(f"{root}: has the splits {', '.join(folders)} as folders; say which")
     if split not in folders:
         raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(folders)}")
-    return load_pairs(folders[split], None, max_megapixels)
+    return _open(folders[split], None, max_megapixels)
 
 
 def stem_of(name: str) -> str:

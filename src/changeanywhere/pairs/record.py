@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.annotations import event_record
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SUFFIXES
@@ -83,6 +84,28 @@ class PairRecord:
                 value = getattr(self, each.name)
                 content[each.name] = list(value) if isinstance(value, tuple) else value
         return content
+
+    def flat(self) -> dict[str, str | int | float]:
+        """A row of the flat table of its split: in every row the same keys, under each one type, and nothing null,
+        empty list or empty object, whose type a table cannot tell. ``gsd_m`` is 0 and ``crs`` empty where unknown;
+        ``transitions`` is JSON, a list of ``{"from", "to", "pixels"}``."""
+        moves = [(*name.split("->", 1), pixels) for name, pixels in self.transitions.items()]
+        row: dict[str, str | int | float] = {f"{folder}_file_name": name for folder, name in self.files.items()}
+        return row | {
+            "key": self.key,
+            "source": self.source,
+            "source_key": self.source_key,
+            "scene": self.scene,
+            "licence": self.licence,
+            "attribution": self.attribution,
+            "crs": self.crs or "",
+            "gsd_m": float(self.gsd_m or 0),
+            "kind": self.kind,
+            "transitions": to_json([{"from": a, "to": b, "pixels": n} for a, b, n in moves], ensure_ascii=False),
+            "change_ratio": float(self.change_ratio),
+            "unknown_ratio": float(self.unknown_ratio),
+            "real_date": self.real_date,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The whole line."""

@@ -19,6 +19,8 @@ class SetSummary:
         """The first record: what all of them share (source, model, settings, versions)."""
         self.kinds: Counter[str] = Counter()
         self.splits: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
+        self.in_tables: Counter[str] = Counter()
+        """Pairs by split that lie as files in folders: those that the flat tables name."""
         self.licences: Counter[str] = Counter()
         self.credits: Counter[str] = Counter()
         self.transitions: Counter[str] = Counter()
@@ -37,6 +39,7 @@ class SetSummary:
         self.first = self.first or record
         self.kinds[record.kind] += 1
         self.splits[record.split] += 1
+        self.in_tables[record.split] += not record.container
         self.licences[record.licence] += 1
         if record.attribution:
             self.credits[record.attribution] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from changeanywhere.errors import PairsError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.card import dataset_card
 from changeanywhere.pairs.codec import encode_geotiff, encode_png
-from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS, SUFFIXES
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS, SUFFIXES, table_name
 from changeanywhere.pairs.record import PairRecord, Provenance
 from changeanywhere.pairs.report import write_report
 from changeanywhere.pairs.summary import SetSummary
@@ -83,7 +83,7 @@ def finalise(
     reached: Callable[[SetSummary], Targets] = lambda counts: [],
     how: str = "",
 ) -> tuple[SetSummary, Targets]:
-    """Write ``metadata.jsonl``, ``list/``, ``legend.json``, the dataset card and, last, ``report.html``.
+    """Write ``metadata.jsonl``, ``list/``, the tables of splits, ``legend.json``, the card and, last, ``report.html``.
 
     ``records``: at least one, in the order of their keys; none is kept in memory. ``reached``: (target, share asked,
     share reached) from the counts, written to ``targets.json`` where there are any. ``how`` the other date comes about,
@@ -94,11 +94,16 @@ def finalise(
     tail = ""
     with ExitStack() as files:
         lists = {split: files.enter_context(store.create(f"list/{split}.txt")) for split in SPLITS}
+        tables: dict[str, BinaryIO] = {}  # none of an empty split: no reader of tables takes it
         lines = files.enter_context(store.create("metadata.jsonl"))
         for record in records:
             counts.add(record)
             name = record.files["A"].rpartition("/")[2]
             lists[record.split].write(f"{name}\n".encode())
+            if not record.container:
+                if record.split not in tables:
+                    tables[record.split] = files.enter_context(store.create(table_name(record.split)))
+                tables[record.split].write(f"{to_json(record.flat(), ensure_ascii=False)}\n".encode())
             if record.provenance is not last:  # encoded once, not a million times
                 last, tail = record.provenance, to_json(record.provenance.to_dict(), ensure_ascii=False)[1:]
             lines.write(f"{to_json(record.own(), ensure_ascii=False)[:-1]}, {tail}\n".encode())
