@@ -134,6 +134,7 @@ def test_the_set_opens_by_load_dataset(tmp_path: Path, monkeypatch: pytest.Monke
     assert {name: len(rows) for name, rows in opened.items()} == {"train": 1, "validation": 1, "test": 1}
     for name, split in (("train", "train"), ("validation", "val"), ("test", "test")):
         row, pair = opened[name][0], load_pairs(out, split)[0]
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
         assert row["key"] == pair.key and row["licence"] == pair.metadata["licence"]
         assert np.array_equal(np.asarray(row["A"]), pair.image_t1)
         assert np.array_equal(np.asarray(row["B"]), pair.image_t2)
@@ -170,7 +171,8 @@ def test_pairs_as_dictionaries_are_collated(tmp_path: Path) -> None:
     for n in range(len(pairs)):
         assert np.array_equal(batch["image_t2"][n], pairs[n].image_t2)
         assert np.array_equal(batch["change_mask"][n], pairs[n].change_mask)
-        assert np.array_equal(batch["mask_t1"][n], pairs[n].mask_t1)
+        mask = pairs[n].mask_t1
+        assert mask is not None and np.array_equal(batch["mask_t1"][n], mask)
     named = load_pairs(tmp_path, as_dict=True, transform=lambda content: content["key"] + "!")
     assert [named[n] for n in range(len(named))] == ["a!", "b!", "c!"]
     with pytest.raises(PairsError, match="transform is given; allowed: with as_dict=True"):
