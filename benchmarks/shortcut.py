@@ -37,6 +37,7 @@ def settings(recipe: Path) -> dict[str, dict[str, Any]]:
     first, order, paste = {"reconstruct_t1": True}, {"random_order": True}, {"paste_back": True}
     return {
         "default": {},
+        "no detail restored": {"restore_detail": 0.0},
         "t1 through the first stage": first,
         "random order of dates": order,
         "paste-back": paste,
