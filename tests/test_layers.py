@@ -28,7 +28,7 @@ FLOORS = [
     ["generation"],
     ["scenes"],
     ["training"],
-    ["evaluation", "benchmark"],
+    ["evaluation", "benchmark", "labelling"],
     ["preview", "understood"],
     ["check_data"],
     ["check_set"],
@@ -47,7 +47,7 @@ NETWORKS = {
 """Files of networks: what one is built from may be long, and have as many parameters as its paper."""
 MAX_LINES, MAX_PARAMETERS = 60, 8
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
-LIGHT = {"diffusion.options", "models.info"}
+LIGHT = {"diffusion.options", "labelling.options", "models.info"}
 """Files of heavy rooms that hold words alone: whoever needs the words may read them, without torch."""
 INSIDE = {
     "events": "options instances placement bank ground disappearance appearance regions transitions engine __init__",
@@ -57,6 +57,7 @@ INSIDE = {
     "pairs": "names split layouts annotations record summary card labels codec containers reader report sheet "
     "writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
+    "labelling": "options windows masks regions reading label __init__",
     "generation": "nuisances targets like options tiles job plan executors finish shard turns fidelity painting "
     "dataset prepare shares cluster generate simulate __init__",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "

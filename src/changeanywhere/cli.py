@@ -29,6 +29,7 @@ COMMANDS = {
     "plan": "the plan of a set alone; then generate --shard I/N paints it in N jobs",
     "finish": "lists, metadata, card and report of a set whose shards were painted in several jobs",
     "simulate": "change events only: second masks and change masks, no model",
+    "label": "masks for imagery that has none, from a segmenter; the folder is a --source of the other commands",
     "train": "train first-stage | denoiser | critic | segmenter | detector from a recipe; again: resumes",
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
@@ -72,6 +73,7 @@ def run(arguments: list[str]) -> int:
         "plan": _plan,
         "finish": _finish,
         "simulate": _simulate,
+        "label": _label,
         "train": _train,
         "import": _import,
         "evaluate": _evaluate,
@@ -210,6 +212,21 @@ def _print_shortfall(error: ShortfallError) -> None:
 def _print_skipped(lines: Sequence[str], out: Path) -> None:
     if lines:
         say(f"left out: {len(lines)} that could not be read, listed in {shown(out / 'skipped.txt')}")
+
+
+def _label(arguments: list[str]) -> None:
+    from changeanywhere.labelling.options import LabelOptions
+
+    options = _parse("label", LabelOptions, arguments)
+    from changeanywhere.labelling.label import label
+
+    with progress_bars() as progress:
+        lines = label(options, progress)
+    known = sum(line.known for line in lines) / len(lines)
+    confidence = sum(line.confidence for line in lines) / len(lines)
+    print(f"labelled {len(lines)} images: {known:.1%} of their ground, mean confidence {confidence:.2f}")
+    print(f"table:  {options.out / 'labels.csv'}")
+    print(f"next:   changeanywhere check {options.out} --preview preview.png")
 
 
 def _train(arguments: list[str]) -> None:

@@ -62,7 +62,8 @@ class SourceItem:
 
     ``key`` is unique in its source and safe as a file name; ``scene`` must not be split between train and val;
     ``split`` is the source's own ("train", "val", "test") or None; ``gsd_m`` is the ground sampling in metres;
-    ``attribution`` names whom the licence wants credited.
+    ``attribution`` names whom the licence wants credited; ``labelled_by`` the machine that made its
+    mask, "" for people.
     """
 
     key: str
@@ -71,6 +72,7 @@ class SourceItem:
     licence: str = "unknown"
     gsd_m: float | None = None
     attribution: str = ""
+    labelled_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,10 @@ def _credit(counts: SetSummary) -> list[str]:
             for licence, n in sorted(counts.licences.items())
         ],
         *[f"- credit: {markdown(name)} ({n} pairs)" for name, n in sorted(counts.credits.items())],
+        *[
+            f"- masks of {n} pairs were not drawn by people but read by {markdown(name)}: they are wrong in places"
+            for name, n in sorted(counts.machines.items())
+        ],
         "",
         "Method: Tang & Chen, *ChangeAnywhere: Sample Generation for Remote Sensing Change Detection via Semantic "
         "Latent Diffusion Model*, arXiv 2404.08892.",

@@ -73,6 +73,8 @@ class PairRecord:
     """Classes of changed ground that were painted over real pixels: ``class``, ``strength``, first ``timestep``."""
     container: str = ""
     """File of the set that the pair lies in; "": its files lie in folders, and the line does not say so."""
+    labelled_by: str = ""
+    """The machine that made the tile's mask; "" for people."""
     provenance: Provenance = field(default_factory=Provenance)
 
     def own(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class PairRecord:
             "files": {f: content[f"{f}_file_name"] for f in FILE_FOLDERS if f"{f}_file_name" in content},
             "provenance": Provenance(**{name: content[name] for name in SHARED if name in content}),
         }
-        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors", "exemplars", "container"}
+        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors", "exemplars", "container", "labelled_by"}
         for each in fields(cls):
             if each.name not in own and (each.name in content or each.name not in has_default):
                 own[each.name] = content[each.name]
@@ -186,6 +188,7 @@ def record_of(
         attempt=finish.attempt,
         donors=[{"key": donor.key, "split": origin.split, "licence": donor.licence} for donor in finish.donors],
         exemplars=finish.exemplars,
+        labelled_by=item.labelled_by,
         provenance=provenance,
     )
 

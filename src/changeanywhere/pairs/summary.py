@@ -23,6 +23,8 @@ class SetSummary:
         """Pairs by split that lie as files in folders: those that the flat tables name."""
         self.licences: Counter[str] = Counter()
         self.credits: Counter[str] = Counter()
+        self.machines: Counter[str] = Counter()
+        """Who labelled the tiles of pairs, where that were machines."""
         self.transitions: Counter[str] = Counter()
         """Changed pixels by class transition, "from->to"."""
         self.single: Counter[str] = Counter()
@@ -43,6 +45,8 @@ class SetSummary:
         self.licences[record.licence] += 1
         if record.attribution:
             self.credits[record.attribution] += 1
+        if record.labelled_by:
+            self.machines[record.labelled_by] += 1
         self.exchanged += record.real_date == 2
         self.add_change(record.transitions, record.change_ratio)
 

@@ -33,6 +33,8 @@ class Entry:
     licence: str = "unknown"
     gsd_m: float | None = None
     attribution: str = ""
+    labelled_by: str = ""
+    """The machine that made the mask; "" for people."""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def _with_row(entry: Entry, row: dict[str, str], file: Path) -> Entry:
         licence=row.get("licence") or entry.licence,
         gsd_m=entry.gsd_m if gsd is None else gsd,
         attribution=row.get("attribution") or entry.attribution,
+        labelled_by=row.get("labelled_by") or entry.labelled_by,
     )
 
 

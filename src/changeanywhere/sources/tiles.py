@@ -76,7 +76,9 @@ class TileSource(Source):
                 unplaced.append(f"{entry.image.name}: {info.place_note}")
             for key, window in _windows(entry, info, self._tile_size):
                 gsd = entry.gsd_m if entry.gsd_m is not None else gsd_of(info, window)
-                item = SourceItem(key, entry.scene, entry.split, entry.licence, gsd, entry.attribution)
+                item = SourceItem(
+                    key, entry.scene, entry.split, entry.licence, gsd, entry.attribution, entry.labelled_by
+                )
                 pairs.append((item, _Tile(entry, window)))
         if not pairs and problems.found:
             raise SourceError(f"{root}: no tile can be read; the first: {problems.found[0]}")

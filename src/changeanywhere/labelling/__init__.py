@@ -1,0 +1,1 @@
+"""``changeanywhere label``: masks for imagery that has none, from a segmenter."""

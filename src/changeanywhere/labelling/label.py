@@ -1,0 +1,175 @@
+"""``changeanywhere label``: a folder of images becomes a source with masks that a segmenter read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from changeanywhere.diffusion.pipeline import find_device
+from changeanywhere.errors import OutputError, SourceError
+from changeanywhere.labelling.masks import mask_writer
+from changeanywhere.labelling.options import LabelOptions
+from changeanywhere.labelling.reading import Reader
+from changeanywhere.labelling.regions import guided, whole_objects
+from changeanywhere.labelling.windows import cells, samples
+from changeanywhere.legend import Mask
+from changeanywhere.models.info import hash_segmenter
+from changeanywhere.progress import Progress, silent
+from changeanywhere.rasters.facts import Facts, Window
+from changeanywhere.rasters.gate import inspect, read_image, read_stretch
+from changeanywhere.sources.entries import Entry, Layout
+from changeanywhere.sources.layouts import images_alone
+from changeanywhere.sources.problems import Problems
+from changeanywhere.storage import atomic_write
+
+JOB, TABLE = "label.json", "labels.csv"
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A line of ``labels.csv``."""
+
+    patch: str
+    known: float
+    """Share of ground that has a class."""
+    confidence: float
+    """Mean probability of the most likely class over all ground."""
+    shares: dict[str, float]
+    """Of the ground, by class."""
+
+
+def label(options: LabelOptions, progress: Progress = silent) -> list[Labelled]:
+    """Label every image of a folder; those whose mask is there already are passed over. Returns all lines of the table.
+
+    Raises :class:`SourceError` for images that cannot be read, :class:`OutputError` for a folder that was begun with
+    other options.
+    """
+    options.check()
+    layout = images_alone(options.source, Problems(skip=False))
+    reader = Reader(options.segmenter, find_device(options.device), options.scales, options.flips)
+    _begin(options, layout, reader)
+    lines = []
+    for number, (entry, patch) in enumerate(zip(layout.entries, _patches(layout), strict=True)):
+        lines.append(_label_one(entry, patch, options, reader))
+        progress("labelling images", number + 1, len(layout.entries))
+    _finish(options, layout, reader, lines)
+    return lines
+
+
+def label_image(
+    facts: Facts,
+    pixels: Callable[[Window], tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]],
+    options: LabelOptions,
+    reader: Reader,
+    write: Callable[[Window, Mask], None],
+    offset: int = 0,
+) -> tuple[npt.NDArray[np.int64], float]:
+    """Label an image by windows: ``pixels`` gives a window f32 ``[h, w, 3]`` in [-1, 1] and where it is valid,
+    ``write`` takes its mask. Returns pixels by class ``[K + 1]`` and the mean confidence. Memory does not grow with the
+    image."""
+    counts, total = np.zeros(reader.legend.num_classes + 1, np.int64), 0.0
+    objects = [reader.legend.index_of(name) for name in options.cleaning.objects if name in reader.legend.names]
+    with reader.settled(pixels(window)[0] for window in samples(facts.height, facts.width)):
+        for cell in cells(facts.height, facts.width, offset):
+            image, valid = pixels(cell.window)
+            brightness = (((image + 1) / 2) @ LUMA).astype(np.float32)
+            probabilities = guided(reader.probabilities(image), brightness, options.cleaning.radius)
+            mask, sure = whole_objects(probabilities, options.cleaning, objects)
+            if valid is not None:
+                mask = np.where(valid, mask, 0).astype(np.uint8)
+            kept = np.ascontiguousarray(mask[cell.inside])
+            counts += np.bincount(kept.ravel(), minlength=len(counts))
+            total += float(sure[cell.inside].sum())
+            write(cell.core, kept)
+    return counts, total / (facts.height * facts.width)
+
+
+def _label_one(entry: Entry, patch: str, options: LabelOptions, reader: Reader) -> Labelled:
+    facts = inspect(entry.image, options.max_megapixels)
+    if max(options.bands) > facts.count:
+        raise SourceError(
+            f"{entry.image}: has {facts.count} band(s), asked for {list(options.bands)}; choose with bands"
+        )
+    note = options.out / "parts" / f"{patch}.json"
+    if note.is_file() and mask_file(options.out, patch, facts).is_file():
+        return Labelled(**json.loads(note.read_text()))
+    normalisation = read_stretch(entry.image, options.bands, options.stretch, options.max_megapixels)
+
+    def pixels(window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+        image, valid = read_image(entry.image, facts, window, options.bands)
+        return normalisation.apply(image).clip(-1, 1), valid
+
+    with mask_writer(mask_file(options.out, patch, facts), facts, reader.legend) as write:
+        counts, confidence = label_image(facts, pixels, options, reader, write)
+    shares = counts / max(int(counts.sum()), 1)
+    by_class = {name: round(float(share), 5) for name, share in zip(reader.legend.names, shares[1:], strict=True)}
+    line = Labelled(patch, round(1 - float(shares[0]), 5), round(confidence, 5), by_class)
+    atomic_write(note, json.dumps(asdict(line)).encode())
+    return line
+
+
+def mask_file(out: Path, patch: str, facts: Facts) -> Path:
+    """A GeoTIFF where the image is a TIFF, else an index PNG."""
+    return out / "masks" / f"{patch}.{'tif' if facts.container == 'TIFF' else 'png'}"
+
+
+def _patches(layout: Layout) -> list[str]:
+    """Path of each image below its folder, without suffix; also its mask's. :class:`SourceError` for two alike."""
+    found = [
+        entry.image.relative_to(folder).with_suffix("").as_posix()
+        for entry, folder in zip(layout.entries, layout.folders, strict=True)
+    ]
+    twice = next((patch for patch in found if found.count(patch) > 1), None) if len(set(found)) < len(found) else None
+    if twice is not None:
+        raise SourceError(f"{layout.name}: two images are called {twice} but for their suffix; rename one")
+    return found
+
+
+def _begin(options: LabelOptions, layout: Layout, reader: Reader) -> None:
+    """Folders, legend and images; refuses a folder that was begun otherwise."""
+    asked = json.dumps(_job(options), indent=1) + "\n"
+    file = options.out / JOB
+    if file.exists() and file.read_text() != asked:
+        raise OutputError(f"{file}: this folder was begun with other options or another segmenter; give another out")
+    atomic_write(file, asked.encode())
+    reader.legend.save(options.out / "legend.json")
+    for entry, folder in zip(layout.entries, layout.folders, strict=True):
+        place = options.out / "images" / entry.image.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() or place.is_symlink():
+            continue
+        if options.images == "link":
+            place.symlink_to(entry.image.resolve())
+        else:
+            shutil.copyfile(entry.image, place)
+
+
+def _job(options: LabelOptions) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
+    del content["out"], content["device"]
+    return content | {"segmenter_hash": hash_segmenter(options.segmenter)}
+
+
+def _finish(options: LabelOptions, layout: Layout, reader: Reader, lines: list[Labelled]) -> None:
+    """Tables: what was read, and where the images come from, with who labelled them."""
+    by = f"{options.segmenter.name} {hash_segmenter(options.segmenter)}"
+    table, origin = io.StringIO(), io.StringIO()
+    rows, places = csv.writer(table, lineterminator="\n"), csv.writer(origin, lineterminator="\n")
+    rows.writerow(["patch", "known", "confidence", *reader.legend.names])
+    places.writerow(["patch", "scene", "split", "licence", "gsd_m", "attribution", "labelled_by"])
+    for entry, line in zip(layout.entries, lines, strict=True):
+        rows.writerow([line.patch, line.known, line.confidence, *line.shares.values()])
+        gsd = "" if entry.gsd_m is None else entry.gsd_m
+        places.writerow([line.patch, entry.scene, entry.split or "", entry.licence, gsd, entry.attribution, by])
+    atomic_write(options.out / TABLE, table.getvalue().encode())
+    atomic_write(options.out / "provenance.csv", origin.getvalue().encode())

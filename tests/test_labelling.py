@@ -1,0 +1,209 @@
+"""``changeanywhere label``: masks for imagery that has none."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import rasterio
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rasterio.transform import Affine
+
+import changeanywhere as ca
+from changeanywhere.cli import run
+from changeanywhere.errors import ConfigError
+from changeanywhere.labelling.label import label_image
+from changeanywhere.labelling.options import CleaningOptions, LabelOptions
+from changeanywhere.labelling.reading import Reader
+from changeanywhere.labelling.regions import guided, whole_objects, without_crumbs
+from changeanywhere.labelling.windows import CORE, MARGIN, cells
+from changeanywhere.legend import Legend
+from changeanywhere.rasters.facts import Facts, Window
+
+EXAMPLES = Path(__file__).parents[1] / "src" / "changeanywhere" / "assets" / "examples"
+RNG = np.random.default_rng(3)
+
+
+def example(number: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(sorted((EXAMPLES / "images").iterdir())[number]).convert("RGB"))
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(0, CORE - 1))
+@settings(max_examples=60, deadline=None)
+def test_cores_cover_an_image_once_and_windows_reach_around_them(height: int, width: int, offset: int) -> None:
+    seen = np.zeros((height, width), np.uint8)
+    for cell in cells(height, width, offset):
+        seen[cell.core.slices] += 1
+        for start, length, whole, core in (
+            (cell.window.row, cell.window.height, height, (cell.core.row, cell.core.height)),
+            (cell.window.column, cell.window.width, width, (cell.core.column, cell.core.width)),
+        ):
+            assert start == 0 or start <= core[0] - MARGIN
+            assert start + length == whole or start + length >= core[0] + core[1] + MARGIN
+        inside = np.zeros((cell.window.height, cell.window.width), bool)
+        inside[cell.inside] = True
+        assert inside.sum() == cell.core.height * cell.core.width
+    assert (seen == 1).all()
+
+
+def test_borders_of_classes_move_to_those_of_the_image() -> None:
+    image = np.where(np.arange(64) < 32, 0.2, 0.8).astype(np.float32) * np.ones((64, 1), np.float32)
+    off = (np.arange(64) < 29).astype(np.float32) * np.ones((64, 1), np.float32)  # three px beside the edge
+    smooth = guided(np.stack([off, 1 - off]), image, 8)
+    np.testing.assert_allclose(smooth.sum(0), 1, atol=1e-5)
+    assert (smooth[0, :, 31] - smooth[0, :, 32]).min() > 0.5
+    assert np.array_equal(guided(np.stack([off, 1 - off]), image, 0)[0], off)
+
+
+def test_crumbs_and_holes_become_what_surrounds_them_and_nothing_else_changes() -> None:
+    mask = np.ones((40, 40), np.uint8)
+    mask[5:7, 5:7], mask[20:30, 20:30], mask[24, 24] = 2, 3, 1
+    cleaned = without_crumbs(mask, 16)
+    assert cleaned[5, 5] == 1 and cleaned[24, 24] == 3
+    assert (cleaned == 3).sum() == 100 and set(np.unique(cleaned)) == {1, 3}
+    assert np.array_equal(without_crumbs(cleaned, 16), cleaned)
+    assert np.array_equal(without_crumbs(mask, 1), mask)
+
+
+def test_objects_are_kept_or_dropped_whole_and_other_ground_by_the_pixel() -> None:
+    probabilities = np.zeros((2, 40, 40), np.float32)
+    probabilities[0], probabilities[1] = 0.9, 0.1
+    probabilities[:, 20:, :] = 0.48  # unsure ground: 0.48 each of what two classes share, the rest elsewhere
+    probabilities[0, 20:, :] = 0.49
+    for top, sure in ((4, 0.8), (28, 0.55)):
+        probabilities[1, top : top + 8, 10:20] = sure
+        probabilities[0, top : top + 8, 10:20] = 1 - sure
+    probabilities[:, 30, 12] = 0.46, 0.47  # an unsure pixel inside an object
+    options = CleaningOptions(min_area=9, min_confidence=0.5, objects=("b",))
+    mask, sure_of = whole_objects(probabilities, options, objects=[2])
+    assert (mask[4:12, 10:20] == 2).all() and (mask[28:36, 10:20] == 2).all()
+    assert (mask[22:26] == 0).all() and (mask[:3] == 1).all()
+    assert sure_of[30, 12] == pytest.approx(0.47)
+    higher, _ = whole_objects(probabilities, CleaningOptions(min_area=9, min_confidence=0.7), objects=[2])
+    assert (higher[28:36, 10:20] == 0).all() and (higher[4:12, 10:20] == 2).all()
+
+
+def test_where_windows_are_cut_does_not_show() -> None:
+    """Two grids half a window apart agree on 99 % of the pixels."""
+    whole = np.concatenate([np.concatenate([example(i + 4 * j) for i in range(4)], 1) for j in range(3)])
+    height, width = whole.shape[:2]
+    options = LabelOptions(source=Path("a"), out=Path("b"), flips=False)
+    reader = Reader(Path("mini-segmenter"), torch.device("cpu"), (1.0,), False)
+    facts = Facts("PNG", height, width, 3, "uint8", 8)
+
+    def labelled(offset: int) -> npt.NDArray[np.uint8]:
+        result = np.full((height, width), 255, np.uint8)
+
+        def write(window: Window, mask: npt.NDArray[np.uint8]) -> None:
+            result[window.slices] = mask
+
+        label_image(
+            facts, lambda w: ((whole[w.slices] / 127.5 - 1).astype(np.float32), None), options, reader, write, offset
+        )
+        return result
+
+    first, second = labelled(0), labelled(CORE // 2)
+    assert first.max() <= reader.legend.num_classes and len(np.unique(first)) > 3
+    assert (first == second).mean() >= 0.99
+
+
+def labelled_source(tmp_path: Path) -> Path:
+    (tmp_path / "tiles" / "images").mkdir(parents=True)
+    for number in range(2):
+        Image.fromarray(example(number)).save(tmp_path / "tiles" / "images" / f"tile_{number}.png")
+    return tmp_path / "tiles"
+
+
+def test_a_labelled_folder_is_a_source_and_its_pairs_say_who_labelled_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    rows = (
+        "patch,scene,split,licence,gsd_m,attribution\ntile_0,a,train,CC0-1.0,0.6,me\ntile_1,b,train,CC-BY-4.0,0.6,you\n"
+    )
+    (source / "provenance.csv").write_text(rows)
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false"]
+    assert run(command) == 0
+    assert "labelled 2 images" in capsys.readouterr().out
+    table = list(csv.DictReader((out / "labels.csv").read_text().splitlines()))
+    assert [row["patch"] for row in table] == ["tile_0", "tile_1"]
+    opened = ca.load_source(out)
+    for row, sample in zip(table, (opened.read(i) for i in range(2)), strict=True):
+        assert float(row["known"]) == pytest.approx((sample.mask > 0).mean(), abs=1e-4)
+        assert sample.item.labelled_by.startswith("mini-segmenter ") and sample.item.gsd_m == 0.6
+    pairs = tmp_path / "pairs"
+    assert (
+        run(["generate", "--source", str(out), "--out", str(pairs), "--method", "copy_paste", "--num-pairs", "2"]) == 0
+    )
+    record = json.loads((pairs / "metadata.jsonl").read_text().splitlines()[0])
+    assert record["labelled_by"].startswith("mini-segmenter ") and record["attribution"] in ("me", "you", "me; you")
+    assert "not drawn by people" in (pairs / "README.md").read_text()
+
+
+def test_again_it_goes_on_and_other_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false"]
+    assert run(command) == 0
+    first = {file.name: file.stat().st_mtime_ns for file in (out / "masks").iterdir()}
+    (out / "masks" / "tile_1.png").unlink()
+    assert run(command) == 0
+    again = {file.name: file.stat().st_mtime_ns for file in (out / "masks").iterdir()}
+    assert again["tile_0.png"] == first["tile_0.png"] and again["tile_1.png"] != first["tile_1.png"]
+    assert run([*command, "--cleaning.min-area", "5"]) == 2
+    assert "begun with other options" in capsys.readouterr().err
+
+
+def test_a_geotiff_keeps_its_place_and_ground_without_data_stays_unknown(tmp_path: Path) -> None:
+    place = Affine(0.6, 0, 400_000, 0, -0.6, 3_000_000)
+    image = np.concatenate([np.concatenate([example(0), example(1), example(2)], 1)] * 3)[:700, :750].copy()
+    image[:50] = 0
+    (tmp_path / "scene").mkdir()
+    with rasterio.open(
+        tmp_path / "scene" / "big.tif", "w", driver="GTiff", height=700, width=750, count=3, dtype="uint8",
+        crs="EPSG:32640", transform=place, nodata=0,
+    ) as target:  # fmt: skip
+        target.write(image.transpose(2, 0, 1))
+    out = tmp_path / "labelled"
+    assert run(["label", "--source", str(tmp_path / "scene"), "--out", str(out), "--flips", "false"]) == 0
+    with rasterio.open(out / "masks" / "big.tif") as mask:
+        assert mask.crs.to_epsg() == 32640 and mask.transform == place and mask.shape == (700, 750)
+        labels, colours = mask.read(1), mask.colormap(1)
+    assert (labels[:50] == 0).all() and (labels[60:] > 0).mean() > 0.3
+    legend = Legend.load(out / "legend.json")
+    assert all(colours[c.index][:3] == c.color for c in legend.classes)
+    assert len(ca.load_source(out).items) == 9
+    assert not list((out / "masks").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--segmenter", "nothing-here"], "not a readable segmenter"),
+        (["--scales", "[0]"], "scales is"),
+        (["--images", "move"], "images is"),
+        (["--bands", "[1,2]"], "bands is"),
+        (["--bands", "[1,2,7]"], "has 3 band"),
+        (["--cleaning.min-confidence", "1.5"], "min_confidence"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = labelled_source(tmp_path)
+    assert run(["label", "--source", str(source), "--out", str(tmp_path / "o"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.strip().splitlines()) == 1
+
+
+def test_out_may_not_lie_in_the_source(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="in the source"):
+        LabelOptions(source=tmp_path, out=tmp_path / "o").check()
+    with pytest.raises(ConfigError, match=r"cleaning\.radius"):
+        LabelOptions(source=tmp_path, out=Path("/nowhere/o"), cleaning=CleaningOptions(radius=99)).check()
