@@ -120,7 +120,16 @@ class PairRecord:
             "files": {f: content[f"{f}_file_name"] for f in FILE_FOLDERS if f"{f}_file_name" in content},
             "provenance": Provenance(**{name: content[name] for name in SHARED if name in content}),
         }
-        has_default = {"real_date", "nuisances", "fidelity", "attempt", "donors", "exemplars", "container", "labelled_by"}
+        has_default = {
+            "real_date",
+            "nuisances",
+            "fidelity",
+            "attempt",
+            "donors",
+            "exemplars",
+            "container",
+            "labelled_by",
+        }
         for each in fields(cls):
             if each.name not in own and (each.name in content or each.name not in has_default):
                 own[each.name] = content[each.name]
