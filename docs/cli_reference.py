@@ -13,6 +13,7 @@ from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.init import InitOptions
+from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.training.command import STAGES, TrainOptions
@@ -22,6 +23,7 @@ OPTIONS: dict[str, type] = {
     "generate --scene": SceneOptions,
     "finish PATH": FinishOptions,
     "simulate": SimulateOptions,
+    "label": LabelOptions,
     f"train {' | '.join(STAGES)}": TrainOptions,
     "import ldm CHECKPOINT": ImportOptions,
     "import opencd CHECKPOINT": ImportDetectorOptions,

@@ -25,6 +25,7 @@ from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.init import InitOptions
 from changeanywhere.limits import LIMITS, MAX_SEED, check_limits
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
+from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.seeds import STEPS, step_seed
 from changeanywhere.training.command import TrainOptions
@@ -33,6 +34,7 @@ from conftest import write_source
 PLACE = Path("x")
 OPTIONS: list[Any] = [
     GenerateOptions(source=PLACE, out=PLACE),
+    LabelOptions(source=PLACE, out=PLACE),
     SceneOptions(scene=("scene.tif",), mask=("mask.tif",), out=PLACE),
     EvaluateOptions(out=PLACE),
     BenchmarkOptions(out=PLACE),
