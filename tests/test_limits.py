@@ -23,9 +23,9 @@ from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.init import InitOptions
+from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.limits import LIMITS, MAX_SEED, check_limits
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
-from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.seeds import STEPS, step_seed
 from changeanywhere.training.command import TrainOptions
