@@ -74,9 +74,8 @@ OBJECTS := --seed 1 --batch-size 8 --num-pairs 240 --events.shape-bank --targets
   '{bareland->building: 0.25, vegetation_mixed->building: 0.15, bareland->road: 0.25, vegetation_mixed->road: 0.1}'
 quality: install
 	$(BIN)/changeanywhere train segmenter --config recipes/judge.yaml --out runs/judge
-	$(BIN)/changeanywhere train segmenter --config recipes/judge.yaml --out runs/filter --segmenter.backbone unet --run.seed 1
 	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --out runs/quality/plain
-	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --filter.model runs/filter/segmenter \
+	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --filter.model mini-segmenter \
 	  --filter.action resample --out runs/quality/filtered
 	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TILES) $(SET) --num-pairs 120 --out runs/quality/realistic
 	for set in plain filtered realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
