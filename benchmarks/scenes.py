@@ -129,7 +129,7 @@ def seams(scene: Path, window: int, out: Path | None) -> None:
             print(f"worst: column {column} from row {row}, {excess.max():.2f} times the line inside")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["mosaic", "cost", "seams"])
     parser.add_argument("--source", type=Path)
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=read_info(find_model("mini")).tile_size)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    options, more = parser.parse_known_args()
+    options, more = parser.parse_known_args(argv)
     if options.what == "mosaic":
         mosaic(options.source, options.licences, options.side, options.out)
     elif options.what == "cost":

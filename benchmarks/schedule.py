@@ -14,6 +14,7 @@ import argparse
 import heapq
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from changeanywhere.generation.cluster import SLOW
@@ -161,7 +162,7 @@ def simulate(world: World, way: str) -> Result:
     return state.result
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Simulates the scheduler.")
     for name, kind, default in (
         ("workers", int, World.workers),
@@ -173,7 +174,7 @@ def main() -> None:
         ("seed", int, 0),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default)
-    world = World(**vars(parser.parse_args()))
+    world = World(**vars(parser.parse_args(argv)))
     best = (
         world.shards
         * world.seconds

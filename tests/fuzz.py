@@ -245,7 +245,9 @@ def odd_folders(root: Path, draw: Draw) -> Trial:
         refuse = True
     else:
         place = (
-            draw(["src/out", "src/images/out", "src"]) if how == "inside" else draw(["s3://b/x", "gs://b", "file:///x"])
+            draw(["src/out", "src/images/out", "src"])
+            if how == "inside"
+            else draw(["ftp://b/x", "http://b", "file:///x"])
         )
         command = [each.replace("--out=out", f"--out={place}") for each in command]
         refuse, outputs = True, ()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 from PIL import Image
@@ -255,7 +256,7 @@ def test_scale(run: Run, tiles: Path, tiny_model_folder: Path, part: str, lines:
 def test_shortcut(run: Run, tiles: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     flags = ["--source", tiles, "--model", tiny_model_folder, "--recipe", SCRIPTS.parent / "recipes" / "realistic.yaml"]
     run("shortcut", *flags, "--num-pairs", 4, "--out", tmp_path / "out")
-    assert len(rows((tmp_path / "out" / "table.md").read_text())) == 8
+    assert len(rows((tmp_path / "out" / "table.md").read_text())) == 9
 
 
 @pytest.mark.parametrize("weights", [True, False])
@@ -285,6 +286,25 @@ def test_cells(run: Run, tmp_path: Path) -> None:
     assert "+20.5" in printed and "4 cells" in printed
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 5 and lines[0].startswith("detector,arm,share,seed,learning_rate,f1")
+
+
+def test_schedule(run: Run) -> None:
+    """Three ways to share a set; none does less than all shards."""
+    printed = run("schedule", "--workers", 20, "--shards", 400, "--seconds", 10, "--deaths-per-hour", 1)
+    ends = [float(row.split("|")[2]) for row in rows(printed)]
+    assert len(ends) == 3 and min(ends) >= 0.99 * 400 * 10 / 20
+
+
+def test_scenes(run: Run, tmp_path: Path) -> None:
+    """The mosaic that the figures of whole scenes are measured on."""
+    source = write_source(tmp_path / "tiles", num_tiles=2, size=256)
+    run("scenes", "mosaic", "--source", source, "--side", 512, "--out", tmp_path / "mosaic")
+    with (
+        rasterio.open(tmp_path / "mosaic" / "mosaic.tif") as image,
+        rasterio.open(tmp_path / "mosaic" / "mosaic_mask.tif") as mask,
+    ):
+        assert image.shape == mask.shape == (512, 512) and image.crs == mask.crs
+        assert len(np.unique(mask.read(1))) > 1 and image.read().std() > 0
 
 
 def test_every_script_is_here() -> None:

@@ -18,6 +18,10 @@ pytestmark = pytest.mark.numerical
 ZERO_GRADIENTS = ("decoder.7.ff.3.bias", "flow_make.0.bias", "key_conv.bias")
 
 
+IN_OPENCD = [name for name in DETECTORS if name != "siam_unet_lite0"]
+"""The ninth is ours: nothing there to compare it with."""
+
+
 def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], Detector]:
     folder = shared("golden", "opencd")
     sys.path.insert(0, str(folder))
@@ -35,7 +39,7 @@ def golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], Detector]:
     return description, arrays, net.double().eval()
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", IN_OPENCD)
 def test_logits_losses_and_gradients(name: str) -> None:
     description, arrays, net = golden(name)
     std = float(np.max(description["logits_std"])) if not isinstance(description["logits_std"], dict) else 1.0
@@ -69,7 +73,7 @@ def test_logits_losses_and_gradients(name: str) -> None:
 OHEM_NETS = {"changer_ex_r18", "lightcdnet_s", "lightcdnet_b", "lightcdnet_l"}
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", IN_OPENCD)
 def test_training_mode(name: str) -> None:
     """Batch statistics, no dropout."""
     _, arrays, net = golden(name)

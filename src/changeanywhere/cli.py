@@ -224,9 +224,9 @@ def _label(arguments: list[str]) -> None:
         lines = label(options, progress)
     known = sum(line.known for line in lines) / len(lines)
     confidence = sum(line.confidence for line in lines) / len(lines)
-    print(f"labelled {len(lines)} images: {known:.1%} of their ground, mean confidence {confidence:.2f}")
-    print(f"table:  {options.out / 'labels.csv'}")
-    print(f"next:   changeanywhere check {options.out} --preview preview.png")
+    say(f"labelled {len(lines)} images: {known:.1%} of their ground, mean confidence {confidence:.2f}")
+    say(f"table:  {options.out / 'labels.csv'}")
+    say(f"next:   changeanywhere check {options.out} --preview preview.png")
 
 
 def _train(arguments: list[str]) -> None:
