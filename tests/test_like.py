@@ -14,6 +14,7 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.like import like_pairs
 from changeanywhere.generation.targets import SetTargets
+from changeanywhere.pairs.reader import PairDataset
 from conftest import write_source
 
 SIDES = ((), (), (10,), (12, 12), (12, 16), (16, 16, 10))
@@ -90,3 +91,15 @@ def test_a_set_is_made_like_its_target_and_resumed(tmp_path: Path, capsys: pytes
     assert command(arguments) == 0, "the same command finds it finished"
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(target / "label" / "0.png")
     assert command(arguments) == 2 and "was made with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"\xff\xfe\xd8", "not readable"), (b"", "is empty"), (b"x\n", "x is not in")]
+)
+def test_a_list_of_labels_that_is_none_is_one_line(tmp_path: Path, content: bytes, words: str) -> None:
+    target = PairDataset(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        target.listed(tmp_path / "list.txt", "the target")
+    (tmp_path / "list.txt").write_text("b\n")
+    assert target.listed(tmp_path / "list.txt", "the target").names == ("b.png",)

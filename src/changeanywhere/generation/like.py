@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from changeanywhere.errors import ConfigError, require
+from changeanywhere.errors import require
 from changeanywhere.events import EventOptions
 from changeanywhere.events.ground import EIGHT
-from changeanywhere.folders import read_names
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
@@ -56,18 +55,7 @@ def like_pairs(targets: SetTargets, events: EventOptions) -> tuple[SetTargets, E
 
 def _asked(folder: str, split: str | None, listing: str | None) -> PairDataset:
     pairs = load_pairs(folder, split)
-    if listing is None:
-        return pairs
-    try:
-        names = read_names(Path(listing))
-    except OSError as error:
-        raise ConfigError(f"{listing}: cannot be read ({error.strerror})") from error
-    stems = {Path(name).stem: name for name in pairs.names}
-    absent = [name for name in names if Path(name).stem not in stems]
-    if absent or not names:
-        what = f"{absent[0]} is not in split {split!r} of {folder}" if absent else "is empty"
-        raise ConfigError(f"{listing}: {what}")
-    return pairs.subset([stems[Path(name).stem] for name in names])
+    return pairs if listing is None else pairs.listed(Path(listing), f"split {split!r} of {folder}")
 
 
 def _strata(ratios: npt.NDArray[np.float64], share: float) -> dict[str, float]:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.buckets import local_copy
-from changeanywhere.errors import EmptySplitError, PairsError
-from changeanywhere.folders import composed
+from changeanywhere.errors import ConfigError, EmptySplitError, PairsError
+from changeanywhere.folders import composed, read_names
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.containers import as_folder
 from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader
@@ -150,6 +150,21 @@ class PairDataset:
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
         return self._like(names, self._counted)
+
+    def listed(self, listing: Path, where: str) -> PairDataset:
+        """The pairs that a text file names, a line each, with or without suffix. :class:`ConfigError` for a file that
+        cannot be read, is empty, or names what is not ``where``, in words."""
+        try:
+            names = read_names(listing)
+        except OSError as error:
+            raise ConfigError(f"{listing}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{listing}: not readable as UTF-8 ({error})") from error
+        stems = {Path(name).stem: name for name in self.names}
+        absent = [name for name in names if Path(name).stem not in stems]
+        if absent or not names:
+            raise ConfigError(f"{listing}: {f'{absent[0]} is not in {where}' if absent else 'is empty'}")
+        return self.subset([stems[Path(name).stem] for name in names])
 
     def _like(self, names: Sequence[str], counted: Sequence[int]) -> PairDataset:
         """Others of this set, under the rule of its labels: a few pairs may not tell it."""

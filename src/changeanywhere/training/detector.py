@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from changeanywhere.errors import ConfigError, EmptySplitError, require
-from changeanywhere.folders import read_names
 from changeanywhere.models.detectors import Detector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import channels_last
@@ -62,20 +61,7 @@ def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None 
     pairs = load_pairs(recipe.pairs, split, recipe.max_megapixels)
     if recipe.change_classes:
         pairs = pairs.counting(recipe.change_classes)
-    if listing is None:
-        return pairs
-    try:
-        names = read_names(Path(listing))
-    except OSError as error:
-        raise ConfigError(f"{listing}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{listing}: not readable as UTF-8 ({error})") from error
-    stems = {Path(name).stem: name for name in pairs.names}
-    absent = [name for name in names if Path(name).stem not in stems]
-    if absent or not names:
-        what = f"{absent[0]} is not in split {split!r} of {recipe.pairs}" if absent else "is empty"
-        raise ConfigError(f"{listing}: {what}")
-    return pairs.subset([stems[Path(name).stem] for name in names])
+    return pairs if listing is None else pairs.listed(Path(listing), f"split {split!r} of {recipe.pairs}")
 
 
 def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
