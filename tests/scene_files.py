@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from changeanywhere.legend import load_legend
 
+FILES = ("t1.tif", "t2.tif", "mask_t1.tif", "mask_t2.tif", "change.tif")
 CRS, ORIGIN, PIXEL = "EPSG:32640", (320_000.0, 2_780_000.0), 0.6
 
 
@@ -51,3 +54,22 @@ def write_scene(folder: Path, height: int = 150, width: int = 190) -> tuple[Path
     load_legend("mini").save(folder / "legend.json")
     image = write_tiff(folder / "town.tif", colours(mask))
     return image, write_tiff(folder / "town_mask.tif", mask[..., None])
+
+
+def command(image: Path, mask: Path, out: Path, model: Path, *more: str) -> list[str]:
+    """A scene with three events under the tiny model."""
+    return [
+        *("generate", "--scene", str(image), "--mask", str(mask), "--out", str(out), "--model", str(model)),
+        *("--num-steps", "4", "--free-fraction", "0.5", "--num-events", "3", "--window", "64"),
+        *("--num-threads", "1", *more),
+    ]
+
+
+def values(path: Path) -> npt.NDArray[Any]:
+    """All bands of a raster ``[C, H, W]``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        raster = rasterio.open(path)
+    with raster:
+        found: npt.NDArray[Any] = raster.read()
+    return found

@@ -61,7 +61,7 @@ INSIDE = {
     "generation": "nuisances targets like options tiles job plan executors finish shard turns fidelity painting "
     "dataset prepare shares cluster generate simulate __init__",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "
-    "generate __init__",
+    "tiles generate __init__",
 }
 """Files of a room, each of which may import those before it."""
 

@@ -31,9 +31,7 @@ from changeanywhere.sample import change_mask_of
 from changeanywhere.scenes.planning import Quotas, plan_scene
 from changeanywhere.storage import file_hash
 from conftest import tiny_model
-from scene_files import CRS, PIXEL, colours, land_cover, write_scene, write_tiff
-
-FILES = ("t1.tif", "t2.tif", "mask_t1.tif", "mask_t2.tif", "change.tif")
+from scene_files import CRS, FILES, PIXEL, colours, command, land_cover, values, write_scene, write_tiff
 
 
 def test_philox_gives_the_published_words() -> None:
@@ -214,20 +212,6 @@ def test_events_are_whole_and_keep_their_shares() -> None:
     assert 0.003 * by_share.known < by_share.changed <= 0.004 * by_share.known
 
 
-def command(image: Path, mask: Path, out: Path, model: Path, *more: str) -> list[str]:
-    return [
-        *("generate", "--scene", str(image), "--mask", str(mask), "--out", str(out), "--model", str(model)),
-        *("--num-steps", "4", "--free-fraction", "0.5", "--num-events", "3", "--window", "64"),
-        *("--num-threads", "1", *more),
-    ]
-
-
-def values(path: Path) -> npt.NDArray[Any]:
-    with rasterio.open(path) as raster:
-        found: npt.NDArray[Any] = raster.read()
-    return found
-
-
 def test_a_scene_from_end_to_end(tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, mask = write_scene(tmp_path / "in")
     out = tmp_path / "out"
@@ -305,8 +289,9 @@ def test_other_bands_dtype_and_nodata_are_kept(tmp_path: Path, tiny_model_folder
 def test_a_killed_scene_ends_in_the_same_bytes(tmp_path: Path, tiny_model_folder: Path) -> None:
     """SIGKILL at ten moments, SIGTERM at one."""
     image, mask = write_scene(tmp_path / "in", 200, 260)
-    arguments = command(image, mask, tmp_path / "killed", tiny_model_folder)
-    assert run(command(image, mask, tmp_path / "whole", tiny_model_folder)) == 0
+    more = ("--events-format", "gpkg", "--tiles", "64")
+    arguments = command(image, mask, tmp_path / "killed", tiny_model_folder, *more)
+    assert run(command(image, mask, tmp_path / "whole", tiny_model_folder, *more)) == 0
     windows = tmp_path / "killed" / "town" / "parts" / "windows"
     for number in range(1, 12):
         process = subprocess.Popen([sys.executable, "-m", "changeanywhere", *arguments], stderr=subprocess.PIPE)
@@ -318,7 +303,7 @@ def test_a_killed_scene_ends_in_the_same_bytes(tmp_path: Path, tiny_model_folder
         process.send_signal(signal.SIGTERM if number == 11 else signal.SIGKILL)
         process.communicate()
     assert run(arguments) == 0
-    names = (*FILES, "events.geojson", "report.html", "item.json", "plan.json")
+    names = (*FILES, "events.gpkg", "report.html", "item.json", "plan.json", "tiles/metadata.jsonl")
     for name in names:
         assert file_hash(tmp_path / "killed" / "town" / name) == file_hash(tmp_path / "whole" / "town" / name), name
 

@@ -155,6 +155,8 @@ def _generate_scenes(arguments: list[str]) -> None:
         done = f"painted in {_duration(report.seconds)}" if report.seconds else "nothing to do, all is there"
         say(f"{report.num_events} events, {report.changed:.2%} of known ground changed; {done}")
         say(f"scene:  {report.folder}")
+        if report.num_tiles:
+            say(f"tiles:  {report.folder / 'tiles'} ({report.num_tiles} pairs)")
         say(f"report: {report.folder / 'report.html'}")
 
 

@@ -18,7 +18,7 @@ from changeanywhere.scenes.inputs import SceneImage
 from changeanywhere.text import xml
 
 WORLD = "EPSG:4326"
-STAC_VERSION = "1.0.0"
+STAC_VERSION = "1.1.0"
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 CHANGE_COLOUR = (220, 30, 60)
 TITLES = {
@@ -81,7 +81,7 @@ def _plain(geometry: Any) -> Any:
 
 
 def stac_item(key: str, image: SceneImage, assets: Sequence[str], facts: dict[str, Any]) -> bytes:
-    """A STAC item (1.0.0, projection extension). Of the image's date, where its file says none, all that is said is
+    """A STAC item (1.1.0, projection extension). Of the image's date, where its file says none, all that is said is
     that it lies somewhere in time: a STAC item must have one."""
     georef = image.georef
     footprint, box = _footprint(image)

@@ -5,6 +5,7 @@ OUT/SCENE/plan.json               the events
 OUT/SCENE/parts/                  what is computed so far; gone when the scene is finished
 OUT/SCENE/t1.tif … report.html    the result
 OUT/SCENE/done.json               written last: files and their hashes
+OUT/SCENE/tiles/                  training pairs cut from it, where asked
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -28,10 +29,11 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.scenes import descriptions
 from changeanywhere.scenes.inputs import SceneFiles, SceneImage, find_scenes, open_image, strips
 from changeanywhere.scenes.options import SceneOptions
-from changeanywhere.scenes.prepare import PARTS, Prepared, prepare
+from changeanywhere.scenes.prepare import PARTS, Prepared, load_events, prepare
 from changeanywhere.scenes.rasters_out import Raster, cog
 from changeanywhere.scenes.report import scene_report
 from changeanywhere.scenes.settings import SceneSettings, save_settings, settings_of
+from changeanywhere.scenes.tiles import Cut, cut_tiles
 from changeanywhere.scenes.vectors import require_libraries, write_gpkg
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.sources.files import read_valid
@@ -53,6 +55,8 @@ class SceneReport:
     """Share of known ground."""
     seconds: float
     """Of this call; 0 where all was there."""
+    num_tiles: int = 0
+    """Training pairs cut from it, where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,10 @@ def generate_scenes(options: SceneOptions, progress: Progress = silent) -> list[
             with leases.renewed(), leases.waited_for("scene", lambda: False):
                 remove_leftovers(store.root)
                 report, shortfall = _scene(options, (files, image), info, store, stop, progress)
+                tiles = _tiles(options, (files, image), info, store)
             leases.sweep()
             shutil.rmtree(store.root / "leases", ignore_errors=True)
-            reports.append(report)
+            reports.append(replace(report, num_tiles=tiles))
             missing += [shortfall] if shortfall else []
     if missing:
         raise ShortfallError("; ".join(missing))
@@ -109,6 +114,8 @@ def _opened(options: SceneOptions) -> tuple[list[tuple[SceneFiles, SceneImage]],
     for files, image in scenes:
         if options.events_format == "gpkg" and image.facts.crs is None:
             raise SourceError(f"{files.image}: has no CRS; events_format is 'gpkg'; allowed: geojson")
+        if options.tiles is not None:
+            _cut_of(options).check(image)
     return scenes, info
 
 
@@ -153,6 +160,18 @@ def _scene(
     return SceneReport(store.root, len(plan.events), changed, time.perf_counter() - started), missing
 
 
+def _cut_of(options: SceneOptions) -> Cut:
+    return Cut(options.tiles or 0, cast(Literal["png", "geotiff"], options.image_format))  # says check
+
+
+def _tiles(options: SceneOptions, scene: tuple[SceneFiles, SceneImage], info: ModelInfo, store: LocalStore) -> int:
+    """Cut a finished scene where it is asked for: how it is cut may change without painting it again."""
+    if options.tiles is None:
+        return 0
+    settings, events = settings_of(options, *scene, info, store), load_events(store)
+    return cut_tiles(store.root, _cut_of(options), scene[1], info.legend, events, settings, options.model)
+
+
 def _is_short(missing: int, what: str, plan: Any) -> bool:
     """Whether what is missing is more than the last event that would have been too small."""
     return missing > 0 if what == "events" else missing > 0.1 * (plan.changed + missing)
@@ -169,7 +188,7 @@ def _done(store: LocalStore) -> dict[str, Any] | None:
 
 def _finish(store: LocalStore, facts: dict[str, Any]) -> None:
     shutil.rmtree(store.root / PARTS, ignore_errors=True)
-    names = [n for n in store.list() if n not in (DONE, "scene.json") and not n.startswith("leases/")]
+    names = [n for n in store.list() if n not in (DONE, "scene.json") and not n.startswith(("leases/", "tiles/"))]
     store.keep(names)
     store.put(DONE, sealed({**facts, "files": {name: file_hash(store.root / name) for name in names}}, indent=1))
     store.keep([DONE])

@@ -9,7 +9,7 @@ from typing import Any
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import require
 from changeanywhere.events import EventOptions
-from changeanywhere.generation.options import EVENTS_READ_BY
+from changeanywhere.generation.options import EVENTS_READ_BY, IMAGE_FORMATS
 from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, SourceOptions
 from changeanywhere.storage import check_out
@@ -99,6 +99,10 @@ class SceneOptions:
     """Bands that the model does not paint: ``copy`` them from date 1, or ``nodata`` on changed ground."""
     events_format: str = "geojson"
     """``geojson`` (longitude and latitude), or ``gpkg`` (the image's CRS), which the extra 'scenes' writes."""
+    tiles: int | None = None
+    """Also cut the finished scene into training pairs of this side in px, a set in OUT/SCENE/tiles."""
+    image_format: str = "png"
+    """Of the images of ``tiles``: png (8-bit RGB) or geotiff (CRS, transform, painted bands and dtype of the scene)."""
     batch_size: int = 4
     """Windows that go through the networks at once."""
     device: str | None = None
@@ -125,6 +129,9 @@ class SceneOptions:
         self.of_source()
         require(self.other_bands in OTHER_BANDS, "other_bands", self.other_bands, ", ".join(OTHER_BANDS))
         require(self.events_format in EVENT_FORMATS, "events_format", self.events_format, ", ".join(EVENT_FORMATS))
+        require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))
+        used = self.tiles is not None or self.image_format == SceneOptions.image_format
+        require(used, "image_format", self.image_format, "with tiles, whose images it is of")
         share = self.change_share
         require(share is None or 0 < share <= 0.5, "change_share", share, "above 0 to 0.5")
         alone = self.num_events is None or share is None

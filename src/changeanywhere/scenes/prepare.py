@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.errors import SourceError
+from changeanywhere.errors import OutputError, SourceError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.models.info import ModelInfo
 from changeanywhere.plain import to_plain
 from changeanywhere.progress import Progress
-from changeanywhere.sample import change_mask_of
+from changeanywhere.sample import ChangeEvent, change_mask_of
 from changeanywhere.scenes.inputs import SceneFiles, SceneImage, read_land_cover, strips
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.scenes.planning import ScenePlan, events_of, given_events, plan_scene
@@ -104,6 +104,14 @@ def _new(store: LocalStore, name: str, shape: tuple[int, int]) -> np.memmap[Any,
 def _save(store: LocalStore, plan: ScenePlan, legend_map: dict[str, str]) -> None:
     hashes = {name: file_hash(_place(store, name)) for name in MASKS}
     store.put(PLAN, sealed({**to_plain(plan), "legend_map": legend_map, "masks": hashes}))
+
+
+def load_events(store: LocalStore) -> tuple[ChangeEvent, ...]:
+    """Of a finished scene. :class:`OutputError` where its plan is damaged."""
+    try:
+        return events_of(unsealed(store.get(PLAN))[0]["events"])
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputError(f"{store.describe(PLAN)}: damaged ({error}); give another --out") from error
 
 
 def _load(store: LocalStore) -> dict[str, Any] | None:

@@ -18,6 +18,10 @@ SUFFIXES = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON", ".fgb": 
 """Of files of polygons, with the driver that reads them: no other is tried, since some point to other places."""
 FIELDS = ("class", "landcover", "land_cover", "label")
 """Where the class is looked for if nothing is said."""
+GPKG_VERSION = "1.2"
+"""The programs of a long-lived distribution (GDAL 3.6) warn of younger ones."""
+DATE_OPTION, NO_DATE = "OGR_CURRENT_DATE", "1970-01-01T00:00:00.000Z"
+"""A GeoPackage says when it was last changed; the same scene is to be the same bytes."""
 POLYGONS = (3, 6)  # shapely: Polygon, MultiPolygon
 SEGMENT = 16
 """Edges are cut into pieces of this many px before they change their CRS: a straight line there is bent here."""
@@ -178,10 +182,14 @@ def write_gpkg(path: Path, layer: str, rows: Iterable[tuple[Mapping[str, Any], M
     features = list(rows)
     geometries = np.array([shapely.to_wkb(shapely.geometry.shape(geometry)) for geometry, _ in features], object)
     names = list(features[0][1]) if features else ["kind"]
-    fields = [np.array([row[name] for _, row in features]) for name in names]
+    fields = [np.array([np.nan if row[name] is None else row[name] for _, row in features]) for name in names]
     if not features:
         geometries, fields = np.array([], object), [np.array([], object)]
-    pyogrio.raw.write(
-        path, geometries, fields, names, layer=layer, driver="GPKG", geometry_type="MultiPolygon", crs=crs,
-        promote_to_multi=True,
-    )  # fmt: skip
+    pyogrio.set_gdal_config_options({DATE_OPTION: NO_DATE})
+    try:
+        pyogrio.raw.write(
+            path, geometries, fields, names, layer=layer, driver="GPKG", geometry_type="MultiPolygon", crs=crs,
+            promote_to_multi=True, dataset_options={"VERSION": GPKG_VERSION},
+        )  # fmt: skip
+    finally:
+        pyogrio.set_gdal_config_options({DATE_OPTION: None})
