@@ -91,7 +91,8 @@ def test_nuisances_are_recorded_and_stay_within_their_ranges(options: GenerateOp
     for i in range(len(pairs)):
         assert np.array_equal(pairs[i].image_t2, again[i].image_t2)
         for date in ("t1", "t2"):
-            found = pairs[i].metadata["nuisances"][date]
+            rows = [row for row in pairs[i].metadata["nuisances"] if f"t{row['date']}" == date]
+            found = {row["name"]: row["amount"] for row in rows}
             assert set(found) == {"season", "illumination", "jpeg", "noise"}
             assert 70 <= found["jpeg"] <= 90 and -0.1 <= found["illumination"] <= 0.1
             amounts.add(found["jpeg"])

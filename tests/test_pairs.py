@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from changeanywhere.check import check_path
 from changeanywhere.errors import LegendError, OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.names import FileKinds
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
 from changeanywhere.pairs.sheet import contact_sheet
 from changeanywhere.pairs.split import assign_splits
@@ -71,7 +73,25 @@ def test_round_trip(tmp_path: Path) -> None:
     label = Image.open(tmp_path / "label" / "k3.png")
     assert label.mode == "L" and set(np.unique(np.asarray(label))) == {0, 255}
     mask = Image.open(tmp_path / "label2" / "k3.png")
-    assert mask.mode == "P" and (mask.getpalette() or [])[12:15] == list(LEGEND.classes[3].color)
+    assert mask.mode == "L" and set(np.unique(np.asarray(mask))) == {0, 1, 4}, "grey, and the numbers are the classes"
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("images", ["png", "geotiff"])
+def test_masks_have_a_palette_where_it_is_asked_for_and_are_read_alike(images: Any, tmp_path: Path) -> None:
+    pair, read = make_pair("k", 3), []
+    for palette in (False, True):
+        out = tmp_path / str(palette)
+        write_pair(LocalStore(out), pair, LEGEND, FileKinds(images, palette))
+        LEGEND.save(out / "legend.json")
+        with rasterio.open(next((out / "label2").iterdir())) as file:
+            assert [file.colorinterp[0].name] == ["palette" if palette else "gray"]
+            if palette:
+                assert file.colormap(1)[4][:3] == LEGEND.classes[3].color
+        read.append(load_pairs(out)[0])
+    assert pair.mask_t2 is not None
+    for mask in (read[0].mask_t2, read[1].mask_t2):
+        assert mask is not None and np.array_equal(mask, pair.mask_t2)
 
 
 def test_changes_of_some_classes_alone_count(tmp_path: Path) -> None:
@@ -141,8 +161,7 @@ def test_the_set_opens_by_load_dataset(tmp_path: Path, monkeypatch: pytest.Monke
         assert np.array_equal(np.asarray(row["label"]) > 0, pair.change_mask)
         assert np.array_equal(np.asarray(row["label1"]), pair.mask_t1)
         assert np.array_equal(np.asarray(row["label2"]), pair.mask_t2)
-        moves = {f"{each['from']}->{each['to']}": each["pixels"] for each in json.loads(row["transitions"])}
-        assert moves == pair.metadata["transitions"]
+        assert json.loads(row["transitions"]) == pair.metadata["transitions"]
 
 
 def test_rows_of_tables_have_the_same_keys_and_types(tmp_path: Path) -> None:
@@ -152,6 +171,43 @@ def test_rows_of_tables_have_the_same_keys_and_types(tmp_path: Path) -> None:
         for line in (tmp_path / f"{split}.jsonl").read_text().splitlines():
             shapes.add(tuple((name, type(value)) for name, value in json.loads(line).items()))
     assert len(shapes) == 1 and all(kind in (str, int, float) for _, kind in shapes.pop())
+
+
+def test_lines_of_the_metadata_become_a_table(tmp_path: Path) -> None:
+    """With a pair that has no change, one with nuisances and one with a place: Parquet has no empty objects."""
+    arrow = pytest.importorskip("pyarrow.json", reason="pip install 'changeanywhere[parquet]'")
+    import pyarrow.parquet as parquet
+
+    store, records = LocalStore(tmp_path), []
+    for number, key in enumerate("abc"):
+        pair = make_pair(key, number)
+        write_pair(store, pair, LEGEND)
+        record = make_record(pair, key, "train")
+        if number == 0:
+            record = replace(record, events=[], transitions={})
+        elif number == 1:
+            record = replace(
+                record, nuisances={"t2": {"haze": 0.1, "noise": 0.01}}, provenance=Provenance("", "", {}, {})
+            )
+        records.append(record)
+    finalise(store, LEGEND, records)
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert len({tuple(line) for line in lines}) == 1, "the same keys in the same order"
+    assert [json.loads(json.dumps(PairRecord.from_dict(line).to_dict())) for line in lines] == lines
+    table = arrow.read_json(tmp_path / "metadata.jsonl")
+    parquet.write_table(table, tmp_path / "metadata.parquet")
+    rows = parquet.read_table(tmp_path / "metadata.parquet").to_pylist()
+    assert rows[2]["transitions"] == [{"from": "bareland", "to": "building", "pixels": 30}]
+    assert rows[1]["nuisances"] == [
+        {"date": 2, "name": "haze", "amount": 0.1}, {"date": 2, "name": "noise", "amount": 0.01},
+    ]  # fmt: skip
+
+
+def test_records_of_earlier_editions_are_read(tmp_path: Path) -> None:
+    pair = make_pair("k", 3)
+    record = replace(make_record(pair, "k", "train"), nuisances={"t1": {"haze": 0.1}})
+    old = record.to_dict() | {"transitions": {"bareland->building": 40}, "nuisances": {"t1": {"haze": 0.1}}}
+    assert PairRecord.from_dict(old).to_dict() == record.to_dict()
 
 
 def test_an_empty_split_has_no_table_and_no_place_in_the_card(tmp_path: Path) -> None:

@@ -145,8 +145,9 @@ def load_job(store: Store) -> Job | None:
         content, _ = unsealed(store.get(FILE))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+        content["finishing"].setdefault("mask_palette", True)  # what jobs older than the option were made with
         return from_plain(Job, content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(store, error) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from changeanywhere.diffusion.options import CriticOptions
 from changeanywhere.errors import ConfigError, require
@@ -13,6 +13,7 @@ from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.limits import check_limits
 from changeanywhere.pairs.containers import check_format
+from changeanywhere.pairs.names import FileKinds, ImageFormat
 from changeanywhere.sources.options import SourceOptions
 from changeanywhere.storage import check_place
 
@@ -56,6 +57,9 @@ class SimulateOptions(SourceOptions):
     learn_transitions: bool = False
     """Estimate weights of transitions and usual sizes of objects from the source (what borders what, how large)."""
     targets: SetTargets = field(default_factory=SetTargets)
+    mask_palette: bool = False
+    """Write semantic masks with the legend's colours as palette, for eyes; default: grey, the numbers being the
+    classes, since many readers (Open-CD's) turn palettes into brightness."""
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""
@@ -115,7 +119,7 @@ class FilterOptions:
 class FinishingOptions:
     """What happens to a painted pair before it is written; on the command line these have no section."""
 
-    image_format: Literal["png", "geotiff"] = "png"
+    image_format: ImageFormat = "png"
     reconstruct_t1: bool = False
     paste_back: bool = False
     random_order: bool = False
@@ -123,6 +127,12 @@ class FinishingOptions:
     filter: FilterOptions = field(default_factory=FilterOptions)
     filter_hash: str = ""
     """Of the filter's weights: where they lie may change."""
+    mask_palette: bool = False
+
+    @property
+    def files(self) -> FileKinds:
+        """How pairs are written."""
+        return FileKinds(self.image_format, self.mask_palette)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +249,10 @@ class GenerateOptions(SimulateOptions):
     @property
     def finishing(self) -> FinishingOptions:
         """What happens to a painted pair."""
-        image_format = cast(Literal["png", "geotiff"], self.image_format)  # says check
+        image_format = cast(ImageFormat, self.image_format)  # says check
         return FinishingOptions(
-            image_format, self.reconstruct_t1, self.paste_back, self.random_order, self.nuisances, self.filter
+            *(image_format, self.reconstruct_t1, self.paste_back, self.random_order, self.nuisances, self.filter),
+            mask_palette=self.mask_palette,
         )
 
 

@@ -103,7 +103,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
         pairs_per_image=options.pairs_per_image,
         seed=options.seed,
         shard_size=painted.shard_size if painted else GenerateOptions.shard_size,
-        finishing=_finishing(painted) if painted else FinishingOptions(),
+        finishing=_finishing(painted) if painted else FinishingOptions(mask_palette=options.mask_palette),
         container=painted.format if painted else GenerateOptions.format,
     )
     if kind is not None:

@@ -22,7 +22,7 @@ from changeanywhere.generation.job import Job
 from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
 from changeanywhere.painters.base import Batch, Donors, Painter, Painting
 from changeanywhere.pairs.containers import CONTAINERS, Packing
-from changeanywhere.pairs.record import SHARED, PairRecord, Provenance
+from changeanywhere.pairs.record import PairRecord, Provenance
 from changeanywhere.pairs.writer import write_pair
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import Store
@@ -69,9 +69,7 @@ def paint_shard(
 
                 def write(key: str = key, painting: Painting = painting, sample: Any = sample) -> Written:
                     pair, record = finished_pair(job, key, painting, sample, provenance)
-                    return write_pair(
-                        packing or store, pair, job.tiles.source.legend, job.finishing.image_format
-                    ), record
+                    return write_pair(packing or store, pair, job.tiles.source.legend, job.finishing.files), record
 
                 writes.append(writers.submit(write))
             progress(len(pairs))
@@ -141,7 +139,7 @@ def read_marker(store: Store, number: int, plan: str = "") -> Marker | None:
         content, _ = unsealed(store.get(marker_name(number)))
         if set(content) - {"plan"} != {"files", "records", "shared"} or plan not in ("", content.get("plan")):
             return None
-        provenance = Provenance(**{name: content["shared"][name] for name in SHARED if name in content["shared"]})
+        provenance = Provenance.from_dict(content["shared"])
         records = [replace(PairRecord.from_dict(record), provenance=provenance) for record in content["records"]]
         return Marker(dict(content["files"]), records)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,6 +1,6 @@
 """``changeanywhere simulate``: the same job without a painter: second masks and change masks, no model and no torch.
 
-OUT/label1/KEY.png label2/KEY.png   semantic masks (index PNG with palette)
+OUT/label1/KEY.png label2/KEY.png   semantic masks (index PNG, grey unless a palette is asked for)
 OUT/label/KEY.png                   change mask, 0 or 255
 OUT/events.jsonl                    a line per pair, sorted by key: events with bbox, area in px and m², centroid
 OUT/annotations.json                COCO change instances: connected components of each class transition
@@ -34,6 +34,7 @@ from changeanywhere.generation.prepare import get_plan, job_of, note_inputs, ref
 from changeanywhere.generation.shard import marker_name
 from changeanywhere.leases import Leases
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_file, event_record
+from changeanywhere.pairs.record import transition_rows, transitions_of
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.pairs.writer import Targets, write_labels, write_targets
 from changeanywhere.progress import Progress, silent
@@ -128,14 +129,15 @@ def _one(
     item, georef = source.items[planned.source_index], source.georef(planned.source_index)
     change, mask_t1 = change_of(planned, tiles), source.read_mask(planned.source_index)
     masks, nothing = (mask_t1, change.mask_t2), np.empty((0, 0, 3), np.uint8)
-    written = write_labels(store, ChangePair(planned.key, nothing, nothing, change.change_mask, *masks), legend)
+    kinds = job.finishing.files
+    written = write_labels(store, ChangePair(planned.key, nothing, nothing, change.change_mask, *masks), legend, kinds)
     record = {
         "key": planned.key,
         "source_key": planned.source_key,
         "scene": item.scene,
         "gsd_m": item.gsd_m,
         "events": [event_record(event, *masks, legend, georef, item.gsd_m) for event in change.events],
-        "transitions": change_transitions(*masks, legend),
+        "transitions": transition_rows(change_transitions(*masks, legend)),
         "change_ratio": float(change.change_mask.mean()),
         "seed": planned.seed,
     }
@@ -173,7 +175,7 @@ def _finish(job: Job, plan: PlanSummary, store: Store) -> Targets:
             lines.write((json.dumps(record) + "\n").encode())
     for number in range(plan.num_shards):
         for record in _sound(store, number, plan)["records"]:
-            counts.add_change(record["transitions"], record["change_ratio"])
+            counts.add_change(transitions_of(record["transitions"]), record["change_ratio"])
     _write_annotations(job, plan, store)
     legend = job.tiles.source.legend
     store.put("legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())

@@ -26,11 +26,11 @@ def event_record(
         "area_m2": round(event.area * gsd_m**2, 3) if gsd_m is not None else None,
         "centroid_px": [round(value, 2) for value in centre],
         "centroid_crs": None,
+        "crs": georef.crs if georef is not None else None,
     }
     if georef is not None:
         a, b, c, d, e, f = georef.transform
         record["centroid_crs"] = [a * centre[1] + b * centre[0] + c, d * centre[1] + e * centre[0] + f]
-        record["crs"] = georef.crs
     return record
 
 

@@ -37,7 +37,7 @@ The change masks agree with the semantic masks by construction (checked for ever
 |---|---|
 | `A/`, `B/` | image of date 1 and date 2; `real_date` in the metadata says which is real |
 | `label/` | change mask, 0 or 255 |
-| `label1/`, `label2/` | semantic masks, index with palette, 0 = unknown |
+| `label1/`, `label2/` | semantic masks, index, 0 = unknown; names and colours in `legend.json` |
 | `list/*.txt` | splits; no scene is in two of them |
 | `metadata.jsonl` | one line per pair: source, licence, events, seed, model, settings |
 | `train.jsonl`, … | what `datasets.load_dataset("THIS_FOLDER")` reads: a flat table per split, by `key` |

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 IMAGE_FOLDERS = ("A", "B")
 CHANGE_FOLDER = "label"
 MASK_FOLDERS = ("label1", "label2")
 SPLITS = ("train", "val", "test")
+ImageFormat = Literal["png", "geotiff"]
 SUFFIXES = {"png": ".png", "geotiff": ".tif"}
 FINAL_FILES = ("metadata.jsonl", "legend.json", "README.md", "report.html", *(f"list/{split}.txt" for split in SPLITS))
 """What is written last, from the records of all pairs."""
@@ -16,3 +20,17 @@ CHECKSUMS = "checksums.json"
 def table_name(split: str) -> str:
     """The flat table of a split in the root of a set: what Hugging Face ``load_dataset`` reads."""
     return f"{split}.jsonl"
+
+
+@dataclass(frozen=True)
+class FileKinds:
+    """What a pair's files are."""
+
+    images: ImageFormat = "png"
+    """``png``: 8-bit RGB. ``geotiff``: bands and dtype of the arrays, CRS and transform; labels are GeoTIFFs too."""
+    palette: bool = False
+    """Whether semantic masks carry the legend's colours as palette; else they are grey, and only ``legend.json`` has
+    the colours: readers of Open-CD and others turn palettes into brightness."""
+
+
+PLAIN = FileKinds()

@@ -27,15 +27,64 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         """The end of every line."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {each.name: _no_empty(getattr(self, each.name)) for each in fields(self)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` gave, within more; keys that are missing or null are at their defaults."""
+        return cls(**{name: content[name] for name in SHARED if content.get(name) is not None})
 
 
 SHARED = tuple(each.name for each in fields(Provenance))
 
 
+def _no_empty(value: Any) -> Any:
+    """Empty objects become null: no table has a type for an object without a key."""
+    if isinstance(value, Mapping):
+        return {name: _no_empty(each) for name, each in value.items()} or None
+    return value
+
+
+def transition_rows(transitions: Mapping[str, int]) -> list[dict[str, str | int]]:
+    """``{"a->b": 3}`` → ``[{"from": "a", "to": "b", "pixels": 3}]``: the same keys in every line of a file."""
+    rows: list[dict[str, str | int]] = []
+    for name, pixels in transitions.items():
+        before, _, after = name.partition("->")
+        rows.append({"from": before, "to": after, "pixels": pixels})
+    return rows
+
+
+def transitions_of(rows: Sequence[Mapping[str, Any]] | Mapping[str, int]) -> dict[str, int]:
+    """The way back; what earlier editions wrote, ``{"a->b": 3}``, stays as it is."""
+    if isinstance(rows, Mapping):
+        return dict(rows)
+    return {f"{row['from']}->{row['to']}": int(row["pixels"]) for row in rows}
+
+
+def _nuisance_rows(nuisances: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    return [
+        {"date": int(date[1:]), "name": name, "amount": amount}
+        for date, amounts in nuisances.items()
+        for name, amount in amounts.items()
+    ]
+
+
+def _nuisances_of(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    if isinstance(rows, Mapping):  # of an earlier edition
+        return dict(rows)
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(f"t{row['date']}", {})[row["name"]] = row["amount"]
+    return found
+
+
 @dataclass(frozen=True)
 class PairRecord:
-    """One pair; the keys of its line are the names here, with ``FOLDER_file_name`` for each of ``files``."""
+    """One pair; the keys of its line are the names here, with ``FOLDER_file_name`` for each of ``files``.
+
+    Lines are alike: ``transitions`` and ``nuisances`` are lists of objects with fixed keys in them, and no object is
+    empty, so that JSON lines become a table of any kind.
+    """
 
     key: str
     files: Mapping[str, str]
@@ -56,14 +105,14 @@ class PairRecord:
     """Kinds of its events; "given" for a user's own second mask, "no_change" where nothing changes."""
     events: Sequence[Mapping[str, Any]]
     transitions: Mapping[str, int]
-    """Changed pixels by class transition, ``from->to``."""
+    """Changed pixels by class transition, ``from->to``; in a line ``[{"from", "to", "pixels"}]``."""
     change_ratio: float
     unknown_ratio: float
     seed: int
     real_date: int = 1
     """Which image is real; the other one is painted."""
     nuisances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Amounts, by ``t1`` and ``t2``."""
+    """Amounts, by ``t1`` and ``t2``; in a line ``[{"date", "name", "amount"}]``."""
     fidelity: float | None = None
     """Share of changed ground that the filter reads as its new class."""
     attempt: int = 0
@@ -85,13 +134,14 @@ class PairRecord:
             if each.name not in ("key", "files", "provenance") and (each.name != "container" or self.container):
                 value = getattr(self, each.name)
                 content[each.name] = list(value) if isinstance(value, tuple) else value
+        content["transitions"] = transition_rows(self.transitions)
+        content["nuisances"] = _nuisance_rows(self.nuisances)
         return content
 
     def flat(self) -> dict[str, str | int | float]:
         """A row of the flat table of its split: in every row the same keys, under each one type, and nothing null,
         empty list or empty object, whose type a table cannot tell. ``gsd_m`` is 0 and ``crs`` empty where unknown;
         ``transitions`` is JSON, a list of ``{"from", "to", "pixels"}``."""
-        moves = [(*name.split("->", 1), pixels) for name, pixels in self.transitions.items()]
         row: dict[str, str | int | float] = {f"{folder}_file_name": name for folder, name in self.files.items()}
         return row | {
             "key": self.key,
@@ -103,7 +153,7 @@ class PairRecord:
             "crs": self.crs or "",
             "gsd_m": float(self.gsd_m or 0),
             "kind": self.kind,
-            "transitions": to_json([{"from": a, "to": b, "pixels": n} for a, b, n in moves], ensure_ascii=False),
+            "transitions": to_json(transition_rows(self.transitions), ensure_ascii=False),
             "change_ratio": float(self.change_ratio),
             "unknown_ratio": float(self.unknown_ratio),
             "real_date": self.real_date,
@@ -118,7 +168,9 @@ class PairRecord:
         """A line as it was read. Keys of a younger edition are passed over; KeyError names one that is missing."""
         own: dict[str, Any] = {
             "files": {f: content[f"{f}_file_name"] for f in FILE_FOLDERS if f"{f}_file_name" in content},
-            "provenance": Provenance(**{name: content[name] for name in SHARED if name in content}),
+            "provenance": Provenance.from_dict(content),
+            "transitions": transitions_of(content["transitions"]),
+            "nuisances": _nuisances_of(content.get("nuisances", ())),
         }
         has_default = {
             "real_date",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,14 +13,22 @@ from changeanywhere.errors import PairsError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.card import dataset_card
 from changeanywhere.pairs.codec import encode_geotiff, encode_png
-from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS, SUFFIXES, table_name
+from changeanywhere.pairs.names import (
+    CHANGE_FOLDER,
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    PLAIN,
+    SPLITS,
+    SUFFIXES,
+    FileKinds,
+    table_name,
+)
 from changeanywhere.pairs.record import PairRecord, Provenance
 from changeanywhere.pairs.report import write_report
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.sample import ChangeMask, ChangePair, change_mask_of
 from changeanywhere.storage import Puts, Store, content_hash
 
-ImageFormat = Literal["png", "geotiff"]
 Targets = list[tuple[str, float, float]]
 
 
@@ -33,11 +41,10 @@ def check_labels(key: str, mask_t1: Mask, mask_t2: Mask, change_mask: ChangeMask
         raise PairsError(f"{key}: change mask disagrees with the semantic masks in {wrong} px; allowed: 0")
 
 
-def write_pair(store: Puts, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
+def write_pair(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds = PLAIN) -> dict[str, str]:
     """Write all files of a pair; returns name → sha256.
 
-    ``png``: 8-bit RGB images. ``geotiff``: bands and dtype of the arrays, CRS and transform of ``pair.georef``; the
-    labels are then GeoTIFFs too. Raises :class:`PairsError` where labels and masks disagree, :class:`OutputError`
+    Raises :class:`PairsError` where labels and masks disagree, :class:`OutputError`
     where files cannot be written.
     """
     if pair.mask_t1 is None or pair.mask_t2 is None:
@@ -46,33 +53,35 @@ def write_pair(store: Puts, pair: ChangePair, legend: Legend, image_format: Imag
     if pair.image_t1.shape != pair.image_t2.shape or pair.image_t1.shape[:2] != pair.mask_t1.shape:
         shapes = [array.shape for array in (pair.image_t1, pair.image_t2, pair.mask_t1)]
         raise PairsError(f"{pair.key}: image t1, image t2 and mask t1 have the shapes {shapes}")
-    suffix = SUFFIXES[image_format]
+    suffix = SUFFIXES[kinds.images]
     files: dict[str, str] = {}
     for folder, image in zip(IMAGE_FOLDERS, (pair.image_t1, pair.image_t2), strict=True):
-        content = encode_png(image) if image_format == "png" else encode_geotiff(image, pair.georef)
+        content = encode_png(image) if kinds.images == "png" else encode_geotiff(image, pair.georef)
         name, digest = _put(store, f"{folder}/{pair.key}{suffix}", content)
         files[name] = digest
-    return files | write_labels(store, pair, legend, image_format)
+    return files | write_labels(store, pair, legend, kinds)
 
 
-def write_labels(store: Puts, pair: ChangePair, legend: Legend, image_format: ImageFormat = "png") -> dict[str, str]:
-    """Write ``label/`` (0 or 255), ``label1/`` and ``label2/`` (index, the legend as palette); name → sha256.
+def write_labels(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds = PLAIN) -> dict[str, str]:
+    """Write ``label/`` (0 or 255), ``label1/`` and ``label2/`` (index, grey or with the legend as palette); name →
+    sha256.
 
     Raises as :func:`write_pair` does; the images are not looked at.
     """
     if pair.mask_t1 is None or pair.mask_t2 is None:
         raise PairsError(f"{pair.key}: a generated pair needs both semantic masks")
     check_labels(pair.key, pair.mask_t1, pair.mask_t2, pair.change_mask)
-    suffix, georef = SUFFIXES[image_format], pair.georef
-    palette = legend.palette()
+    suffix, georef = SUFFIXES[kinds.images], pair.georef
+    palette = legend.palette() if kinds.palette else None
     change = pair.change_mask.astype(np.uint8) * 255
+    arrays: dict[str, tuple[Mask, Mask | None]] = {CHANGE_FOLDER: (change, None)}
+    arrays |= {folder: (mask, palette) for folder, mask in zip(MASK_FOLDERS, (pair.mask_t1, pair.mask_t2), strict=True)}
     contents = {
-        CHANGE_FOLDER: encode_png(change) if image_format == "png" else encode_geotiff(change[..., None], georef)
+        folder: encode_png(array, colours)
+        if kinds.images == "png"
+        else encode_geotiff(array[..., None], georef, colours)
+        for folder, (array, colours) in arrays.items()
     }
-    for folder, mask in zip(MASK_FOLDERS, (pair.mask_t1, pair.mask_t2), strict=True):
-        contents[folder] = (
-            encode_png(mask, palette) if image_format == "png" else encode_geotiff(mask[..., None], georef, palette)
-        )
     return dict(_put(store, f"{folder}/{pair.key}{suffix}", content) for folder, content in contents.items())
 
 
