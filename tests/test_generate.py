@@ -26,7 +26,7 @@ from changeanywhere.errors import ConfigError, OutputError, PairsError, Shortfal
 from changeanywhere.events import EventOptions
 from changeanywhere.generation import dataset, painting, prepare
 from changeanywhere.generation import generate as generation
-from changeanywhere.generation.job import Machine, load_job
+from changeanywhere.generation.job import Machine, load_job, refuse_others
 from changeanywhere.generation.options import FilterOptions, FinishOptions, GenerateOptions
 from changeanywhere.generation.painting import build_painter
 from changeanywhere.generation.plan import load_shard, load_summary
@@ -649,14 +649,16 @@ def test_a_job_from_before_an_option_was_there_is_read_with_its_default() -> Non
         from_plain(FinishOptions, {})
 
 
-def test_a_set_begun_with_palettes_is_not_continued_in_grey(
-    options: GenerateOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_begun_with_palettes_is_not_continued_in_grey(options: GenerateOptions) -> None:
     """Jobs older than the option say nothing of it: their masks have palettes."""
-    run.generate(options)
+    generation.generate(options)
     file = options.out / "plan" / "job.json"
     content, _ = unsealed(file.read_bytes())
     del content["finishing"]["mask_palette"]
     file.write_bytes(sealed(content, indent=1))
+    begun, store = load_job(LocalStore(options.out)), LocalStore(options.out)
+    assert begun is not None
+    asked = replace(begun, finishing=options.finishing)
     with pytest.raises(OutputError, match=r"finishing\.mask_palette = True, asked now: False"):
-        run.generate(options)
+        refuse_others(begun, asked, store)
+    refuse_others(begun, replace(begun, finishing=replace(options, mask_palette=True).finishing), store)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from changeanywhere.errors import OutputError, SourceError
 from changeanywhere.legend import Legend, Mask
+from changeanywhere.pairs.names import FileKinds
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
 from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.rasters.facts import Window
@@ -124,7 +125,7 @@ class _Tiles:
         georef = georef_of(image.facts, window)
         change = change_mask_of(*masks)
         pair = ChangePair(key, self._pixels("t1", window), self._pixels("t2", window), change, *masks, georef=georef)
-        write_pair(store, pair, self._legend, cut.image_format)
+        write_pair(store, pair, self._legend, FileKinds(cut.image_format))
         plan = ChangePlan(masks[1], change, tuple(self._within(window, masks)), self._seed)
         item = SourceItem(key, self._scene.name, SPLIT, gsd_m=image.gsd_m)
         bands = tuple(str(band) for band in image.bands)
