@@ -4,9 +4,10 @@
     python benchmarks/profile_generate.py --source ../shared/data/landcover/val --config recipes/paper.yaml --pairs 4
 
 First the stages one after the other on one thread, so that each has the machine to itself; then ``generate`` as it is,
-with its threads ahead of and behind the device: "waiting" is wall time in which nothing is being painted. With --config
-the networks are those of a recipe, with random weights. The ceiling: a large matrix product and a large convolution in
-the same precision.
+with what works ahead of and behind the device: "waiting" is wall time in which nothing is being painted. On a GPU: the
+share of that time in which a kernel ran, and the gaps between kernels by length. Then what the host alone could feed a
+device (benchmarks/host_stages.py). With --config the networks are those of a recipe, with random weights. The ceiling:
+a large matrix product and a large convolution in the same precision.
 """
 
 from __future__ import annotations
@@ -42,10 +43,15 @@ from changeanywhere.pairs.writer import write_pair
 from changeanywhere.progress import silent
 from changeanywhere.storage import LocalStore
 from changeanywhere.training.denoiser import build_denoiser
+from host_stages import add_host, print_host
 from tiles import add_source, tile_size_of
 from training import ceiling, read_recipe
 
-STAGES = ("reading", "events", "encode", "UNet", "blending and solver", "decode", "finish", "PNG", "files")
+STAGES = ("reading", "events", "exemplars", "encode", "UNet", "blending and solver", "decode", "finish", "PNG", "files")
+
+
+GAPS = (("below 20 µs", 0, 2e4), ("20 µs to 1 ms", 2e4, 1e6), ("1 to 20 ms", 1e6, 2e7), ("above 20 ms", 2e7, 1e18))
+"""Between two kernels, ns: launches; the host inside a batch; between two batches; waiting for files."""
 
 
 class Clock:
@@ -107,7 +113,9 @@ def instrumented(clock: Clock, job: Job, painter: DiffusionPainter) -> Iterator[
         (job.tiles.source, "read", "reading"),
         (shard, "change_of", "events"),
         (pipeline, "encode", "encode"),
+        (shard, "exemplars_of", "exemplars"),
         (diffusion, "paint_latents", "blended sampling, UNet included"),
+        (diffusion, "paint_from_exemplars", "blended sampling, UNet included"),
         (pipeline, "decode", "decode"),
         (pipeline.denoiser, "forward", "UNet"),
     ]
@@ -220,18 +228,52 @@ def count_calls(pipeline: ChangePairPipeline, size: int, calls: dict[str, float]
 def whole(options: GenerateOptions, alone: float) -> None:
     """``generate`` with its threads: wall time, and how much of it nothing was being painted."""
     busy = Clock(torch.device("cpu"))
-    with patch.object(DiffusionPainter, "paint", busy.timed("paint", DiffusionPainter.paint)):
+    with patch.object(DiffusionPainter, "paint", busy.timed("paint", DiffusionPainter.paint)), watched() as kernels:
         report = generate(options)
+    print_kernels(kernels)
     wall = 1 / report.pairs_per_second
     paint = busy.seconds["paint"] / report.num_new
     print(f"\ngenerate: {wall * 1e3:.0f} ms per pair ({alone * 1e3:.0f} with the stages one after the other); ", end="")
     print(f"painting {paint / wall:.1%} of the wall time, waiting {1 - paint / wall:.1%}", flush=True)
 
 
+@contextmanager
+def watched() -> Iterator[list[tuple[int, int]]]:
+    """(begin, end) in ns of all that ran on a GPU within; nothing where there is none."""
+    kernels: list[tuple[int, int]] = []
+    if not torch.cuda.is_available():
+        yield kernels
+        return
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        yield kernels
+        torch.cuda.synchronize()
+    for event in profiler.profiler.kineto_results.events():
+        if event.device_type().name == "CUDA":
+            kernels.append((event.start_ns(), event.start_ns() + event.duration_ns()))
+
+
+def print_kernels(kernels: list[tuple[int, int]]) -> None:
+    """How much of the time between the first and the last kernel one ran, and how long it stood still between two."""
+    if not kernels:
+        return
+    gaps, (first, end) = [], min(kernels)
+    for begin, until in sorted(kernels):
+        if begin > end:
+            gaps.append(begin - end)
+        end = max(end, until)
+    span = end - first
+    print(f"\ndevice busy {1 - sum(gaps) / span:.1%} of {span / 1e9:.2f} s, {len(kernels)} kernels; standing still:")
+    print("| gap | share of the time | gaps |\n|---|---|---|")
+    for name, low, high in GAPS:
+        own = [gap for gap in gaps if low <= gap < high]
+        print(f"| {name} | {sum(own) / span:.1%} | {len(own)} |")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source(parser)
+    add_host(parser)
     parser.add_argument("--model", default="mini", help="mini or a model folder")
     parser.add_argument("--config", type=Path, help="recipe whose networks are built with random weights")
     parser.add_argument("--pairs", type=int, default=32, help="pairs")
@@ -240,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(arguments.config, Path(folder) / "model") if arguments.config else arguments.model
+        size = tile_size_of(model)
         profile(
             GenerateOptions(
                 source=arguments.source,
@@ -247,12 +290,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 model=model,
                 num_pairs=arguments.pairs,
                 num_steps=arguments.num_steps,
-                tile_size=tile_size_of(model),
+                tile_size=size,
                 licences=arguments.licences,
+                shard_size=arguments.shard_size,
                 seed=1,
             ),
             arguments.shrink_ceiling,
         )
+        print_host(arguments, model, size)
 
 
 if __name__ == "__main__":

@@ -199,9 +199,11 @@ def test_precision(run: Run, tiny_model_folder: Path) -> None:
 
 
 def test_profile_generate(run: Run, tiles: Path, recipe: Path) -> None:
-    flags = ["--shrink-ceiling", 16]
+    flags = ["--shrink-ceiling", 16, "--processes", 1, "--shard-size", 2]
     printed = run("profile_generate", "--source", tiles, "--config", recipe, "--pairs", 2, "--num-steps", 2, *flags)
-    assert len(rows(printed)) == 9 and "waiting" in printed
+    networks, host = printed.split("host alone")
+    assert len(rows(networks)) == 10 and "waiting" in networks
+    assert [line.split(" | ")[0] for line in rows(host)][-2:] == ["| processes", "| 1"] and "| hash | " in host
 
 
 def test_recipe_ablation(run: Run, tiles: Path, judge: Path, recipe: Path, tmp_path: Path) -> None:

@@ -192,10 +192,10 @@ def test_a_turned_and_scaled_donor_has_the_size_of_its_shape() -> None:
 def test_strengths_by_class_by_range_and_for_all() -> None:
     mask = np.array([[1, 4], [4, 2]], np.uint8)
     plan = ChangePlan(mask, mask > 0, (), seed=3)
-    by_class = strength_of({"building": 0.25, "default": 0.5}, plan, LEGEND)
+    by_class = strength_of({"building": 0.25, "default": 0.5}, plan, LEGEND)[mask]
     assert by_class.tolist() == [[0.5, 0.25], [0.25, 0.5]]
-    assert strength_of({"building": 0.25}, plan, LEGEND)[0, 0] == 1
-    drawn = [strength_of([0.2, 0.4], replace(plan, seed=seed), LEGEND)[0, 0] for seed in range(50)]
+    assert strength_of({"building": 0.25}, plan, LEGEND)[LEGEND.index_of("road")] == 1
+    drawn = [strength_of([0.2, 0.4], replace(plan, seed=seed), LEGEND)[1] for seed in range(50)]
     assert 0.2 <= min(drawn) < 0.25 and 0.35 < max(drawn) <= 0.4
     for wrong in (1.5, [0.4, 0.2], {"building": -1.0}):
         with pytest.raises(ConfigError, match="exemplar_strength is"):

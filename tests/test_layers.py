@@ -58,7 +58,7 @@ INSIDE = {
     "writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
     "labelling": "options windows masks regions reading label __init__",
-    "generation": "nuisances targets like options tiles job plan executors finish shard turns fidelity painting "
+    "generation": "nuisances targets like options tiles job plan executors finish shard hands turns fidelity painting "
     "dataset prepare shares cluster generate simulate __init__",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "
     "tiles generate __init__",

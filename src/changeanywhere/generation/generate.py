@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from changeanywhere.errors import ShortfallError
 from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, marker_of, open_shards, report_of
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
+from changeanywhere.generation.hands import Hands, hands_for
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
@@ -148,14 +149,23 @@ def _paint(
         time.perf_counter(),
     )
 
+    count = hands_for(job, len(open_numbers))
+    crew = Hands(job, store, count) if count else None
+
     def make(number: int) -> None:
         with suppress(StoppedError):  # nothing of it was begun
-            paint_shard(job, turns.of(number), load_shard(store, number, plan), store, progress=tally.add, stop=stop)
+            if crew is not None:
+                crew.make(number, turns.of(number), tally.add, stop)
+                return
+            shard = load_shard(store, number, plan)
+            paint_shard(job, turns.of(number), shard, store, progress=tally.add, stop=stop)
 
     def is_done(number: int) -> bool:
         return marker_of(store, plan, number) is not None
 
-    ThreadExecutor().run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
+    with crew or nullcontext():
+        executor = ThreadExecutor(count) if count else ThreadExecutor()
+        executor.run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
     return tally.painted, time.perf_counter() - started
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -128,7 +128,13 @@ class Job:
 
 def current_versions() -> dict[str, str]:
     """Of the packages that bytes depend on."""
-    return {name: metadata.version(name) for name in ("changeanywhere", "torch", "diffusers", "numpy")}
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Read once: each is a file of a few hundred lines to be parsed."""
+    return tuple((name, metadata.version(name)) for name in ("changeanywhere", "torch", "diffusers", "numpy"))
 
 
 def load_job(store: Store) -> Job | None:

@@ -25,6 +25,7 @@ from changeanywhere.generation.job import FILE as JOB
 from changeanywhere.generation.job import identity_of_job
 from changeanywhere.generation.targets import Requests
 from changeanywhere.generation.tiles import EventSettings, Tiles
+from changeanywhere.legend import Mask
 from changeanywhere.plain import from_plain, to_plain
 from changeanywhere.progress import Progress
 from changeanywhere.sample import ChangePlan, change_mask_of
@@ -86,10 +87,12 @@ class PlanSummary:
         return len(self.first_keys)
 
 
-def change_of(pair: PlannedPair, tiles: Tiles) -> ChangePlan:
-    """The second mask of a planned pair, made anew from its seed (or read, where the user brought it)."""
+def change_of(pair: PlannedPair, tiles: Tiles, mask_t1: Mask | None = None) -> ChangePlan:
+    """The second mask of a planned pair, made anew from its seed (or read, where the user brought it). ``mask_t1``:
+    its tile's, where that was read already."""
     source = tiles.source
-    mask_t1 = source.read_mask(pair.source_index)
+    if mask_t1 is None:
+        mask_t1 = source.read_mask(pair.source_index)
     if tiles.second is not None:
         return _given_change(mask_t1, tiles.second.read_mask(tiles.second.index_of(pair.source_key)), pair.seed)
     context = tiles.context_of(pair.source_index)

@@ -20,7 +20,8 @@ import numpy as np
 from changeanywhere.generation.finish import finished_pair
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
-from changeanywhere.painters.base import Batch, Donors, Painter, Painting
+from changeanywhere.painters.base import Batch, Donors, Exemplar, Painter, Painting
+from changeanywhere.painters.exemplars import exemplars_of
 from changeanywhere.pairs.containers import CONTAINERS, Packing
 from changeanywhere.pairs.record import PairRecord, Provenance
 from changeanywhere.pairs.writer import write_pair
@@ -80,19 +81,20 @@ def paint_shard(
 
 
 def read(job: Job, pairs: Sequence[PlannedPair]) -> Batch:
-    """Tiles and changes of one batch."""
+    """Tiles, changes and exemplars of one batch."""
     tiles = job.tiles
     samples = {pair.source_index: tiles.source.read(pair.source_index) for pair in pairs}
     row_of = {index: row for row, index in enumerate(samples)}
-    plans = [change_of(pair, tiles) for pair in pairs]
-    return Batch(
-        samples=[samples[pair.source_index] for pair in pairs],
-        plans=plans,
-        seeds=[pair.seed for pair in pairs],
-        images=np.stack([sample.pixels() for sample in samples.values()]),
-        rows=[row_of[pair.source_index] for pair in pairs],
-        donors=[Donors(tiles.source, tiles.fellows(pair.source_index)) for pair in pairs],
-    )
+    own = [samples[pair.source_index] for pair in pairs]
+    plans = [change_of(pair, tiles, sample.mask) for pair, sample in zip(pairs, own, strict=True)]
+    images = np.stack([sample.pixels() for sample in samples.values()])
+    rows = [row_of[pair.source_index] for pair in pairs]
+    donors = [Donors(tiles.source, tiles.fellows(pair.source_index)) for pair in pairs]
+    exemplars: list[Exemplar] = []
+    if job.sampling is not None:  # here and not where the device waits
+        own_images = [images[row] for row in rows]
+        exemplars = exemplars_of(own_images, own, plans, donors, job.sampling, tiles.source.legend)
+    return Batch(own, plans, [pair.seed for pair in pairs], images, rows, donors, exemplars)
 
 
 def _ahead(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -127,7 +127,8 @@ def _one(
     tiles = job.tiles
     source, legend = tiles.source, tiles.source.legend
     item, georef = source.items[planned.source_index], source.georef(planned.source_index)
-    change, mask_t1 = change_of(planned, tiles), source.read_mask(planned.source_index)
+    mask_t1 = source.read_mask(planned.source_index)
+    change = change_of(planned, tiles, mask_t1)
     masks, nothing = (mask_t1, change.mask_t2), np.empty((0, 0, 3), np.uint8)
     kinds = job.finishing.files
     written = write_labels(store, ChangePair(planned.key, nothing, nothing, change.change_mask, *masks), legend, kinds)

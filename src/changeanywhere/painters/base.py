@@ -45,6 +45,17 @@ class Donors:
 
 
 @dataclass(frozen=True)
+class Exemplar:
+    """Date 1 with real pixels of the new classes on changed ground, made beside the reading of tiles."""
+
+    image: Pixels
+    strengths: npt.NDArray[np.float32]
+    """How much of it is painted over, by class index: f32 ``[256]``."""
+    donors: Sequence[SourceItem]
+    """Other tiles whose pixels are in it."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Pairs that are painted together. Entry i of ``samples``, ``plans``, ``seeds``, ``rows``, ``donors`` is pair i."""
 
@@ -57,6 +68,8 @@ class Batch:
     rows: Sequence[int]
     """Row in ``images`` of each pair's tile."""
     donors: Sequence[Donors]
+    exemplars: Sequence[Exemplar] = ()
+    """One per pair where the sampling begins from exemplars, else none."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What painters keep of ``images`` (latents), so that nothing is computed twice for one batch."""
 
@@ -76,6 +89,7 @@ class Batch:
             seeds=list(seeds),
             rows=of(self.rows),
             donors=[replace(donors, used=[]) for donors in of(self.donors)],
+            exemplars=of(self.exemplars) if self.exemplars else (),
         )
 
 

@@ -21,8 +21,8 @@ from changeanywhere.models.critic import Critic
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.info import find_model
-from changeanywhere.painters.base import Batch, FromExemplar, Painter, PainterSettings, Painting, Pixels
-from changeanywhere.painters.exemplars import exemplar_of, strength_of
+from changeanywhere.painters.base import Batch, Exemplar, FromExemplar, Painter, PainterSettings, Painting, Pixels
+from changeanywhere.painters.exemplars import exemplars_of
 from changeanywhere.sample import ChangePlan, SourceItem
 
 
@@ -84,10 +84,12 @@ class DiffusionPainter:
         donors: list[list[SourceItem]] = [[] for _ in batch.plans]
         how: list[list[FromExemplar]] = [[] for _ in batch.plans]
         given, exemplars, real = (masks, changes), None, batch.images[list(batch.rows)]
-        strength = self.sampling.exemplar_strength
-        if strength is not None and self.sampling.from_exemplars:
-            exemplars, real, donors = self._exemplars(batch, strength)
-            how = [self._how(*own) for own in zip(batch.plans, exemplars.strength.numpy(), strict=True)]
+        if self.sampling.from_exemplars:
+            made = self._made(batch)
+            real, donors = np.stack([each.image for each in made]), [list(each.donors) for each in made]
+            strength = np.stack([each.strengths[plan.mask_t2] for each, plan in zip(made, batch.plans, strict=True)])
+            exemplars = Exemplars(self.pipeline.encode(to_tensor(real)), torch.from_numpy(strength))
+            how = [self._how(plan, each.strengths) for plan, each in zip(batch.plans, made, strict=True)]
 
         def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
             if exemplars is None:
@@ -113,25 +115,20 @@ class DiffusionPainter:
         changed = changed_cells(changes.to(self.pipeline.device))
         return Pushed(denoiser, self.critic, schedule, changed, self.critic_options, self.sampling.guidance_scale)
 
-    def _how(self, plan: ChangePlan, strength: npt.NDArray[np.float32]) -> list[FromExemplar]:
-        """How each class that appears in ``plan`` was painted; ``strength`` f32 ``[H, W]``."""
+    def _how(self, plan: ChangePlan, strengths: npt.NDArray[np.float32]) -> list[FromExemplar]:
+        """How each class that appears in ``plan`` was painted; ``strengths`` by class."""
         schedule, found = self.pipeline.model.schedule, []
         for class_index in np.unique(plan.mask_t2[plan.change_mask]):
-            own = float(strength[plan.change_mask & (plan.mask_t2 == class_index)].max())
+            own = float(strengths[class_index])
             found.append(FromExemplar(int(class_index), round(own, 4), first_timestep(own, schedule, self.sampling)))
         return found
 
-    def _exemplars(
-        self, batch: Batch, strength: float | list[float] | dict[str, float]
-    ) -> tuple[Exemplars, Pixels, list[list[SourceItem]]]:
-        """Changed ground in real pixels, encoded and as it is, and the other tiles that gave them, pair by pair."""
-        pairs = zip(batch.rows, batch.samples, batch.plans, batch.donors, strict=True)
-        ring = self.sampling.exemplar_ring
-        made = [exemplar_of(batch.images[row], sample, plan, donors, ring) for row, sample, plan, donors in pairs]
-        real = np.stack([image for image, _ in made])
-        latents = self.pipeline.encode(to_tensor(real))
-        strengths = [strength_of(strength, plan, self.pipeline.legend) for plan in batch.plans]
-        return Exemplars(latents, torch.from_numpy(np.stack(strengths))), real, [donors for _, donors in made]
+    def _made(self, batch: Batch) -> Sequence[Exemplar]:
+        """Changed ground in real pixels: the batch's, else made here."""
+        images = [batch.images[row] for row in batch.rows]
+        return batch.exemplars or exemplars_of(
+            images, batch.samples, batch.plans, batch.donors, self.sampling, self.pipeline.legend
+        )
 
 
 def critic_of(settings: PainterSettings, pipeline: ChangePairPipeline) -> Critic | None:

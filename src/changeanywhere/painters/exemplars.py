@@ -7,14 +7,16 @@ same tile, as near as may be, else from another tile.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, signal
 
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.legend import Legend
-from changeanywhere.painters.base import Donors, Pixels
+from changeanywhere.painters.base import Donors, Exemplar, Pixels
 from changeanywhere.sample import ChangeEvent, ChangePlan, ShapeDonor, SourceItem, SourceSample
 from changeanywhere.seeds import stream
 
@@ -63,16 +65,35 @@ def exemplar_of(
 def strength_of(
     strength: float | list[float] | dict[str, float], plan: ChangePlan, legend: Legend
 ) -> npt.NDArray[np.float32]:
-    """Strength by pixel f32 ``[H, W]``; a class that is not named takes ``default``, else 1."""
+    """Strength by class of mask t2, f32 ``[256]``; a class that is not named takes ``default``, else 1."""
     if isinstance(strength, dict):
         by_class = np.ones(256, np.float32) * strength.get("default", 1.0)
         for name, value in strength.items():
             if name != "default":
                 by_class[legend.index_of(name)] = value
-        return by_class[plan.mask_t2]
+        return by_class
     if isinstance(strength, list):
         strength = float(stream("pair.exemplar", plan.seed, 1).uniform(strength[0], strength[1]))
-    return np.full(plan.mask_t2.shape, strength, np.float32)
+    return np.full(256, strength, np.float32)
+
+
+def exemplars_of(
+    images: Sequence[Pixels],
+    samples: Sequence[SourceSample],
+    plans: Sequence[ChangePlan],
+    donors: Sequence[Donors],
+    sampling: Sampling,
+    legend: Legend,
+) -> list[Exemplar]:
+    """The exemplar of each pair, over its tile; none where the sampling begins from noise alone."""
+    strength = sampling.exemplar_strength
+    if strength is None or not sampling.from_exemplars:
+        return []
+    made = []
+    for image, sample, plan, own in zip(images, samples, plans, donors, strict=True):
+        pixels, used = exemplar_of(image, sample, plan, own, sampling.exemplar_ring)
+        made.append(Exemplar(pixels, strength_of(strength, plan, legend), used))
+    return made
 
 
 def _changed_by(event: ChangeEvent, sample: SourceSample, plan: ChangePlan) -> Shape:
@@ -198,8 +219,10 @@ def _matched(pixels: Pixels, giver: SourceSample, canvas: Canvas) -> Pixels:
 
 def _soft(shape: Shape, ring: int) -> Pixels:
     """1 inside ``shape``, falling to 0 over ``ring`` px around it."""
-    distance = ndimage.distance_transform_edt(~shape)
-    share: Pixels = (1 - distance / (ring + 1)).clip(0, 1).astype(np.float32)
+    share = np.zeros(shape.shape, np.float32)
+    if shape.any():
+        box = _box(shape, ring)  # beyond it nothing is left, and distances cost by the pixel
+        share[box] = (1 - ndimage.distance_transform_edt(~shape[box]) / (ring + 1)).clip(0, 1)
     return share
 
 

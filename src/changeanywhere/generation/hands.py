@@ -1,0 +1,273 @@
+"""Processes that do the host's part of shards for one device: read, change, exemplars, finish, write. No torch here.
+
+A device that paints hundreds of pairs a second asks for more than one interpreter can read and write. Each process
+here runs :func:`.paint_shard` as a thread of the run would; for its painter it has the other end of a socket, at which
+this process paints. Leases, stopping and the order of shards stay where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from changeanywhere.buckets import store_at
+from changeanywhere.errors import ChangeAnywhereError
+from changeanywhere.generation.job import Job
+from changeanywhere.generation.plan import load_shard, load_summary
+from changeanywhere.generation.shard import StoppedError, paint_shard
+from changeanywhere.generation.tiles import Tiles
+from changeanywhere.machine import usable_processors
+from changeanywhere.painters.base import Batch, Donors, Painter, Painting, Pixels
+from changeanywhere.sample import ChangePlan
+from changeanywhere.storage import Store
+
+MOST = 14
+"""Processes for one device; more had nothing to do where it was tried."""
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""A process here is one of many: its libraries start no threads of their own."""
+START = "import sys; sys.path[:] = sys.argv[2:]\nfrom changeanywhere.generation.hands import main\nmain(sys.argv[1])"
+SIZES = struct.Struct("<Q")
+
+
+def hands_for(job: Job, num_shards: int) -> int:
+    """How many processes a job's device needs beside this one; 0: on the CPU, where networks take every processor."""
+    if job.machine is None or job.machine.device == "cpu":
+        return 0
+    return max(0, min(usable_processors() - 1, MOST, num_shards))
+
+
+class GoneError(Exception):
+    """Nobody is at the other end of a channel."""
+
+
+class Channel:
+    """One end of a socket: objects pass with their arrays beside them, uncopied but by the socket itself."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def send(self, content: Any) -> None:
+        """Send an object; :class:`GoneError` where nobody is at the other end."""
+        buffers: list[pickle.PickleBuffer] = []
+        body = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+        parts = [memoryview(body), *(buffer.raw() for buffer in buffers)]
+        sizes = b"".join(SIZES.pack(len(part)) for part in parts)
+        try:
+            self._end.sendall(SIZES.pack(len(parts)) + sizes)
+            for part in parts:
+                self._end.sendall(part)
+        except OSError as error:
+            raise GoneError from error
+
+    def receive(self) -> Any:
+        """The next object; :class:`GoneError` where nobody is at the other end."""
+        (count,) = SIZES.unpack(self._take(SIZES.size))
+        sizes = self._take(SIZES.size * count)
+        parts = [self._take(SIZES.unpack_from(sizes, SIZES.size * i)[0]) for i in range(count)]
+        return pickle.loads(parts[0], buffers=parts[1:])
+
+    def _take(self, size: int) -> memoryview:
+        taken = np.empty(size, np.uint8).data
+        place = 0
+        while place < size:
+            try:
+                count = self._end.recv_into(taken[place:])
+            except OSError as error:
+                raise GoneError from error
+            if not count:
+                raise GoneError
+            place += count
+        return taken
+
+    def close(self) -> None:
+        """Nobody is at this end any more."""
+        self._end.close()
+
+
+@dataclass(frozen=True)
+class _Paint:
+    """Asks for a batch to be painted; its donors are named by the tiles that they belong to."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """Says how many pairs more are painted."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A shard is whole, or not because of ``error``."""
+
+    error: BaseException | None
+
+
+class Hands:
+    """``count`` processes that make shards of a job whose painter is in this process."""
+
+    def __init__(self, job: Job, store: Store, count: int) -> None:
+        self._tiles = job.tiles
+        self._idle: queue.SimpleQueue[Channel] = queue.SimpleQueue()
+        self.processes = [self._begin((job, job.tiles, store.describe())) for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """End the processes: each leaves when nobody is at the other end."""
+        while not self._idle.empty():
+            self._idle.get().close()
+        for process in self.processes:
+            process.wait()
+
+    def _begin(self, first: tuple[Job, Tiles, str]) -> subprocess.Popen[bytes]:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-c", START, str(theirs.fileno()), *sys.path]
+        environment = os.environ | dict.fromkeys(ONE_THREAD, "1")
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        channel = Channel(ours)
+        channel.send(first)
+        self._idle.put(channel)
+        return process
+
+    def make(self, number: int, painter: Painter, progress: Callable[[int], object], stop: threading.Event) -> None:
+        """As :func:`.paint_shard`, by the next process that has nothing to do."""
+        channel = self._idle.get()
+        try:
+            self._make(channel, number, painter, progress, stop)
+        except GoneError as error:
+            raise ChangeAnywhereError(
+                f"shard {number}: a process that read and wrote it has ended (killed, or out of memory?)"
+            ) from error
+        finally:
+            self._idle.put(channel)
+
+    def _make(
+        self, channel: Channel, number: int, painter: Painter, progress: Callable[[int], object], stop: threading.Event
+    ) -> None:
+        channel.send(number)
+        begun = False
+        while not isinstance(what := channel.receive(), _Ended):
+            if isinstance(what, _Painted):
+                progress(what.count)
+            elif stop.is_set() and not begun:
+                channel.send(StoppedError())
+            else:
+                begun = True
+                try:
+                    batch = self._with_donors(what.batch)
+                    answer: Any = _replies(batch, painter.paint(batch))
+                except Exception as error:  # whoever asked deals with it
+                    answer = _sendable(error)
+                channel.send(answer)
+        if what.error is not None:
+            raise what.error
+
+    def _with_donors(self, batch: Batch) -> Batch:
+        tiles = self._tiles
+        indices = [tiles.source.index_of(sample.item.key) for sample in batch.samples]
+        return replace(batch, donors=[Donors(tiles.source, tiles.fellows(index)) for index in indices])
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """A painting, without what whoever asked has already."""
+
+    painting: Painting
+    has_plan: bool
+    has_first: bool
+
+
+NO_PIXELS: Pixels = np.empty(0, np.float32)
+NO_PLAN = ChangePlan(np.empty((0, 0), np.uint8), np.empty((0, 0), np.bool_), (), 0)
+
+
+def _replies(batch: Batch, paintings: Sequence[Painting]) -> list[_Reply]:
+    replies = []
+    for painting in paintings:
+        has_plan = painting.plan is not batch.plans[painting.place]
+        has_first = not np.may_share_memory(painting.image_t1, batch.images)
+        plan, first = painting.plan if has_plan else NO_PLAN, painting.image_t1 if has_first else NO_PIXELS
+        replies.append(_Reply(replace(painting, plan=plan, image_t1=first), has_plan, has_first))
+    return replies
+
+
+class _Device:
+    """The painter, as a process without one sees it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def paint(self, batch: Batch) -> list[Painting]:
+        """See :class:`Painter`."""
+        self._channel.send(_Paint(replace(batch, donors=(), memo={})))
+        answer = self._channel.receive()
+        if isinstance(answer, BaseException):
+            raise answer
+        paintings = []
+        for reply in answer:
+            painting: Painting = reply.painting
+            if not reply.has_plan:
+                painting = replace(painting, plan=batch.plans[painting.place])
+            if not reply.has_first:
+                painting = replace(painting, image_t1=batch.images[batch.rows[painting.place]])
+            paintings.append(painting)
+        return paintings
+
+    def painted(self, count: int) -> None:
+        """Say that ``count`` pairs more are painted."""
+        self._channel.send(_Painted(count))
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """``error`` itself where it survives the way, with where it came from; else its words."""
+    if not isinstance(error, (ChangeAnywhereError, StoppedError)):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception of any library may refuse, in any way
+        return ChangeAnywhereError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def main(descriptor: str) -> None:
+    """What a process does: a shard for every number that comes, until nobody is at the other end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run says when to stop
+    channel = Channel(socket.socket(fileno=int(descriptor)))
+    try:
+        job, tiles, place = channel.receive()
+        job, store = job.opened_with(tiles), store_at(Path(place))
+        plan, device = load_summary(store), _Device(channel)
+        while True:
+            number, error = channel.receive(), None
+            try:
+                shard = load_shard(store, number, plan)
+                paint_shard(job, device, shard, store, progress=device.painted, stop=threading.Event())
+            except GoneError:
+                raise
+            except Exception as raised:  # the run deals with it
+                error = _sendable(raised)
+            channel.send(_Ended(error))
+    except GoneError:
+        return
