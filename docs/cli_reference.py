@@ -9,12 +9,14 @@ from pathlib import Path
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.check import CheckOptions
 from changeanywhere.cli import COMMANDS
+from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.init import InitOptions
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
+from changeanywhere.prediction.options import PredictOptions
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.training.command import STAGES, TrainOptions
 
@@ -28,6 +30,8 @@ OPTIONS: dict[str, type] = {
     "import ldm CHECKPOINT": ImportOptions,
     "import opencd CHECKPOINT": ImportDetectorOptions,
     "evaluate": EvaluateOptions,
+    "evaluate --detector DIR PAIRS": DetectorEvaluationOptions,
+    "predict INPUTS": PredictOptions,
     "benchmark": BenchmarkOptions,
     "init PATH": InitOptions,
     "check PATH": CheckOptions,

@@ -28,7 +28,7 @@ FLOORS = [
     ["generation"],
     ["scenes"],
     ["training"],
-    ["evaluation", "benchmark", "labelling"],
+    ["evaluation", "benchmark", "labelling", "prediction"],
     ["preview", "understood"],
     ["check_data"],
     ["check_set"],
@@ -54,9 +54,10 @@ INSIDE = {
     "rasters": "facts ground tiff flat gate values classes __init__",
     "sources": "options problems base joined files entries matching provenance official layouts drafts legends "
     "unchanged tiles __init__",
-    "pairs": "names split layouts annotations record summary card labels codec containers reader report sheet "
-    "writer __init__",
+    "pairs": "names split layouts annotations record summary card labels codec containers reader unlabelled report "
+    "sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
+    "prediction": "options windows inputs predict __init__",
     "labelling": "options windows masks regions reading label __init__",
     "generation": "nuisances targets like options tiles job plan executors finish shard hands turns fidelity painting "
     "dataset prepare shares cluster generate simulate __init__",

@@ -19,6 +19,7 @@ from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.check import CheckOptions
 from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError
+from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.options import GenerateOptions
@@ -26,6 +27,7 @@ from changeanywhere.init import InitOptions
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.limits import LIMITS, MAX_SEED, check_limits
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
+from changeanywhere.prediction.options import PredictOptions
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.seeds import STEPS, step_seed
 from changeanywhere.training.command import TrainOptions
@@ -37,6 +39,8 @@ OPTIONS: list[Any] = [
     LabelOptions(source=PLACE, out=PLACE),
     SceneOptions(scene=("scene.tif",), mask=("mask.tif",), out=PLACE),
     EvaluateOptions(out=PLACE),
+    DetectorEvaluationOptions(detector=PLACE, pairs=PLACE, out=PLACE),
+    PredictOptions(detector=PLACE, inputs=("pairs",), out=PLACE),
     BenchmarkOptions(out=PLACE),
     TrainOptions(out=PLACE),
     CheckOptions(path=PLACE),

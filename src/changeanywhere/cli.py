@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
-from changeanywhere.flags import given_flags, names_option, parse
+from changeanywhere.flags import given_flags, names_option, parse, with_words
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
 from changeanywhere.stopping import polite_stop
@@ -33,6 +33,7 @@ COMMANDS = {
     "train": "train first-stage | denoiser | critic | segmenter | detector from a recipe; again: resumes",
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
+    "predict": "change maps from a detector: a folder of pairs, or T1.tif T2.tif of any size",
     "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
     "init": "draft legend.json and a legend map from what the masks of a folder hold",
     "check": "say what a folder is, what is wrong with it, what to do next",
@@ -77,6 +78,7 @@ def run(arguments: list[str]) -> int:
         "train": _train,
         "import": _import,
         "evaluate": _evaluate,
+        "predict": _predict,
         "benchmark": _benchmark,
         "init": _init,
         "check": _check,
@@ -283,6 +285,9 @@ def _import(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from changeanywhere.evaluation.options import EvaluateOptions
 
+    if names_option(arguments, "detector"):
+        _evaluate_detector(arguments)
+        return
     options = _parse("evaluate", EvaluateOptions, arguments)
     from changeanywhere.evaluation.evaluate import evaluate
     from changeanywhere.progress import progress_bars
@@ -298,6 +303,35 @@ def _evaluate(arguments: list[str]) -> None:
         say(f"  {one_line(name)}: {one_line(figure.in_words())}")
     _print_skipped(evaluation.skipped, options.out)
     say(f"report: {options.out / 'evaluation.html'}")
+
+
+def _evaluate_detector(arguments: list[str]) -> None:
+    from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions as Options
+
+    options = _parse("evaluate", Options, with_words(arguments, Options, "pairs"))
+    from changeanywhere.evaluation.of_detector import SCORES, evaluate_on_pairs
+
+    with progress_bars() as progress:
+        evaluation = evaluate_on_pairs(options, progress)
+    values = evaluation.overall.to_dict()
+    say(f"{one_line(evaluation.detector)} on {len(evaluation.pairs)} pairs, change class over all their pixels")
+    for name in SCORES:
+        value = values[name]
+        say(f"  {name:<10} {'undefined' if value is None else f'{value:.4f}'}")
+    say(f"report: {options.out / 'evaluation.html'}")
+
+
+def _predict(arguments: list[str]) -> None:
+    from changeanywhere.prediction.options import PredictOptions
+
+    options = _parse("predict", PredictOptions, with_words(arguments, PredictOptions, "inputs"))
+    from changeanywhere.prediction.predict import TABLE, predict
+
+    with progress_bars() as progress:
+        lines = predict(options, progress)
+    changed, valid = (sum(getattr(line, name) for line in lines) for name in ("changed_px", "valid_px"))
+    say(f"predicted {len(lines)} pair(s): {changed / max(valid, 1):.2%} of their ground changed")
+    say(f"table:  {options.out / TABLE}")
 
 
 def _benchmark(arguments: list[str]) -> None:

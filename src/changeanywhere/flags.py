@@ -88,6 +88,36 @@ def given_flags(arguments: list[str]) -> frozenset[str]:
     return frozenset(flag.replace("-", "_") for flag in flags) - {"config"}
 
 
+def with_words(arguments: list[str], kind: type, name: str) -> list[str]:
+    """Words that are no flag's value as the values of the option ``name``: ``A B --out C`` → ``--inputs ["A", "B"]
+    --out C``, or as its one value where the option is no list."""
+    switches = set(_switches(kind, ""))
+    words, rest, held = [], list[str](), False
+    for argument in arguments:
+        if held or argument.startswith("-"):
+            rest.append(argument)
+            held = not held and "=" not in argument and argument not in switches
+        else:
+            words.append(argument)
+    if not words:
+        return arguments
+    many = tuple[str, ...] == typing.get_type_hints(kind)[name]
+    if not many and len(words) > 1:
+        raise ConfigError(f"{' '.join(words)[:200]}: {len(words)} words where one is taken, {name}")
+    return [f"--{name.replace('_', '-')}", json.dumps(words) if many else words[0], *rest]
+
+
+def _switches(kind: type, prefix: str) -> typing.Iterator[str]:
+    """Flags without a value."""
+    yield from ("-h", "--help")
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _switches(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+        elif hints[field.name] is bool and field.default is False:
+            yield f"--{prefix}{field.name}".replace("_", "-")
+
+
 def names_option(arguments: list[str], name: str) -> bool:
     """Whether an option is given, as a flag or as a key of the ``--config`` file."""
     if name in given_flags(arguments):

@@ -42,7 +42,7 @@ AMOUNTS = {
     "ignore_value": 65_535, "learning_rate": 1e3, "margin": 65_536, "mask_dropout": 1, "max_area_m2": 1e12,
     "max_coverage": 1, "max_megapixels": 1e6, "max_share": 1, "min_area": 2**32, "min_area_m2": 1e12, "min_score": 1,
     "min_snr_gamma": 1e6, "no_change": 1, "num_images": MAX_PAIRS, "num_panels": 1000, "num_workers": 256,
-    "min_confidence": 1, "radius": 32, "scales": 4,
+    "min_confidence": 1, "overlap": 65_536, "radius": 32, "scales": 4, "threshold": 1,
     "perceptual_from_step": 10**9, "perceptual_weight": 1e6,
     "quantise_from_step": 10**9, "rotate_degrees": 180, "rate_at": 100, "change_crops": 1,
     "candidates": 10_000, "rate_seeds": 10**6, "rounds": 1000, "patience": 1000, "least_gain": 1,

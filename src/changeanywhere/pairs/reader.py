@@ -109,8 +109,7 @@ class PairDataset:
                 raise PairsError(
                     f"{self.folder / what / name}: {array.shape[:2]} px, image {layout.images[0]} has {first.shape[:2]}"
                 )
-        key = stem_of(name)
-        record = self._metadata.of(key) if self._metadata else {}
+        key, record = self.key_of(index), self.record_of(index)
         mask_t1, mask_t2 = (masks.get(folder) for folder in layout.masks or ("", ""))
         if self._counted:
             if mask_t1 is None or mask_t2 is None:
@@ -121,6 +120,19 @@ class PairDataset:
                 ignored = ~seen if ignored is None else ignored | ~seen
                 change_mask = change_mask & seen
         return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record, ignored=ignored)
+
+    def key_of(self, index: int) -> str:
+        """The name of a pair."""
+        return stem_of(self.names[index])
+
+    def images_of(self, index: int) -> tuple[Path, Path]:
+        """The files of both dates; :class:`PairsError` where one is missing."""
+        first, second = (self._file(folder, self.names[index]) for folder in self._layout.images)
+        return first, second
+
+    def record_of(self, index: int) -> dict[str, Any]:
+        """The line of the metadata; empty where there is none."""
+        return self._metadata.of(self.key_of(index)) if self._metadata else {}
 
     def require_files(self) -> None:
         """:class:`PairsError` naming the first file that is missing, without opening one."""

@@ -1,0 +1,1 @@
+"""Change maps from a trained detector: folders of pairs, or two images of any size."""

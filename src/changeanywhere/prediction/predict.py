@@ -1,0 +1,177 @@
+"""``changeanywhere predict``: change probability and change mask of pairs of images, whatever their size.
+
+OUT/change/KEY.png        0 or 255; OUT/probability/KEY.png: 0 to 255 for 0 to 1
+OUT/change/KEY.tif        of GeoTIFFs: cloud-optimised, on their grid, 0 or 255, a mask where a date shows nothing;
+                          OUT/probability/KEY.tif: float32, NaN where a date shows nothing
+OUT/change.tif            of two images, and OUT/probability.tif (.png where date 1 is no TIFF)
+OUT/changes.csv           a line per pair: changed ground in px, as a share of what both dates show, and in m²
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from changeanywhere.diffusion.pipeline import find_device
+from changeanywhere.errors import OutputError
+from changeanywhere.models.detectors import Detector
+from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.models.first_stage import channels_last
+from changeanywhere.pairs.codec import encode_png
+from changeanywhere.prediction.inputs import OpenPair, open_pairs
+from changeanywhere.prediction.options import PredictOptions
+from changeanywhere.prediction.windows import Floats, Rows, Tiling, rows_of
+from changeanywhere.progress import Progress, silent
+from changeanywhere.rasters.facts import Valid, Window
+from changeanywhere.rasters.gate import whole
+from changeanywhere.rasters.ground import georef_of, gsd_of
+from changeanywhere.scenes.rasters_out import Raster, cog
+from changeanywhere.storage import atomic_write
+from changeanywhere.text import csv_cell
+
+TABLE = "changes.csv"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A line of ``changes.csv``."""
+
+    key: str
+    changed_px: int
+    valid_px: int
+    """Ground that both dates show."""
+    share: float
+    """Of that ground, what is called changed."""
+    area_m2: float | None
+    """Of what is called changed; None without a place on the ground."""
+
+
+def predict(options: PredictOptions, progress: Progress = silent) -> list[Predicted]:
+    """Write change maps of every pair that ``options`` name; returns the lines of the table.
+
+    Raises :class:`ModelError` for a folder that is no detector, :class:`PairsError` for images that are no pair.
+    """
+    options.check()
+    device = find_device(options.device)
+    name, net = load_detector(options.detector)
+    net = channels_last(net.to(device))
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{options.out}: cannot be written ({error.strerror})") from error
+    tiling = Tiling(options.window, options.overlap)
+    total, pairs = open_pairs(options, net.in_channels)
+    lines = []
+    for number, pair in enumerate(pairs):
+        many = tiling.count(pair.facts[0].height, pair.facts[0].width)
+        done = [0]
+
+        def windows(count: int, done: list[int] = done, many: int = many) -> None:
+            done[0] += count
+            if total == 1:
+                progress("reading windows", done[0], many)
+
+        lines.append(_write(pair, _rows(pair, net, options, tiling, windows), options, name))
+        if total > 1:
+            progress("predicting pairs", number + 1, total)
+    _write_table(options.out, lines)
+    return lines
+
+
+def _rows(
+    pair: OpenPair, net: Detector, options: PredictOptions, tiling: Tiling, progress: Callable[[int], None]
+) -> Iterator[Rows]:
+    def read(windows: Sequence[Window]) -> Iterable[tuple[Floats, Valid | None]]:
+        for start in range(0, len(windows), options.batch_size):
+            some = windows[start : start + options.batch_size]
+            parts = [pair.read(window) for window in some]
+            shown = [n for n, (_, _, valid) in enumerate(parts) if valid is None or valid.any()]
+            found = dict(zip(shown, probabilities(net, [parts[n][:2] for n in shown]), strict=True)) if shown else {}
+            for n, (first, _, valid) in enumerate(parts):
+                yield found.get(n, np.zeros(first.shape[1:], np.float32)), valid
+            progress(len(some))
+
+    return rows_of(pair.facts[0].height, pair.facts[0].width, tiling, read)
+
+
+@torch.no_grad()
+def probabilities(net: Detector, images: Sequence[tuple[Floats, Floats]]) -> Floats:
+    """Windows of both dates f32 ``[C, h, w]`` in [-1, 1], of one size → probability of change f32 ``[B, h, w]``."""
+    device = next(net.parameters()).device
+    dates = (
+        torch.from_numpy(np.stack(date)).to(device, memory_format=torch.channels_last)
+        for date in zip(*images, strict=True)
+    )
+    found: Floats = net(*dates).float().softmax(1)[:, 1].cpu().numpy()
+    return found
+
+
+def _write(pair: OpenPair, rows: Iterator[Rows], options: PredictOptions, name: str) -> Predicted:
+    facts = pair.facts[0]
+    suffix = ".tif" if facts.container == "TIFF" else ".png"
+    ends = (f"/{pair.key}{suffix}" if pair.key else suffix for _ in range(2))
+    change, probability = (
+        options.out / f"{what}{end}" for what, end in zip(("change", "probability"), ends, strict=True)
+    )
+    changed = valid = 0
+
+    def counted() -> Iterator[Rows]:
+        nonlocal changed, valid
+        for part in rows:
+            changed += int(((part.probability > options.threshold) & part.valid).sum())
+            valid += int(part.valid.sum())
+            yield part
+
+    for file in (change, probability):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    (_write_tifs if suffix == ".tif" else _write_pngs)(pair, counted(), options, name, change, probability)
+    gsd = gsd_of(facts, whole(facts))
+    area = None if gsd is None else round(changed * gsd**2, 2)
+    return Predicted(pair.key or options.inputs[1], changed, valid, round(changed / max(valid, 1), 6), area)
+
+
+def _write_tifs(
+    pair: OpenPair, rows: Iterator[Rows], options: PredictOptions, name: str, change: Path, probability: Path
+) -> None:
+    facts = pair.facts[0]
+    georef, masked = georef_of(facts, whole(facts)), pair.may_lack_ground
+    tags = {"DETECTOR": name, "THRESHOLD": f"{options.threshold:g}", "DATE_1": pair.files[0].name}
+    tags["DATE_2"] = pair.files[1].name
+    size = facts.height, facts.width
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".part.", dir=options.out)))
+        masks = stack.enter_context(
+            cog(change, Raster(*size, 1, "uint8", georef, masked=masked, tags=tags), scratch / "change")
+        )
+        shares = stack.enter_context(
+            cog(probability, Raster(*size, 1, "float32", georef, nodata=np.nan, tags=tags), scratch / "probability")
+        )
+        for part in rows:
+            found = (part.probability > options.threshold) & part.valid
+            masks.put(part.row, found[..., None].astype(np.uint8) * 255, part.valid if masked else None)
+            shares.put(part.row, np.where(part.valid, part.probability, np.float32(np.nan))[..., None])
+
+
+def _write_pngs(
+    pair: OpenPair, rows: Iterator[Rows], options: PredictOptions, name: str, change: Path, probability: Path
+) -> None:
+    parts = list(rows)
+    shares = np.concatenate([np.where(part.valid, part.probability, 0) for part in parts])
+    atomic_write(change, encode_png((shares > options.threshold).astype(np.uint8) * 255))
+    atomic_write(probability, encode_png(np.rint(shares * 255).astype(np.uint8)))
+
+
+def _write_table(out: Path, lines: Sequence[Predicted]) -> None:
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow([field.name for field in fields(Predicted)])
+    rows.writerows([csv_cell(value) for value in astuple(line)] for line in lines)
+    atomic_write(out / TABLE, table.getvalue().encode())

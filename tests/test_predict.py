@@ -1,0 +1,210 @@
+"""Change maps of pairs and of images of any size, and scores of a detector on labelled pairs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from rasterio.transform import from_origin
+from torch import Tensor
+
+from changeanywhere.cli import run
+from changeanywhere.models.detectors import build_detector
+from changeanywhere.models.detectors.folder import load_detector, save_detector
+from changeanywhere.pairs import load_pairs
+from changeanywhere.prediction.windows import Rows, Tiling, rows_of
+from changeanywhere.rasters.facts import Window
+from changeanywhere.training.detector import evaluate_pairs
+from test_detector_training import write_pairs
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights: what it says varies over an image."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("detector") / "net"
+    save_detector(build_detector("fc_siam_diff"), "fc_siam_diff", folder)
+    return folder
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def probability_of(folder: Path, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """By the network itself, on the whole image."""
+    _, net = load_detector(folder)
+    dates: list[Tensor] = [
+        torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0).float() / 127.5 - 1 for image in (first, second)
+    ]
+    with torch.no_grad():
+        found: np.ndarray = net(*dates).softmax(1)[0, 1].numpy()
+    return found
+
+
+def test_windows_give_back_what_does_not_depend_on_them() -> None:
+    """Every pixel once, weights that add up to 1, for sides that the grid fits and that it does not."""
+    rng = np.random.default_rng(0)
+    for height, width, tiling in ((70, 95, Tiling(32, 8)), (32, 33, Tiling(32, 16)), (20, 200, Tiling(64, 0))):
+        truth = rng.random((height, width), dtype=np.float32)
+        hidden = rng.random((height, width)) < 0.1
+        most = 0
+
+        def read(windows: Any, truth: Any = truth, hidden: Any = hidden) -> Any:
+            return [(truth[window.slices], ~hidden[window.slices]) for window in windows]
+
+        found = np.full((height, width), np.nan, np.float32)
+        for part in rows_of(height, width, tiling, read):
+            rows = slice(part.row, part.row + len(part.probability))
+            assert np.isnan(found[rows]).all(), "a row comes once"
+            found[rows] = part.probability
+            most = max(most, len(part.probability))
+            assert np.array_equal(part.valid, ~hidden[rows])
+        assert np.abs(found - truth).max() < 1e-5 and most <= tiling.window
+
+
+def test_seams_are_averaged() -> None:
+    """Windows that say 0 and 1 in turn pass into each other over what they share."""
+    tiling = Tiling(64, 32)
+
+    def read(windows: Any) -> Any:
+        return [(np.full((64, 64), float(window.column // 32 % 2), np.float32), None) for window in windows]
+
+    (part,) = rows_of(64, 128, tiling, read)
+    steps = np.abs(np.diff(part.probability[10]))
+    assert steps.max() < 0.05 and part.probability[10].max() - part.probability[10].min() > 0.9
+    assert isinstance(part, Rows) and Window(0, 0, 1, 1).height == 1
+
+
+def test_a_folder_of_pairs_with_and_without_labels(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 3)
+    assert run(["predict", "--detector", str(detector), str(pairs / "test"), "--out", str(tmp_path / "out")]) == 0
+    assert "predicted 4 pair(s)" in capsys.readouterr().out
+    for name in ("test0", "test3"):
+        dates = [np.asarray(Image.open(pairs / "test" / date / f"{name}.png")) for date in "AB"]
+        truth = probability_of(detector, *dates)
+        found = np.asarray(Image.open(tmp_path / "out" / "probability" / f"{name}.png"))
+        mask = np.asarray(Image.open(tmp_path / "out" / "change" / f"{name}.png"))
+        assert np.abs(found - truth * 255).max() <= 0.51
+        assert np.array_equal(mask == 255, truth > 0.5) and set(np.unique(mask)) <= {0, 255}
+    rows = table(tmp_path / "out" / "changes.csv")
+    assert [row["key"] for row in rows] == ["test0", "test1", "test2", "test3"] and rows[0]["valid_px"] == "4096"
+    # no labels: the same maps
+    for file in (pairs / "test" / "label").iterdir():
+        file.unlink()
+    (pairs / "test" / "label").rmdir()
+    arguments = [str(pairs), "--split", "test", "--detector", str(detector), "--out", str(tmp_path / "again")]
+    assert run(["predict", *arguments]) == 0
+    first, again = (sorted((tmp_path / out / "change").iterdir()) for out in ("out", "again"))
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in again]
+    (pairs / "test" / "B" / "test2.png").unlink()
+    assert run(["predict", *arguments]) == 2
+    assert re.search(r"B/test2\.png: missing", capsys.readouterr().err)
+
+
+def write_tifs(folder: Path, height: int, width: int, dtype: str = "uint8") -> list[Path]:
+    rng = np.random.default_rng(1)
+    files = []
+    for date in (1, 2):
+        image = rng.integers(1, 255, (3, height, width)).astype(dtype) * (1 if dtype == "uint8" else 40)
+        image[:, : height // 4, : width // 3] = 0
+        file = folder / f"t{date}.tif"
+        with rasterio.open(
+            file, "w", driver="GTiff", height=height, width=width, count=3, dtype=dtype, nodata=0, crs="EPSG:32633",
+            transform=from_origin(500_000, 5_000_000, 0.5, 0.5), tiled=True, blockxsize=64, blockysize=64,
+        ) as target:  # fmt: skip
+            target.write(image)
+        files.append(file)
+    return files
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_two_geotiffs_keep_their_place_and_what_shows_nothing(
+    dtype: str, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_tifs(tmp_path, 150, 210, dtype)
+    arguments = ["--detector", str(detector), "--window", "64", "--overlap", "24", "--out", str(tmp_path / "out")]
+    assert run(["predict", *map(str, files), *arguments]) == 0
+    with rasterio.open(tmp_path / "out" / "change.tif") as change, rasterio.open(files[0]) as source:
+        assert change.crs == source.crs and change.transform == source.transform and change.shape == source.shape
+        assert change.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        mask, seen = change.read(1), change.read_masks(1) > 0
+    with rasterio.open(tmp_path / "out" / "probability.tif") as file:
+        probability = file.read(1)
+        assert file.dtypes == ("float32",) and np.isnan(file.nodata)
+    hidden = np.zeros((150, 210), bool)
+    hidden[:37, :70] = True
+    assert np.array_equal(np.isnan(probability), hidden) and np.array_equal(~seen, hidden)
+    assert np.array_equal(mask == 255, np.nan_to_num(probability) > 0.5)
+    (row,) = table(tmp_path / "out" / "changes.csv")
+    assert int(row["valid_px"]) == 150 * 210 - 37 * 70 and int(row["changed_px"]) == int((mask == 255).sum())
+    assert float(row["area_m2"]) == pytest.approx(int(row["changed_px"]) * 0.25, rel=0.01)
+    if dtype == "uint8":  # where one window holds the image, it is the network's own answer
+        whole = [*arguments[:2], "--out", str(tmp_path / "whole")]
+        assert run(["predict", *map(str, files), *whole]) == 0
+        with rasterio.open(tmp_path / "whole" / "probability.tif") as file:
+            found = file.read(1)
+        dates = [rasterio.open(file).read().transpose(1, 2, 0) for file in files]
+        assert np.abs(np.where(hidden, 0, found - probability_of(detector, *dates))).max() < 1e-5
+    capsys.readouterr()
+
+
+def test_images_that_are_no_pair_are_one_line(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_tifs(tmp_path, 64, 64)
+    with rasterio.open(second, "r+") as file:
+        file.transform = from_origin(500_100, 5_000_000, 0.5, 0.5)
+    small = tmp_path / "small.png"
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(small)
+    out = ["--detector", str(detector), "--out", str(tmp_path / "out")]
+    cases: list[tuple[list[str], str]] = [
+        ([str(first), str(second)], r"t2\.tif: lies on other ground.*rio warp t2\.tif OUT\.tif --like t1\.tif"),
+        ([str(first), str(small)], r"small\.png: 64x32 px, .*t1\.tif has 64x64"),
+        ([str(first)], "one image; allowed: two, or a folder of pairs"),
+        ([str(first), str(second), str(small)], "inputs are 3; allowed: a folder of pairs, or two images"),
+        ([str(first), str(first), "--overlap", "400"], "overlap is 400; allowed: 0 to half of window"),
+        ([str(first), str(first), "--bands", "[1,2]"], "allowed: 3 of them, which the detector reads"),
+        ([str(tmp_path / "absent")], "absent: no such folder"),
+    ]
+    for arguments, message in cases:
+        assert run(["predict", *arguments, *out]) == 2, arguments
+        error = capsys.readouterr().err
+        assert re.search(message, error), (arguments, error)
+        assert "Traceback" not in error
+
+
+def test_scores_of_a_detector(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the benchmark's own reading, by pair and in all; one pair has no change and no F1."""
+    root = write_pairs(tmp_path / "pairs", 3)
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / "test" / "label" / "test1.png")
+    arguments = ["--detector", str(detector), str(root), "--split", "test", "--out", str(tmp_path / "out")]
+    assert run(["evaluate", *arguments]) == 0
+    said = capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    _, net = load_detector(detector)
+    truth = evaluate_pairs(net, load_pairs(root, "test"), 2, torch.device("cpu"))
+    assert list(record["pairs"].values()) == [scores.to_dict() for scores in truth]
+    positives = sum(scores.true_positives for scores in truth)
+    called = positives + sum(scores.false_positives for scores in truth)
+    assert record["overall"]["precision"] == pytest.approx(positives / called)
+    assert f"{record['overall']['f1']:.4f}" in said and "on 4 pairs" in said
+    rows = table(tmp_path / "out" / "evaluation.csv")
+    assert [row["key"] for row in rows] == ["test0", "test1", "test2", "test3", "all pairs"]
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert page.count('class="strip"') == 4 and not re.search(r'(src|href)="(?!data:)', page)
+    listing = tmp_path / "some.txt"
+    listing.write_text("test2\n")
+    assert run(["evaluate", *arguments, "--listing", str(listing)]) == 0
+    assert "on 1 pairs" in capsys.readouterr().out
+    assert run(["evaluate", "--detector", str(tmp_path), str(root), "--out", str(tmp_path / "out")]) == 2
