@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import Cells, NoiseStreams, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.blended import Cells, changed_cells, sample_latents, unknown_cells
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, normals
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows
@@ -89,6 +90,17 @@ def test_a_pair_does_not_depend_on_its_batch() -> None:
     together = run(Sampling("ddim", num_steps=4, free_fraction=0.25, known_noise="fresh"))
     alone = run(Sampling("ddim", num_steps=4, free_fraction=0.25, known_noise="fresh"), seeds=(1,))
     torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_of_a_tile_is_that_of_its_place_in_a_world_of_its_seed() -> None:
+    """One generator for tiles and scenes; all pairs at once (as on a GPU) draw what each draws alone."""
+    seeds = [5, 2**63 + 9, 0]
+    drawn = NoiseStreams(seeds, (3, 6, 5)).draw("known")
+    for seed, own in zip(seeds, drawn, strict=True):
+        assert torch.equal(own, PlaceNoise(seed, [(0, 0)], (3, 6, 5)).draw("known")[0])
+    rows, columns = torch.arange(6)[:, None], torch.arange(5)[None]
+    signed = torch.tensor([5, 9 - 2**63, 0]).view(-1, 1, 1)
+    torch.testing.assert_close(normals(signed, "known", 0, rows, columns, 3).transpose(0, 1), drawn, rtol=0, atol=1e-6)
 
 
 def test_streams_of_different_purposes_are_different() -> None:

@@ -1,8 +1,8 @@
 """Every random stream of the package, by name, in one table.
 
 A stream is numpy's ``default_rng([seed, number, *place])``: streams of one seed never share a number, and what is drawn
-at a place (a step, a row, a pair) does not depend on what was drawn before. Noise of the diffusion is torch's, one
-generator per pair and purpose (:func:`named_seed`); it does not depend on batch, order or device.
+at a place (a step, a row, a pair) does not depend on what was drawn before. Noise of the diffusion is a function of
+seed, purpose, call and place (``diffusion/place_noise``); it does not depend on batch, order or device.
 """
 
 from __future__ import annotations
@@ -58,11 +58,6 @@ def step_seed(name: str, seed: int, step: int, rank: int = 0) -> int:
 def pair_seed(seed: int, key: str, index: int) -> int:
     """Seed of pair ``index`` of tile ``key``, 63 bits: the same on every machine, in any order of pairs."""
     return _number(f"{seed}\0{key}\0{index}")
-
-
-def named_seed(seed: int, purpose: str) -> int:
-    """Seed of one purpose of a pair's noise ("start", "known", "step"), 63 bits, for a torch generator."""
-    return _number(f"{seed}:{purpose}")
 
 
 def _number(text: str) -> int:

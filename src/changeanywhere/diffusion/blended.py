@@ -15,11 +15,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import change_windows, cut
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
-from changeanywhere.seeds import named_seed
 
 
 class NoiseSource(Protocol):
@@ -28,27 +28,6 @@ class NoiseSource(Protocol):
     def draw(self, purpose: str) -> Tensor:
         """``purpose``: "start", "known" (on the known latent) or "step" (DDIM's own)."""
         ...
-
-
-class NoiseStreams:
-    """One stream per pair and purpose, seeded by the pair alone, so that batching changes no pair's noise.
-
-    Drawn on the CPU: the same numbers on every device.
-    """
-
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:
-        self._seeds, self._shape = list(seeds), tuple(shape)
-        self._streams: dict[str, list[torch.Generator]] = {}
-
-    def draw(self, purpose: str) -> Tensor:
-        """Next noise of every pair ``[B, *shape]``."""
-        if purpose not in self._streams:
-            self._streams[purpose] = [_stream(seed, purpose) for seed in self._seeds]
-        return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams[purpose]])
-
-
-def _stream(seed: int, purpose: str) -> torch.Generator:
-    return torch.Generator().manual_seed(named_seed(seed, purpose))
 
 
 def changed_cells(change_masks: Tensor, dilate_cells: int = 0) -> Tensor:
@@ -97,7 +76,7 @@ def paint_latents(
     masks_t2, change_masks = masks_t2.to(latents_t1.device), change_masks.to(latents_t1.device)
     changed = changed_cells(change_masks, sampling.dilate_cells)
     cells = Cells(changed, unknown_cells(masks_t2, changed))
-    noise = NoiseStreams(seeds, latents_t1.shape[1:])
+    noise = NoiseStreams(seeds, latents_t1.shape[1:], latents_t1.device)
     return sample_latents(denoiser, schedule, masks_t2, latents_t1, cells, noise, sampling)
 
 

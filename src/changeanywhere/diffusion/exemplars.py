@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import Calls, NoiseStreams, changed_cells, mask_conditions, unknown_cells
+from changeanywhere.diffusion.blended import Calls, changed_cells, mask_conditions, unknown_cells
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import LatentWindow, change_windows, cut
 from changeanywhere.models.denoiser import Denoiser
@@ -67,7 +68,7 @@ def paint_from_exemplars(
     masks_t2, change_masks = (mask.to(known.device) for mask in masks)
     changed = changed_cells(change_masks, sampling.dilate_cells)
     unknown = unknown_cells(masks_t2, changed)
-    streams = NoiseStreams(seeds, known.shape[1:])
+    streams = NoiseStreams(seeds, known.shape[1:], known.device)
     calls = Calls(denoiser, schedule, sampling, streams)
     num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
     start = first_calls(exemplars.strength.to(known.device), change_masks, calls.timesteps, num_held, sampling)

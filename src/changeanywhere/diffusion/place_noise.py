@@ -24,49 +24,87 @@ PER_BLOCK = 4
 """Numbers of one counter: channels 0 to 3, 4 to 7, …"""
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Four words of counter, int64 tensors of 0 to 2³² - 1 that broadcast, and two of key → four random words."""
-    words = list(torch.broadcast_tensors(*counter))
+def philox(counter: Sequence[Tensor], key: Sequence[int | Tensor]) -> list[Tensor]:
+    """Four words of counter, int64 tensors of 0 to 2³² - 1 that broadcast, and two of key, numbers or tensors as well
+    → four random words."""
+    words = list(counter)
     first, second = key
     for _ in range(ROUNDS):
-        (high_0, low_0), (high_1, low_1) = (
-            _product(MULTIPLIERS[0], words[0]),
-            _product(MULTIPLIERS[1], words[2]),
-        )
-        words = [high_1 ^ words[1] ^ first, low_1, high_0 ^ words[3] ^ second, low_0]
+        # 32 by 32 bits: a product of 64, of which int64 has every bit, the highest as its sign.
+        left, right = words[0] * MULTIPLIERS[0], words[2] * MULTIPLIERS[1]
+        words = [
+            ((right >> 32) & WORD) ^ words[1] ^ first,
+            right & WORD,
+            ((left >> 32) & WORD) ^ words[3] ^ second,
+            left & WORD,
+        ]
         first, second = (first + WEYL[0]) & WORD, (second + WEYL[1]) & WORD
-    return words
-
-
-def _product(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low half of a product of 32 by 32 bits, within the signed 64 that tensors have."""
-    upper = factor * (word >> 16)  # 48 bits
-    lower = factor * (word & 0xFFFF)
-    middle = upper + (lower >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (lower & 0xFFFF)
+    return list(torch.broadcast_tensors(*words))
 
 
 def normals(
-    seed: int, stream: str, call: int, rows: Tensor, columns: Tensor, channels: int, first_channel: int = 0
+    seed: int | Tensor,
+    stream: str,
+    call: int,
+    rows: Tensor,
+    columns: Tensor,
+    channels: int,
+    first_channel: int = 0,
 ) -> Tensor:
-    """Standard normal float32 ``[channels, *places]`` at ``rows`` and ``columns`` (int64, which broadcast; any sign).
+    """Standard normal float32 ``[channels, *places]`` at ``rows`` and ``columns`` (int64, which broadcast; any sign),
+    on their device.
 
-    ``seed``: 64 bits; ``stream`` names the purpose; ``call`` up to 65,535; channels up to 4 × 65,535.
+    ``seed``: 64 bits, or several as an int64 tensor that broadcasts with the places; ``stream`` names the purpose;
+    ``call`` up to 65,535; channels up to 4 × 65,535.
     """
     word = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:4], "big")
-    device = rows.device
     at = [columns & WORD, rows & WORD]
+    key = (seed & WORD, (seed >> 32) & WORD)
     found: list[Tensor] = []
     blocks = range(first_channel // PER_BLOCK, -(-(first_channel + channels) // PER_BLOCK))
     for block in blocks:
-        what = torch.tensor((call << 16) | block, device=device)
-        words = philox([*at, what, torch.tensor(word, device=device)], (seed & WORD, (seed >> 32) & WORD))
+        # Made where they are needed: a copy from the host would make it wait for the device.
+        what = torch.full((), (call << 16) | block, dtype=torch.int64, device=rows.device)
+        words = philox([*at, what, torch.full_like(what, word)], key)
         shares = [(each.double() + 0.5) / 2.0**32 for each in words]
         for radius, angle in (shares[:2], shares[2:]):
             length, turn = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
             found += [length * turn.cos(), length * turn.sin()]
     skipped = first_channel - blocks.start * PER_BLOCK
     return torch.stack(found[skipped : skipped + channels]).float()
+
+
+class NoiseStreams:
+    """A :class:`.blended.NoiseSource` for tiles, each with the seed of its pair alone, so that batching changes no
+    pair's noise; drawn on ``device``, where the same numbers come out as on any other.
+
+    ``shape`` (channels, height, width).
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
+        self._seeds = [_signed(seed) for seed in seeds]
+        self._shape = tuple(shape)
+        self._drawn: dict[str, int] = {}
+
+    def draw(self, purpose: str) -> Tensor:
+        """Next noise of every pair ``[B, *shape]``."""
+        call = self._drawn.get(purpose, 0)
+        self._drawn[purpose] = call + 1
+        channels, height, width = self._shape
+        rows = torch.arange(height, device=self._device)[:, None]
+        columns = torch.arange(width, device=self._device)[None]
+        if self._device.type == "cpu":  # pair by pair, so that what is worked on stays in the cache
+            each = [normals(seed, purpose, call, rows, columns, channels) for seed in self._seeds]
+            return torch.stack(each) if each else torch.empty(0, *self._shape)
+        seeds = torch.tensor(self._seeds, dtype=torch.int64).view(-1, 1, 1).to(self._device)
+        return normals(seeds, purpose, call, rows, columns, channels).transpose(0, 1)
+
+
+def _signed(seed: int) -> int:
+    """The same 64 bits as an int64 has them."""
+    seed &= 2**64 - 1
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 @dataclass

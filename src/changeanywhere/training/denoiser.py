@@ -12,8 +12,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import Cells, NoiseStreams, sample_latents
+from changeanywhere.diffusion.blended import Cells, sample_latents
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
@@ -281,7 +282,7 @@ class DenoiserTraining(Stage):
                 masks,
                 real,
                 Cells(changed=everywhere, unknown=~everywhere),
-                NoiseStreams(list(tiles), real.shape[1:]),
+                NoiseStreams(list(tiles), real.shape[1:], real.device),
                 Sampling(num_steps=20, free_fraction=0.0),
             )
             images = [list(self.first_stage.decode(latents)) for latents in (painted, real)]
