@@ -14,8 +14,8 @@ from torch import Tensor
 
 from changeanywhere.diffusion.blended import Cells, changed_cells, sample_latents, unknown_cells
 from changeanywhere.diffusion.options import Sampling
-from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, normals
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
+from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, normals
 from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows
 from changeanywhere.errors import ConfigError, InputError
