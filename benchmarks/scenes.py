@@ -5,8 +5,8 @@
     python benchmarks/scenes.py seams --scene runs/m/cost/scene/mosaic --out runs/m/worst.png
 
 mosaic  GeoTIFF and mask of --side px from tiles of 256 px, side by side in the order of their keys
-cost    processor seconds per megapixel of generate --scene and of generate on the same image in tiles of 256 px, one
-        change each; largest resident set
+cost    processor seconds per megapixel of generate --scene and of generate on the same image in tiles of 256 px, a pair
+        each; largest resident set; the share of pixels that changes
 seams   mean difference of neighbouring pixels across each border of two windows (in the middle of what they share),
         against lines half a window on: ratio of medians, Kolmogorov-Smirnov; a picture of the worst
 """
@@ -14,6 +14,7 @@ seams   mean difference of neighbouring pixels across each border of two windows
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -69,10 +70,14 @@ def cost(place: Path, out: Path, threads: int, more: Sequence[str]) -> None:
             os.link(file, source / folder / "mosaic.tif")
     if not (source / "legend.json").exists():
         os.link(place / "legend.json", source / "legend.json")
-    pairs = 64
+    pairs = round(megapixels * 1e6 / TILE**2)
     tiles = ["generate", "--source", str(source), "--out", str(out / "tiles"), "--num-pairs", str(pairs), *common]
     per_tile = _run("tiles", tiles, pairs * TILE * TILE / 1e6)
-    print(f"scene / tiles: {per_scene / per_tile:.2f}")
+    with rasterio.open(out / "scene" / "mosaic" / "change.tif") as raster:
+        shares = [float((raster.read(1) > 0).mean())]
+    lines = (out / "tiles" / "metadata.jsonl").read_text().splitlines()
+    shares.append(sum(json.loads(line)["change_ratio"] for line in lines) / len(lines))
+    print(f"scene / tiles: {per_scene / per_tile:.2f}; changed: scene {shares[0]:.2%}, tiles {shares[1]:.2%}")
 
 
 def _run(name: str, arguments: Sequence[str], megapixels: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -19,15 +20,17 @@ import torch
 from torch import Tensor
 
 from changeanywhere.cli import run
-from changeanywhere.diffusion.canvas import Blend, Plane, Remembering
+from changeanywhere.diffusion.canvas import GUARD, Blend, Plane, Remembering
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import PlaceNoise, normals, philox
-from changeanywhere.diffusion.scene import ScenePainter
+from changeanywhere.diffusion.scene_arrays import ArrayScene, pixels_of
+from changeanywhere.diffusion.scene_groups import _line
 from changeanywhere.events import EventOptions
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import silent
 from changeanywhere.rasters import gate
-from changeanywhere.sample import change_mask_of
+from changeanywhere.sample import Normalisation, change_mask_of
 from changeanywhere.scenes.planning import Quotas, plan_scene
 from changeanywhere.storage import file_hash
 from conftest import tiny_model
@@ -166,25 +169,37 @@ def test_halves_with_their_origins_fit_the_whole(pipeline: ChangePairPipeline, s
         assert close.mean() >= 0.999
 
 
-def test_small_and_large_groups_are_told_apart(pipeline: ChangePairPipeline) -> None:
+@pytest.mark.parametrize("settings", [{}, {"window_margin": 4}, {"window_margin": 8, "exemplar_strength": 0.5}])
+def test_small_and_large_groups_are_told_apart(pipeline: ChangePairPipeline, settings: dict[str, Any]) -> None:
+    """Every changed cell is in a group, and beyond the guard of a window of it, for each kind of calls."""
     image, mask, change = scene()
-    painters: list[ScenePainter] = []
-    from changeanywhere.diffusion.options import Sampling
-    from changeanywhere.diffusion.scene_arrays import ArrayScene, pixels_of
-    from changeanywhere.sample import Normalisation
-
     view = ArrayScene(pixels_of(image, Normalisation.eight_bit()), mask, change)
-    painters.append(pipeline.scene_painter(view, Sampling(), 0, window=128, size=4, run=Remembering()))
-    changes = painters[0].changes
-    sides = sorted(group.side for group in changes.groups)
-    assert sides[0] == 0 and sides[-1] == 32
-    large = next(group for group in changes.groups if not group.side)
+    painter = pipeline.scene_painter(view, Sampling(**settings), 0, window=128, size=4, run=Remembering())
+    changes = painter.changes
+    assert {group.is_small for group in changes.groups} == {True, False}
     covered = np.zeros(changes.changed.shape, bool)
     for group in changes.groups:
         row, column, height, width = group.box
         covered[row : row + height, column : column + width] |= changes.own(group, group.box)
+        own, region = changes.own(group), group.region[2:]
+        for cover in (group.whole, group.held):
+            seen = np.zeros(region, bool)
+            for top, left in cover.corners:
+                assert 0 <= top <= region[0] - cover.side and 0 <= left <= region[1] - cover.side
+                inner = slice(top + GUARD, top + cover.side - GUARD), slice(left + GUARD, left + cover.side - GUARD)
+                seen[inner] = True
+            assert seen[own].all()
+        assert group.whole.side == 32 and group.held.side <= 32
     assert np.array_equal(covered, changes.changed)
-    assert len(large.corners) > 1
+
+
+@pytest.mark.parametrize("side", [16, 24, 40, 64])
+def test_windows_along_a_line_are_few_and_show_all(side: int) -> None:
+    for length, margin in itertools.product(range(1, 300), (2, 8)):
+        line = _line(length, side, 6, margin)
+        assert line[0] <= -GUARD and line[-1] + side >= length + GUARD
+        assert all(first < second and second - first <= side - 6 for first, second in itertools.pairwise(line))
+        assert len(line) == 1 or (len(line) - 1) * (side - 6) + 6 < length + 2 * GUARD
 
 
 def test_events_are_whole_and_keep_their_shares() -> None:

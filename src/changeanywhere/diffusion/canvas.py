@@ -21,7 +21,7 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.models.denoiser import Denoiser
 
 GUARD = 2
-RAMP = 4
+RAMP = 2
 WIDE_RAMP = 20
 """The same where a large change is painted from noise: there windows agree on less than over an exemplar."""
 Corner = tuple[int, int]
@@ -108,12 +108,16 @@ def mirrored(start: int, length: int, size: int) -> Tensor:
 
 def see(plane: Tensor, corners: Sequence[Corner], side: int) -> Tensor:
     """Windows of ``[1, C, h, w]`` → ``[N, C, side, side]``, mirrored beyond the plane."""
-    height, width = plane.shape[2:]
-    parts = []
-    for row, column in corners:
-        rows, columns = mirrored(row, side, height), mirrored(column, side, width)
-        parts.append(plane[0][:, rows.to(plane.device)][:, :, columns.to(plane.device)])
-    return torch.stack(parts)
+    return torch.cat([see_box(plane, (*corner, side, side)) for corner in corners])
+
+
+def see_box(plane: Tensor, box: Box) -> Tensor:
+    """A box of ``[1, C, h, w]`` → ``[1, C, height, width]``, mirrored beyond the plane."""
+    (row, column, tall, wide), (height, width) = box, plane.shape[2:]
+    if row >= 0 and column >= 0 and row + tall <= height and column + wide <= width:
+        return plane[..., row : row + tall, column : column + wide]
+    rows, columns = mirrored(row, tall, height), mirrored(column, wide, width)
+    return plane[:, :, rows.to(plane.device)][..., columns.to(plane.device)]
 
 
 def weights(plane: Plane, scale: int = 1) -> Tensor:

@@ -19,14 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls, mask_conditions, unknown_cells
-from changeanywhere.diffusion.canvas import (
-    Blend,
-    Box,
-    Corner,
-)
+from changeanywhere.diffusion.canvas import AveragedCalls, Blend, Box, Corner, see_box
 from changeanywhere.diffusion.exemplars import first_calls
 from changeanywhere.diffusion.place_noise import PlaceNoise
-from changeanywhere.diffusion.scene_groups import Changes, Group, changes_of, in_pixels
+from changeanywhere.diffusion.scene_groups import Changes, Cover, Group, changes_of, in_pixels
 from changeanywhere.diffusion.scene_windows import Image, SceneWindows
 
 
@@ -74,6 +70,9 @@ class ScenePainter(SceneWindows):
     """Paints one scene; every result follows from view, sampling, seed and place alone (up to the last bits of sums,
     which depend on ``size``, the windows that go through the networks at once)."""
 
+    _known: Tensor | None = None
+    """Date 1 of the whole scene, while its changes are painted."""
+
     @cached_property
     def changes(self) -> Changes:
         """What is painted together."""
@@ -86,16 +85,18 @@ class ScenePainter(SceneWindows):
         plane, steps = self.plane, self._sampling.num_steps
         noise = PlaceNoise(self._seed, [(plane.row, plane.column)], (self._channels, plane.height, plane.width))
         target = self._encoded("encode", plane, plane.windows(), self.view.image)
+        self._known = target.clone()
         held = torch.from_numpy(self.changes.unknown)[None, None]
         painted = [(group, *self._taken(group, part)) for group, part in self._held()]
         for group, own, start, _, exemplar in painted:
             self._put(target, group, exemplar, own)
             self._put(held, group, start == steps, own)
-        calls = self._calls(noise, plane, (0, 0), plane.windows(), "tail")
+        self._known = None
+        calls = self._calls(noise, plane, plane.windows(), "tail")
         fixed = noise.draw("known") if self._sampling.known_noise == "fixed" else None
         x = calls.noised(target, noise.draw("known") if fixed is None else fixed, self._num_held)
-        for group, own, _, latents, _ in painted:
-            self._put(x, group, latents, own)
+        for group, own, start, latents, _ in painted:
+            self._put(x, group, latents, own & (start < self._num_held))
         x = calls.run(range(self._num_held, steps), x, target, fixed, held, self._branches())
         x = torch.where(held, target, x)
         yield from self._decoded("decode", plane, plane.windows(), (x, target), self._real)
@@ -113,7 +114,7 @@ class ScenePainter(SceneWindows):
             costs = [self._cost(batch) for batch in self.batches]
             middle = sorted(range(len(costs)), key=lambda n: costs[n])[len(costs) // 2]
             work = partial(self._hold if everywhere else self._patch, self.batches[middle])
-            windows = sum(len(group.corners) or 1 for group in self.changes.groups)
+            windows = sum(len(group.whole.corners) for group in self.changes.groups)
             found.append(Trial(lambda: _size(work()), sum(costs) / costs[middle], windows))
         if everywhere:
             corners = self.plane.windows()
@@ -123,10 +124,9 @@ class ScenePainter(SceneWindows):
     def _cost(self, batch: Batch) -> float:
         """Cells through networks, roughly: encoders three times, and what the held calls see."""
         calls = self._num_held - batch.starts[0] if batch.starts else 0
-        whole = self.plane.side**2
-        cells = [(len(g.corners) * whole, 0)[bool(g.side)] + g.side**2 for g in batch.groups]
+        covers = [(group.held, group.whole) for group in batch.groups]
         return sum(
-            calls * each + 3 * whole * max(1, len(g.corners)) for g, each in zip(batch.groups, cells, strict=True)
+            calls * len(held.corners) * held.side**2 + 3 * len(whole.corners) * whole.side**2 for held, whole in covers
         )
 
     @torch.no_grad()
@@ -164,8 +164,8 @@ class ScenePainter(SceneWindows):
         for group in self.changes.groups:
             own, start = self.changes.own(group), self._start(group)[0, 0].numpy()
             starts = tuple(sorted({int(call) for call in np.unique(start[own]) if call < self._num_held}))
-            if group.side:
-                alike.setdefault((group.side, starts), []).append(group)
+            if group.is_small:
+                alike.setdefault((group.held.side, starts), []).append(group)
             else:
                 batches.append(Batch((group,), starts))
         for (_, starts), some in sorted(alike.items()):
@@ -185,14 +185,14 @@ class ScenePainter(SceneWindows):
         """Latents and targets ``[B, 2, 3, h, w]`` on the CPU."""
         ground = self._ground(batch)
         x = self._through(batch, ground)
-        return torch.stack([x, _middle(ground.target, x.shape[-1]) if batch.first.side else ground.target], 1).cpu()
+        return torch.stack([x, _middle(ground.target, x.shape[-1]) if batch.first.is_small else ground.target], 1).cpu()
 
     def _through(self, batch: Batch, ground: _Ground) -> Tensor:
         """The held calls, on the middle of the windows where the network need not see more: latents at the tail."""
-        starts = batch.starts
-        if batch.first.side:
-            ground = self._in_the_middle(batch.first.side, ground)
-        calls, conditions = self._calls_of(batch, ground, "calls")
+        starts, first = batch.starts, batch.first
+        if first.is_small:
+            ground = self._in_the_middle(first.held.side, ground)
+        calls, conditions = self._calls_of(batch, ground, first.held, "calls")
         fixed = ground.known_noise if self._sampling.known_noise == "fixed" else None
         if not starts:
             return calls.noised(ground.target, self._noise_of(ground), self._num_held)
@@ -202,6 +202,8 @@ class ScenePainter(SceneWindows):
             x = calls.noised(ground.target, self._noise_of(ground), starts[0])
         for begin, end in pairwise((*starts, self._num_held)):
             held = ~ground.own | (ground.start > begin)
+            if isinstance(calls, AveragedCalls):  # what is held in all of a window needs no network
+                calls.corners = first.held.showing(~held[0, 0].numpy())
             x = calls.run(range(begin, end), x, ground.target, fixed, held, conditions)
         return x
 
@@ -209,41 +211,41 @@ class ScenePainter(SceneWindows):
         fixed = self._sampling.known_noise == "fixed"
         return ground.known_noise if fixed else ground.noise.draw("known").to(ground.target)
 
-    def _calls_of(self, batch: Batch, ground: _Ground, name: str) -> tuple[Calls, list[Tensor]]:
+    def _calls_of(self, batch: Batch, ground: _Ground, cover: Cover, name: str) -> tuple[Calls, list[Tensor]]:
         """The sampler's calls of a batch, and the conditions that they take."""
         first, denoiser = batch.first, self._networks.denoiser
-        if first.side:
+        if first.is_small:
             calls = Calls(denoiser, self._networks.schedule, self._sampling, ground.noise)
             return calls, mask_conditions(denoiser, ground.masks, self._sampling.guidance_scale)
-        name = f"{name}-{self._name(batch)}"
-        return self._calls(ground.noise, self.plane.wide, first.region[:2], first.corners, name), self._branches()
+        part = self.part_of(first, cover)
+        return self._calls(ground.noise, part, cover.corners, f"{name}-{self._name(batch)}"), self._branches()
 
     def _patch(self, batch: Batch) -> Tensor:
         """Pixels in :data:`CODES` ``[B, C, 4h, 4w]`` on the CPU."""
         ground, sampling, first = self._ground(batch), self._sampling, batch.first
         middle = self._through(batch, ground)
-        calls, conditions = self._calls_of(batch, ground, "patch-tail")
+        calls, conditions = self._calls_of(batch, ground, first.whole, "patch-tail")
         x = calls.noised(ground.target, self._noise_of(ground), self._num_held)
-        edge = (x.shape[-1] - middle.shape[-1]) // 2 if first.side else 0
+        edge = (x.shape[-1] - middle.shape[-1]) // 2 if first.is_small else 0
         inner = F.pad(middle, (edge,) * 4)
-        x = torch.where(ground.own, inner, x)
+        x = torch.where(ground.own & (ground.start < self._num_held), inner, x)
         never = ground.own & (ground.start == sampling.num_steps)
         unknown = unknown_cells(ground.masks, ground.own)
         fixed = ground.known_noise if sampling.known_noise == "fixed" else None
         tail = range(self._num_held, sampling.num_steps)
         x = calls.run(tail, x, ground.target, fixed, unknown | never, conditions)
         x = torch.where(~ground.own | never if sampling.free_fraction == 0 else unknown | never, ground.target, x)
-        if first.side:
+        if first.is_small:
             real = [self._real(in_pixels(group.region), in_pixels(group.box)) for group in batch.groups]
             return self._pixels(x, real, ground.target).cpu()
-        part, place = self.plane.wide.part(first.region), in_pixels(first.region)
+        part, place = self.part_of(first, first.whole), in_pixels(first.region)
 
         def real_of(box: Box) -> Image:
             return self._real((box[0] + place[0], box[1] + place[1], *box[2:]), in_pixels(first.box))
 
         blend = Blend(self._bands, part, 4)
         for corner, pixels in self._decoded(
-            f"pixels-{self._name(batch)}", part, first.corners, (x, ground.target), real_of
+            f"pixels-{self._name(batch)}", part, first.whole.corners, (x, ground.target), real_of
         ):
             blend.add(corner, pixels.float())
         return blend.result().round().to(torch.int16)
@@ -253,36 +255,42 @@ class ScenePainter(SceneWindows):
     def _ground(self, batch: Batch) -> _Ground:
         """Of groups with one window each, or of one with several."""
         groups, first = batch.groups, batch.first
-        device = self._device if first.side else torch.device("cpu")
+        device = self._device if first.is_small else torch.device("cpu")
         own = torch.from_numpy(np.stack([self.changes.own(group) for group in groups]))[:, None].to(device)
         masks = torch.from_numpy(np.stack([self.view.mask(in_pixels(g.region)) for g in groups]).astype(np.int64))
         start = torch.cat([self._start(group) for group in groups]).to(device)
-        exemplars = not self._is_from_noise
-        if first.side:
-            images = [self.view.image(in_pixels(group.region)) for group in groups]
-            target = self._encode(images)
-            if exemplars:
-                made = [self.view.exemplar(in_pixels(group.region), in_pixels(group.box)) for group in groups]
-                target = torch.where(own, self._encode(made), target)
-        else:
-            part = self.plane.wide.part(first.region)
-            offset = in_pixels(first.region)
-
-            def image(box: Box) -> Image:
-                return self.view.image((box[0] + offset[0], box[1] + offset[1], *box[2:]))
-
-            def exemplar(box: Box) -> Image:
-                place = (box[0] + offset[0], box[1] + offset[1], *box[2:])
-                return self.view.exemplar(place, in_pixels(first.box))
-
-            name = self._name(batch)
-            target = self._encoded(f"known-{name}", part, first.corners, image)
-            if exemplars:
-                over = self._encoded(f"exemplar-{name}", part, first.corners, exemplar)
-                target = torch.where(own, over, target)
+        target = self._target(batch, own).to(device)
         corners = [(self.plane.row + g.region[0], self.plane.column + g.region[1]) for g in groups]
         noise = PlaceNoise(self._seed, corners, (self._channels, *first.region[2:]))
         return _Ground(target, noise, own, torch.where(own, start, self._sampling.num_steps), masks.to(device))
+
+    def _target(self, batch: Batch, own: Tensor) -> Tensor:
+        """What of a batch is held: latents of date 1, on ``own`` cells those of the exemplar. Where all of the scene
+        was encoded already, date 1 is taken from there."""
+        groups, first, exemplars = batch.groups, batch.first, not self._is_from_noise
+        made: Tensor | None = None
+        if first.is_small:
+            if exemplars:
+                made = self._encode([self.view.exemplar(in_pixels(g.region), in_pixels(g.box)) for g in groups])
+            if self._known is None:
+                known = self._encode([self.view.image(in_pixels(group.region)) for group in groups])
+        else:
+            offset, name = in_pixels(first.region), self._name(batch)
+            part, corners = self.part_of(first, first.whole), first.whole.corners
+
+            def shifted(box: Box) -> Box:
+                return box[0] + offset[0], box[1] + offset[1], box[2], box[3]
+
+            def exemplar(box: Box) -> Image:
+                return self.view.exemplar(shifted(box), in_pixels(first.box))
+
+            if exemplars:
+                made = self._encoded(f"exemplar-{name}", part, corners, exemplar)
+            if self._known is None:
+                known = self._encoded(f"known-{name}", part, corners, lambda box: self.view.image(shifted(box)))
+        if self._known is not None:
+            known = torch.cat([see_box(self._known, group.region) for group in groups]).to(own.device)
+        return known if made is None else torch.where(own, made, known)
 
     def _in_the_middle(self, side: int, ground: _Ground) -> _Ground:
         """The part of the windows that the held calls go to."""
@@ -295,7 +303,7 @@ class ScenePainter(SceneWindows):
     def _taken(self, group: Group, part: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Own cells and their first calls of the part that a group's held calls gave; its latents and targets."""
         own, start = torch.from_numpy(self.changes.own(group))[None, None], self._start(group)
-        if group.side:
+        if group.is_small:
             own, start = _middle(own, part.shape[-1]), _middle(start, part.shape[-1])
         return own, start, part[:1], part[1:]
 

@@ -129,17 +129,14 @@ def _composed(
 def _weight_of(painter: ScenePainter, group: Group, paste_back: bool) -> Pixels:
     """How much of a group's patch is in the result: float32 of its region, 0 on ground of other groups."""
     others = np.kron(painter.changes.others(group), np.ones((DOWNSAMPLING, DOWNSAMPLING), bool))
-    if paste_back:
-        changed = painter.view.change(in_pixels(group.region)) & ~others
-        weight = np.clip(1 - ndimage.distance_transform_edt(~changed) / FEATHER, 0, 1).astype(np.float32)
-    elif group.side:
-        weight = weights(painter.plane, DOWNSAMPLING).numpy()
-    else:
-        blend = Blend(1, painter.plane.wide.part(group.region), DOWNSAMPLING)
-        side = painter.plane.side * DOWNSAMPLING
-        for corner in group.corners:
+    changed = painter.view.change(in_pixels(group.region)) & ~others
+    weight = np.clip(1 - ndimage.distance_transform_edt(~changed) / FEATHER, 0, 1).astype(np.float32)
+    if not paste_back:  # all that the windows show, and what changed wholly, also where it is near their border
+        blend = Blend(1, painter.part_of(group), DOWNSAMPLING)
+        side = group.whole.side * DOWNSAMPLING
+        for corner in group.whole.corners:
             blend.add(corner, torch.zeros(1, side, side))
         covered = blend.share.numpy()
-        weight = np.where(covered > TRACE, covered, 0).astype(np.float32)
+        weight = np.maximum(weight, np.where(covered > TRACE, covered, 0).astype(np.float32))
     result: Pixels = np.where(others, np.float32(0), weight)
     return result

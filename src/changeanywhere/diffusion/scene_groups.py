@@ -5,8 +5,9 @@ Boxes are (row, column, height, width): of pixels where they go to a :class:`Sce
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.windows import SIDE_STEP
 from changeanywhere.models.info import DOWNSAMPLING
 
-DEFAULT_MARGIN = GUARD + RAMP + 2
+DEFAULT_MARGIN = 8
 """Cells around a group that its window shows at least, where the sampling names none."""
 BAND = 256
 """Rows of pixels that are read at once."""
@@ -58,6 +59,22 @@ class SceneView(Protocol):
 
 
 @dataclass(frozen=True)
+class Cover:
+    """Windows of ``side`` cells over a group, by their corners in its region; of several the weights rise over
+    ``ramp``."""
+
+    side: int
+    ramp: int
+    corners: tuple[Corner, ...]
+
+    def showing(self, cells: Cells) -> list[Corner]:
+        """Windows in which some of ``cells`` ``[h, w]`` of the region have weight."""
+        inner = self.side - 2 * GUARD
+        return [(row, column) for row, column in self.corners
+                if cropped(cells, (row + GUARD, column + GUARD, inner, inner)).any()]  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Group:
     """Changed cells that are painted together."""
 
@@ -66,11 +83,17 @@ class Group:
     box: Box
     """Of its changed cells."""
     region: Box
-    """What its windows see: one canonical window, or those of the grid that cover it."""
-    side: int
-    """Of the middle of the window, to which the held calls go; 0: more than one window."""
-    corners: tuple[Corner, ...] = ()
-    """Windows of the grid, relative to ``region``, in which its cells have weight, where there are several."""
+    """What its windows see."""
+    whole: Cover
+    """The canonical windows, to which encoder, decoder and the free tail go."""
+    held: Cover
+    """Those to which the held calls go: in the middle of the canonical one, where there is one, and of several no
+    larger than they need be."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether one window shows it."""
+        return len(self.whole.corners) == 1
 
 
 @dataclass(frozen=True)
@@ -125,37 +148,72 @@ def changes_of(view: SceneView, plane: Plane, sampling: Sampling, size_multiple:
         changed = ndimage.binary_dilation(changed, np.ones((reach, reach), bool))
     unknown = _pooled(lambda box: view.mask(box) == 0, plane) & ~changed
     margin = sampling.window_margin or DEFAULT_MARGIN
-    near = ndimage.binary_dilation(changed, SQUARE, iterations=max(1, margin // 2))
+    near = ndimage.binary_dilation(changed, SQUARE, iterations=max(1, margin // 4))
     labels = ndimage.label(near, SQUARE)[0].astype(np.int32)
     step = max(SIDE_STEP, size_multiple // DOWNSAMPLING)
+    sides = range(step, plane.side + 1, step) if sampling.window_margin else [plane.side]
     groups = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(np.where(changed, labels, 0)), 1):
         box = (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
-        least = -(-(max(box[2:]) + 2 * margin) // step) * step
-        if least <= plane.side:
-            groups.append(_small(number, box, plane.side, least if sampling.window_margin else plane.side))
-        else:
-            own = (labels[rows, columns] == number) & changed[rows, columns]
-            groups.append(_large(number, box, plane, own))
+        group = _covered(number, box, plane.wide, margin, sides)
+        if not group.is_small and group.held == group.whole:
+            group = _without_idle(group, (labels[rows, columns] == number) & changed[rows, columns])
+        groups.append(group)
     return Changes(changed, unknown, labels, tuple(groups))
 
 
-def _small(number: int, box: Box, whole: int, side: int) -> Group:
-    row, column = box[0] + box[2] // 2 - whole // 2, box[1] + box[3] // 2 - whole // 2
-    return Group(number, box, (row, column, whole, whole), side)
+def _covered(number: int, box: Box, plane: Plane, margin: int, sides: Sequence[int]) -> Group:
+    """A group under as few canonical windows as show its ``box`` beyond their guard; the held calls see it through as
+    many, of the smallest of ``sides`` that show ``margin`` cells around it."""
+    shared = 2 * GUARD + plane.ramp
+    lines = [_line(length, plane.side, shared, margin) for length in box[2:]]
+    top, left = (line[0] for line in lines)
+    tall, wide = (line[-1] + plane.side - line[0] for line in lines)
+    region = (box[0] + top, box[1] + left, tall, wide)
+    whole = _cover(lines, plane.side, (top, left))
+    for side in sides:
+        held = [_line(length, side, shared, margin, margin) for length in box[2:]]
+        if all(len(one) <= len(other) for one, other in zip(held, lines, strict=True)):
+            inner = [_within(one, side, (other[0], other[-1] + plane.side))
+                     for one, other in zip(held, lines, strict=True)]  # fmt: skip
+            return Group(number, box, region, whole, whole if side == plane.side else _cover(inner, side, (top, left)))
+    return Group(number, box, region, whole, whole)
 
 
-def _large(number: int, box: Box, plane: Plane, own: Cells) -> Group:
-    """``own``: its changed cells in ``box``."""
-    kept = []
-    for row, column in plane.wide.part(box).windows():
-        weighty = (row + GUARD, column + GUARD, plane.side - 2 * GUARD, plane.side - 2 * GUARD)
-        if cropped(own, weighty).any():
-            kept.append((row, column))
-    top, left = min(row for row, _ in kept), min(column for _, column in kept)
-    tall, wide = max(row for row, _ in kept) - top + plane.side, max(column for _, column in kept) - left + plane.side
-    corners = tuple((row - top, column - left) for row, column in kept)
-    return Group(number, box, (box[0] + top, box[1] + left, tall, wide), 0, corners)
+def _line(length: int, side: int, shared: int, margin: int, least: int = GUARD) -> list[int]:
+    """Where windows begin along a line of ``length`` cells, relative to it: one in its middle, or as few as share
+    ``shared`` cells and show ``least`` around it. What they have to spare goes to the surroundings, up to ``margin``,
+    and to what they share."""
+    if length + 2 * least <= side:
+        return [length // 2 - side // 2]
+    shared = min(shared, side // 2)
+    count = -(-(length + 2 * least - shared) // (side - shared))
+    spare = count * side - (count - 1) * shared - length - 2 * least
+    around = least + min(spare // (count + 1), max(0, margin - least))
+    first, last = -around, length + around - side
+    return [first + (last - first) * number // (count - 1) for number in range(count)]
+
+
+def _within(line: Sequence[int], side: int, ends: tuple[int, int]) -> list[int]:
+    """Windows moved to lie between both ends."""
+    return [min(max(first, ends[0]), ends[1] - side) for first in line]
+
+
+def _cover(lines: Sequence[Sequence[int]], side: int, origin: Corner) -> Cover:
+    """Rows by columns of windows; the ramp is what all that are neighbours share."""
+    steps = [second - first for line in lines for first, second in pairwise(line)]
+    ramp = max(1, side - max(steps, default=side) - 2 * GUARD) if steps else RAMP
+    rows, columns = ([first - begin for first in line] for line, begin in zip(lines, origin, strict=True))
+    return Cover(side, ramp, tuple((row, column) for row in rows for column in columns))
+
+
+def _without_idle(group: Group, own: Cells) -> Group:
+    """Of many windows those that show a cell of the group; ``own``: its changed cells in its box."""
+    place = np.zeros(group.region[2:], bool)
+    row, column = group.box[0] - group.region[0], group.box[1] - group.region[1]
+    place[row : row + own.shape[0], column : column + own.shape[1]] = own
+    cover = replace(group.whole, corners=tuple(group.whole.showing(place)))
+    return replace(group, whole=cover, held=cover)
 
 
 def _pooled(read: Callable[[Box], Cells], plane: Plane) -> Cells:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from changeanywhere.diffusion.canvas import (
 )
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import PlaceNoise
-from changeanywhere.diffusion.scene_groups import SceneView, in_pixels
+from changeanywhere.diffusion.scene_groups import Cover, Group, SceneView, in_pixels
 from changeanywhere.models.denoiser import Denoiser
 
 CODES = 32_767
@@ -81,20 +81,23 @@ class SceneWindows:
         """As many conditions as a call has, for calls that make their own by window."""
         return [torch.zeros(0)] * (2 if self._sampling.guidance_scale != 1 else 1)
 
-    def _calls(
-        self, noise: PlaceNoise, plane: Plane, place: Corner, corners: Sequence[Corner], name: str
-    ) -> AveragedCalls:
-        """On the windows ``corners``, relative to ``place`` of the plane."""
-        shape = noise.shape
+    def _calls(self, noise: PlaceNoise, plane: Plane, corners: Sequence[Corner], name: str) -> AveragedCalls:
+        """On the windows ``corners`` of ``plane``, a part of the scene's."""
+        place = plane.row - self.plane.row, plane.column - self.plane.column
 
         def masks(some: Sequence[Corner]) -> Tensor:
             boxes = [(row + place[0], column + place[1], plane.side, plane.side) for row, column in some]
             return torch.from_numpy(np.stack([self.view.mask(in_pixels(box)) for box in boxes]).astype(np.int64))
 
         networks = self._networks.denoiser, self._networks.schedule
-        calls = AveragedCalls(networks, self._sampling, noise, plane.part((*place, *shape[1:])), masks, self._run)
+        calls = AveragedCalls(networks, self._sampling, noise, plane, masks, self._run)
         calls.corners, calls.size, calls.name = list(corners), self._size, name
         return calls
+
+    def part_of(self, group: Group, cover: Cover | None = None) -> Plane:
+        """The cells of a group's region under the windows of ``cover``, by default the canonical ones."""
+        cover = cover or group.whole
+        return replace(self.plane.part(group.region), side=cover.side, ramp=cover.ramp)
 
     def _encode(self, images: Sequence[Image]) -> Tensor:
         return self._networks.encode(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))

@@ -23,7 +23,8 @@ TILE = 256
 """Side in px of the tiles that ground may come from, and of what is looked at around an event."""
 BLOCK = 192
 """Ground larger than this is filled block by block: no tile holds as much of it."""
-KEPT_EVENTS, KEPT_TILES = 48, 48
+KEPT_EVENTS, KEPT_TILES = 1024, 48
+"""Of events what is touched alone is kept; windows that meet one come again and again."""
 Box = tuple[int, int, int, int]
 Made = tuple[Box, Pixels, npt.NDArray[np.bool_]]
 """Where, which pixels, and which of them are others than date 1."""
@@ -123,7 +124,14 @@ class SceneExemplars:
         plan = ChangePlan(mask_t2, change_mask_of(sample.mask, mask_t2), (moved,), seed)
         pixels = sample.pixels()
         made, _ = exemplar_of(pixels, sample, plan, Donors(self._tiles, range(len(self._tiles.items))), self._ring)
-        return box, made, (made != pixels).any(2)
+        touched = (made != pixels).any(2)
+        rows, columns = np.flatnonzero(touched.any(1)), np.flatnonzero(touched.any(0))
+        if not len(rows):
+            return (*box[:2], 0, 0), made[:0, :0], touched[:0, :0]
+        part = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+        kept = touched[part].copy()
+        place = box[0] + part[0].start, box[1] + part[1].start, kept.shape[0], kept.shape[1]
+        return place, made[part].copy(), kept
 
 
 def _blocks(event: ChangeEvent) -> Iterator[ChangeEvent]:
