@@ -56,9 +56,10 @@ types: install
 readme: install
 	$(BIN)/python -m pytest tests/test_readme.py -m slow
 
-# docs/cli.md, from the docstrings of the options; a test says when it is out of date.
+# docs/cli.md and docs/layouts.md, from options and layouts; a test says when one is out of date.
 reference: install
 	$(BIN)/python docs/cli_reference.py
+	$(BIN)/python docs/layouts_reference.py
 
 bench-events: install
 	$(BIN)/python benchmarks/events.py --masks ../shared/data/landcover/train/masks

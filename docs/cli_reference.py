@@ -11,6 +11,7 @@ from changeanywhere.check import CheckOptions
 from changeanywhere.cli import COMMANDS
 from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
 from changeanywhere.evaluation.options import EvaluateOptions
+from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.init import InitOptions
@@ -32,6 +33,7 @@ OPTIONS: dict[str, type] = {
     "evaluate": EvaluateOptions,
     "evaluate --detector DIR PAIRS": DetectorEvaluationOptions,
     "predict INPUTS": PredictOptions,
+    "export PAIRS": ExportOptions,
     "benchmark": BenchmarkOptions,
     "init PATH": InitOptions,
     "check PATH": CheckOptions,

@@ -22,6 +22,7 @@ FLOORS = [
     ["events"],
     ["sources"],
     ["pairs"],
+    ["exporting"],
     ["models"],
     ["diffusion"],
     ["painters"],
@@ -57,6 +58,8 @@ INSIDE = {
     "pairs": "names split layouts annotations record summary card labels codec containers reader unlabelled report "
     "sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
+    "exporting": "options items target base folders opencd tables shapes coco yolo xview2 taco registry export "
+    "__init__",
     "prediction": "options windows inputs predict __init__",
     "labelling": "options windows masks regions reading label __init__",
     "generation": "nuisances targets like options tiles job plan executors finish shard hands turns fidelity painting "

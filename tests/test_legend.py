@@ -15,7 +15,7 @@ from conftest import shared
 
 
 def test_builtin_legends_have_the_official_classes() -> None:
-    names = {"openearthmap", "loveda", "mini", "flair", "landcoverai", "geonrw", "dfc2022"}
+    names = {"openearthmap", "loveda", "mini", "flair", "landcoverai", "geonrw", "dfc2022", "second"}
     assert set(builtin_legends()) == names
     oem = load_legend("openearthmap")
     assert oem.names[0] == "bareland" and oem.names[7] == "building" and oem.num_classes == 8

@@ -21,6 +21,7 @@ from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError
 from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
 from changeanywhere.evaluation.options import EvaluateOptions
+from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.init import InitOptions
@@ -40,6 +41,7 @@ OPTIONS: list[Any] = [
     SceneOptions(scene=("scene.tif",), mask=("mask.tif",), out=PLACE),
     EvaluateOptions(out=PLACE),
     DetectorEvaluationOptions(detector=PLACE, pairs=PLACE, out=PLACE),
+    ExportOptions(pairs=PLACE, layout="levir", out=PLACE),
     PredictOptions(detector=PLACE, inputs=("pairs",), out=PLACE),
     BenchmarkOptions(out=PLACE),
     TrainOptions(out=PLACE),

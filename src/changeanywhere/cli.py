@@ -34,6 +34,7 @@ COMMANDS = {
     "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
     "predict": "change maps from a detector: a folder of pairs, or T1.tif T2.tif of any size",
+    "export": "a set of pairs in another layout: LAYOUT is levir, second, opencd, torchgeo, huggingface, coco, …",
     "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
     "init": "draft legend.json and a legend map from what the masks of a folder hold",
     "check": "say what a folder is, what is wrong with it, what to do next",
@@ -79,6 +80,7 @@ def run(arguments: list[str]) -> int:
         "import": _import,
         "evaluate": _evaluate,
         "predict": _predict,
+        "export": _export,
         "benchmark": _benchmark,
         "init": _init,
         "check": _check,
@@ -133,6 +135,8 @@ def _generate(arguments: list[str]) -> None:
         say(f"dropped by the filter: {report.num_dropped}")
     say(f"dataset: {shown(report.out)}")
     say(f"report:  {shown(report.report)}")
+    if report.exported is not None:
+        say(f"as {options.layout}, exported from it: {shown(report.exported)}")
 
 
 def _generate_scenes(arguments: list[str]) -> None:
@@ -332,6 +336,21 @@ def _predict(arguments: list[str]) -> None:
     changed, valid = (sum(getattr(line, name) for line in lines) for name in ("changed_px", "valid_px"))
     say(f"predicted {len(lines)} pair(s): {changed / max(valid, 1):.2%} of their ground changed")
     say(f"table:  {options.out / TABLE}")
+
+
+def _export(arguments: list[str]) -> None:
+    from changeanywhere.exporting.options import ExportOptions
+
+    options = _parse("export", ExportOptions, with_words(arguments, ExportOptions, "pairs"))
+    from changeanywhere.exporting.export import export
+
+    with progress_bars() as progress:
+        report = export(options, progress)
+    counts = ", ".join(f"{split} {count}" for split, count in report.splits.items())
+    say(f"wrote {sum(report.splits.values())} pairs ({counts}) as {options.layout}: {options.out}")
+    for what in report.lost:
+        say(f"{options.layout} has no place for {what}")
+    say(f"how to load it: {options.out / 'README.md'}")
 
 
 def _benchmark(arguments: list[str]) -> None:

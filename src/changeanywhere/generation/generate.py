@@ -12,6 +12,8 @@ from pathlib import Path
 
 from changeanywhere.buckets import store_at
 from changeanywhere.errors import ShortfallError
+from changeanywhere.exporting.export import export
+from changeanywhere.exporting.options import IN_TABLES, ExportOptions
 from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, marker_of, open_shards, report_of
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
@@ -38,6 +40,8 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import LocalStore, Store, check_place, remove_leftovers, shown
 
+LAYOUTS = "layouts"
+"""Folder of a set for its pairs in other layouts."""
 DRY_RUN_BATCHES = 2  # the first warms up, the second is timed
 
 
@@ -61,6 +65,8 @@ class GenerateReport:
     """(target, share asked, share reached)."""
     skipped: Sequence[str]
     """Why tiles were left out, a line each (``on_error: skip``)."""
+    exported: Path | None = None
+    """Where the pairs lie in another layout, if one was asked for."""
 
     @property
     def report(self) -> Path:
@@ -80,6 +86,19 @@ class DryRun:
 
 
 def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateReport:
+    """Make, or finish, the dataset in ``options.out``, and export it where another layout is asked for.
+
+    Raises as :func:`_generate` does, and what :func:`.exporting.export.export` raises, once the dataset is whole.
+    """
+    report = _generate(options, progress)
+    if options.layout == GenerateOptions.layout or report.num_open:
+        return report
+    place, link = options.out / LAYOUTS / options.layout, options.layout not in IN_TABLES
+    export(ExportOptions(pairs=options.out, layout=options.layout, out=place, link=link), progress, inside=True)
+    return replace(report, exported=place)
+
+
+def _generate(options: GenerateOptions, progress: Progress) -> GenerateReport:
     """Make, or finish, the dataset in ``options.out``.
 
     Raises :class:`InputError` for what the user gave wrong and :class:`ShortfallError`, after writing all that could

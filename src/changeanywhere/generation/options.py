@@ -9,13 +9,14 @@ from typing import Any, cast
 from changeanywhere.diffusion.options import CriticOptions
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventOptions
+from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.limits import check_limits
 from changeanywhere.pairs.containers import check_format
 from changeanywhere.pairs.names import FileKinds, ImageFormat
 from changeanywhere.sources.options import SourceOptions
-from changeanywhere.storage import check_place
+from changeanywhere.storage import address_of, check_place
 
 DEFAULT_SHARD = 32
 FILTER_ACTIONS = ("score", "drop", "resample")
@@ -189,6 +190,9 @@ class GenerateOptions(SimulateOptions):
     format: str = "folder"
     """What pairs lie in: ``folder`` (a file per image), ``webdataset`` (a tar per shard) or ``parquet`` (a table per
     shard, for Hugging Face datasets and pandas)."""
+    layout: str = "levir"
+    """Layout of the pairs: ``levir`` is written directly; for another name of ``changeanywhere export`` the finished
+    set is exported to OUT/layouts/NAME, too, by links where files stay as they are."""
     batch_size: int | None = None
     """Pairs painted at once; default: that of the dataset begun, else 4 on the CPU, on a GPU what its memory takes."""
     device: str | None = None
@@ -230,6 +234,9 @@ class GenerateOptions(SimulateOptions):
             require(value is None or value > 0, name, value, "1 or more")
         require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))
         check_format(self.format)
+        require(self.layout in LAYOUT_NAMES, "layout", self.layout, ", ".join(LAYOUT_NAMES))
+        folder = self.layout == GenerateOptions.layout or address_of(self.out) is None
+        require(folder, "layout", self.layout, "with a folder of this machine as out; else export the set afterwards")
         require(self.executor in EXECUTORS, "executor", self.executor, ", ".join(EXECUTORS))
         for name in ("address", "workers"):
             value = getattr(self, name)

@@ -50,7 +50,7 @@ from changeanywhere.terminal import say
 from changeanywhere.text import in_a_line
 
 CPU_BATCH = 4
-NOT_ASKED = ("out", "dry_run", "shard", "executor", "address", "workers")
+NOT_ASKED = ("out", "layout", "dry_run", "shard", "executor", "address", "workers")
 ASKED = "plan/asked.json"
 """What the command said and how the files it named looked: where nothing differs, nothing needs to be read again."""
 

@@ -52,6 +52,8 @@ def plan_set(options: GenerateOptions, progress: Progress = silent) -> PlanSumma
     A plan that is there already is returned as it is, if it is the same. Raises :class:`InputError`.
     """
     options.check()
+    plain = options.layout == GenerateOptions.layout
+    require(plain, "layout", options.layout, "with generate, or export the finished set; a plan has no pairs")
     store = store_at(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)

@@ -11,6 +11,8 @@ from changeanywhere.errors import PairsError
 from changeanywhere.folders import composed, entries_of, files_below, folders_of, read_text
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 
+UNCHANGED_WHITE = (255, 255, 255)
+"""Of ground that has not changed, in SECOND."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SPLIT_FOLDERS = {
     "train": ("train", "training", "SECOND_train_set"),

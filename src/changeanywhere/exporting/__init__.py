@@ -1,0 +1,1 @@
+"""Pairs in the folders and files of others: ``changeanywhere export``."""

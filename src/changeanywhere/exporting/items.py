@@ -1,0 +1,150 @@
+"""What is exported: the pairs of a set by split, in the classes asked for, one after the other. No torch here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.buckets import local_copy
+from changeanywhere.errors import EmptySplitError, PairsError
+from changeanywhere.exporting.options import ExportOptions
+from changeanywhere.legend import Legend, LegendMap, load_legend, load_legend_map
+from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.layouts import layout_of, split_folders
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
+from changeanywhere.pairs.reader import PairDataset, load_pairs
+from changeanywhere.sample import ChangePair, GeoReference, change_mask_of
+
+DATES = ("t1", "t2")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pair: pixels as they are stored, masks in the classes to write, and the files where these hold them as they
+    are."""
+
+    split: str
+    pair: ChangePair
+    images: tuple[Path, Path]
+    labels: Mapping[str, Path]
+    """``label``, ``label1``, ``label2`` → its file, of our own sets whose classes stay."""
+
+    @property
+    def key(self) -> str:
+        return self.pair.key
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Its line of the metadata; empty where there is none."""
+        return self.pair.metadata
+
+    @property
+    def georef(self) -> GeoReference | None:
+        """Of a generated set that has one."""
+        crs, transform = self.record.get("crs"), self.record.get("transform")
+        return GeoReference(str(crs), tuple(transform)) if crs and transform else None
+
+
+@dataclass
+class SetInfo:
+    """What is known of all pairs; counts grow while they pass."""
+
+    name: str
+    legend: Legend | None
+    """Classes that are written; None where the pairs have no semantic masks."""
+    total: int
+    splits: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
+    credits: Counter[str] = field(default_factory=Counter)
+    machines: Counter[str] = field(default_factory=Counter)
+    """Who labelled tiles, where that were machines."""
+    ignored: int = 0
+    """Pairs with ground that no label speaks of."""
+
+    def add(self, item: Item) -> None:
+        """Count a pair."""
+        self.splits[item.split] += 1
+        self.licences[str(item.record.get("licence") or "unknown")] += 1
+        for name, counts in (("attribution", self.credits), ("labelled_by", self.machines)):
+            if item.record.get(name):
+                counts[str(item.record[name])] += 1
+        self.ignored += item.pair.ignored is not None
+
+
+def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
+    """The pairs that ``options`` name, by split. :class:`PairsError` for what is no set of pairs, :class:`LegendError`
+    for classes that do not fit."""
+    root = as_folder(local_copy(options.pairs))
+    sets = _by_split(root, options.max_megapixels)
+    own = _legend_of(root, sets)
+    legend, mapping = own, None
+    if options.legend is not None:
+        if own is None:
+            raise PairsError(f"{options.pairs}: has no semantic masks with a legend.json; --legend has nothing to map")
+        legend = load_legend(options.legend)
+        mapping = load_legend_map(own, legend, options.legend_map)
+    info = SetInfo(Path(str(options.pairs)).resolve().name, legend, sum(len(pairs) for pairs in sets.values()))
+    return info, _items(sets, mapping, info)
+
+
+def _by_split(root: Path, max_megapixels: float | None) -> dict[str, PairDataset]:
+    """By the set's lists or folders; a set that names no splits is all ``train``."""
+    if layout_of(root) is None and split_folders(root):
+        return {split: load_pairs(root, split, max_megapixels) for split in split_folders(root)}
+    whole = load_pairs(root, None, max_megapixels)
+    listed = [split for split in SPLITS if (whole.folder / "list" / f"{split}.txt").is_file()]
+    if not listed:
+        return {"train": whole}
+    found = {}
+    for split in listed:
+        try:
+            found[split] = load_pairs(root, split, max_megapixels)
+        except EmptySplitError:
+            continue
+    return found
+
+
+def _legend_of(root: Path, sets: Mapping[str, PairDataset]) -> Legend | None:
+    """Where masks have names: one without them, or a set without masks, is exported without classes."""
+    for pairs in sets.values():
+        file = pairs.folder / "legend.json"
+        if file.is_file() and len(pairs) and pairs[0].mask_t1 is not None:
+            return Legend.load(file)
+    return None
+
+
+def _items(sets: Mapping[str, PairDataset], mapping: LegendMap | None, info: SetInfo) -> Iterator[Item]:
+    seen: dict[str, str] = {}
+    for split, pairs in sets.items():
+        for number in range(len(pairs)):
+            pair = pairs[number]
+            if seen.setdefault(pair.key, split) != split:
+                raise PairsError(
+                    f"{pairs.folder}: {pair.key} is in {seen[pair.key]} and in {split}; allowed: one split"
+                )
+            item = Item(split, pair, pairs.images_of(number), _labels(pairs, number, mapping))
+            if info.legend is None:
+                item = replace(item, pair=replace(pair, mask_t1=None, mask_t2=None))
+            elif pair.mask_t1 is None or pair.mask_t2 is None:
+                raise PairsError(f"{pairs.folder}: {pair.key} has no semantic masks, other pairs of the set have")
+            elif mapping is not None:
+                masks = mapping.apply(pair.mask_t1), mapping.apply(pair.mask_t2)
+                change = change_mask_of(*masks)
+                item = replace(item, pair=replace(pair, change_mask=change, mask_t1=masks[0], mask_t2=masks[1]))
+            info.add(item)
+            yield item
+
+
+def _labels(pairs: PairDataset, number: int, mapping: LegendMap | None) -> dict[str, Path]:
+    """Files of labels that may be taken as they are: of a set of ours, which says 0 and 255, in its own classes."""
+    if mapping is not None or not pairs.record_of(number):
+        return {}
+    suffix = pairs.images_of(number)[0].suffix
+    files = {what: pairs.folder / what / f"{pairs.key_of(number)}{suffix}" for what in (CHANGE_FOLDER, *MASK_FOLDERS)}
+    return {what: file for what, file in files.items() if file.is_file()}
+
+
+__all__ = ["DATES", "IMAGE_FOLDERS", "Item", "SetInfo", "open_set"]

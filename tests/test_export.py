@@ -1,0 +1,471 @@
+"""Sets in other layouts, each read back by its reader, or by that reader's public rules where it cannot be installed
+here: torchgeo, Open-CD and torchange need torchvision, of which there is no build beside our torch; no code of
+ultralytics is used."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from PIL import Image
+from rasterio import features
+
+import changeanywhere as ca
+from changeanywhere.cli import run
+from changeanywhere.exporting.export import export
+from changeanywhere.exporting.options import IN_TABLES, LAYOUT_NAMES, ExportOptions
+from changeanywhere.exporting.registry import EXPORTERS
+from changeanywhere.exporting.shapes import shapes_of
+from changeanywhere.legend import load_legend
+from changeanywhere.pairs.names import SPLITS, FileKinds
+from changeanywhere.pairs.writer import finalise, write_pair
+from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, rgb8
+from changeanywhere.storage import LocalStore
+from test_detector_training import write_pairs
+from test_pairs import make_record
+
+LEGEND = load_legend("mini")
+BUILDING, ROAD, UNKNOWN = LEGEND.index_of("building"), LEGEND.index_of("road"), 0
+HUB = {"train": "train", "val": "validation", "test": "test"}
+
+
+def make_pair(key: str, seed: int) -> ChangePair:
+    """Buildings that vanish and appear, one with a yard in it, a road that stays, a strip of unknown ground."""
+    rng = np.random.default_rng(seed)
+    first = np.full((48, 40), 1, np.uint8)
+    first[:2] = UNKNOWN
+    first[30:34] = ROAD
+    first[5:12, 4:14] = BUILDING
+    second = first.copy()
+    second[5:12, 4:14] = 5
+    second[15:27, 8 : 20 + seed] = BUILDING
+    second[18:22, 13:16] = 1  # a yard
+    second[38:41, 30:33] = BUILDING
+    second[41:44, 33:36] = BUILDING  # touches it by a corner
+    images = rng.integers(0, 256, (2, 48, 40, 3), dtype=np.uint8)
+    return ChangePair(key, images[0], images[1], change_mask_of(first, second), first, second)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven pairs, the last without a change; three splits, two licences."""
+    root = tmp_path_factory.mktemp("made") / "set"
+    records, store = [], LocalStore(root)
+    for number in range(7):
+        pair = make_pair(f"k {number}.x", number)
+        record = make_record(pair, f"scene{number}", SPLITS[number % 3])
+        if number == 6:
+            pair = replace(pair, mask_t2=pair.mask_t1, change_mask=np.zeros_like(pair.change_mask))
+            record = replace(record, events=[], transitions={}, change_ratio=0.0)
+        write_pair(store, pair, LEGEND)
+        licence = "CC-BY-4.0" if number % 2 else "CC0-1.0"
+        records.append(replace(record, licence=licence, attribution="A. Mapper" if number % 2 else ""))
+    finalise(store, LEGEND, records)
+    return root
+
+
+def originals(root: Path, split: str) -> list[ChangePair]:
+    found = ca.load_pairs(root, split)
+    return [found[n] for n in range(len(found))]
+
+
+def exported(pairs: Path, layout: str, out: Path, **more: Any) -> Path:
+    if layout == "taco":
+        pytest.importorskip("tacotoolbox", reason="pip install 'changeanywhere[taco]'")
+    elif layout in IN_TABLES:
+        pytest.importorskip("pyarrow", reason="pip install 'changeanywhere[parquet]'")
+    report = export(ExportOptions(pairs=pairs, layout=layout, out=out, **more))
+    assert dict(report.splits) == {"train": 3, "val": 2, "test": 2}
+    return out
+
+
+def array(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image)
+
+
+def masks_of(pair: ChangePair) -> tuple[np.ndarray, np.ndarray]:
+    assert pair.mask_t1 is not None and pair.mask_t2 is not None
+    return pair.mask_t1, pair.mask_t2
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_licences_credits_and_classes_go_along(layout: str, pairs: Path, tmp_path: Path) -> None:
+    out = exported(pairs, layout, tmp_path / "out")
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [p.key for split in SPLITS for p in originals(pairs, split)]
+    by_key = {json.loads(line)["key"]: json.loads(line) for line in (pairs / "metadata.jsonl").read_text().splitlines()}
+    for line in lines:
+        for name in ("licence", "attribution", "split", "transitions", "scene", "settings"):
+            assert line[name] == by_key[line["key"]][name]
+        files = [value for name, value in line.items() if name.endswith("_file_name")]
+        assert files and all((out / name).is_file() for name in files)
+    card = (out / "README.md").read_text()
+    assert "CC-BY-4.0: 3 pairs" in card and "CC0-1.0: 4 pairs" in card and "credit: A. Mapper (3 pairs)" in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "other"
+    legend = json.loads((out / "legend.json").read_text())
+    assert [c["name"] for c in legend["classes"]] == list(LEGEND.names)
+    assert (legend == LEGEND.to_dict()) is (layout != "second"), "white roads mean unchanged in SECOND"
+    assert not list(out.rglob(".*")), "nothing unfinished stays"
+
+
+@pytest.mark.parametrize("layout", ["levir", "torchgeo", "opencd", "whu-gcd", "second"])
+def test_folders_are_read_back_by_our_reader(layout: str, pairs: Path, tmp_path: Path) -> None:
+    out = exported(pairs, layout, tmp_path / "out")
+    for split in SPLITS:
+        truth = originals(pairs, split)
+        if layout == "torchgeo":
+            whole = ca.load_pairs(out)
+            found = [whole[n] for n, name in enumerate(whole.names) if name.startswith(f"{split}_")]
+        else:
+            found = originals(out, split)
+        assert len(found) == len(truth)
+        for one, other in zip(truth, found, strict=True):
+            assert np.array_equal(one.image_t1, other.image_t1) and np.array_equal(one.image_t2, other.image_t2)
+            assert np.array_equal(one.change_mask, other.change_mask)
+            if layout == "levir":
+                assert all(map(np.array_equal, masks_of(one), masks_of(other))) and one.metadata["seed"] == 5
+
+
+def test_levir_again_is_the_same_set(pairs: Path, tmp_path: Path) -> None:
+    out = exported(pairs, "levir", tmp_path / "out")
+    for file in sorted(pairs.rglob("*")):
+        name = file.relative_to(pairs)
+        if file.is_file() and name.parts[0] in ("A", "B", "label", "label1", "label2", "list"):
+            assert file.read_bytes() == (out / name).read_bytes(), name
+
+
+def test_second_names_classes_of_changed_ground_by_official_colours(pairs: Path, tmp_path: Path) -> None:
+    """SECOND's rule: white is unchanged, each colour one class."""
+    out = exported(pairs, "second", tmp_path / "out", legend="second")
+    colours = {c.name: c.color for c in load_legend("second").classes}
+    assert colours["water"] == (0, 0, 255) and colours["building"] == (128, 0, 0)
+    same = {"bareland": "ground", "building": "building", "road": "ground", "vegetation_mixed": "low_vegetation"}
+    for split in SPLITS:
+        for pair in originals(pairs, split):
+            labels = [array(out / split / f"label{date}" / f"{pair.key}.png") for date in (1, 2)]
+            masks = masks_of(pair)
+            names = [[same.get(LEGEND.name_of(value), "") for value in range(8)] for _ in masks]
+            changed = pair.change_mask & (np.array(names[0])[masks[0]] != np.array(names[1])[masks[1]])
+            for label, mask in zip(labels, masks, strict=True):
+                assert (label[~changed] == 255).all()
+                for value in np.unique(mask[changed]):
+                    where = changed & (mask == value)
+                    assert (label[where] == colours[same[LEGEND.name_of(int(value))]]).all()
+
+
+def test_classes_that_become_one_change_no_more(pairs: Path, tmp_path: Path) -> None:
+    legend, names = tmp_path / "two.json", tmp_path / "map.yaml"
+    legend.write_text(json.dumps({"classes": [{"index": 1, "name": "built"}, {"index": 2, "name": "open"}]}))
+    built = ("building", "road", "impervious_mixed", "informal_settlement", "vegetation_mixed")
+    names.write_text("".join(f"{name}: {'built' if name in built else 'open'}\n" for name in LEGEND.names))
+    out = exported(pairs, "opencd", tmp_path / "out", legend=str(legend), legend_map=names)
+    (pair, *_) = originals(pairs, "train")
+    masks = [np.isin(mask, [LEGEND.index_of(name) for name in built]) for mask in masks_of(pair)]
+    label = array(out / "train" / "label" / f"{pair.key}.png")
+    assert np.array_equal(label == 255, pair.change_mask & (masks[0] != masks[1])) and (label == 255).any()
+    assert np.array_equal(label == 255, pair.change_mask) is False, "the building that became vegetation"
+    mask = array(out / "train" / "label1" / f"{pair.key}.png")
+    assert np.array_equal(mask, np.where(masks_of(pair)[0] == 0, 0, np.where(masks[0], 1, 2)))
+
+
+def test_torchgeo_by_its_rules(pairs: Path, tmp_path: Path) -> None:
+    """LEVIRCD: files of three folders by the beginning of their names, sorted; labels converted to L, clamped to 1."""
+    out = exported(pairs, "torchgeo", tmp_path / "out")
+    for split in SPLITS:
+        files = [sorted((out / folder).glob(f"{split}*.png")) for folder in ("A", "B", "label", "label1", "label2")]
+        truth = originals(pairs, split)
+        assert {len(each) for each in files} == {len(truth)}
+        for pair, first, second, label, *masks in zip(truth, *files, strict=True):
+            assert np.array_equal(np.asarray(Image.open(first).convert("RGB")), pair.image_t1)
+            assert np.array_equal(np.asarray(Image.open(second).convert("RGB")), pair.image_t2)
+            clamped = np.asarray(Image.open(label).convert("L")).clip(0, 1)
+            assert np.array_equal(clamped, pair.change_mask)
+            assert all(np.array_equal(array(file), mask) for file, mask in zip(masks, masks_of(pair), strict=True))
+
+
+def test_opencd_by_its_rules(pairs: Path, tmp_path: Path) -> None:
+    """The configuration as Python, files joined from prefix and suffix, labels as grey, below and from 128 on."""
+    out = exported(pairs, "opencd", tmp_path / "out")
+    text = (out / "opencd_data.py").read_text().replace("{{ fileDirname }}", str(out))
+    config: dict[str, Any] = {}
+    exec(compile(text, "opencd_data.py", "exec"), config)
+    for split in SPLITS:
+        data = config[f"{split}_dataloader"]["dataset"]
+        assert data["type"] == "BaseSCDDataset" and data["metainfo"]["semantic_classes"] == LEGEND.names
+        assert len(data["metainfo"]["semantic_palette"]) == len(LEGEND.names)
+        places = {name: Path(data["data_root"]) / prefix for name, prefix in data["data_prefix"].items()}
+        listed = sorted(file.name for file in places["img_path_from"].iterdir())
+        assert listed == sorted(file.name for file in places["img_path_to"].iterdir())
+        for pair, name in zip(originals(pairs, split), listed, strict=True):
+            assert np.array_equal(array(places["img_path_to"] / name), pair.image_t2)
+            label = np.asarray(Image.open(places["seg_map_path"] / name).convert("L"))
+            assert np.array_equal(label >= 128, pair.change_mask) and data["format_seg_map"] == "to_binary"
+            for which, mask in zip(("from", "to"), masks_of(pair), strict=True):
+                grey = np.asarray(Image.open(places[f"seg_map_path_{which}"] / name).convert("L"))
+                reduced = np.where(grey == 0, 255, grey - 1)  # reduce_semantic_zero_label
+                assert np.array_equal(reduced, np.where(mask == 0, 255, mask - 1))
+    assert config["crop_size"] == (40, 40) and config["train_dataloader"]["sampler"]["shuffle"] is True
+
+
+def test_huggingface_by_its_library(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    out = exported(pairs, "huggingface", tmp_path / "out")
+    opened = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert isinstance(opened, datasets.DatasetDict) and isinstance(opened["train"].features["imageA"], datasets.Image)
+    for split in SPLITS:
+        for row, pair in zip(opened[HUB[split]], originals(pairs, split), strict=True):
+            assert np.array_equal(np.asarray(row["imageA"]), pair.image_t1)
+            assert np.array_equal(np.asarray(row["imageB"]), pair.image_t2)
+            assert np.array_equal(np.asarray(row["label"]), pair.change_mask * np.uint8(255))
+            for name, mask in zip(("labelA", "labelB"), masks_of(pair), strict=True):
+                assert np.array_equal(np.asarray(row[name]), mask)
+            assert row["key"] == pair.key and row["licence"] == pair.metadata["licence"]
+            assert json.loads(row["transitions"]) == pair.metadata["transitions"]
+            assert json.loads(row["metadata"]) == pair.metadata
+
+
+def test_torchange_by_its_rules(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HFBitemporalDataset: one split after the other by load_dataset, in numpy, by these names."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    out = exported(pairs, "torchange", tmp_path / "out")
+    for split in SPLITS:
+        rows = datasets.load_dataset(str(out), split=HUB[split], cache_dir=str(tmp_path / "cache")).with_format("numpy")
+        for number, pair in enumerate(originals(pairs, split)):
+            row = rows[number]
+            assert np.array_equal(row["t1_image"], pair.image_t1) and np.array_equal(row["t2_image"], pair.image_t2)
+            assert np.array_equal(row["change_mask"], pair.change_mask) and row["change_mask"].dtype == np.uint8
+            assert np.array_equal(row["t1_mask"], masks_of(pair)[0]) and np.array_equal(
+                row["t2_mask"], masks_of(pair)[1]
+            )
+            assert str(row["image_name"]) == f"{pair.key}.png"
+
+
+def test_coco_by_pycocotools(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    out = exported(pairs, "coco", tmp_path / "out")
+    for split in SPLITS:
+        changes = coco.COCO(str(out / "annotations" / f"change_{split}.json"))
+        images, truth = changes.loadImgs(changes.getImgIds()), originals(pairs, split)
+        assert [image["key"] for image in images] == [pair.key for pair in truth]
+        for image, pair in zip(images, truth, strict=True):
+            assert np.array_equal(array(out / image["file_name"]), pair.image_t2)
+            assert np.array_equal(array(out / image["file_name_t1"]), pair.image_t1)
+            found = np.zeros(pair.change_mask.shape, int)
+            for instance in changes.loadAnns(changes.getAnnIds(image["id"])):
+                mask = changes.annToMask(instance) > 0
+                found += mask
+                before, after = changes.loadCats(instance["category_id"])[0]["name"].split("->")
+                values = masks_of(pair)
+                assert (values[0][mask] == LEGEND.index_of(before)).all() and instance["area"] == mask.sum()
+                assert (values[1][mask] == LEGEND.index_of(after)).all()
+            assert np.array_equal(found, pair.change_mask), "every changed pixel in one instance"
+        for date, number in (("t1", 0), ("t2", 1)):
+            content = json.loads((out / "annotations" / f"panoptic_{date}_{split}.json").read_text())
+            for entry, pair in zip(content["annotations"], truth, strict=True):
+                red, green, blue = (
+                    array(out / "panoptic" / date / split / entry["file_name"]).astype(int).transpose(2, 0, 1)
+                )
+                ids = red + 256 * green + 65536 * blue
+                mask = np.zeros(ids.shape, np.uint8)
+                for segment in entry["segments_info"]:
+                    mask[ids == segment["id"]] = segment["category_id"]
+                    assert segment["area"] == (ids == segment["id"]).sum()
+                assert np.array_equal(mask, masks_of(pair)[number])
+            assert [c["name"] for c in content["categories"]] == list(LEGEND.names)
+    capsys.readouterr()
+
+
+def test_yolo_by_its_rules(pairs: Path, tmp_path: Path) -> None:
+    """A line per polygon: class, then shares of the sides; filled, these are the changed ground of date 2's class."""
+    out = exported(pairs, "yolo-seg", tmp_path / "out")
+    data = yaml.safe_load((out / "data.yaml").read_text())
+    assert [data["names"][n] for n in range(len(data["names"]))] == list(LEGEND.names)
+    for split in SPLITS:
+        for pair in originals(pairs, split):
+            image = out / data[split] / f"{pair.key}.png"
+            assert np.array_equal(array(image), pair.image_t2)
+            label = out / "labels" / split / f"{pair.key}.txt"
+            height, width = pair.change_mask.shape
+            found = np.zeros((height, width), np.uint8)
+            for line in label.read_text().splitlines():
+                number, *values = line.split()
+                points = [(float(x) * width, float(y) * height) for x, y in zip(values[::2], values[1::2], strict=True)]
+                polygon = {"type": "Polygon", "coordinates": [[*points, points[0]]]}
+                found[features.rasterize([(polygon, 1)], (height, width)) > 0] = int(number) + 1
+            assert np.array_equal(found, np.where(pair.change_mask, masks_of(pair)[1], 0))
+
+
+def test_xview2_by_its_rules(pairs: Path, tmp_path: Path) -> None:
+    """Buildings of date 1 as WKT and as a target; those that are gone are destroyed (4), the others stand (1)."""
+    shapely = pytest.importorskip("shapely")
+    out = exported(pairs, "xview2", tmp_path / "out")
+    for split, folder in (("train", "train"), ("val", "hold"), ("test", "test")):
+        for pair in originals(pairs, split):
+            before, after = (mask == BUILDING for mask in masks_of(pair))
+            targets = [array(out / folder / "targets" / f"{pair.key}_{w}_disaster_target.png") for w in ("pre", "post")]
+            assert np.array_equal(targets[0], before) and np.array_equal(targets[1] > 0, before)
+            assert np.array_equal(targets[1] == 4, before & ~after)
+            content = [
+                json.loads((out / folder / "labels" / f"{pair.key}_{w}_disaster.json").read_text())
+                for w in ("pre", "post")
+            ]
+            shapes = [shapely.from_wkt(f["wkt"]) for f in content[0]["features"]["xy"]]
+            filled = (
+                features.rasterize([(shape, 1) for shape in shapes], before.shape) if shapes else np.zeros(before.shape)
+            )
+            assert np.array_equal(filled, before)
+            subtypes = [f["properties"]["subtype"] for f in content[1]["features"]["xy"]]
+            assert subtypes == (["no-damage"] if pair.key.startswith("k 6") else ["destroyed"])
+            assert [f["properties"]["uid"] for f in content[0]["features"]["xy"]] == [
+                f["properties"]["uid"] for f in content[1]["features"]["xy"]
+            ]
+
+
+def test_taco_by_tacoreader(pairs: Path, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tacoreader")
+    out = exported(pairs, "taco", tmp_path / "out")
+    table = reader.load(str(out / "pairs.tacozip")).data
+    rows = table.to_arrow().to_pylist() if hasattr(table, "to_arrow") else table._data.to_pylist()
+    truth = [(split, pair) for split in SPLITS for pair in originals(pairs, split)]
+    assert [row["key"] for row in rows] == [pair.key for _, pair in truth]
+    for number, (row, (split, pair)) in enumerate(zip(rows, truth, strict=True)):
+        assert row["split"] == HUB[split] and row["licence"] == pair.metadata["licence"]
+        assert json.loads(row["metadata"]) == pair.metadata
+        inside = table.read(number)
+        for name, answer in (
+            ("image_t1", pair.image_t1), ("image_t2", pair.image_t2), ("change", pair.change_mask * np.uint8(255)),
+            ("mask_t1", masks_of(pair)[0]), ("mask_t2", masks_of(pair)[1]),
+        ):  # fmt: skip
+            with pytest.warns(rasterio.errors.NotGeoreferencedWarning), rasterio.open(inside.read(name)) as file:
+                found = file.read()
+            assert np.array_equal(found[0] if answer.ndim == 2 else found.transpose(1, 2, 0), answer), name
+
+
+@pytest.mark.parametrize("layout", sorted(set(LAYOUT_NAMES) - set(IN_TABLES)))
+def test_links_lead_to_the_pairs_and_are_never_written_through(layout: str, pairs: Path, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in pairs.rglob("*") if file.is_file()}
+    out = exported(pairs, layout, tmp_path / "out", link=True)
+    links = [file for file in out.rglob("*") if file.is_symlink()]
+    assert links and all(pairs in file.resolve().parents for file in links)
+    copied = exported(pairs, layout, tmp_path / "copied")
+    for file in (file for file in copied.rglob("*") if file.is_file()):
+        assert not file.is_symlink() and file.read_bytes() == (out / file.relative_to(copied)).read_bytes()
+    exported(pairs, layout, tmp_path / "out", legend="mini" if layout != "second" else "second")
+    assert before == {file: file.read_bytes() for file in pairs.rglob("*") if file.is_file()}
+
+
+def test_pairs_of_others_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LEVIR's own folders: splits kept; what needs classes is refused in a line."""
+    root = write_pairs(tmp_path / "levir", 3)
+    for layout in ("opencd", "coco", "yolo-seg", "torchange"):
+        assert run(["export", str(root), "--layout", layout, "--out", str(tmp_path / layout)]) == 0
+        assert "wrote 11 pairs (train 3, val 4, test 4)" in capsys.readouterr().out
+    truth, found = originals(root, "val"), originals(tmp_path / "opencd", "val")
+    assert all(np.array_equal(a.change_mask, b.change_mask) for a, b in zip(truth, found, strict=True))
+    text = (tmp_path / "opencd" / "opencd_data.py").read_text()
+    assert "'BaseCDDataset'" in text and "semantic" not in text.replace("cat_max", "")
+    assert yaml.safe_load((tmp_path / "yolo-seg" / "data.yaml").read_text())["names"] == {0: "change"}
+    for arguments, message in (
+        (["--layout", "second"], "layout is 'second'; it needs semantic masks"),
+        (["--layout", "pascal"], "layout is 'pascal'; allowed: levir, second"),
+        (["--layout", "huggingface", "--link"], "link is True; allowed: false with huggingface"),
+        (["--layout", "levir", "--legend", "mini"], "has no semantic masks with a legend.json"),
+        (["--layout", "levir", "--legend-map", "x.yaml"], "legend_map is .*; allowed: with legend"),
+    ):
+        assert run(["export", str(root), *arguments, "--out", str(tmp_path / "no")]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert run(["export", str(root), "--layout", "levir", "--out", str(root / "train" / "again")]) == 2
+
+
+def test_generate_exports_what_it_made(source_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "--source", str(source_folder), "--out", str(tmp_path / "set"), "--tile-size", "64"]
+    command += ["--method", "copy_paste", "--num-pairs", "4", "--layout", "opencd"]
+    assert run(command) == 0
+    assert "as opencd, exported from it: " in capsys.readouterr().out
+    place = tmp_path / "set" / "layouts" / "opencd"
+    assert sum(len(originals(place, split)) for split in SPLITS if (place / split).is_dir()) == 4
+    assert (
+        run(["check", str(tmp_path / "set")]) == 0
+        and "every image and mask is as it was written" in capsys.readouterr().out
+    )
+    assert run(command) == 0 and "nothing to do" in capsys.readouterr().out
+    assert run([*command[:-1], "nonsense"]) == 2
+    assert run(["plan", *command[1:]]) == 2 and "layout is 'opencd'" in capsys.readouterr().err
+
+
+def test_shapes_are_exact_with_holes_and_corners() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.integers(1, 4, (30, 25)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    where = rng.random(values.shape) < 0.8
+    found = np.zeros(values.shape, np.uint8)
+    for shape in shapes_of(values, where):
+        ring = {"type": "Polygon", "coordinates": [shape.one_ring()]}
+        inside = features.rasterize([(ring, 1)], values.shape) > 0
+        assert not found[inside].any()
+        found[inside] = shape.value
+    assert np.array_equal(found, np.where(where, values, 0))
+
+
+@pytest.fixture
+def tifs(tmp_path: Path) -> Path:
+    """One pair of four bands of 16 bits, with a place."""
+    rng, pair, root = np.random.default_rng(0), make_pair("k", 2), tmp_path / "tifs"
+    images = rng.integers(0, 3000, (2, 48, 40, 4)).astype(np.uint16)
+    place = GeoReference("EPSG:32633", (0.5, 0.0, 500_000.0, 0.0, -0.5, 5_000_000.0))
+    pair = replace(pair, image_t1=images[0], image_t2=images[1], georef=place)
+    write_pair(LocalStore(root), pair, LEGEND, FileKinds("geotiff"))
+    record = replace(
+        make_record(pair, "s", "train"), files={f: f"{f}/k.tif" for f in ("A", "B", "label", "label1", "label2")},
+        crs=place.crs, transform=list(place.transform), normalisation={"low": [0.0] * 4, "high": [3000.0] * 4},
+    )  # fmt: skip
+    finalise(LocalStore(root), LEGEND, [record])
+    return root
+
+
+def test_other_bands_and_places_stay_where_a_layout_carries_them(tifs: Path, tmp_path: Path) -> None:
+    """Else images are of 8 bits, by their set's stretch."""
+    truth = ca.load_pairs(tifs)[0]
+    again = tmp_path / "levir"
+    for legend in (None, "mini"):  # as they are, and through a map of every class to itself
+        export(ExportOptions(pairs=tifs, layout="levir", out=again, legend=legend))
+        pair = ca.load_pairs(again, "train")[0]
+        assert pair.image_t2.dtype == np.uint16 and np.array_equal(pair.image_t2, truth.image_t2)
+        assert all(map(np.array_equal, masks_of(pair), masks_of(truth)))
+        with rasterio.open(again / "label1" / "k.tif") as file, rasterio.open(tifs / "A" / "k.tif") as first:
+            assert file.crs == first.crs and file.transform == first.transform
+    export(ExportOptions(pairs=tifs, layout="opencd", out=tmp_path / "opencd"))
+    image = array(tmp_path / "opencd" / "train" / "B" / "k.png")
+    assert np.array_equal(image, rgb8(truth)[1]) and image.shape == (48, 40, 3)
+    assert np.array_equal(array(tmp_path / "opencd" / "train" / "label2" / "k.png"), masks_of(truth)[1])
+    line = json.loads((tmp_path / "opencd" / "metadata.jsonl").read_text())
+    assert line["crs"] == "EPSG:32633" and line["B_file_name"] == "train/B/k.png"
+    reader = pytest.importorskip("tacoreader")
+    export(ExportOptions(pairs=tifs, layout="taco", out=tmp_path / "taco"))
+    inside = reader.load(str(tmp_path / "taco" / "pairs.tacozip")).data.read(0)
+    with rasterio.open(inside.read("image_t2")) as file:
+        assert np.array_equal(file.read().transpose(1, 2, 0), truth.image_t2) and file.crs.to_epsg() == 32633
+
+
+def test_the_page_of_layouts_is_current() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    page = runpy.run_path(str(docs / "layouts_reference.py"))
+    assert (docs / "layouts.md").read_text() == page["layouts"](), "make reference"
+
+
+def test_every_layout_says_what_it_is() -> None:
+    assert tuple(EXPORTERS) == LAYOUT_NAMES
+    for exporter in EXPORTERS.values():
+        assert exporter.what and exporter.tree and exporter.reader and "OUT" in exporter.load
+        compile(exporter.load, exporter.name, "exec")
