@@ -19,21 +19,21 @@ changeanywhere export SET --layout coco --legend LEGEND --legend-map MAP --out O
 changeanywhere generate --source TILES --out SET --layout NAME           # the set, then exported to SET/layouts/NAME
 ```
 
-`SET` is a generated set (in a bucket, in tars or tables, too), or pairs of the field as downloaded ([data.md](data.md)).
-`generate` writes `levir` directly, which `datasets.load_dataset` opens as it is; every other layout is exported from the
-finished set. Splits are kept; a set that names none is all `train`. Beside what a layout asks for lie `metadata.jsonl`
-(source, licence, credit, events, seed and settings by pair, and the files that it is in now), `legend.json` (the classes
-that are written) and `README.md` (card with licences, credits and the lines that load it). Classes that a map makes one
-have no change between them any more.
+`SET` is a generated set (in a bucket, in tars or tables, too), or pairs of the field as downloaded
+([data.md](data.md)). `generate` writes `levir` directly, which `datasets.load_dataset` opens as it is; every other
+layout is exported from the finished set. Splits are kept; a set that names none is all `train`. Beside what a layout
+asks for lie `metadata.jsonl` (source, licence, credit, events, seed and settings by pair, and the files that it is in
+now), `legend.json` (the classes that are written) and `README.md` (card with licences, credits and the lines that
+load it). Classes that a map makes one have no change between them any more.
 
 ## What each can carry
 
 """
 NOTES = """
-Images are PNGs of 8 bits where a layout does not carry other bands and data types: those of other sets go through their
-set's own stretch, and lose their place, which `metadata.jsonl` keeps. Ground that a label leaves out (`ignore`) is written
-as unchanged, which the command says. What both ends of a conversion carry survives it exactly, polygons included (they
-follow the edges of pixels): `tests/test_export.py`.
+Images are PNGs of 8 bits where a layout does not carry other bands and data types: those of other sets go through
+their set's own stretch, and lose their place, which `metadata.jsonl` keeps. Ground that a label leaves out (`ignore`)
+is written as unchanged, which the command says. What both ends of a conversion carry survives it exactly, polygons
+included (they follow the edges of pixels): `tests/test_export.py`.
 
 """
 
