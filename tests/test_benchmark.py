@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shutil
 from dataclasses import replace
@@ -90,6 +91,29 @@ def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest
 
     monkeypatch.setattr(trainings, "train_detector", never)
     assert run_benchmark(options) == records
+
+
+def test_several_processes_share_the_cells(options: BenchmarkOptions, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same command three times: every training once, every cell once, and each sees all scores at its end."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=run_benchmark, args=(options,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    told = capfd.readouterr()
+    scored = re.findall(r"cell \d of 5: (\S+)", told.out)
+    assert set(scored) == {cell.key for cell in Benchmark(options).cells()}
+    trained = list(options.out.glob("*/*/result.json"))
+    assert told.err.count("from step 0") == len(trained) == 1 + 2 * 2 + 2
+    assert not (options.out / "leases").exists()
+    shared = {file.name: json.loads(file.read_text()) | {"seconds": 0} for file in options.out.glob("cells/*")}
+    shutil.rmtree(options.out)
+    alone = run_benchmark(options)
+    assert [shared[f"{Cell(*(r[k] for k in vars(Cell('', '', 0, 0)))).key}.json"] for r in alone] == [
+        r | {"seconds": 0} for r in alone
+    ]
 
 
 def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:

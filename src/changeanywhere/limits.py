@@ -48,7 +48,7 @@ AMOUNTS = {
     "candidates": 10_000, "rate_seeds": 10**6, "rounds": 1000, "patience": 1000, "least_gain": 1,
     "finetune_epochs": 1e6, "warmup_epochs": 1e6, "pretrain_seeds": MAX_SEED, "claims_at": 100,
     "seed": MAX_SEED, "seeds": MAX_SEED, "shares": 100, "val_share": 99, "warmup_steps": 10**9, "weight_decay": 1e3,
-    "window_margin": 16_384,
+    "window_margin": 16_384, "keep_mib": 2**24,
 }  # fmt: skip
 """Numbers from 0 on: name → the largest."""
 IN_LISTS = {

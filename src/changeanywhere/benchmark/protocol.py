@@ -2,16 +2,16 @@
 
 A *cell* is one detector, one arm (three without pre-training, and one per set or handed-in detector), one share of the
 labels, one seed. Each ends as OUT/cells/….json with the scores of the whole test set; finished cells are skipped, a
-failing one leaves the others standing. Every arm chooses among the same learning rates and the same number of weights
-on validation pairs. Few-shot lists are given, or drawn by the seed and written beside the results. The test set selects
-nothing.
+failing one leaves the others standing, and several processes share them (:mod:`.sharing`). Every arm chooses among the
+same learning rates and the same number of weights on validation pairs. Few-shot lists are given, or drawn by the seed
+and written beside the results. The test set selects nothing.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
+from changeanywhere.benchmark.sharing import POLL, BusyError, alone
 from changeanywhere.benchmark.statistics import COUNTS, scene_of
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
@@ -26,13 +27,14 @@ from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
 from changeanywhere.folders import read_names
+from changeanywhere.leases import Leases
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import HELD_OUT_SEED, stream
-from changeanywhere.storage import atomic_write, refuse_way_out
+from changeanywhere.storage import LocalStore, atomic_write, refuse_way_out
 from changeanywhere.terminal import say
 from changeanywhere.training.detection import ChangeScores, sum_of
 from changeanywhere.training.detector import evaluate_pairs, select_pairs
@@ -51,11 +53,13 @@ class Benchmark:
         options.check()
         self.options, self.progress, self.stop = options, progress, stop
         self.device = default_device()
-        self.train, self.val = self._training_splits()
-        self.test = load_pairs(options.pairs, options.test_split, options.finetune.max_megapixels)
+        kept = options.run.keep_mib
+        self.train, self.val = (pairs.keeping(kept) for pairs in self._training_splits())
+        self.test = load_pairs(options.pairs, options.test_split, options.finetune.max_megapixels).keeping(kept)
         sets: dict[str, PairDataset] = {}
         self.trainings = Trainings(options, self.few, self.val, sets, progress, stop)
-        sets |= {arm: select_pairs(self.trainings.pretraining(arm), split=None) for arm in options.pretraining}
+        for arm in options.pretraining:
+            sets[arm] = select_pairs(self.trainings.pretraining(arm), split=None).keeping(kept)
         for place in options.pretrained.values():
             for detector in options.detectors:
                 handed_in(place, detector, options.pretrain_seeds[0])
@@ -67,7 +71,7 @@ class Benchmark:
 
         Raises :class:`OutputError` naming the difference.
         """
-        for name in ("cells", "lists", "pretrain", "training"):
+        for name in ("cells", "lists", "pretrain", "training", "leases"):
             refuse_way_out(self.options.out, self.options.out / name)
         file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
         arms = asked.pop("arms")
@@ -133,7 +137,18 @@ class Benchmark:
             raise ConfigError(f"{given}: {absent[0] if absent else 'nothing'} is not in the training split")
         return self.train.subset([stems[Path(name).stem] for name in names])
 
-    def finish(self, cell: Cell) -> dict[str, Any]:
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether the cell has its score."""
+        return (self.options.out / "cells" / f"{cell.key}.json").is_file()
+
+    def finish(self, cell: Cell) -> None:
+        """Train and score one cell, and write its score down."""
+        record = self.score(cell)
+        atomic_write(self.options.out / "cells" / f"{cell.key}.json", (to_json(record, indent=1) + "\n").encode())
+        if not self.options.keep_weights and cell.seed != self.options.seeds[0]:
+            self.trainings.forget(cell)
+
+    def score(self, cell: Cell) -> dict[str, Any]:
         """Train and score one cell."""
         started = time.perf_counter()
         options, pretrained = self.options, cell.arm in self.options.arms
@@ -153,11 +168,6 @@ class Benchmark:
         seconds = round(time.perf_counter() - started, 1)
         scenes = self._by_scene(scores)
         return {**vars(cell), **whole.to_dict(), **details, **flags(whole), "seconds": seconds, "scenes": scenes}
-
-    def forget(self, cell: Cell) -> None:
-        """Drop the weights of a scored cell that nothing reads again."""
-        if not self.options.keep_weights and cell.seed != self.options.seeds[0]:
-            self.trainings.forget(cell)
 
     def _scores(self, folder: Path, pairs: PairDataset) -> list[ChangeScores]:
         net = channels_last(load_detector(folder)[1].to(self.device))
@@ -205,25 +215,37 @@ def run_benchmark(
     if options.dry_run:
         return []
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
-    records, failed = [], []
     cells = list(benchmark.cells())
-    for number, cell in enumerate(cells, 1):
-        file = options.out / "cells" / f"{cell.key}.json"
-        if file.is_file():
-            records.append(noted(file))
-            continue
-        say(f"cell {number} of {len(cells)}: {cell.key}")
-        try:
-            record = benchmark.finish(cell)
-        except (ChangeAnywhereError, RuntimeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
-            continue
-        atomic_write(file, (to_json(record, indent=1) + "\n").encode())
-        records.append(record)
-        benchmark.forget(cell)
+    failed = _finish_all(benchmark, cells)
+    Leases(LocalStore(options.out)).sweep()
+    files = [options.out / "cells" / f"{cell.key}.json" for cell in cells]
+    records = [noted(file) for file in files if file.is_file()]
     write_results(options, records, benchmark.constants(), benchmark.test)
     if failed:
         raise ShortfallError(f"{options.out}: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
     return records
+
+
+def _finish_all(benchmark: Benchmark, cells: Sequence[Cell]) -> list[str]:
+    """Every cell that is not finished, but for those that other processes are at; returns which failed, and why."""
+    failed, pending = [], list(enumerate(cells, 1))
+    while pending:
+        busy = []
+        for number, cell in pending:
+            if benchmark.is_finished(cell):
+                continue
+            try:
+                with alone(benchmark.options.out, cell.key):
+                    if not benchmark.is_finished(cell):
+                        say(f"cell {number} of {len(cells)}: {cell.key}")
+                        benchmark.finish(cell)
+            except BusyError:
+                busy.append((number, cell))
+            except (ChangeAnywhereError, RuntimeError) as error:
+                if isinstance(error, ConfigError):
+                    raise
+                failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
+        if len(busy) == len(pending):  # all that is left is with others
+            time.sleep(POLL)
+        pending = busy
+    return failed

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.benchmark.options import EQUAL, FLAT, BenchmarkOptions
+from changeanywhere.benchmark.sharing import alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.pairs.reader import PairDataset
@@ -92,17 +93,16 @@ class Trainings:
         options = self.options
         if arm in options.pretrained:
             return handed_in(options.pretrained[arm], detector, seed)
-        out = (options.pretrain_out or options.out / "pretrain") / f"{detector}-{arm}-{seed}"
+        root = options.pretrain_out or options.out / "pretrain"
         recipe = self._recipe(self.pretraining(arm), detector, seed, None)
         note = {"recipe": plain_recipe(recipe), "pairs": self._content_of(arm)}
-        file = out / "result.json"
-        if (out / "detector" / "detector.json").is_file() and file.is_file():
-            if noted(file) != note:
-                raise OutputError(f"{out}: was pre-trained otherwise (see result.json); give another pretrain_out")
-            return out / "detector"
-        train_detector(recipe, out, self.sets[arm], None, self.progress, self.stop)
-        atomic_write(file, (json.dumps(note, indent=1) + "\n").encode())
-        _drop_checkpoint(out)
+        out = root / f"{detector}-{arm}-{seed}"
+        if not _is_pretrained(out, note):
+            with alone(root, out.name):
+                if not _is_pretrained(out, note):  # another process may have ended it meanwhile
+                    train_detector(recipe, out, self.sets[arm], None, self.progress, self.stop)
+                    atomic_write(out / "result.json", (json.dumps(note, indent=1) + "\n").encode())
+                    _drop_checkpoint(out)
         return out / "detector"
 
     def _content_of(self, arm: str) -> str:
@@ -174,19 +174,26 @@ class Trainings:
         out = self.options.out / "training" / f"{cell.key}-{what}"
         count = min(candidates or self.options.candidates, settings.num_steps)
         settings = replace(settings, pairs=self.options.pairs, val_every=-(-settings.num_steps // count))
-        file, best = out / "result.json", out / "detector_best"
-        there = (out / "detector" / "detector.json").is_file()
-        if not (file.is_file() and (there or self._is_known(cell))):
-            recipe = self._recipe(settings, cell.detector, cell.seed, init)
-            train_detector(recipe, out, self.few(cell.share, cell.seed), self.val, self.progress, self.stop)
-            rows = validations(out)
-            best_f1 = max([f1 for _, f1 in rows], default=0.0)
-            result = {"steps": settings.num_steps, "best": best_f1, "curve": rows}
-            atomic_write(file, (json.dumps(result) + "\n").encode())
-            _drop_checkpoint(out)
-        note = noted(file)
+        if not self._is_trained(out, cell):
+            with alone(self.options.out, out.name):
+                if not self._is_trained(out, cell):
+                    self._end(self._recipe(settings, cell.detector, cell.seed, init), out, cell)
+        note, best = noted(out / "result.json"), out / "detector_best"
         folder = best if (best / "detector.json").is_file() else out / "detector"
         return Trained(folder, settings.learning_rate, note["steps"], note["best"], note["curve"])
+
+    def _end(self, recipe: Recipe, out: Path, cell: Cell) -> None:
+        train_detector(recipe, out, self.few(cell.share, cell.seed), self.val, self.progress, self.stop)
+        rows = validations(out)
+        best = max([f1 for _, f1 in rows], default=0.0)
+        result = {"steps": recipe.detector.num_steps, "best": best, "curve": rows}
+        atomic_write(out / "result.json", (json.dumps(result) + "\n").encode())
+        _drop_checkpoint(out)
+
+    def _is_trained(self, out: Path, cell: Cell) -> bool:
+        """Its weights are needed until the cell has its score."""
+        there = (out / "detector" / "detector.json").is_file() or self._is_known(cell)
+        return there and (out / "result.json").is_file()
 
     def _is_known(self, cell: Cell) -> bool:
         """Whether the cell has its score: its weights are not needed again."""
@@ -199,6 +206,16 @@ class Trainings:
         return Recipe(
             detector=named, run=replace(self.options.run, seed=seed), init=str(init) if init is not None else None
         )
+
+
+def _is_pretrained(out: Path, note: dict[str, Any]) -> bool:
+    """Whether ``out`` holds what ``note`` says; :class:`OutputError` where it holds something else."""
+    file = out / "result.json"
+    if not ((out / "detector" / "detector.json").is_file() and file.is_file()):
+        return False
+    if noted(file) != note:
+        raise OutputError(f"{out}: was pre-trained otherwise (see result.json); give another pretrain_out")
+    return True
 
 
 def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:

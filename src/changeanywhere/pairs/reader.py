@@ -16,6 +16,7 @@ from changeanywhere.errors import ConfigError, EmptySplitError, PairsError
 from changeanywhere.folders import composed, read_names
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.kept import Kept
 from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader
 from changeanywhere.pairs.layouts import (
     IMAGE_SUFFIXES,
@@ -82,6 +83,8 @@ class PairDataset:
         """Largest image that is read; None: the default of the readers."""
         self._metadata, self._layout, self._counted = metadata, layout, tuple(counted)
         self._files: dict[str, dict[str, Path]] = {}
+        self.kept = Kept(0)
+        """What those who read decode from the pairs, and want to have again; shared by all subsets."""
         file = folder / "legend.json"
         self._legend = Legend.load(file) if layout.masks and file.is_file() else None
         self._labels = LabelReader(
@@ -159,6 +162,12 @@ class PairDataset:
         """Evenly spaced over the set."""
         return [self._file(self._layout.change, name) for name in self.names[:: -(-len(self.names) // SAMPLED) or 1]]
 
+    def keeping(self, mib: int) -> PairDataset:
+        """The same pairs, with so many MiB of memory for what is decoded from them, in each process that reads."""
+        other = self._like(self.names, self._counted)
+        other.kept = Kept(mib)
+        return other
+
     def subset(self, names: Sequence[str]) -> PairDataset:
         """The pairs of these names, in this order."""
         return self._like(names, self._counted)
@@ -182,6 +191,7 @@ class PairDataset:
         """Others of this set, under the rule of its labels: a few pairs may not tell it."""
         other = PairDataset(self.folder, names, self._metadata, self._layout, counted, self.max_megapixels)
         other._labels = self._labels
+        other.kept = self.kept if tuple(counted) == self._counted else Kept(0)
         return other
 
     def counting(self, classes: Sequence[str]) -> PairDataset:

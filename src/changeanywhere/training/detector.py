@@ -50,7 +50,9 @@ def train_detector(
     recipe.check("detector")
     settings = recipe.detector
     if train is None:
-        train, val = select_pairs(settings, settings.train_split, settings.train_list), _validation_pairs(settings)
+        train = select_pairs(settings, settings.train_split, settings.train_list).keeping(recipe.run.keep_mib)
+        val = _validation_pairs(settings)
+        val = val and val.keeping(recipe.run.keep_mib)
     processes = Processes(recipe.run)
     folder = TrainingFolder(out, "detector", recipe, processes, _hash_of(train))
     return train_stage(DetectorTraining(recipe, processes, train, val), folder, progress, stop)

@@ -22,7 +22,7 @@ from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 
-ADJUSTABLE = ("accumulation_steps", "num_workers", "log_every", "save_every")
+ADJUSTABLE = ("accumulation_steps", "keep_mib", "num_workers", "log_every", "save_every")
 """Settings of ``run`` that may change when a run resumes: they change nothing but the last bits."""
 LOGS = ("metrics.jsonl", "validation.jsonl")
 RESULTS = {

@@ -25,8 +25,6 @@ Array = npt.NDArray[np.uint8]
 CROP_ATTEMPTS = 10
 MAX_CLASS_SHARE = 0.75
 """A crop of which one class takes more is drawn again, at most :data:`CROP_ATTEMPTS` times."""
-KEPT_BYTES = 256 * 2**20
-"""Decoded pairs that a loader process keeps: a few-shot set is read hundreds of times, and is no larger."""
 
 
 def label_of(pair: ChangePair) -> Array:
@@ -52,29 +50,28 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self, pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, seed: int, in_channels: int = 3
     ) -> None:
         self.pairs, self.recipe, self.seed, self.in_channels = pairs, recipe, seed, in_channels
-        self._kept: dict[int, tuple[Array, Array, Array]] = {}
-        self._bytes_left = KEPT_BYTES
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
         number, step, row = place
-        first, second, label = augment(
-            *self._decoded(number), self.recipe, stream("training.augment", self.seed, step, row)
-        )
-        return to_tensors(first, second, label)
+        arrays = decoded(self.pairs, number, self.in_channels)
+        if min(arrays[2].shape) < self.recipe.crop_size:
+            raise PairsError(
+                f"{self.pairs[number].key}: {arrays[2].shape} px; detector.crop_size is {self.recipe.crop_size}"
+            )
+        return to_tensors(*augment(*arrays, self.recipe, stream("training.augment", self.seed, step, row)))
 
-    def _decoded(self, number: int) -> tuple[Array, Array, Array]:
-        """Images and label of a pair."""
-        if number in self._kept:
-            return self._kept[number]
-        pair = self.pairs[number]
-        if min(pair.change_mask.shape) < self.recipe.crop_size:
-            raise PairsError(f"{pair.key}: {pair.change_mask.shape} px; detector.crop_size is {self.recipe.crop_size}")
-        decoded = *rgb8(pair, self.in_channels), label_of(pair)
-        size = sum(array.nbytes for array in decoded)
-        if size <= self._bytes_left:
-            self._bytes_left -= size
-            self._kept[number] = decoded
-        return decoded
+
+def decoded(pairs: Sequence[ChangePair] | PairDataset, number: int, in_channels: int) -> tuple[Array, Array, Array]:
+    """Images uint8 ``[H, W, in_channels]`` and label uint8 ``[H, W]`` of a pair, once decoded where there is room."""
+
+    def made() -> tuple[Array, Array, Array]:
+        pair = pairs[number]
+        return *rgb8(pair, in_channels), label_of(pair)
+
+    if not isinstance(pairs, PairDataset):
+        return made()
+    first, second, label = pairs.kept.of((pairs.names[number], in_channels), made)
+    return first, second, label
 
 
 def augment(
@@ -172,8 +169,7 @@ class WholePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return len(self.pairs)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        pair = self.pairs[number]
-        return to_tensors(*rgb8(pair, self.in_channels), label_of(pair))
+        return to_tensors(*decoded(self.pairs, number, self.in_channels))
 
 
 def whole_batches(

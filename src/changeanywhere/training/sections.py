@@ -263,6 +263,9 @@ class RunRecipe:
     result but for the adversarial loss, whose adaptive weight is found part by part."""
     num_workers: int = 1
     """Processes that read tiles or pairs, per training process (the denoiser reads encoded tiles and needs none)."""
+    keep_mib: int = 256
+    """MiB of decoded pairs that each process which reads them for a detector keeps: what fits is decoded once (a pair
+    of 256 px takes 0.5)."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl (and TensorBoard)."""
     save_every: int = 500
