@@ -150,6 +150,8 @@ class DetectorTraining(Stage):
         )
         # Not clipped, but watched: a step that breaks the weights must not reach a checkpoint.
         self.learners = (Learner(self.net, optimizer),)
+        # Hard examples are counted on the host.
+        self.recordable = not settings.hard_examples and self.num_parts == 1
         self.best = 0.0  # weights that find nothing are never the best ones
 
     @property
@@ -173,10 +175,13 @@ class DetectorTraining(Stage):
             for batch in batches:
                 yield self.processes.put(*batch)
 
+    def seed_step(self, step: int) -> None:
+        """See :class:`Stage`."""
+        torch.manual_seed(step_seed("training.dropout", self.seed, step, self.processes.rank))
+
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy of the head, and of auxiliary heads with their weight."""
         first, second, labels = part
-        torch.manual_seed(step_seed("training.dropout", self.seed, step, self.processes.rank))  # dropout
         with self.processes.accelerator.autocast():
             heads = self.net.all_logits(first, second)
         loss = detection_loss(heads[0].float(), labels, OHEM if self.settings.hard_examples else None)
@@ -208,6 +213,7 @@ class DetectorTraining(Stage):
         """See :class:`Stage`."""
         self.net.load_state_dict(state["detector"])
         self.learners[0].optimizer.load_state_dict(state["optimizer"])
+        self.learners[0].optimizer.param_groups[0]["capturable"] = False  # a recorded run's; this one records anew
         self.best = float(state["best"])
 
     def finish(self, out: Path) -> Path:

@@ -23,6 +23,7 @@ from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.metrics import Metrics
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.stage import Batch, Stage
+from changeanywhere.training.step import RecordedSteps, move, prepare
 
 MAX_THREADS = 1024
 STOP_AGREED_EVERY = 10
@@ -59,9 +60,10 @@ def _train(stage: Stage, folder: TrainingFolder, progress: Progress, stop: Event
     processes, settings = stage.processes, stage.recipe.run
     first_step = _resume(stage, folder)
     metrics = Metrics(folder, stage.batch_size, first_step)
+    recorded = _recorded(stage)
     with closing(stage.batches(first_step)) as batches:
         for step, batch in enumerate(batches, first_step):
-            metrics.add(take_step(stage, batch, step))
+            metrics.add(recorded.take(batch, step) if recorded else take_step(stage, batch, step))
             done = step + 1
             last = done == stage.num_steps
             stopping = not last and _agreed(stop, done, processes)
@@ -123,19 +125,14 @@ def _keep_threads(stage: Stage, state: Mapping[str, Any]) -> None:
 def take_step(stage: Stage, batch: Batch, step: int) -> dict[str, Tensor]:
     """Move the weights once; ``batch``: this process's rows. Returns scalars, where they are: no device is waited
     for."""
-    for learner in stage.learners:
-        learner.optimizer.param_groups[0]["lr"] = stage.learning_rate(step)
-        learner.optimizer.zero_grad(set_to_none=True)
-    parts = zip(*(rows.chunk(stage.num_parts) for rows in batch), strict=True)
-    noted = [stage.backward(part, step) for part in parts]
-    values = {name: torch.stack([part[name].detach() for part in noted]).mean() for name in noted[0]}
-    for learner in stage.learners:
-        if learner.has_gradients():
-            parameters = list(learner.network.parameters())
-            stage.processes.average_gradients(parameters)
-            values[learner.norm_name] = torch.nn.utils.clip_grad_norm_(parameters, learner.largest_norm)
-            learner.optimizer.step()
-    return values | stage.after_step(step)
+    prepare(stage, step)
+    return move(stage, batch, step) | stage.after_step(step)
+
+
+def _recorded(stage: Stage) -> RecordedSteps | None:
+    """Steps as a CUDA graph, where there is a GPU for it and nothing in a step depends on what it computes."""
+    alone = stage.processes.count == 1 and stage.processes.device.type == "cuda"
+    return RecordedSteps(stage) if alone and stage.recordable else None
 
 
 def _agreed(stop: Event | None, done: int, processes: Processes) -> bool:

@@ -47,6 +47,9 @@ class Stage(ABC):
     headline = "loss"
     """The metric that the progress bar shows."""
     learners: Sequence[Learner]
+    recordable = False
+    """Whether a step is the same kernels whatever it computes, :meth:`after_step` and parts apart: it can be recorded
+    as a CUDA graph."""
 
     def __init__(self, recipe: Recipe, processes: Processes) -> None:
         """A subclass builds its networks and :attr:`learners` from the seed."""
@@ -69,6 +72,9 @@ class Stage(ABC):
 
     def begin(self) -> None:  # noqa: B027 (most begin as they are)
         """Once, before the very first step (not when a run resumes): starting weights other than random ones."""
+
+    def seed_step(self, step: int) -> None:  # noqa: B027
+        """Seed what a network draws in ``step`` by itself (dropout)."""
 
     @abstractmethod
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
