@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-ray test-processors lint types readme reference bench-events quality benchmark clean
+.PHONY: install demo test test-slow test-faults test-fuzz test-ray test-processors lint types readme reference bench-events quality benchmark benchmark-ablation benchmark-sztaki clean
 
 install: $(INSTALLED)
 
@@ -92,17 +92,37 @@ quality: install
 	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --num-pairs 64 --num-tiles 41 --out runs/ablation
 
-# The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (about 12 hours of one core; resumes).
+# The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (about 20 hours of one core; resumes).
 TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 4000 --seed 1
-LIKE := --targets.like $(DATA)/cd_pairs/levir_cd_subset --targets.like-list recipes/benchmark-levir-5.txt
 PAINTED := --free-fraction 0.1 --reconstruct-t1 --batch-size 8 --num-threads 1
 SETS := {exemplars: $(RUNS)/sets/exemplars, pure: $(RUNS)/sets/pure, copy-paste: $(RUNS)/sets/copy_paste}
-LEVIR := --pairs $(DATA)/cd_pairs/levir_cd_subset --pretraining '$(SETS)'
+LEVIR := --pairs $(DATA)/cd_pairs/levir_cd_subset
+SMALL := OMP_NUM_THREADS=1 $(BIN)/changeanywhere benchmark --config recipes/benchmark-levir-small.yaml
 benchmark: install
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) $(PAINTED) --out $(RUNS)/sets/exemplars
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) --method copy_paste --out $(RUNS)/sets/copy_paste
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(LIKE) $(PAINTED) --exemplar-strength 1 --out $(RUNS)/sets/pure
-	OMP_NUM_THREADS=1 $(BIN)/changeanywhere benchmark --config recipes/benchmark-levir-small.yaml $(LEVIR) --out $(RUNS)/levir-small
+	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) --out $(RUNS)/sets/exemplars
+	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) --method copy_paste --out $(RUNS)/sets/copy_paste
+	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) --exemplar-strength 1 --out $(RUNS)/sets/pure
+	$(SMALL) $(LEVIR) --pretraining '$(SETS)' --out $(RUNS)/levir-small
+
+# Where a gain comes from, or is lost: one thing changed at a time, one detector; after make benchmark.
+LIKE := --targets.no-change 0 --targets.ratios {} --targets.like $(DATA)/cd_pairs/levir_cd_subset --targets.like-list recipes/benchmark-levir-5.txt
+ONE := --detectors '[siam_unet_lite0]' --step-seconds '{siam_unet_lite0: 0.15}' --shares '[0,5,10]' --rivals [] --claims-for [] --seeds-at {}
+CHANGED := {exemplars: $(RUNS)/sets/exemplars, ratios: $(RUNS)/sets/like, one-way: $(RUNS)/sets/one_way, classes: $(RUNS)/sets/classes}
+COUNTED := {exemplars: [building, informal_settlement], ratios: [building, informal_settlement], one-way: [building, informal_settlement]}
+HOUSES := --pretraining '{exemplars: $(RUNS)/sets/exemplars}' --change-classes '{exemplars: [building, informal_settlement]}'
+benchmark-ablation: install
+	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) $(LIKE) --out $(RUNS)/sets/like
+	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) --events.kinds '[appearance]' --out $(RUNS)/sets/one_way
+	$(BIN)/changeanywhere generate $(TRAIN) $(PAINTED) --targets.no-change 0.4 --out $(RUNS)/sets/classes
+	$(SMALL) $(LEVIR) $(ONE) --pretraining '$(CHANGED)' --change-classes '$(COUNTED)' --out $(RUNS)/ablation/sets
+	$(SMALL) $(LEVIR) $(ONE) $(HOUSES) --pretrain.num-steps 2000 --out $(RUNS)/ablation/short
+	$(SMALL) $(LEVIR) $(ONE) $(HOUSES) --pretrain.learning-rate 2e-4 --out $(RUNS)/ablation/rate
+
+# Another target (aerial, 1.5 m; 12 test pairs): one detector, three arms.
+benchmark-sztaki: install
+	$(SMALL) --pairs $(DATA)/cd_pairs/sztaki_airchange $(ONE) --name 'SZTAKI AirChange' --baselines '[only-sup]' \
+	  --pretraining '{exemplars: $(RUNS)/sets/exemplars, copy-paste: $(RUNS)/sets/copy_paste}' \
+	  --change-classes '{exemplars: [building, informal_settlement], copy-paste: [building, informal_settlement]}' --out $(RUNS)/sztaki-small
 
 clean:
 	rm -rf .venv demo build dist

@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records = [json.loads(file.read_text()) for file in (options.run / "cells").glob("*.json")]
     recipe: dict[str, Any] = yaml.safe_load(options.config.read_text())
     order = {arm: number for number, arm in enumerate((*BASELINES, *recipe.get("pretraining", {})))}
-    detectors = recipe["detectors"]
+    others = sorted({record["detector"] for record in records} - {*recipe["detectors"]})  # of a recipe before this one
+    detectors = [*recipe["detectors"], *others]
     records.sort(key=lambda r: (detectors.index(r["detector"]), r["share"], r["seed"], order[r["arm"]]))
     write_cells(options.to, records)
     references = (*recipe.get("baselines", BASELINES), *recipe.get("rivals", ()))

@@ -123,12 +123,13 @@ def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
     alone = replace(options, pretraining={}, baselines=arms, flat=flat, shares=[50], seeds=[0], learning_rates=[1e-3])
     records = {record["arm"]: record for record in run_benchmark(alone)}
     assert {arm: record["steps"] for arm, record in records.items()} == {
-        "only-sup": 4, "scratch-equal": 8, "scratch-flat": 2 * 2 + 4,
+        "only-sup": 4, "scratch-equal": 8, "scratch-flat": 3 * 2 + 4,
     }  # fmt: skip
-    assert [step for step, _ in records["scratch-flat"]["curve"]] == [2, 4, 6, 8]
+    assert [step for step, _ in records["scratch-flat"]["curve"]] == [2, 4, 6, 8, 10]
     recipe = options.out / "training" / "fc_ef-scratch-flat-050-0-lr0.001-round1" / "training/detector/recipe.json"
     assert json.loads(recipe.read_text())["detector"]["schedule"] == "constant"
     assert not is_flat([0.1], 1, 0.01) and is_flat([0.5, 0.505], 1, 0.01) and not is_flat([0.5, 0.52], 1, 0.01)
+    assert not is_flat([0.0, 0.0, 0.0], 2, 0.01), "it has not begun"
     assert not is_flat([0.5, 0.4, 0.6], 2, 0.01) and is_flat([0.5, 0.4, 0.3], 2, 0.01)
 
 

@@ -230,8 +230,9 @@ def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:
 
 
 def is_flat(watched: list[float], patience: int, least_gain: float) -> bool:
-    """Whether the last ``patience`` values are no better than the best before them."""
-    if len(watched) <= patience:
+    """Whether the last ``patience`` values are no better than the best before them. A net that has found nothing yet
+    has not begun to be flat."""
+    if len(watched) <= patience or not max(watched[:-patience]):
         return False
     return max(watched[-patience:]) < max(watched[:-patience]) + least_gain
 
