@@ -14,6 +14,7 @@ from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run
+from changeanywhere.diffusion import exemplars
 from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.samplers import build_sampler
@@ -44,9 +45,9 @@ TIMESTEPS = [*(int(t) for t in build_sampler("dpmsolver++", MODEL.schedule, 4, t
 def paint(strength: float | torch.Tensor, sampling: Sampling, rows: slice = slice(0, 2)) -> torch.Tensor:
     seeds = list(range(5, 7))[rows]
     whole = torch.full((2, 64, 64), strength) if isinstance(strength, float) else strength
-    exemplars = Exemplars(FILLED[rows], whole[rows])
+    given = Exemplars(FILLED[rows], whole[rows])
     masks = (MASKS[rows], CHANGE[rows])
-    return paint_from_exemplars(MODEL.denoiser, MODEL.schedule, KNOWN[rows], exemplars, masks, seeds, sampling)
+    return paint_from_exemplars(MODEL.denoiser, MODEL.schedule, KNOWN[rows], given, masks, seeds, sampling)
 
 
 @pytest.mark.parametrize("margin", [0, 2])
@@ -89,6 +90,20 @@ def test_a_pair_does_not_depend_on_its_batch(margin: int) -> None:
     for row in (0, 1):
         alone = paint(strength, sampling, slice(row, row + 1))
         assert torch.allclose(alone[0], together[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("free_fraction", [0.0, 0.2])
+@pytest.mark.parametrize(("sampler", "eta"), [("dpmsolver++", 1.0), ("ddim", 0.0)])
+def test_windows_that_begin_at_different_calls_are_painted_in_one_batch_as_alone(
+    sampler: str, eta: float, free_fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strength = torch.full((2, 64, 64), 0.3)
+    strength[0, 16:] = 0.8
+    strength[1] = 0.5
+    sampling = Sampling(sampler, num_steps=10, free_fraction=free_fraction, eta=eta, window_margin=2)
+    together = paint(strength, sampling)
+    monkeypatch.setattr(exemplars, "JOINT_SAMPLERS", ())  # by diffusers' own steps, windows that begin alike alone
+    assert torch.allclose(together, paint(strength, sampling), atol=1e-4)
 
 
 def test_a_cell_begins_at_the_timestep_nearest_to_its_strength() -> None:

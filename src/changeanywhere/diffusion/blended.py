@@ -139,16 +139,23 @@ class Calls:
         self._denoiser, self._schedule, self._sampling = denoiser, schedule, sampling
         self._noise, self._on_step = noise, on_step
         # On the CPU: a scheduler that looks its timesteps up on a GPU makes the host wait at every call.
-        self.timesteps = [int(t) for t in self._sampler().timesteps]
+        self.timesteps = [int(t) for t in self.sampler().timesteps]
+        self._alphas = [float(schedule.alphas_cumprod[t]) for t in self.timesteps]
 
-    def _sampler(self) -> Any:
+    @property
+    def is_single_step(self) -> bool:
+        """Whether a step of the sampler looks at nothing but the call before it."""
+        return self._sampling.sampler == "ddim"
+
+    def sampler(self) -> Any:
+        """A fresh one (they keep state)."""
         return build_sampler(self._sampling.sampler, self._schedule, self._sampling.num_steps, torch.device("cpu"))
 
     def noised(self, known: Tensor, noise: Tensor, call: int) -> Tensor:
         """q(known, t) at the timestep of ``call``; the clean latent after the last one."""
         if call == len(self.timesteps):
             return known.clone()
-        alpha = float(self._schedule.alphas_cumprod[self.timesteps[call]])
+        alpha = self._alphas[call]
         noisy: Tensor = alpha**0.5 * known + (1 - alpha) ** 0.5 * noise
         return noisy
 
@@ -157,7 +164,7 @@ class Calls:
     ) -> Tensor:
         """These calls, ``held`` cells replaced before each. A multistep sampler begins at first order: what came
         before belongs to another trajectory."""
-        sampler = self._sampler()
+        sampler = self.sampler()
         some_held = bool(calls) and bool(held.any())
         for call in calls:
             if some_held:
@@ -166,10 +173,14 @@ class Calls:
             if self._on_step is not None:
                 self._on_step(call, x)
             timestep = sampler.timesteps[call]
-            times = torch.full((len(x),), self.timesteps[call], device=x.device)
-            prediction = self._predict(x, times, conditions if self._is_guided(call) else conditions[:1])
+            prediction = self.predict(x, call, conditions)
             x = _step(sampler, prediction, timestep, x, self._sampling.eta, self._noise)
         return x
+
+    def predict(self, x: Tensor, call: int, conditions: Sequence[Tensor]) -> Tensor:
+        """What the network says of ``x`` at a call, guided where that call is."""
+        times = torch.full((len(x),), self.timesteps[call], device=x.device)
+        return self._predict(x, times, list(conditions if self._is_guided(call) else conditions[:1]))
 
     def _is_guided(self, call: int) -> bool:
         interval = self._sampling.guidance_interval

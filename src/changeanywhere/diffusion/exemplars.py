@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls, changed_cells, mask_conditions, unknown_cells
+from changeanywhere.diffusion.joint import JOINT_SAMPLERS, Begins, Windows, paint_jointly
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
@@ -65,27 +67,30 @@ def paint_from_exemplars(
     :func:`.sample_latents`. Cells of less strength wait for their call while others are painted around them. Calls
     before the first start of a pair are not made for it. Strengths below the free tail begin with the tail, or never.
     """
-    masks_t2, change_masks = (mask.to(known.device) for mask in masks)
-    changed = changed_cells(change_masks, sampling.dilate_cells)
-    unknown = unknown_cells(masks_t2, changed)
+    # What is painted when and where is settled on the CPU: a device asked for it would be waited for.
+    where, masks_t2 = changed_cells(masks[1].cpu(), sampling.dilate_cells), masks[0].to(known.device)
     streams = NoiseStreams(seeds, known.shape[1:], known.device)
     calls = Calls(denoiser, schedule, sampling, streams)
     num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
-    start = first_calls(exemplars.strength.to(known.device), change_masks, calls.timesteps, num_held, sampling)
+    start = first_calls(exemplars.strength.cpu(), masks[1].cpu(), calls.timesteps, num_held, sampling)
+    start = torch.where(where, start, sampling.num_steps)
+    changed = where.to(known.device, non_blocking=True)
     scene = _Scene(
         target=torch.where(changed, exemplars.latents.to(known.device), known),
         noise=streams.draw("known").to(known) if sampling.known_noise == "fixed" else None,
         changed=changed,
-        start=torch.where(changed, start, sampling.num_steps),
+        start=start.to(known.device, non_blocking=True),
         conditions=mask_conditions(denoiser, masks_t2, sampling.guidance_scale),
     )
     x = calls.noised(scene.target, _noise(scene, streams), num_held)
     margin, multiple = sampling.window_margin, denoiser.size_multiple // DOWNSAMPLING
-    windows = change_windows(changed, margin, multiple) if margin else _whole_tiles(changed)
-    for starts, some in _alike(windows, scene.start, num_held):
-        painted = _paint_windows(calls, scene, starts, some, streams)
+    windows = change_windows(where, margin, multiple) if margin else _whole_tiles(where)
+    jointly = scene.noise is not None and sampling.sampler in JOINT_SAMPLERS and sampling.is_deterministic
+    for begins, some in _alike(windows, start, num_held, jointly):
+        painted = _paint_windows(calls, scene, (begins, num_held), some, streams, jointly)
         for window, part in zip(some, painted, strict=True):
             window.of(x).copy_(part)
+    unknown = unknown_cells(masks_t2, changed)
     never = changed & (scene.start == sampling.num_steps)
     x = calls.run(range(num_held, sampling.num_steps), x, scene.target, scene.noise, unknown | never, scene.conditions)
     put_back = ~changed | never if sampling.free_fraction == 0 else unknown | never
@@ -118,21 +123,34 @@ def _call_of(strength: Tensor, timesteps: Sequence[int], num_held: int) -> Tenso
     return torch.where(inside_tail, torch.where(nearest < halfway, num_held, len(timesteps)), nearest)
 
 
-def first_timestep(strength: float, schedule: DDPMScheduler, sampling: Sampling) -> int:
-    """Timestep at which ground of this strength begins to be painted; 0: it stays the exemplar that it is."""
+def timesteps_of(sampling: Sampling, schedule: DDPMScheduler) -> list[int]:
+    """Of the calls that ``sampling`` makes."""
     sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps, torch.device("cpu"))
-    timesteps = [int(t) for t in sampler.timesteps]
+    return [int(t) for t in sampler.timesteps]
+
+
+def begun_at(strength: float, timesteps: Sequence[int], sampling: Sampling) -> int:
+    """Timestep at which ground of this strength begins to be painted; 0: it stays the exemplar that it is."""
     num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
     return [*timesteps, 0][int(_call_of(torch.tensor(strength), timesteps, num_held))]
 
 
 def _paint_windows(
-    calls: Calls, scene: _Scene, starts: tuple[int, ...], windows: list[LatentWindow], streams: NoiseStreams
+    calls: Calls,
+    scene: _Scene,
+    when: tuple[Begins, int],
+    windows: list[LatentWindow],
+    streams: NoiseStreams,
+    jointly: bool,
 ) -> Tensor:
-    """The held calls on windows of one size whose cells begin at the same calls, ``starts`` and the end of them."""
+    """The held calls on windows of one size: ``when`` their cells begin, and the end of those calls."""
+    begins, num_held = when
     target, changed, start = (cut(tensor, windows) for tensor in (scene.target, scene.changed, scene.start))
-    noise = None if scene.noise is None else cut(scene.noise, windows)
     conditions = [cut(condition, windows) for condition in scene.conditions]
+    noise = None if scene.noise is None else cut(scene.noise, windows)
+    if jointly and noise is not None:
+        return paint_jointly(calls, Windows(target, noise, changed, start, conditions), begins, num_held)
+    starts = (*begins.calls[0], num_held)
     x = calls.noised(target, cut(_noise(scene, streams), windows), starts[0])
     for begin, end in pairwise(starts):
         held = ~changed | (start > begin)
@@ -141,16 +159,21 @@ def _paint_windows(
 
 
 def _alike(
-    windows: Iterable[LatentWindow], start: Tensor, num_held: int
-) -> list[tuple[tuple[int, ...], list[LatentWindow]]]:
-    """Windows by size and by the calls at which their cells begin: a solver begins anew at each of these, so that what
-    is painted together must begin together. Windows in which nothing begins before the tail are left out."""
-    groups: dict[tuple[int, int, tuple[int, ...]], list[LatentWindow]] = {}
+    windows: Iterable[LatentWindow], start: Tensor, num_held: int, jointly: bool
+) -> list[tuple[Begins, list[LatentWindow]]]:
+    """Windows by size and, unless ``jointly``, by the calls at which their cells begin: a solver begins anew at each of
+    these. The earliest first; windows in which nothing begins before the tail are left out."""
+    groups: dict[tuple[Any, ...], list[tuple[tuple[int, ...], LatentWindow]]] = {}
     for window in windows:
-        begins = sorted({int(call) for call in window.of(start).unique() if int(call) < num_held})
+        begins = tuple(sorted({int(call) for call in window.of(start).unique() if int(call) < num_held}))
         if begins:
-            groups.setdefault((window.height, window.width, (*begins, num_held)), []).append(window)
-    return [(starts, groups[height, width, starts]) for height, width, starts in sorted(groups)]
+            key = (window.height, window.width) if jointly else (window.height, window.width, begins)
+            groups.setdefault(key, []).append((begins, window))
+    found = []
+    for key in sorted(groups):
+        own = sorted(groups[key], key=lambda each: (each[0][0], each[1].index))
+        found.append((Begins([begins for begins, _ in own]), [window for _, window in own]))
+    return found
 
 
 def _whole_tiles(changed: Tensor) -> list[LatentWindow]:

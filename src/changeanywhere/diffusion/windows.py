@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 SIDE_STEP = 8
-"""Sides are multiples of this many cells, so that few shapes occur and windows of a batch go together."""
+"""Sides of a scene's windows are multiples of this many cells."""
+SIZE_STEP = 16
+"""Sides of a tile's windows are multiples of this many: few sizes occur (of tiles of 64 cells 32, 48 and 64), so that
+windows of a batch go together. A window of 24 cells costs a processor more than one of 32."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def change_windows(changed: Tensor, margin: int, multiple: int) -> list[LatentWi
     ``multiple``: what height and width must be divisible by, a power of two that divides h and w.
     """
     height, width = changed.shape[2:]
-    step = max(SIDE_STEP, multiple)
+    step = max(SIZE_STEP, multiple)
     windows = []
     for index, cells in enumerate(changed[:, 0].cpu()):
         rows, columns = cells.any(1).nonzero().flatten(), cells.any(0).nonzero().flatten()

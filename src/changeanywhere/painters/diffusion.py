@@ -13,7 +13,7 @@ from torch import Tensor
 
 from changeanywhere.diffusion.blended import changed_cells, paint_latents
 from changeanywhere.diffusion.critic import Pushed, best_seeds
-from changeanywhere.diffusion.exemplars import Exemplars, first_timestep, paint_from_exemplars
+from changeanywhere.diffusion.exemplars import Exemplars, begun_at, paint_from_exemplars, timesteps_of
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import require
@@ -63,6 +63,7 @@ class DiffusionPainter:
         self.pipeline = ChangePairPipeline.from_pretrained(settings.model, settings.device, settings.dtype)
         self.sampling = settings.sampling
         self.pipeline.check_sampling(self.sampling)
+        self._timesteps = timesteps_of(self.sampling, self.pipeline.model.schedule)
         self.critic = critic_of(settings, self.pipeline)
         self.critic_options = settings.critic
         whole = settings.critic.push == 0 or self.sampling.guidance_interval is None
@@ -117,10 +118,10 @@ class DiffusionPainter:
 
     def _how(self, plan: ChangePlan, strengths: npt.NDArray[np.float32]) -> list[FromExemplar]:
         """How each class that appears in ``plan`` was painted; ``strengths`` by class."""
-        schedule, found = self.pipeline.model.schedule, []
+        found = []
         for class_index in np.unique(plan.mask_t2[plan.change_mask]):
             own = float(strengths[class_index])
-            found.append(FromExemplar(int(class_index), round(own, 4), first_timestep(own, schedule, self.sampling)))
+            found.append(FromExemplar(int(class_index), round(own, 4), begun_at(own, self._timesteps, self.sampling)))
         return found
 
     def _made(self, batch: Batch) -> Sequence[Exemplar]:
