@@ -618,23 +618,47 @@ def test_compiled_networks_paint_the_same(options: GenerateOptions) -> None:
         assert np.abs(before.image_t2.astype(int) - after.image_t2).max() <= 1
 
 
-def test_the_largest_batch_that_fits_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device whose memory takes nine pairs gets the next smaller batch of the list."""
+def test_the_largest_batch_that_fits_follows_from_what_a_pair_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = ca.ChangePairPipeline(tiny_model())
-    sampling, tried = Sampling(num_steps=3), []
+    free = int(9.9 / painting.MEMORY_SHARE)
+    monkeypatch.setattr(painting, "memory_per_pair", lambda *rest: 1.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert painting.fitting_batch_size(pipe, Sampling(), 32) == 8, "nine pairs fit"
 
-    def paint(latents: torch.Tensor, *rest: object) -> torch.Tensor:
-        tried.append(len(latents))
-        if len(latents) > 9:
+
+def test_a_batch_that_memory_does_not_take_is_painted_in_halves(
+    options: GenerateOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says so; the pairs are those of the smaller batch."""
+    whole = DiffusionPainter._paint
+    generation.generate(change(options, batch_size=1))
+    expected = {name: content for name, content in tree(options.out).items() if name.startswith(("A/", "B/", "label"))}
+    shutil.rmtree(options.out)
+    sizes = []
+
+    def paint(self: DiffusionPainter, batch: Batch) -> list[Painting]:
+        sizes.append(len(batch))
+        if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return latents
+        return whole(self, batch)
 
-    monkeypatch.setattr(pipe, "paint", paint)
-    monkeypatch.setattr(pipe, "device", torch.device("meta"))
-    monkeypatch.setattr(pipe, "decode", lambda latents: latents)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert painting.fitting_batch_size(pipe, sampling, 32) == 8
-    assert tried == [64, 48, 32, 24, 16, 8]
+    monkeypatch.setattr(DiffusionPainter, "_paint", paint)
+    capsys.readouterr()
+    generation.generate(change(options, batch_size=3))
+    said = capsys.readouterr().err
+    assert said.count("out of memory") == 2 and "with 3 pairs at once; painting 2 from here on" in said
+    assert sizes == [3, 2, *[1] * 7]
+    assert expected.items() <= tree(options.out).items()
+
+    def never(self: DiffusionPainter, batch: Batch) -> list[Painting]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DiffusionPainter, "_paint", never)
+    shutil.rmtree(options.out)
+    with pytest.raises(ConfigError, match="has no memory for one pair"):
+        generation.generate(change(options, batch_size=1))
 
 
 def test_a_job_from_before_an_option_was_there_is_read_with_its_default() -> None:

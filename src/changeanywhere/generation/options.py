@@ -18,7 +18,8 @@ from changeanywhere.pairs.names import FileKinds, ImageFormat
 from changeanywhere.sources.options import SourceOptions
 from changeanywhere.storage import address_of, check_place
 
-DEFAULT_SHARD = 32
+CPU_SHARD, GPU_SHARD = 32, 64
+"""Pairs of a shard where nobody says: a GPU fills up with a shard, a CPU takes seconds for a pair."""
 FILTER_ACTIONS = ("score", "drop", "resample")
 EXECUTORS = ("threads", "ray")
 IMAGE_FORMATS = ("png", "geotiff")
@@ -144,8 +145,9 @@ class GenerateOptions(SimulateOptions):
     """``mini`` (in the package) or a model folder."""
     legend_map: Path | None = None
     """YAML file 'source class: target class or unknown'; default: equal names, or a mapping of the package."""
-    shard_size: int = DEFAULT_SHARD
-    """Pairs that are finished together: what an interruption can cost."""
+    shard_size: int | None = None
+    """Pairs that are finished together: what an interruption can cost; default: as the dataset was begun, else 32, on a
+    GPU 64."""
     masks_t2: Path | None = None
     """Folder of your own second masks, named like the source's masks and in its legend; no events are simulated."""
     method: str = "diffusion"
@@ -228,8 +230,7 @@ class GenerateOptions(SimulateOptions):
         self.critic.check()
         ordered = not (self.random_order and self.targets.class_pairs)
         require(ordered, "random_order", True, "false with targets.class_pairs, which have a direction")
-        require(self.shard_size > 0, "shard_size", self.shard_size, "1 or more")
-        for name in ("batch_size", "num_threads"):
+        for name in ("shard_size", "batch_size", "num_threads"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "1 or more")
         require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))

@@ -17,6 +17,10 @@ from changeanywhere.painters.diffusion import DiffusionPainter, Reconstructed
 from changeanywhere.painters.registry import OWN, find_painter
 
 GPU_BATCHES = (64, 48, 32, 24, 16, 8, 4, 2)
+PROBED = 4
+"""Pairs by which the memory of one is measured."""
+MEMORY_SHARE = 0.6
+"""Of what is free: what the calls of a batch keep between them, workspaces and fragments have the rest."""
 
 
 def build_painter(job: Job) -> tuple[Painter, Job]:
@@ -59,15 +63,24 @@ def build_painter(job: Job) -> tuple[Painter, Job]:
 
 
 def fitting_batch_size(pipeline: ChangePairPipeline, sampling: Sampling, tile_size: int) -> int:
-    """Pairs that a GPU's memory takes at once, found by painting; on the CPU 4 (more is no faster)."""
-    side = tile_size // DOWNSAMPLING
-    for size in GPU_BATCHES:
-        latents = torch.zeros(size, pipeline.first_stage.latent_mean.numel(), side, side)
-        masks = torch.zeros(size, tile_size, tile_size, dtype=torch.int64)
-        try:
-            pipeline.decode(pipeline.paint(latents, masks, masks > 0, range(size), replace(sampling, num_steps=2)))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            continue
-        return size
-    return 1
+    """Pairs that a GPU's memory takes at once, from what single calls of the networks take."""
+    device = pipeline.device
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + held
+    each = memory_per_pair(pipeline, sampling, tile_size)
+    return next((size for size in GPU_BATCHES if size * each <= MEMORY_SHARE * free), 1)
+
+
+def memory_per_pair(pipeline: ChangePairPipeline, sampling: Sampling, tile_size: int) -> float:
+    """Bytes of a GPU that the largest call needs for a pair: encoder, denoiser or decoder, on whole tiles."""
+    device, side = pipeline.device, tile_size // DOWNSAMPLING
+    bands, channels = pipeline.first_stage.vq_model.config.in_channels, pipeline.first_stage.latent_mean.numel()
+    branches = 1 if sampling.guidance_scale == 1 else 2
+    count, before = PROBED * branches, torch.cuda.memory_allocated(device)
+    latents = torch.zeros(count, channels, side, side, device=device)
+    masks = torch.zeros(count, tile_size, tile_size, dtype=torch.int64)
+    torch.cuda.reset_peak_memory_stats(device)
+    pipeline.encode(torch.zeros(PROBED, bands, tile_size, tile_size))
+    pipeline.predict_noise(latents, torch.zeros(count, dtype=torch.int64), masks)
+    pipeline.decode(latents[:PROBED])
+    return (torch.cuda.max_memory_allocated(device) - before) / PROBED

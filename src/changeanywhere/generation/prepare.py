@@ -18,7 +18,9 @@ from changeanywhere.folders import files_below
 from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
 from changeanywhere.generation.like import like_pairs
 from changeanywhere.generation.options import (
+    CPU_SHARD,
     DEVICE_FLAGS,
+    GPU_SHARD,
     PAINTER_FLAGS,
     FinishingOptions,
     GenerateOptions,
@@ -102,12 +104,15 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
         num_pairs=options.num_pairs,
         pairs_per_image=options.pairs_per_image,
         seed=options.seed,
-        shard_size=painted.shard_size if painted else GenerateOptions.shard_size,
+        shard_size=(painted and painted.shard_size) or (begun.shard_size if begun else CPU_SHARD),
         finishing=_finishing(painted) if painted else FinishingOptions(mask_palette=options.mask_palette),
         container=painted.format if painted else GenerateOptions.format,
     )
     if kind is not None:
         job = _with_painter(job, options, kind, info, begun)
+        on_gpu = job.machine is not None and job.machine.device != "cpu"
+        if on_gpu and begun is None and painted is not None and painted.shard_size is None:
+            job = replace(job, shard_size=GPU_SHARD)
     if begun is not None:
         # A plan that nobody has painted yet leaves open on what it is painted.
         refuse_others(begun if begun.machine else replace(begun, machine=job.machine), job, store)

@@ -76,6 +76,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.plans)
 
+    def part(self, chosen: Sequence[int]) -> Batch:
+        """The pairs ``chosen`` alone, with their tiles and as if they had been read alone."""
+        rows = sorted({self.rows[i] for i in chosen})
+        alone = self.again(chosen, [self.seeds[i] for i in chosen])
+        return replace(alone, images=self.images[rows], rows=[rows.index(row) for row in alone.rows], memo={})
+
     def again(self, chosen: Sequence[int], seeds: Sequence[int]) -> Batch:
         """The pairs ``chosen`` alone, with other seeds; what was taken from donors before does not count for them."""
 

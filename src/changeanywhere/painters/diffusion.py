@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Self
 
 import numpy as np
@@ -16,7 +17,7 @@ from changeanywhere.diffusion.critic import Pushed, best_seeds
 from changeanywhere.diffusion.exemplars import Exemplars, begun_at, paint_from_exemplars, timesteps_of
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
-from changeanywhere.errors import require
+from changeanywhere.errors import ConfigError, require
 from changeanywhere.models.critic import Critic
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import channels_last
@@ -24,6 +25,10 @@ from changeanywhere.models.info import find_model
 from changeanywhere.painters.base import Batch, Exemplar, FromExemplar, Painter, PainterSettings, Painting, Pixels
 from changeanywhere.painters.exemplars import exemplars_of
 from changeanywhere.sample import ChangePlan, SourceItem
+from changeanywhere.terminal import say
+
+EXACT = partial(torch.backends.cudnn.flags, enabled=True, deterministic=True, allow_tf32=False)
+"""float32 is float32 on a GPU too (convolutions have 10 bits of mantissa unless told otherwise), and the same twice."""
 
 
 class DiffusionPainter:
@@ -63,6 +68,7 @@ class DiffusionPainter:
         self.pipeline = ChangePairPipeline.from_pretrained(settings.model, settings.device, settings.dtype)
         self.sampling = settings.sampling
         self.pipeline.check_sampling(self.sampling)
+        self._most = 2**31
         self._timesteps = timesteps_of(self.sampling, self.pipeline.model.schedule)
         self.critic = critic_of(settings, self.pipeline)
         self.critic_options = settings.critic
@@ -77,7 +83,29 @@ class DiffusionPainter:
         return cls(settings)
 
     def paint(self, batch: Batch) -> list[Painting]:
-        """See :class:`Painter`."""
+        """See :class:`Painter`. Where the device's memory does not take the batch, in halves, from then on."""
+        while len(batch) <= self._most:
+            try:
+                with EXACT():
+                    return self._paint(batch)
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise ConfigError(
+                        f"device {self.pipeline.device} has no memory for one pair; give a smaller --tile-size or "
+                        "--model"
+                    ) from error
+                self._most = (len(batch) + 1) // 2
+                batch.memo.clear()
+                say(f"out of memory with {len(batch)} pairs at once; painting {self._most} from here on", error=True)
+            torch.cuda.empty_cache()  # outside of the handler, which holds what was computed
+        painted: list[Painting] = []
+        for first in range(0, len(batch), self._most):
+            places = range(first, min(first + self._most, len(batch)))
+            some = self.paint(batch.part(places))
+            painted += [replace(each, place=places[each.place]) for each in some]
+        return painted
+
+    def _paint(self, batch: Batch) -> list[Painting]:
         latents = encoded(self.pipeline, batch)[list(batch.rows)]
         masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans]).astype(np.int64))
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))

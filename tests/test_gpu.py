@@ -1,0 +1,132 @@
+"""The same on a GPU as on the CPU: masks, labels, events and, in float32, pixels. ``pytest -m gpu``; skipped without.
+
+float32: 99.9 % of pixels within 2/255. bfloat16: images differ by 3/255 in the mean at most; it has 8 bits of mantissa.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from changeanywhere.diffusion.place_noise import NoiseStreams, philox
+from changeanywhere.generation.generate import generate
+from changeanywhere.generation.options import GenerateOptions
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: nothing of this file was tried"),
+]
+EXAMPLES = Path(__file__).parents[1] / "src" / "changeanywhere" / "assets" / "examples"
+LABELS = ("label", "label1", "label2", "list")
+OF_MACHINE = ("settings", "versions")
+
+
+def asked(out: Path, device: str = "cuda", dtype: str = "float32", batch_size: int | None = 4) -> GenerateOptions:
+    return GenerateOptions(
+        source=EXAMPLES, out=out, num_pairs=8, seed=1, shard_size=4, batch_size=batch_size, device=device, dtype=dtype
+    )
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cpu") / "set"
+    generate(asked(out, "cpu"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gpu") / "set"
+    generate(asked(out))
+    return out
+
+
+def files(out: Path, *folders: str) -> dict[str, bytes]:
+    return {str(f.relative_to(out)): f.read_bytes() for folder in folders for f in sorted((out / folder).glob("*"))}
+
+
+def painted(out: Path) -> np.ndarray:
+    """Images t2 ``[N, H, W, C]``, int."""
+    return np.stack([np.asarray(Image.open(file)).astype(int) for file in sorted((out / "B").glob("*.png"))])
+
+
+def records(out: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in OF_MACHINE} for line in lines]
+
+
+def test_noise_is_the_same_on_both() -> None:
+    counter = [torch.arange(1000), torch.arange(1000) * 7919, torch.full((1000,), 2**32 - 1), torch.zeros(1000).long()]
+    there = philox([word.cuda() for word in counter], (12345, 2**32 - 7))
+    for one, other in zip(philox(counter, (12345, 2**32 - 7)), there, strict=True):
+        assert torch.equal(one, other.cpu())
+    seeds = [5, 2**63 + 11, 2**62]
+    there_too = NoiseStreams(seeds, (3, 64, 64), torch.device("cuda")).draw("known").cpu()
+    torch.testing.assert_close(there_too, NoiseStreams(seeds, (3, 64, 64)).draw("known"), rtol=0, atol=1e-6)
+
+
+def test_masks_labels_events_and_lists_are_those_of_the_cpu(on_cpu: Path, on_gpu: Path) -> None:
+    assert files(on_gpu, *LABELS) == files(on_cpu, *LABELS)
+    assert records(on_gpu) == records(on_cpu)
+    assert files(on_gpu, "A") == files(on_cpu, "A")
+
+
+def test_pixels_are_those_of_the_cpu(on_cpu: Path, on_gpu: Path) -> None:
+    away = np.abs(painted(on_gpu) - painted(on_cpu)).max(-1)
+    share = float((away <= 2).mean())
+    print(f"within 2/255: {share:.5%}; farthest {away.max()}")
+    assert share >= 0.999
+
+
+def test_bfloat16_stays_near_float32(on_gpu: Path, tmp_path: Path) -> None:
+    generate(asked(tmp_path / "set", dtype="bfloat16"))
+    assert files(tmp_path / "set", *LABELS) == files(on_gpu, *LABELS)
+    away = np.abs(painted(tmp_path / "set") - painted(on_gpu)).mean()
+    print(f"bfloat16 to float32: {away:.3f}/255 in the mean")
+    assert away <= 3
+
+
+def test_the_same_command_gives_the_same_bytes_and_finishes_what_is_missing(on_gpu: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    generate(asked(out))
+    everything = ("A", "B", *LABELS, "shards")
+    whole = files(out, *everything)
+    assert whole == files(on_gpu, *everything)
+    (out / "shards" / "00001.json").unlink()
+    for file in list((out / "B").glob("*"))[:3]:
+        file.unlink()
+    generate(replace(asked(out), seed=1))
+    assert files(out, "A", *LABELS, "shards") == files(on_gpu, "A", *LABELS, "shards")
+
+
+def test_shares_make_the_same_set(on_gpu: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    for share in ("0/2", "1/2"):
+        generate(replace(asked(out), shard=share))
+    assert files(out, "B", *LABELS) == files(on_gpu, "B", *LABELS)
+
+
+def test_too_large_a_batch_falls_back_to_a_smaller_one(
+    on_gpu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.cuda.empty_cache()
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 220 * 2**20) / total)
+    try:
+        generate(replace(asked(tmp_path / "set", batch_size=8), shard_size=8))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory with 8 pairs at once" in capsys.readouterr().err
+    assert files(tmp_path / "set", *LABELS) == files(on_gpu, *LABELS)
+
+
+def test_a_batch_size_is_found(tmp_path: Path) -> None:
+    generate(asked(tmp_path / "set", batch_size=None))
+    job = json.loads((tmp_path / "set" / "plan" / "job.json").read_text())
+    assert "64" in json.dumps(job), "a model of 7 million weights, 64 pairs"
