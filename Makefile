@@ -78,11 +78,11 @@ SET := --seed 1 --batch-size 8 --targets.no-change 0.25
 OBJECTS := --seed 1 --batch-size 8 --num-pairs 240 --events.shape-bank --targets.class-pairs \
   '{bareland->building: 0.25, vegetation_mixed->building: 0.15, bareland->road: 0.25, vegetation_mixed->road: 0.1}'
 quality: install
-	$(BIN)/changeanywhere train segmenter --config recipes/judge.yaml --out runs/judge
+	$(BIN)/changeanywhere train segmenter --config judge --out runs/judge
 	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --out runs/quality/plain
 	$(BIN)/changeanywhere generate $(TILES) $(SET) --num-pairs 240 --filter.model mini-segmenter \
 	  --filter.action resample --out runs/quality/filtered
-	$(BIN)/changeanywhere generate --config recipes/realistic.yaml $(TILES) $(SET) --num-pairs 120 --out runs/quality/realistic
+	$(BIN)/changeanywhere generate --config realistic $(TILES) $(SET) --num-pairs 120 --out runs/quality/realistic
 	for set in plain filtered realistic; do $(BIN)/changeanywhere evaluate --pairs runs/quality/$$set $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --out runs/quality/$$set-evaluation || exit; done
 	$(BIN)/python benchmarks/change_realism.py --pairs runs/quality/realistic --real-pairs $(DATA)/naip_bitemporal --without water
@@ -101,11 +101,11 @@ TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num
 PAINTED := --free-fraction 0.1 --reconstruct-t1 --batch-size 8 --num-threads 1
 SETS := {exemplars: $(RUNS)/sets/exemplars, pure: $(RUNS)/sets/pure, copy-paste: $(RUNS)/sets/copy_paste}
 LEVIR := --pairs $(DATA)/cd_pairs/levir_cd_subset
-SMALL := OMP_NUM_THREADS=1 $(BIN)/changeanywhere benchmark --config recipes/benchmark-levir-small.yaml
+SMALL := OMP_NUM_THREADS=1 $(BIN)/changeanywhere benchmark --config benchmark-levir-small
 benchmark: install
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) --out $(RUNS)/sets/exemplars
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) --method copy_paste --out $(RUNS)/sets/copy_paste
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) --exemplar-strength 1 --out $(RUNS)/sets/pure
+	$(BIN)/changeanywhere generate --config houses $(TRAIN) $(PAINTED) --out $(RUNS)/sets/exemplars
+	$(BIN)/changeanywhere generate --config houses $(TRAIN) --method copy_paste --out $(RUNS)/sets/copy_paste
+	$(BIN)/changeanywhere generate --config houses $(TRAIN) $(PAINTED) --exemplar-strength 1 --out $(RUNS)/sets/pure
 	$(SMALL) $(LEVIR) --pretraining '$(SETS)' --out $(RUNS)/levir-small
 
 # Where a gain comes from, or is lost: one thing changed at a time, one detector; after make benchmark.
@@ -115,8 +115,8 @@ CHANGED := {exemplars: $(RUNS)/sets/exemplars, ratios: $(RUNS)/sets/like, one-wa
 COUNTED := {exemplars: [building, informal_settlement], ratios: [building, informal_settlement], one-way: [building, informal_settlement]}
 HOUSES := --pretraining '{exemplars: $(RUNS)/sets/exemplars}' --change-classes '{exemplars: [building, informal_settlement]}'
 benchmark-ablation: install
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) $(LIKE) --out $(RUNS)/sets/like
-	$(BIN)/changeanywhere generate --config recipes/houses.yaml $(TRAIN) $(PAINTED) --events.kinds '[appearance]' --out $(RUNS)/sets/one_way
+	$(BIN)/changeanywhere generate --config houses $(TRAIN) $(PAINTED) $(LIKE) --out $(RUNS)/sets/like
+	$(BIN)/changeanywhere generate --config houses $(TRAIN) $(PAINTED) --events.kinds '[appearance]' --out $(RUNS)/sets/one_way
 	$(BIN)/changeanywhere generate $(TRAIN) $(PAINTED) --targets.no-change 0.4 --out $(RUNS)/sets/classes
 	$(SMALL) $(LEVIR) $(ONE) --pretraining '$(CHANGED)' --change-classes '$(COUNTED)' --out $(RUNS)/ablation/sets
 	$(SMALL) $(LEVIR) $(ONE) $(HOUSES) --pretrain.num-steps 2000 --out $(RUNS)/ablation/short

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.check import CheckOptions
-from changeanywhere.cli import COMMANDS
+from changeanywhere.commands import COMMANDS
 from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.exporting.options import ExportOptions
@@ -19,6 +19,7 @@ from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
 from changeanywhere.prediction.options import PredictOptions
 from changeanywhere.scenes.options import SceneOptions
+from changeanywhere.shipped import RecipesOptions
 from changeanywhere.training.command import STAGES, TrainOptions
 
 OPTIONS: dict[str, type] = {
@@ -35,6 +36,7 @@ OPTIONS: dict[str, type] = {
     "predict INPUTS": PredictOptions,
     "export PAIRS": ExportOptions,
     "benchmark": BenchmarkOptions,
+    "recipes NAME": RecipesOptions,
     "init PATH": InitOptions,
     "check PATH": CheckOptions,
 }

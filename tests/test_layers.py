@@ -14,7 +14,7 @@ FLOORS = [
     ["errors", "machine", "regular"],
     ["documents", "folders", "text"],
     ["limits", "seals", "terminal"],
-    ["colours", "flags", "plain", "progress", "seeds", "stopping", "storage"],
+    ["colours", "flags", "plain", "progress", "seeds", "shipped", "stopping", "storage"],
     ["buckets", "leases"],
     ["legend"],
     ["sample"],
@@ -35,6 +35,7 @@ FLOORS = [
     ["check_set"],
     ["api", "check", "init"],
     ["__init__"],
+    ["commands"],
     ["cli"],
     ["__main__"],
 ]

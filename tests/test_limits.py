@@ -31,6 +31,7 @@ from changeanywhere.models.import_options import ImportDetectorOptions, ImportOp
 from changeanywhere.prediction.options import PredictOptions
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.seeds import STEPS, step_seed
+from changeanywhere.shipped import RecipesOptions
 from changeanywhere.training.command import TrainOptions
 from conftest import write_source
 
@@ -42,6 +43,7 @@ OPTIONS: list[Any] = [
     EvaluateOptions(out=PLACE),
     DetectorEvaluationOptions(detector=PLACE, pairs=PLACE, out=PLACE),
     ExportOptions(pairs=PLACE, layout="levir", out=PLACE),
+    RecipesOptions(),
     PredictOptions(detector=PLACE, inputs=("pairs",), out=PLACE),
     BenchmarkOptions(out=PLACE),
     TrainOptions(out=PLACE),

@@ -40,7 +40,7 @@ def test_commands_and_python_run(tmp_path: Path) -> None:
 
 
 def test_every_command_is_documented() -> None:
-    from changeanywhere.cli import COMMANDS as NAMES
+    from changeanywhere.commands import COMMANDS as NAMES
 
     assert [name for name in NAMES if f"changeanywhere {name}" not in README] == []
 

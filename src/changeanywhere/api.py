@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from changeanywhere.shipped import find_source
 from changeanywhere.sources import Source, SourceOptions, open_source
 
 if TYPE_CHECKING:
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def load_source(folder: str | Path, **options: Any) -> Source:
-    """Open single-date tiles (a map-style dataset of ``SourceSample``); ``options``: fields of ``SourceOptions``."""
-    return open_source(Path(folder), SourceOptions(**options))
+    """Open single-date tiles (a map-style dataset of ``SourceSample``); ``options``: fields of ``SourceOptions``.
+    ``examples``: the tiles that come with the package, where no folder of that name lies here."""
+    return open_source(Path(find_source(folder)), SourceOptions(**options))
 
 
 def generate(source: str | Path, out: str | Path, **options: Any) -> GenerateReport:
@@ -27,7 +29,7 @@ def generate(source: str | Path, out: str | Path, **options: Any) -> GenerateRep
         if options.get(name) is not None:
             options[name] = Path(options[name])
     with progress_bars() as progress:
-        return run(GenerateOptions(source=Path(source), out=Path(out), **options), progress)
+        return run(GenerateOptions(source=Path(find_source(source)), out=Path(out), **options), progress)
 
 
 def load_detector(folder: str | Path) -> Detector:

@@ -9,37 +9,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from changeanywhere.commands import (
+    COMMANDS,
+    EPILOG,
+    evaluate_detector_command,
+    export_command,
+    parse_options,
+    predict_command,
+    recipes_command,
+)
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
-from changeanywhere.flags import given_flags, names_option, parse, with_words
+from changeanywhere.flags import given_flags, names_option
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import progress_bars
+from changeanywhere.shipped import with_shipped
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import check_out, shown
 from changeanywhere.terminal import escape_streams, escaped_streams, say, say_lines
 from changeanywhere.text import one_line
-
-COMMANDS = {
-    "generate": "single-date tiles → bi-temporal pairs with labels, report and dataset card",
-    "plan": "the plan of a set alone; then generate --shard I/N paints it in N jobs",
-    "finish": "lists, metadata, card and report of a set whose shards were painted in several jobs",
-    "simulate": "change events only: second masks and change masks, no model",
-    "label": "masks for imagery that has none, from a segmenter; the folder is a --source of the other commands",
-    "train": "train first-stage | denoiser | critic | segmenter | detector from a recipe; again: resumes",
-    "import": "ldm | opencd CHECKPOINT: published weights of a diffusion model or a detector → a folder of ours",
-    "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
-    "predict": "change maps from a detector: a folder of pairs, or T1.tif T2.tif of any size",
-    "export": "a set of pairs in another layout: LAYOUT is levir, second, opencd, torchgeo, huggingface, coco, …",
-    "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
-    "init": "draft legend.json and a legend map from what the masks of a folder hold",
-    "check": "say what a folder is, what is wrong with it, what to do next",
-}
-EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 done, 1 failed, 2 your input is wrong."
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -79,15 +71,16 @@ def run(arguments: list[str]) -> int:
         "train": _train,
         "import": _import,
         "evaluate": _evaluate,
-        "predict": _predict,
-        "export": _export,
+        "predict": predict_command,
+        "export": export_command,
         "benchmark": _benchmark,
+        "recipes": recipes_command,
         "init": _init,
         "check": _check,
     }
     try:
         with escaped_streams():
-            dispatch[command](arguments[1:])
+            dispatch[command](with_shipped(arguments[1:]))
     except ChangeAnywhereError as error:
         if isinstance(error, ShortfallError):
             _print_shortfall(error)
@@ -108,7 +101,7 @@ def _generate(arguments: list[str]) -> None:
         _generate_scenes(arguments)
         return
 
-    options = _parse("generate", GenerateOptions, arguments)
+    options = parse_options("generate", GenerateOptions, arguments)
     from changeanywhere.generation.generate import dry_run, generate
 
     if options.dry_run:
@@ -142,7 +135,7 @@ def _generate(arguments: list[str]) -> None:
 def _generate_scenes(arguments: list[str]) -> None:
     from changeanywhere.scenes.options import SceneOptions
 
-    options = _parse("generate", SceneOptions, arguments)
+    options = parse_options("generate", SceneOptions, arguments)
     from changeanywhere.scenes.generate import dry_run_scenes, generate_scenes
 
     if options.dry_run:
@@ -169,7 +162,7 @@ def _generate_scenes(arguments: list[str]) -> None:
 def _plan(arguments: list[str]) -> None:
     from changeanywhere.generation.options import GenerateOptions
 
-    options = _parse("plan", GenerateOptions, arguments)
+    options = parse_options("plan", GenerateOptions, arguments)
     from changeanywhere.generation.shares import plan_set
 
     with progress_bars() as progress:
@@ -182,7 +175,7 @@ def _plan(arguments: list[str]) -> None:
 def _finish(arguments: list[str]) -> None:
     from changeanywhere.generation.options import FinishOptions
 
-    options = _parse("finish", FinishOptions, _with_path(arguments))
+    options = parse_options("finish", FinishOptions, _with_path(arguments))
     from changeanywhere.generation.shares import finish
 
     report = finish(options.path)
@@ -194,7 +187,7 @@ def _finish(arguments: list[str]) -> None:
 def _simulate(arguments: list[str]) -> None:
     from changeanywhere.generation.options import SimulateOptions
 
-    options = _parse("simulate", SimulateOptions, arguments)
+    options = parse_options("simulate", SimulateOptions, arguments)
     from changeanywhere.generation.simulate import simulate_source
 
     with progress_bars() as progress:
@@ -225,7 +218,7 @@ def _print_skipped(lines: Sequence[str], out: Path) -> None:
 def _label(arguments: list[str]) -> None:
     from changeanywhere.labelling.options import LabelOptions
 
-    options = _parse("label", LabelOptions, arguments)
+    options = parse_options("label", LabelOptions, arguments)
     from changeanywhere.labelling.label import label
 
     with progress_bars() as progress:
@@ -245,7 +238,7 @@ def _train(arguments: list[str]) -> None:
             say_lines(f"usage: changeanywhere train {{{','.join(STAGES)}}} --config RECIPE --out DIR\n\n{EPILOG}")
             return
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
-    options = _parse(f"train {arguments[0]}", TrainOptions, arguments[1:])
+    options = parse_options(f"train {arguments[0]}", TrainOptions, arguments[1:])
     with progress_bars() as progress, polite_stop(on_key=True) as stop:
         result = train(arguments[0], options, progress, stop, given_flags(arguments[1:]))
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
@@ -267,7 +260,7 @@ def _import(arguments: list[str]) -> None:
     flags = ["--checkpoint", *positional] if positional else []
     rest = [*flags, *arguments[1 + len(positional) :]]
     if arguments[0] == "opencd":
-        detector = _parse("import opencd", ImportDetectorOptions, rest)
+        detector = parse_options("import opencd", ImportDetectorOptions, rest)
         from changeanywhere.models.detectors.folder import save_detector
         from changeanywhere.models.import_opencd import import_opencd
 
@@ -276,7 +269,7 @@ def _import(arguments: list[str]) -> None:
         save_detector(net, name, detector.out)
         say(f"imported {name}: {detector.out}")
         return
-    options = _parse("import ldm", ImportOptions, rest)
+    options = parse_options("import ldm", ImportOptions, rest)
     from changeanywhere.models.folder import save_model
     from changeanywhere.models.import_ldm import import_ldm
 
@@ -290,9 +283,9 @@ def _evaluate(arguments: list[str]) -> None:
     from changeanywhere.evaluation.options import EvaluateOptions
 
     if names_option(arguments, "detector"):
-        _evaluate_detector(arguments)
+        evaluate_detector_command(arguments)
         return
-    options = _parse("evaluate", EvaluateOptions, arguments)
+    options = parse_options("evaluate", EvaluateOptions, arguments)
     from changeanywhere.evaluation.evaluate import evaluate
     from changeanywhere.progress import progress_bars
 
@@ -309,54 +302,10 @@ def _evaluate(arguments: list[str]) -> None:
     say(f"report: {options.out / 'evaluation.html'}")
 
 
-def _evaluate_detector(arguments: list[str]) -> None:
-    from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions as Options
-
-    options = _parse("evaluate", Options, with_words(arguments, Options, "pairs"))
-    from changeanywhere.evaluation.of_detector import SCORES, evaluate_on_pairs
-
-    with progress_bars() as progress:
-        evaluation = evaluate_on_pairs(options, progress)
-    values = evaluation.overall.to_dict()
-    say(f"{one_line(evaluation.detector)} on {len(evaluation.pairs)} pairs, change class over all their pixels")
-    for name in SCORES:
-        value = values[name]
-        say(f"  {name:<10} {'undefined' if value is None else f'{value:.4f}'}")
-    say(f"report: {options.out / 'evaluation.html'}")
-
-
-def _predict(arguments: list[str]) -> None:
-    from changeanywhere.prediction.options import PredictOptions
-
-    options = _parse("predict", PredictOptions, with_words(arguments, PredictOptions, "inputs"))
-    from changeanywhere.prediction.predict import TABLE, predict
-
-    with progress_bars() as progress:
-        lines = predict(options, progress)
-    changed, valid = (sum(getattr(line, name) for line in lines) for name in ("changed_px", "valid_px"))
-    say(f"predicted {len(lines)} pair(s): {changed / max(valid, 1):.2%} of their ground changed")
-    say(f"table:  {options.out / TABLE}")
-
-
-def _export(arguments: list[str]) -> None:
-    from changeanywhere.exporting.options import ExportOptions
-
-    options = _parse("export", ExportOptions, with_words(arguments, ExportOptions, "pairs"))
-    from changeanywhere.exporting.export import export
-
-    with progress_bars() as progress:
-        report = export(options, progress)
-    counts = ", ".join(f"{split} {count}" for split, count in report.splits.items())
-    say(f"wrote {sum(report.splits.values())} pairs ({counts}) as {options.layout}: {options.out}")
-    for what in report.lost:
-        say(f"{options.layout} has no place for {what}")
-    say(f"how to load it: {options.out / 'README.md'}")
-
-
 def _benchmark(arguments: list[str]) -> None:
     from changeanywhere.benchmark.options import BenchmarkOptions
 
-    options = _parse("benchmark", BenchmarkOptions, arguments)
+    options = parse_options("benchmark", BenchmarkOptions, arguments)
     from changeanywhere.benchmark.protocol import run_benchmark
 
     with progress_bars() as progress, polite_stop() as stop:
@@ -368,13 +317,13 @@ def _benchmark(arguments: list[str]) -> None:
 def _init(arguments: list[str]) -> None:
     from changeanywhere.init import InitOptions, init
 
-    say_lines(init(_parse("init", InitOptions, _with_path(arguments))))
+    say_lines(init(parse_options("init", InitOptions, _with_path(arguments))))
 
 
 def _check(arguments: list[str]) -> None:
     from changeanywhere.check import CheckOptions, check_path
 
-    options = _parse("check", CheckOptions, _with_path(arguments))
+    options = parse_options("check", CheckOptions, _with_path(arguments))
     say_lines(check_path(options.path, options))
 
 
@@ -400,10 +349,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-Options = typing.TypeVar("Options")
-
-
-def _parse(command: str, kind: type[Options], arguments: list[str]) -> Options:
-    return parse(command, kind, arguments, COMMANDS[command.split()[0]], EPILOG)

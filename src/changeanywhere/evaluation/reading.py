@@ -38,7 +38,7 @@ def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: i
     if hash_segmenter(folder) == hash_segmenter(EMBEDDED_SEGMENTER):
         raise ConfigError(
             f"judge is {str(folder)!r}, the package's own segmenter, by which sets are filtered and labelled: it would "
-            "judge itself; allowed: another (changeanywhere train segmenter --config recipes/judge.yaml --out DIR)"
+            "judge itself; allowed: another (changeanywhere train segmenter --config judge --out DIR)"
         )
     net = channels_last(Segmenter.load(folder).to(device))
     if net.legend.names != legend.names:
