@@ -3,12 +3,15 @@
     python benchmarks/scenes.py mosaic --source ../shared/data/landcover/train --licences CC0-1.0 CC-BY-4.0 --out runs/m
     python benchmarks/scenes.py cost --mosaic runs/m --out runs/m/cost
     python benchmarks/scenes.py seams --scene runs/m/cost/scene/mosaic --out runs/m/worst.png
+    python benchmarks/scenes.py random --out runs/random
 
 mosaic  GeoTIFF and mask of --side px from tiles of 256 px, side by side in the order of their keys
 cost    processor seconds per megapixel of generate --scene and of generate on the same image in tiles of 256 px, a pair
         each; largest resident set; the share of pixels that changes
 seams   mean difference of neighbouring pixels across each border of two windows (in the middle of what they share),
-        against lines half a window on: ratio of medians, Kolmogorov-Smirnov; a picture of the worst
+        against lines half a window on, without lines on a joint of the mosaic: ratio of medians, Kolmogorov-Smirnov;
+        a picture of the worst, date 1 and date 2
+random  a folder with a model that was never trained, of 4 norm groups and with attention in the middle of both stages
 """
 
 from __future__ import annotations
@@ -25,12 +28,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import torch
 from PIL import Image
 from rasterio.transform import from_origin
 from scipy import stats
 
 import changeanywhere as ca
-from changeanywhere.diffusion.canvas import GUARD, RAMP
+from changeanywhere.diffusion.canvas import Plane
+from changeanywhere.legend import load_legend
+from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
+from changeanywhere.models.first_stage import FirstStage, build_vq_model
+from changeanywhere.models.folder import Model, noise_schedule, save_model
 from changeanywhere.models.info import DOWNSAMPLING, find_model, read_info
 
 TILE = 256
@@ -94,55 +102,73 @@ def _run(name: str, arguments: Sequence[str], megapixels: float) -> float:
     return seconds / megapixels
 
 
-def borders(image: npt.NDArray[np.float64], window: int) -> tuple[list[float], list[float], list[tuple[int, int]]]:
-    """Of ``[H, W]``: mean absolute difference across each vertical border of two windows, over the length of one, and
-    across lines half a stride on; and where the borders are (row, column)."""
-    stride = window - (2 * GUARD + RAMP) * DOWNSAMPLING
-    middle = RAMP // 2 * DOWNSAMPLING
-    across, inside, places = [], [], []
+Lines = list[tuple[float, int, int]]
+"""Mean absolute difference across a line, its first row and its column."""
+
+
+def lines(image: npt.NDArray[np.float64], plane: Plane, offset: int, joint: int) -> Lines:
+    """Of ``[H, W]``: each vertical line ``offset`` px beside the middle of what two windows of the grid share, as long
+    as a window goes on alone; none on a multiple of ``joint``."""
+    stride, middle = plane.stride * DOWNSAMPLING, plane.ramp * DOWNSAMPLING // 2
+    found = []
     for row in range(0, image.shape[0] - stride + 1, stride):
-        for column in range(stride - middle, image.shape[1] - stride // 2 - 1, stride):
-            part = image[row : row + stride]
-            across.append(float(np.abs(part[:, column] - part[:, column - 1]).mean()))
-            other = column + stride // 2
-            inside.append(float(np.abs(part[:, other] - part[:, other - 1]).mean()))
-            places.append((row, column))
-    return across, inside, places
+        for column in range(stride - middle + offset, image.shape[1] - 1, stride):
+            if not joint or column % joint:
+                part = image[row : row + stride]
+                found.append((float(np.abs(part[:, column] - part[:, column - 1]).mean()), row, column))
+    return found
 
 
-def seams(scene: Path, window: int, out: Path | None) -> None:
+def seams(scene: Path, window: int, out: Path | None, joint: int) -> None:
     """Print the comparison; write the border that stands out most from the line inside beside it."""
-    with rasterio.open(scene / "t2.tif") as raster:
-        pixels = raster.read([1, 2, 3])
-    with rasterio.open(scene / "t1.tif") as raster:
-        before = raster.read([1, 2, 3]).mean(0)
-    image = pixels.mean(0)
-    for name, grey in (("t2", image), ("t1", before)):
-        found = [borders(grey, window), borders(grey.T, window)]
-        across, inside = (np.array(found[0][i] + found[1][i]) for i in (0, 1))
+    images = {}
+    for name in ("t1", "t2"):
+        with rasterio.open(scene / f"{name}.tif") as raster:
+            images[name] = raster.read([1, 2, 3])
+    tall, wide = (length // DOWNSAMPLING for length in images["t1"].shape[1:])
+    plane = Plane(0, 0, tall, wide, window // DOWNSAMPLING)
+    half = plane.stride * DOWNSAMPLING // 2
+    for name, pixels in images.items():
+        grey = pixels.mean(0)
+        both = [[lines(each, plane, offset, joint) for each in (grey, grey.T)] for offset in (0, half)]
+        across, inside = (np.array([line[0] for some in each for line in some]) for each in both)
         test = stats.ks_2samp(across, inside)
         print(
             f"{name}: {len(across)} borders, median across {np.median(across):.3f}, inside {np.median(inside):.3f}, "
             f"ratio {np.median(across) / np.median(inside):.3f}, KS {test.statistic:.3f}, p {test.pvalue:.3f}"
         )
         if name == "t2" and out is not None:
-            excess = np.array(found[0][0]) / np.maximum(np.array(found[0][1]), 1e-6)
-            row, column = found[0][2][int(excess.argmax())]
-            left = max(column - 112, 0)
-            part = pixels[:, row : row + 224, left : left + 224].transpose(1, 2, 0)
-            Image.fromarray(np.ascontiguousarray(part)).save(out)
-            print(f"worst: column {column} from row {row}, {excess.max():.2f} times the line inside")
+            there = {(row, column - half): value for value, row, column in both[1][0]}
+            excess = {(r, c): value / max(there[r, c], 1e-6) for value, r, c in both[0][0] if (r, c) in there}
+            row, column = max(excess, key=lambda place: excess[place])
+            left = min(max(column - half, 0), pixels.shape[2] - 2 * half)
+            part = np.concatenate(
+                [each[:, row : row + 2 * half, left : left + 2 * half] for each in images.values()], 2
+            )
+            Image.fromarray(np.ascontiguousarray(part.transpose(1, 2, 0))).save(out)
+            print(f"worst: column {column} from row {row}, {excess[row, column]:.2f} times the line inside")
+
+
+def random_model(out: Path) -> None:
+    """What windows see of each other is worst where nothing was ever learnt."""
+    torch.manual_seed(0)
+    vq_model = build_vq_model([16, 16, 16], 1, num_codes=64, norm_groups=4, mid_attention=True)
+    first_stage = FirstStage(vq_model, latent_mean=[0.0] * 3, latent_std=[1.0] * 3, quantises=False)
+    unet = build_unet([16, 32], 1, mask_channels=4, attention_levels=[1], head_dim=8, norm_groups=4)
+    denoiser = Denoiser(unet, MaskEncoder(num_classes=7, mask_channels=4))
+    save_model(Model(first_stage, denoiser, noise_schedule(), load_legend("mini"), 0.1, tile_size=128), out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["mosaic", "cost", "seams"])
+    parser.add_argument("what", choices=["mosaic", "cost", "seams", "random"])
     parser.add_argument("--source", type=Path)
     parser.add_argument("--licences", nargs="+")
     parser.add_argument("--side", type=int, default=4096)
     parser.add_argument("--mosaic", type=Path)
     parser.add_argument("--scene", type=Path)
     parser.add_argument("--window", type=int, default=read_info(find_model("mini")).tile_size)
+    parser.add_argument("--joint", type=int, default=TILE, help="side of the mosaic's tiles in px; 0: no mosaic")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options, more = parser.parse_known_args(argv)
@@ -150,8 +176,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         mosaic(options.source, options.licences, options.side, options.out)
     elif options.what == "cost":
         cost(options.mosaic, options.out, options.threads, more)
+    elif options.what == "random":
+        random_model(options.out)
     else:
-        seams(options.scene, options.window, options.out)
+        seams(options.scene, options.window, options.out, options.joint)
 
 
 if __name__ == "__main__":

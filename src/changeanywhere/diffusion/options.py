@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,50 @@ class CriticOptions:
         require(read, "critic.calls", self.calls, "with critic.starts above 1, which alone reads it")
         read = self.push > 0 or self.until == CriticOptions.until
         require(read, "critic.until", self.until, "with critic.push above 0, which alone reads it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What commands that paint can be told of :class:`Sampling` and of the device; what is left out, the model
+    recommends."""
+
+    sampler: str | None = None
+    """ddim, dpmsolver++ or unipc."""
+    num_steps: int | None = None
+    """Denoiser calls per image."""
+    free_fraction: float | None = None
+    """Share of the last steps in which unchanged ground is painted freely, 0 to 1; 0 keeps it as it is."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 = off."""
+    guidance_interval: list[int] | None = None
+    """Guide between these timesteps alone, '[200, 700]' of 1000; default: at every call."""
+    known_noise: str | None = None
+    """Noise on unchanged ground: fresh at every step, or fixed."""
+    eta: float | None = None
+    """Stochasticity of ddim, 0 to 1; the other samplers have none."""
+    dilate_cells: int | None = None
+    """Latent cells (4 px) by which the painted part reaches over the change mask."""
+    window_margin: int | None = None
+    """Latent cells around the change that the network sees until the free tail; 0 = the whole tile, or window."""
+    exemplar_strength: float | list[float] | dict[str, float] | None = None
+    """How much of changed ground is painted over real pixels: 1 = all of it, from noise (the paper's); 0 = nothing. By
+    class, '{"building": 0.25, "default": 0.5}', or (not for scenes) a range to draw from, '[0.2, 0.4]'."""
+    exemplar_ring: int | None = None
+    """Pixels around an exemplar that come along, fading out: where its shadow lies."""
+    restore_detail: float | None = None
+    """Share of what the first stage loses of real pixels given back to date 2 where it still shows them, 0 to 1."""
+    device: str | None = None
+    """cpu, cuda, …; default: cuda where there is one."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; default: that of what was begun, else bfloat16 where the device has it."""
+    num_threads: int | None = None
+    """CPU threads of the model (sums depend on it in the last bits); default: those of what was begun, else all."""
+
+    @property
+    def sampling_given(self) -> dict[str, Any]:
+        """What is said of :class:`Sampling`."""
+        given = {each.name: getattr(self, each.name) for each in fields(Sampling)}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

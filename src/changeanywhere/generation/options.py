@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from changeanywhere.diffusion.options import CriticOptions
+from changeanywhere.diffusion.options import CriticOptions, SamplingOptions
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventOptions
 from changeanywhere.exporting.options import LAYOUT_NAMES
@@ -75,15 +75,16 @@ class SimulateOptions(SourceOptions):
         twice = self.learn_transitions and self.events.transitions
         require(not twice, "learn_transitions", True, "false where events.transitions is given")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        self._refuse_idle_events()
+        refuse_idle_events(self.events)
 
-    def _refuse_idle_events(self) -> None:
-        """An option that none of the asked kinds reads would do nothing."""
-        for name in sorted({name for names in EVENTS_READ_BY.values() for name in names.split()}):
-            readers = [kind for kind, names in EVENTS_READ_BY.items() if name in names.split()]
-            value = getattr(self.events, name)
-            read = value == getattr(EventOptions(), name) or set(readers) & set(self.events.kinds)
-            require(bool(read), f"events.{name}", value, f"with one of the kinds {', '.join(readers)}, which read it")
+
+def refuse_idle_events(events: EventOptions) -> None:
+    """:class:`ConfigError` for an option that none of the asked kinds reads: it would do nothing."""
+    for name in sorted({name for names in EVENTS_READ_BY.values() for name in names.split()}):
+        readers = [kind for kind, names in EVENTS_READ_BY.items() if name in names.split()]
+        value = getattr(events, name)
+        read = value == getattr(EventOptions(), name) or set(readers) & set(events.kinds)
+        require(bool(read), f"events.{name}", value, f"with one of the kinds {', '.join(readers)}, which read it")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class FinishingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(SimulateOptions):
+class GenerateOptions(SamplingOptions, SimulateOptions):
     """Options of ``changeanywhere generate``. Settings left out are those that the model recommends."""
 
     model: str = "mini"
@@ -153,31 +154,6 @@ class GenerateOptions(SimulateOptions):
     method: str = "diffusion"
     """How date 2 is made: ``diffusion``; for comparison ``copy_paste``, ``recolour``, ``patch_exchange``; or a painter
     that another package registers."""
-    sampler: str | None = None
-    """ddim, dpmsolver++ or unipc."""
-    num_steps: int | None = None
-    """Denoiser calls per image."""
-    free_fraction: float | None = None
-    """Share of the last steps in which unchanged ground is painted freely, 0 to 1; 0 keeps it as it is."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance; 1 = off."""
-    guidance_interval: list[int] | None = None
-    """Guide between these timesteps alone, '[200, 700]' of 1000; default: at every call."""
-    known_noise: str | None = None
-    """Noise on unchanged ground: fresh at every step, or fixed per pair."""
-    eta: float | None = None
-    """Stochasticity of ddim, 0 to 1; the other samplers have none."""
-    dilate_cells: int | None = None
-    """Latent cells (4 px) by which the painted part reaches over the change mask."""
-    window_margin: int | None = None
-    """Latent cells around the change that the network sees until the free tail; 0 = the whole tile."""
-    exemplar_strength: float | list[float] | dict[str, float] | None = None
-    """How much of changed ground is painted over real pixels: 1 = all of it, from noise (the paper's); 0 = nothing. By
-    class, '{"building": 0.25, "default": 0.5}', or a range to draw from, '[0.2, 0.4]'."""
-    exemplar_ring: int | None = None
-    """Pixels around an exemplar that come along, fading out: where its shadow lies."""
-    restore_detail: float | None = None
-    """Share of what the first stage loses of real pixels given back to date 2 where it still shows them, 0 to 1."""
     critic: CriticOptions = field(default_factory=CriticOptions)
     reconstruct_t1: bool = False
     """Write image t1 as the first stage gives it back, so that its look does not tell the dates apart."""
@@ -197,12 +173,6 @@ class GenerateOptions(SimulateOptions):
     set is exported to OUT/layouts/NAME, too, by links where files stay as they are."""
     batch_size: int | None = None
     """Pairs painted at once; default: that of the dataset begun, else 4 on the CPU, on a GPU what its memory takes."""
-    device: str | None = None
-    """cpu, cuda, …; default: cuda where there is one."""
-    dtype: str | None = None
-    """float32, bfloat16 or float16; default: that of the dataset begun, else bfloat16 where the device has it."""
-    num_threads: int | None = None
-    """CPU threads of the model (sums depend on it in the last bits); default: those of the dataset begun, else all."""
     compile: bool = False
     """Compile the denoiser with torch.compile: minutes first, then about 15 % faster; pays from thousands of pairs
     (needs a C++ compiler on the CPU)."""

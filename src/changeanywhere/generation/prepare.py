@@ -277,13 +277,12 @@ def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelIn
     """Who paints, how and on what."""
     sampling = None
     if kind.reads & set(asdict(Sampling())):
-        given = {name: getattr(options, name) for name in asdict(Sampling())}
         recommended = Sampling(**info.defaults) if info else Sampling()
         if options.reconstruct_t1:  # both dates are to lack the same: what a model recommends does not hold then
             recommended = replace(recommended, restore_detail=0.0)
             idle = not options.restore_detail
             require(idle, "restore_detail", options.restore_detail, "0 with reconstruct_t1, which takes it from date 1")
-        sampling = recommended.changed({k: v for k, v in given.items() if v is not None})
+        sampling = recommended.changed(options.sampling_given)
         sampling.check()
         if isinstance(sampling.exemplar_strength, dict):
             names = ("default", *Legend.from_dict(job.source.legend, "the job").names)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.options import SamplingOptions
 from changeanywhere.errors import require
 from changeanywhere.events import EventOptions
-from changeanywhere.generation.options import EVENTS_READ_BY, IMAGE_FORMATS
+from changeanywhere.generation.options import IMAGE_FORMATS, refuse_idle_events
 from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, SourceOptions
 from changeanywhere.storage import check_out
@@ -20,7 +19,7 @@ DEFAULT_SHARE = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneOptions:
+class SceneOptions(SamplingOptions):
     """Options of ``changeanywhere generate --scene``. Settings left out are those that the model recommends."""
 
     scene: tuple[str, ...]
@@ -66,31 +65,6 @@ class SceneOptions:
     events: EventOptions = field(default_factory=EventOptions)
     model: str = "mini"
     """``mini`` (in the package) or a model folder."""
-    sampler: str | None = None
-    """ddim, dpmsolver++ or unipc."""
-    num_steps: int | None = None
-    """Denoiser calls."""
-    free_fraction: float | None = None
-    """Share of the last steps in which unchanged ground is painted freely, 0 to 1; 0: only what changes is painted."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance; 1 = off."""
-    guidance_interval: list[int] | None = None
-    """Guide between these timesteps alone, '[200, 700]' of 1000; default: at every call."""
-    known_noise: str | None = None
-    """Noise on unchanged ground: fresh at every step, or fixed per place."""
-    eta: float | None = None
-    """Stochasticity of ddim, 0 to 1; the other samplers have none."""
-    dilate_cells: int | None = None
-    """Latent cells (4 px) by which the painted part reaches over the change mask."""
-    window_margin: int | None = None
-    """Latent cells around the change that the network sees until the free tail; 0 = the whole window."""
-    exemplar_strength: float | dict[str, float] | None = None
-    """How much of changed ground is painted over real pixels: 1 = all of it, from noise (the paper's); 0 = nothing. By
-    class, '{"building": 0.25, "default": 0.5}'."""
-    exemplar_ring: int | None = None
-    """Pixels around an exemplar that come along, fading out: where its shadow lies."""
-    restore_detail: float | None = None
-    """Share of what the first stage loses of real pixels given back to date 2 where it still shows them, 0 to 1."""
     window: int | None = None
     """Side in px of the windows that the networks see; default: that of the tiles that the model was trained on."""
     paste_back: bool = False
@@ -105,12 +79,6 @@ class SceneOptions:
     """Of the images of ``tiles``: png (8-bit RGB) or geotiff (CRS, transform, painted bands and dtype of the scene)."""
     batch_size: int = 4
     """Windows that go through the networks at once."""
-    device: str | None = None
-    """cpu, cuda, …; default: cuda where there is one."""
-    dtype: str | None = None
-    """float32, bfloat16 or float16; default: that of the scene begun, else bfloat16 where the device has it."""
-    num_threads: int | None = None
-    """CPU threads of the model (sums depend on it in the last bits); default: those of the scene begun, else all."""
     dry_run: bool = False
     """Plan, time a few windows, say pixels, windows, time and disk; write nothing."""
 
@@ -142,11 +110,7 @@ class SceneOptions:
         default = self.events.events_per_pair == EventOptions().events_per_pair
         what = "left out: num_events says how many a scene has"
         require(default, "events.events_per_pair", self.events.events_per_pair, what)
-        for name in sorted({name for names in EVENTS_READ_BY.values() for name in names.split()}):
-            readers = [kind for kind, names in EVENTS_READ_BY.items() if name in names.split()]
-            value = getattr(self.events, name)
-            read = value == getattr(EventOptions(), name) or set(readers) & set(self.events.kinds)
-            require(bool(read), f"events.{name}", value, f"with one of the kinds {', '.join(readers)}, which read it")
+        refuse_idle_events(self.events)
         if self.mask_t2 is not None:
             self._check_given_masks(self.mask_t2)
 
@@ -170,9 +134,3 @@ class SceneOptions:
             stretch=self.stretch or stretch or DEFAULT_STRETCH,
             max_megapixels=self.max_megapixels,
         )
-
-    @property
-    def sampling_given(self) -> dict[str, Any]:
-        """What is said of :class:`Sampling`."""
-        given = {name: getattr(self, name) for name in asdict(Sampling())}
-        return {name: value for name, value in given.items() if value is not None}
