@@ -156,7 +156,7 @@ def timed_stages(clock: Clock, job: Job, painter: DiffusionPainter, batches: Seq
             batch = read(job, pairs)
             for painting in painter.paint(batch):
                 pair, _ = finish(job, pairs[painting.place].key, painting, batch.samples[painting.place], provenance)
-                write(store, pair, legend, job.finishing.image_format)
+                write(store, pair, legend, job.finishing.files)
 
 
 def profile(options: GenerateOptions, shrink: int) -> None:
