@@ -21,6 +21,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 STARTED = time.perf_counter()  # before what takes long to import
 
@@ -95,12 +96,8 @@ def mini(bench: Bench) -> None:
 
 def mini_bytes(bench: Bench) -> None:
     """The same without processes beside this one: what they bring."""
-    before = generation.hands_for
-    generation.hands_for = lambda job, num_shards: 0
-    try:
+    with patch.object(generation, "hands_for", lambda job, num_shards: 0):
         painted(bench, "mini-threads-only", num_pairs=bench.size(256, 2))
-    finally:
-        generation.hands_for = before
 
 
 def paper(bench: Bench) -> None:
