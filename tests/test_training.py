@@ -225,6 +225,13 @@ def test_masks_turn_with_their_latents(recipe: Recipe, tmp_path: Path) -> None:
             seen.add(view)
             np.testing.assert_array_equal(mask, dihedral(cache.masks[tile], view))
     assert len(seen) > 4
+    resident = LatentCache(tmp_path / "training/latents", range(8), 6)
+    resident._keep(torch.device("cpu"))  # as on a GPU
+    for step in range(12):
+        for one, other in zip(
+            resident.batch(4, 0, step, range(1, 4)), cache.batch(4, 0, step, range(1, 4)), strict=True
+        ):
+            assert torch.equal(one, other)
     first_stage = load_model(tmp_path / "model").first_stage
     sample = source_of(recipe).read(0)
     turned = dihedral(sample.pixels(), 5).transpose(2, 0, 1)

@@ -71,7 +71,10 @@ def _tiles_of(
     if settings.crop_size is not None:
         return LiveTiles(source, first_stage, tiles, settings.crop_size, mirrored, processes, progress)
     views = (0, MIRRORED) if mirrored else range(settings.views)
-    return build_latent_cache(out / "training" / "latents", source, first_stage, views, tiles, processes, progress)
+    folder = out / "training" / "latents"
+    cache = build_latent_cache(folder, source, first_stage, views, tiles, processes, progress)
+    cache.keep_on(processes.device)
+    return cache
 
 
 def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
@@ -165,7 +168,10 @@ class DenoiserTraining(Stage):
         if recipe.run.compile:
             self.denoiser.unet.compile()
         self.average = WeightAverage(self.denoiser, settings.ema_halflife_share)
-        optimizer = torch.optim.AdamW(self.denoiser.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY)
+        fused = processes.device.type == "cuda" or None  # the weights in one kernel, not a few for each of them
+        optimizer = torch.optim.AdamW(
+            self.denoiser.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=fused
+        )
         self.learners = (Learner(self.denoiser, optimizer, settings.gradient_clip),)
         self.schedule = noise_schedule(settings.prediction_type)
 
@@ -232,7 +238,10 @@ class DenoiserTraining(Stage):
             )
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.load(state["average"])
-        self.learners[0].optimizer.load_state_dict(state["optimizer"])
+        optimizer = self.learners[0].optimizer
+        fused = optimizer.param_groups[0]["fused"]
+        optimizer.load_state_dict(state["optimizer"])
+        optimizer.param_groups[0]["fused"] = fused  # this device's, whichever the run began on
 
     def finished_model(self) -> Model:
         """First stage and averaged denoiser, on the device."""

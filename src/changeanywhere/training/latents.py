@@ -25,9 +25,16 @@ from changeanywhere.training.processes import Processes
 ENCODE_BATCH = 8
 
 
+RESIDENT_SHARE = 0.3
+"""Of a GPU's free memory that latents and masks may take, so that steps gather their rows where they are needed."""
+
+
 class LatentCache:
     """``views`` of every tile, as :func:`.dihedral` numbers them: latents float16 ``[N, V, 3, h, w]``, masks uint8
     ``[N, H, W]``."""
+
+    _resident: tuple[Tensor, Tensor] | None = None
+    """The same on a GPU, where they fit."""
 
     def __init__(self, folder: Path, views: Sequence[int], tiles: int | Mixture) -> None:
         self.folder, self.tiles = folder, tiles
@@ -41,9 +48,35 @@ class LatentCache:
         """Latents float32 ``[rows, 3, h, w]`` and masks int64 ``[rows, H, W]`` of these rows of a step's batch."""
         tiles = tiles_of_step(self.tiles, batch_size, seed, step)
         views = stream("training.view", seed, step).integers(len(self.views), size=batch_size)
+        if self._resident is not None:
+            return self._gathered([tiles[row] for row in rows], [int(views[row]) for row in rows])
         latents = np.stack([self.latents[tiles[row], views[row]] for row in rows]).astype(np.float32)
         masks = np.stack([dihedral(self.masks[tiles[row]], self.views[int(views[row])]) for row in rows])
         return torch.from_numpy(latents), torch.from_numpy(masks.astype(np.int64))
+
+    def keep_on(self, device: torch.device) -> None:
+        """Keep everything on a GPU that has room for it; on the CPU the file is as near."""
+        if device.type != "cuda":
+            return
+        if self.latents.nbytes + self.masks.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self._keep(device)
+
+    def _keep(self, device: torch.device) -> None:
+        latents, masks = (torch.from_numpy(np.array(file)).to(device) for file in (self.latents, self.masks))
+        self._resident = latents, masks
+
+    def _gathered(self, tiles: list[int], views: list[int]) -> tuple[Tensor, Tensor]:
+        """:meth:`batch` on the device that keeps them."""
+        assert self._resident is not None
+        latents, masks = self._resident
+        where, seen = (torch.tensor(numbers).to(latents.device, non_blocking=True) for numbers in (tiles, views))
+        own = masks[where]
+        turned = torch.empty_like(own)
+        for view in set(views):  # each of the few views at once
+            rows = torch.tensor([row for row, each in enumerate(views) if each == view]).to(own.device)
+            part = torch.rot90(own[rows], self.views[view] % 4, (1, 2))
+            turned[rows] = part.flip(2) if self.views[view] >= 4 else part
+        return latents[where, seen].float(), turned.long()
 
     def __len__(self) -> int:
         return len(self.masks)
