@@ -14,6 +14,7 @@ from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
+from changeanywhere.generation.speed import SpeedOptions
 from changeanywhere.init import InitOptions
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
@@ -36,6 +37,7 @@ OPTIONS: dict[str, type] = {
     "predict INPUTS": PredictOptions,
     "export PAIRS": ExportOptions,
     "benchmark": BenchmarkOptions,
+    "speed": SpeedOptions,
     "recipes NAME": RecipesOptions,
     "init PATH": InitOptions,
     "check PATH": CheckOptions,

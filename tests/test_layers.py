@@ -64,7 +64,7 @@ INSIDE = {
     "prediction": "options windows inputs predict __init__",
     "labelling": "options windows masks regions reading label __init__",
     "generation": "nuisances targets like options tiles job plan executors finish shard hands turns fidelity painting "
-    "dataset prepare shares cluster generate simulate __init__",
+    "dataset prepare shares cluster generate simulate speed __init__",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "
     "tiles generate __init__",
 }

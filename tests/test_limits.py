@@ -24,6 +24,7 @@ from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.options import GenerateOptions
+from changeanywhere.generation.speed import SpeedOptions
 from changeanywhere.init import InitOptions
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.limits import LIMITS, MAX_SEED, check_limits
@@ -44,6 +45,7 @@ OPTIONS: list[Any] = [
     DetectorEvaluationOptions(detector=PLACE, pairs=PLACE, out=PLACE),
     ExportOptions(pairs=PLACE, layout="levir", out=PLACE),
     RecipesOptions(),
+    SpeedOptions(),
     PredictOptions(detector=PLACE, inputs=("pairs",), out=PLACE),
     BenchmarkOptions(out=PLACE),
     TrainOptions(out=PLACE),

@@ -22,6 +22,7 @@ from changeanywhere.commands import (
     parse_options,
     predict_command,
     recipes_command,
+    speed_command,
 )
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.flags import given_flags, names_option
@@ -74,6 +75,7 @@ def run(arguments: list[str]) -> int:
         "predict": predict_command,
         "export": export_command,
         "benchmark": _benchmark,
+        "speed": speed_command,
         "recipes": recipes_command,
         "init": _init,
         "check": _check,

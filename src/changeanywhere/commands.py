@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "change maps from a detector: a folder of pairs, or T1.tif T2.tif of any size",
     "export": "a set of pairs in another layout: LAYOUT is levir, second, opencd, torchgeo, huggingface, coco, …",
     "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
+    "speed": "what this machine paints per second, stage by stage, to paste into an issue",
     "recipes": "recipes that come with the package: --config NAME takes one, recipes NAME prints it",
     "init": "draft legend.json and a legend map from what the masks of a folder hold",
     "check": "say what a folder is, what is wrong with it, what to do next",
@@ -94,3 +95,13 @@ def recipes_command(arguments: list[str]) -> None:
         say("one of them: --config NAME; its text, to make it your own: changeanywhere recipes NAME > my.yaml")
     else:
         say_lines(find_recipe(options.name).read_text(encoding="utf-8").rstrip("\n"))
+
+
+def speed_command(arguments: list[str]) -> None:
+    """``speed``."""
+    from changeanywhere.generation.speed import SpeedOptions, measure_speed
+
+    options = parse_options("speed", SpeedOptions, arguments)
+    with progress_bars() as progress:
+        speed = measure_speed(options, progress)
+    say_lines(speed.text())
