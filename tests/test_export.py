@@ -144,6 +144,37 @@ def test_levir_again_is_the_same_set(pairs: Path, tmp_path: Path) -> None:
             assert file.read_bytes() == (out / name).read_bytes(), name
 
 
+def test_levir_opens_by_load_dataset_as_the_set_does(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    out = exported(pairs, "levir", tmp_path / "out")
+    for split in SPLITS:
+        assert (out / f"{split}.jsonl").read_bytes() == (pairs / f"{split}.jsonl").read_bytes()
+    opened = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(rows) for name, rows in opened.items()} == {"train": 3, "validation": 2, "test": 2}
+    assert np.array_equal(np.asarray(opened["test"][0]["label2"]), masks_of(originals(pairs, "test")[0])[1])
+
+
+@pytest.mark.parametrize("container", ["webdataset", "parquet"])
+def test_sets_in_containers_are_exported_as_those_in_folders(
+    container: str, source_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="pip install 'changeanywhere[parquet]'")
+    monkeypatch.setenv("CHANGEANYWHERE_CACHE", str(tmp_path / "cache"))
+    command = ["generate", "--source", str(source_folder), "--tile-size", "64", "--method", "copy_paste"]
+    for form in ("folder", container):
+        out = str(tmp_path / form)
+        assert run([*command, "--num-pairs", "4", "--format", form, "--out", out]) == 0
+        assert run(["export", out, "--layout", "opencd", "--out", f"{out}-opencd"]) == 0
+    files = sorted(file.relative_to(tmp_path / "folder-opencd") for file in (tmp_path / "folder-opencd").rglob("*.png"))
+    assert len(files) == 4 * 5
+    for name in files:
+        one, other = (tmp_path / f"{form}-opencd" / name for form in ("folder", container))
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_second_names_classes_of_changed_ground_by_official_colours(pairs: Path, tmp_path: Path) -> None:
     """SECOND's rule: white is unchanged, each colour one class."""
     out = exported(pairs, "second", tmp_path / "out", legend="second")
@@ -174,6 +205,11 @@ def test_classes_that_become_one_change_no_more(pairs: Path, tmp_path: Path) -> 
     label = array(out / "train" / "label" / f"{pair.key}.png")
     assert np.array_equal(label == 255, pair.change_mask & (masks[0] != masks[1])) and (label == 255).any()
     assert np.array_equal(label == 255, pair.change_mask) is False, "the building that became vegetation"
+    line = json.loads((out / "metadata.jsonl").read_text().splitlines()[0])
+    changed = int((label == 255).sum())
+    assert [(row["from"], row["to"]) for row in line["transitions"]] == [("open", "built")]
+    assert line["transitions"][0]["pixels"] == changed and line["change_ratio"] == round(changed / label.size, 6)
+    assert [(event["from_class"], event["to_class"]) for event in line["events"]] == [("open", "built")]
     mask = array(out / "train" / "label1" / f"{pair.key}.png")
     assert np.array_equal(mask, np.where(masks_of(pair)[0] == 0, 0, np.where(masks[0], 1, 2)))
 

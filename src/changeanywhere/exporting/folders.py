@@ -8,10 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from changeanywhere.colours import distinct_colours
+from changeanywhere.documents import to_json
 from changeanywhere.exporting.base import Exporter
 from changeanywhere.exporting.items import Item
+from changeanywhere.pairs.card import hub_configs
 from changeanywhere.pairs.layouts import UNCHANGED_WHITE
-from changeanywhere.pairs.names import SPLITS
+from changeanywhere.pairs.names import SPLITS, table_name
+from changeanywhere.pairs.record import PairRecord
 
 FILES = ("A", "B", "label", "label1", "label2")
 
@@ -26,7 +29,8 @@ class Levir(Exporter):
 A/KEY.png  B/KEY.png            images (GeoTIFFs stay GeoTIFFs)
 label/KEY.png                   change, 0 or 255
 label1/KEY.png  label2/KEY.png  semantic masks, grey: the numbers are the classes of legend.json
-list/{train,val,test}.txt       file names"""
+list/{train,val,test}.txt       file names
+{train,val,test}.jsonl          of a generated set: what datasets.load_dataset("OUT") reads"""
     load = """\
 import changeanywhere as ca
 pairs = ca.load_pairs("OUT", split="train")
@@ -36,6 +40,7 @@ pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata"
     def prepare(self) -> None:
         """See :class:`Exporter`."""
         self._listed: dict[str, list[str]] = {split: [] for split in SPLITS}
+        self._rows: dict[str, list[str]] = {split: [] for split in SPLITS}
 
     def add(self, item: Item) -> dict[str, str]:
         """See :class:`Exporter`."""
@@ -44,12 +49,21 @@ pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata"
         if self.info.legend is not None:
             files |= {f"label{n + 1}": self.target.mask(f"label{n + 1}/{item.key}", item, n, keep=True) for n in (0, 1)}
         self._listed[item.split].append(files["A"].removeprefix("A/"))
+        if "source_key" in item.record:  # of a set of ours
+            line = {**item.record, **{f"{what}_file_name": name for what, name in files.items()}, "container": ""}
+            self._rows[item.split].append(to_json(PairRecord.from_dict(line).flat(), ensure_ascii=False))
         return files
 
     def finish(self) -> None:
         """See :class:`Exporter`."""
         for split, names in self._listed.items():
             self.target.put(f"list/{split}.txt", "".join(f"{name}\n" for name in names).encode())
+            if self._rows[split]:
+                self.target.put(table_name(split), "".join(f"{row}\n" for row in self._rows[split]).encode())
+
+    def front_matter(self) -> list[str]:
+        """The flat tables, for ``load_dataset``, as in the card of a generated set."""
+        return hub_configs([split for split in SPLITS if self._rows[split]])
 
 
 class Folders(Exporter):

@@ -11,12 +11,13 @@ from typing import Any
 from changeanywhere.buckets import local_copy
 from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.exporting.options import ExportOptions
-from changeanywhere.legend import Legend, LegendMap, load_legend, load_legend_map
+from changeanywhere.legend import UNKNOWN, Legend, LegendMap, load_legend, load_legend_map
 from changeanywhere.pairs.containers import as_folder
 from changeanywhere.pairs.layouts import layout_of, split_folders
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
-from changeanywhere.sample import ChangePair, GeoReference, change_mask_of
+from changeanywhere.pairs.record import transition_rows
+from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, change_transitions
 
 DATES = ("t1", "t2")
 
@@ -131,11 +132,26 @@ def _items(sets: Mapping[str, PairDataset], mapping: LegendMap | None, info: Set
             elif pair.mask_t1 is None or pair.mask_t2 is None:
                 raise PairsError(f"{pairs.folder}: {pair.key} has no semantic masks, other pairs of the set have")
             elif mapping is not None:
-                masks = mapping.apply(pair.mask_t1), mapping.apply(pair.mask_t2)
-                change = change_mask_of(*masks)
-                item = replace(item, pair=replace(pair, change_mask=change, mask_t1=masks[0], mask_t2=masks[1]))
+                item = replace(item, pair=_mapped(pair, mapping))
             info.add(item)
             yield item
+
+
+def _mapped(pair: ChangePair, mapping: LegendMap) -> ChangePair:
+    """In other classes, and its line with it: transitions, ratios, and the events that still change something."""
+    assert pair.mask_t1 is not None and pair.mask_t2 is not None
+    masks, names = (mapping.apply(pair.mask_t1), mapping.apply(pair.mask_t2)), mapping.to_dict()
+    change, record = change_mask_of(*masks), dict(pair.metadata)
+    if record:
+        record["transitions"] = transition_rows(change_transitions(*masks, mapping.target))
+        record["change_ratio"] = round(float(change.mean()), 6)
+        record["unknown_ratio"] = round(float((masks[0] == 0).mean()), 6)
+        events = [
+            {**event, **{end: names.get(event[end], UNKNOWN) for end in ("from_class", "to_class")}}
+            for event in record.get("events", ())
+        ]
+        record["events"] = [e for e in events if e["from_class"] != e["to_class"] and UNKNOWN not in e.values()]
+    return replace(pair, change_mask=change, mask_t1=masks[0], mask_t2=masks[1], metadata=record)
 
 
 def _labels(pairs: PairDataset, number: int, mapping: LegendMap | None) -> dict[str, Path]:

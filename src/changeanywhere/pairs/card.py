@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
@@ -59,19 +59,19 @@ def _front_matter(counts: SetSummary) -> list[str]:
         "task_categories:\n- image-segmentation",
         "tags:\n- change-detection\n- remote-sensing\n- synthetic",
         f"size_categories:\n- {_size_category(counts.count)}",
-        *_configs(counts),
+        *hub_configs([name for name in SPLITS if counts.in_tables[name]]),
         "---",
         "# Bi-temporal change-detection pairs",
         "",
     ]
 
 
-def _configs(counts: SetSummary) -> list[str]:
-    """What ``load_dataset`` of Hugging Face reads: a table per split, and none of ``list/``, which it takes for text.
+def hub_configs(splits: Sequence[str]) -> list[str]:
+    """Lines of the front matter: what ``load_dataset`` of Hugging Face reads, a table per split, and none of ``list/``,
+    which it takes for text.
 
     The globs bring the images along where the set lies on a hub; which of them is of which split the table says.
     """
-    splits = [name for name in SPLITS if counts.in_tables[name]]
     if not splits:
         return []
     tables = ", ".join(table_name(name) for name in splits)
