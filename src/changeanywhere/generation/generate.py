@@ -184,7 +184,8 @@ def _paint(
 
     with crew or nullcontext():
         executor = ThreadExecutor(count) if count else ThreadExecutor()
-        executor.run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
+        with turns.served_beside() if count else nullcontext():
+            executor.run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
     return tally.painted, time.perf_counter() - started
 
 
@@ -232,7 +233,7 @@ def painter_of(job: Job) -> tuple[Painter, Job]:
 
 @contextmanager
 def threads_of(job: Job) -> Iterator[None]:
-    """The CPU threads that the job froze, for as long as the context lasts."""
+    """The CPU threads that the job froze, and float32 convolutions of a GPU in full, while the context lasts."""
     if job.machine is None:
         yield
         return
@@ -241,7 +242,9 @@ def threads_of(job: Job) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(job.machine.num_threads)
     try:
-        yield
+        # Here too, and not by the painter alone: where two threads paint, one would take it back under the other.
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
     finally:
         torch.set_num_threads(before)
 

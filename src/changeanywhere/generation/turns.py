@@ -1,17 +1,21 @@
 """One device, several shards at once: batches take turns, those of the first shard before those of the next.
 
-All of them are painted in the thread that serves, whichever threads ask: OpenMP keeps a team of threads for every
-thread that computes, and two teams on one processor wait for each other asleep instead of awake.
+On the CPU all of them are painted in one thread, whichever threads ask: OpenMP keeps a team of threads for every thread
+that computes, and two teams on one processor wait for each other asleep instead of awake. For a GPU two threads serve.
 """
 
 from __future__ import annotations
 
 import heapq
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from itertools import count
 
 from changeanywhere.painters.base import Batch, Painter, Painting
+
+LOOK = 0.02  # seconds after which a thread that serves looks whether it is to end
 
 
 class ClosedError(Exception):
@@ -56,6 +60,23 @@ class Turns:
         except BaseException:  # Ctrl-C, in the middle of a batch
             answer.set_exception(ClosedError())
             raise
+
+    @contextmanager
+    def served_beside(self) -> Iterator[None]:
+        """Another thread serves as well: while a GPU computes one batch, the next one is laid before it."""
+        ended = threading.Event()
+
+        def serve() -> None:
+            while not ended.is_set():
+                self.serve(LOOK)
+
+        beside = threading.Thread(target=serve, name="serves beside", daemon=True)
+        beside.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            beside.join()
 
     def close(self) -> None:
         """Refuse what is asked and what will be: :class:`ClosedError` for all who wait."""
