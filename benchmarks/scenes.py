@@ -34,7 +34,7 @@ from rasterio.transform import from_origin
 from scipy import stats
 
 import changeanywhere as ca
-from changeanywhere.diffusion.canvas import Plane
+from changeanywhere.diffusion.canvas import ATTENTIVE_RAMP, RAMP, Plane
 from changeanywhere.legend import load_legend
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
@@ -119,14 +119,14 @@ def lines(image: npt.NDArray[np.float64], plane: Plane, offset: int, joint: int)
     return found
 
 
-def seams(scene: Path, window: int, out: Path | None, joint: int) -> None:
+def seams(scene: Path, window: int, out: Path | None, joint: int, ramp: int) -> None:
     """Print the comparison; write the border that stands out most from the line inside beside it."""
     images = {}
     for name in ("t1", "t2"):
         with rasterio.open(scene / f"{name}.tif") as raster:
             images[name] = raster.read([1, 2, 3])
     tall, wide = (length // DOWNSAMPLING for length in images["t1"].shape[1:])
-    plane = Plane(0, 0, tall, wide, window // DOWNSAMPLING)
+    plane = Plane(0, 0, tall, wide, window // DOWNSAMPLING, ramp)
     half = plane.stride * DOWNSAMPLING // 2
     for name, pixels in images.items():
         grey = pixels.mean(0)
@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scene", type=Path)
     parser.add_argument("--window", type=int, default=read_info(find_model("mini")).tile_size)
     parser.add_argument("--joint", type=int, default=TILE, help="side of the mosaic's tiles in px; 0: no mosaic")
+    ramps = f"{RAMP}, or {ATTENTIVE_RAMP} where the first stage attends"
+    parser.add_argument("--ramp", type=int, default=RAMP, help=f"cells of the grid's ramp: {ramps}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options, more = parser.parse_known_args(argv)
@@ -179,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.what == "random":
         random_model(options.out)
     else:
-        seams(options.scene, options.window, options.out, options.joint)
+        seams(options.scene, options.window, options.out, options.joint, options.ramp)
 
 
 if __name__ == "__main__":

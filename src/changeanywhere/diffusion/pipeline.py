@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import paint_latents
-from changeanywhere.diffusion.canvas import GUARD, RAMP, Plane, Remembering, Runner
+from changeanywhere.diffusion.canvas import ATTENTIVE_RAMP, GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.scene import ScenePainter
@@ -263,15 +263,19 @@ class ChangePairPipeline:
         self.check_sampling(sampling)
         side = window or self.model.tile_size
         multiple = max(self.denoiser.size_multiple, DOWNSAMPLING * SIDE_STEP)
-        least = -(-2 * DOWNSAMPLING * (2 * GUARD + RAMP) // multiple) * multiple
+        is_attentive = bool(self.first_stage.vq_model.config.mid_block_add_attention)
+        ramp = ATTENTIVE_RAMP if is_attentive else RAMP
+        least = -(-2 * DOWNSAMPLING * (2 * GUARD + ramp) // multiple) * multiple
         if side % multiple or side < least:
             raise ConfigError(f"window is {side}; allowed: multiples of {multiple} px from {least}")
-        networks = Networks(self.encode, self.decode, self.decode_painted, self.denoiser, self.model.schedule)
+        networks = Networks(
+            self.encode, self.decode, self.decode_painted, self.denoiser, self.model.schedule, is_attentive
+        )
         height, width = (-(-length // DOWNSAMPLING) for length in view.shape)
         place = (origin[0] // DOWNSAMPLING, origin[1] // DOWNSAMPLING)
-        plane = Plane(*place, height, width, side // DOWNSAMPLING)
+        plane = Plane(*place, height, width, side // DOWNSAMPLING, ramp)
         if sampling.from_exemplars:
-            plane = replace(plane, wide_ramp=RAMP)
+            plane = replace(plane, wide_ramp=ramp)
         return ScenePainter(networks, view, sampling, seed, plane, size, run)
 
     def _sampling_of(self, settings: dict[str, Any]) -> Sampling:

@@ -23,6 +23,9 @@ ROUNDS = 10
 PER_BLOCK = 4
 """Numbers of one counter: channels 0 to 3, 4 to 7, …"""
 
+AT_ONCE = 2**18
+"""Places whose numbers are worked out together: a scene has millions, and a place takes a hundred bytes meanwhile."""
+
 
 def philox(counter: Sequence[Tensor], key: Sequence[int | Tensor]) -> list[Tensor]:
     """Four words of counter, int64 tensors of 0 to 2³² - 1 that broadcast, and two of key, numbers or tensors as well
@@ -125,7 +128,11 @@ class PlaceNoise:
         call = self._drawn.setdefault(purpose, self.first_call)
         self._drawn[purpose] += 1
         channels, height, width = self.shape
-        rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-        return torch.stack(
-            [normals(self.seed, purpose, call, rows + row, columns + column, channels) for row, column in self.corners]
-        )
+        drawn = torch.empty(len(self.corners), channels, height, width)
+        step = max(1, AT_ONCE // max(1, width))
+        for place, (row, column) in enumerate(self.corners):
+            columns = torch.arange(column, column + width)[None]
+            for first in range(0, height, step):
+                rows = torch.arange(row + first, row + min(first + step, height))[:, None]
+                drawn[place, :, first : first + step] = normals(self.seed, purpose, call, rows, columns, channels)
+        return drawn

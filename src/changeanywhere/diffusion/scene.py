@@ -86,17 +86,21 @@ class ScenePainter(SceneWindows):
         noise = PlaceNoise(self._seed, [(plane.row, plane.column)], (self._channels, plane.height, plane.width))
         target = self._encoded("encode", plane, plane.windows(), self.view.image)
         self._known = target.clone()
-        held = torch.from_numpy(self.changes.unknown)[None, None]
-        painted = [(group, *self._taken(group, part)) for group, part in self._held()]
-        for group, own, start, _, exemplar in painted:
+        held = torch.from_numpy(self.changes.unknown.copy())[None, None]
+        begun, latents = torch.zeros_like(held), torch.zeros_like(target)
+        for group, part in self._held():
+            own, start, painted, exemplar = self._taken(group, part)
+            fresh = own & (start < self._num_held)
             self._put(target, group, exemplar, own)
             self._put(held, group, start == steps, own)
+            self._put(latents, group, painted, fresh)
+            self._put(begun, group, fresh, fresh)
         self._known = None
         calls = self._calls(noise, plane, plane.windows(), "tail")
         fixed = noise.draw("known") if self._sampling.known_noise == "fixed" else None
         x = calls.noised(target, noise.draw("known") if fixed is None else fixed, self._num_held)
-        for group, own, start, latents, _ in painted:
-            self._put(x, group, latents, own & (start < self._num_held))
+        x = torch.where(begun, latents, x)
+        del begun, latents
         x = calls.run(range(self._num_held, steps), x, target, fixed, held, self._branches())
         x = torch.where(held, target, x)
         yield from self._decoded("decode", plane, plane.windows(), (x, target), self._real)

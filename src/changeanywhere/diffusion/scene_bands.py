@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from changeanywhere.diffusion.canvas import Blend, weights
+from changeanywhere.diffusion.canvas import Blend, contrast, weights, with_contrast
 from changeanywhere.diffusion.scene import Batch, ScenePainter
 from changeanywhere.diffusion.scene_groups import BAND, Group, Pixels, in_pixels
 from changeanywhere.diffusion.scene_windows import CODES
@@ -36,50 +36,57 @@ class Band:
 def paint_everywhere(painter: ScenePainter) -> Iterator[Band]:
     """All of the scene with its free tail: unchanged ground gets another light, and is no date 1 any more."""
     plane, (height, width) = painter.plane, painter.view.shape
-    side = plane.side * DOWNSAMPLING
     weight = weights(plane, DOWNSAMPLING)
     rows: _Rows | None = None
     done = 0
     for (row, column), part in painter.whole():
         if rows is None or rows.top != row * DOWNSAMPLING:
-            following = _Rows.after(rows, row * DOWNSAMPLING, (len(part), side, plane.width * DOWNSAMPLING))
+            shape = len(part), plane.side * DOWNSAMPLING, plane.width * DOWNSAMPLING
+            following = _Rows(row * DOWNSAMPLING, shape, painter.is_attentive)
             if rows is not None:
+                following.take_over(rows)
                 yield from rows.finished(done, min(following.top, height), width)
                 done = max(done, following.top)
             rows = following
-        left = column * DOWNSAMPLING
-        first, last = max(left, 0), min(left + side, rows.total.shape[1])
-        rows.sum[..., first:last] += (
-            part[..., first - left : last - left].float() * weight[:, first - left : last - left]
-        )
-        rows.total[:, first:last] += weight[:, first - left : last - left]
+        rows.add(column * DOWNSAMPLING, part.float() / CODES, weight)
     assert rows is not None
     yield from rows.finished(done, height, width)
 
 
-@dataclass
 class _Rows:
-    """Sums of a row of windows that begins at pixel row ``top``."""
+    """Sums of a row of windows that begins at pixel row ``top``; with ``contrast`` also those of the windows' own."""
 
-    top: int
-    sum: Tensor
-    total: Tensor
+    def __init__(self, top: int, shape: tuple[int, int, int], keeps_contrast: bool) -> None:
+        self.top, self._keeps = top, keeps_contrast
+        self._sums = {name: torch.zeros(shape) for name in ("pixels", "contrast")[: 1 + keeps_contrast]}
+        self._sums |= {name: torch.zeros(1, *shape[1:]) for name in ("weight", "square")[: 1 + keeps_contrast]}
 
-    @staticmethod
-    def after(before: _Rows | None, top: int, shape: tuple[int, int, int]) -> _Rows:
-        """The next row of windows, with what the one before gives to it."""
-        rows = _Rows(top, torch.zeros(shape), torch.zeros(shape[1:]))
-        if before is not None:
-            shared = before.top + shape[1] - top
-            rows.sum[:, :shared], rows.total[:shared] = before.sum[:, -shared:], before.total[-shared:]
-        return rows
+    def take_over(self, before: _Rows) -> None:
+        """What the row before gives to this one."""
+        for name, own in self._sums.items():
+            shared = before.top + own.shape[1] - self.top
+            own[:, :shared] = before._sums[name][:, -shared:]
+
+    def add(self, left: int, part: Tensor, weight: Tensor) -> None:
+        """A window ``[C, side, side]`` whose first pixel column is ``left``; what lies beyond is cut off."""
+        side, width = part.shape[2], self._sums["weight"].shape[2]
+        into, of = slice(max(left, 0), min(left + side, width)), slice(max(-left, 0), min(side, width - left))
+        given = {"pixels": part * weight, "weight": weight[None]}
+        if self._keeps:
+            given |= {"contrast": contrast(part) * weight, "square": weight[None].square()}
+        for name, own in self._sums.items():
+            own[..., into] += given[name][..., of]
 
     def finished(self, first: int, last: int, width: int) -> Iterator[Band]:
         """Pixel rows ``first`` to ``last`` of the scene, to which no other window gives."""
         if first >= last:
             return
-        part = slice(first - self.top, last - self.top)
-        pixels = self.sum[:, part, :width] / self.total[part, :width].clamp(min=1e-9) / CODES
+        sums = {name: own[:, first - self.top : last - self.top, :width] for name, own in self._sums.items()}
+        total = sums["weight"].clamp(min=1e-9)
+        pixels = sums["pixels"] / total
+        if self._keeps:
+            shared = (2 - 2 * sums["square"] / total.square()).clamp(0, 1)
+            pixels = with_contrast(pixels, sums["contrast"] / total, shared)
         image = pixels.permute(1, 2, 0).clamp(-1, 1).numpy().astype(np.float32)
         yield Band(first, image, np.ones(image.shape[:2], np.float32))
 
