@@ -39,6 +39,28 @@ def test_commands_and_python_run(tmp_path: Path) -> None:
         assert finished.returncode == 0, f"{code}\n{finished.stderr}"
 
 
+@pytest.mark.slow
+def test_the_scene_of_the_page_runs(tmp_path: Path) -> None:
+    """docs/scenes.md, from polygons to the files that QGIS opens, in its order; what it says of numbers holds."""
+    pytest.importorskip("pyogrio")
+    page = (ROOT / "docs" / "scenes.md").read_text()
+    section = page[page.index("## From polygons to QGIS") :].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    steps = [[sys.executable, "-c", code]]
+    commands = re.findall(r"^\$ (changeanywhere .+)$", section, re.MULTILINE)
+    steps += [[str(Path(sys.executable).parent / "changeanywhere"), *shlex.split(each)[1:]] for each in commands]
+    said = ""
+    for step in steps:
+        finished = subprocess.run(step, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert finished.returncode == 0, f"{step}\n{finished.stderr}"
+        said += finished.stdout
+    assert len(commands) == 3
+    for number in ("1024 x 512 px", "26 events, 2.99% of known ground", "(8 pairs)"):
+        assert number in section and number in said
+    for name in ("t1.tif", "t2.tif", "mask_t2.tif", "change.tif", "mask_t2.qml", "change.qml", "events.gpkg"):
+        assert (tmp_path / "scenes" / "ortho" / name).is_file()
+
+
 def test_every_command_is_documented() -> None:
     from changeanywhere.commands import COMMANDS as NAMES
 
