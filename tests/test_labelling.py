@@ -21,7 +21,7 @@ from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError
 from changeanywhere.labelling.label import label_image
 from changeanywhere.labelling.options import CleaningOptions, LabelOptions
-from changeanywhere.labelling.reading import Reader
+from changeanywhere.labelling.reading import open_readers
 from changeanywhere.labelling.regions import guided, whole_objects, without_crumbs
 from changeanywhere.labelling.windows import CORE, MARGIN, cells
 from changeanywhere.legend import Legend
@@ -95,7 +95,7 @@ def test_where_windows_are_cut_does_not_show() -> None:
     whole = np.concatenate([np.concatenate([example(i + 4 * j) for i in range(4)], 1) for j in range(3)])
     height, width = whole.shape[:2]
     options = LabelOptions(source=Path("a"), out=Path("b"), flips=False)
-    reader = Reader(Path("mini-segmenter"), torch.device("cpu"), (1.0,), False)
+    reader = open_readers(options, torch.device("cpu")).of("a", Path("a"), Facts("PNG", height, width, 3, "uint8", 8))
     facts = Facts("PNG", height, width, 3, "uint8", 8)
 
     def labelled(offset: int) -> npt.NDArray[np.uint8]:

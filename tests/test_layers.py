@@ -62,7 +62,7 @@ INSIDE = {
     "exporting": "options items target base folders opencd tables shapes coco yolo xview2 taco registry export "
     "__init__",
     "prediction": "options windows inputs predict __init__",
-    "labelling": "options windows masks regions reading label __init__",
+    "labelling": "options windows masks regions pictures networks predictions reading label __init__",
     "generation": "nuisances targets like options tiles job plan executors finish shard hands turns fidelity painting "
     "dataset prepare shares cluster generate simulate speed __init__",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "

@@ -18,11 +18,11 @@ from changeanywhere.diffusion.pipeline import find_device
 from changeanywhere.errors import OutputError, SourceError
 from changeanywhere.labelling.masks import mask_writer
 from changeanywhere.labelling.options import LabelOptions
-from changeanywhere.labelling.reading import Reader
+from changeanywhere.labelling.pictures import Strip, write_page
+from changeanywhere.labelling.reading import ImageReader, Readers, open_readers
 from changeanywhere.labelling.regions import guided, whole_objects
 from changeanywhere.labelling.windows import cells, samples
 from changeanywhere.legend import Mask
-from changeanywhere.models.info import hash_segmenter
 from changeanywhere.progress import Progress, silent
 from changeanywhere.rasters.facts import Facts, Window
 from changeanywhere.rasters.gate import inspect, read_image, read_stretch
@@ -32,6 +32,8 @@ from changeanywhere.sources.problems import Problems
 from changeanywhere.storage import atomic_write
 
 JOB, TABLE = "label.json", "labels.csv"
+Look = Callable[[Window, npt.NDArray[np.float32], Mask, npt.NDArray[np.float32]], None]
+"""Takes a window, its pixels, its mask and how sure it is."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -48,6 +50,10 @@ class Labelled:
     """Of the ground, by class."""
 
 
+def not_looked(*_: object) -> None:
+    """Nobody wants a picture."""
+
+
 def label(options: LabelOptions, progress: Progress = silent) -> list[Labelled]:
     """Label every image of a folder; those whose mask is there already are passed over. Returns all lines of the table.
 
@@ -56,13 +62,13 @@ def label(options: LabelOptions, progress: Progress = silent) -> list[Labelled]:
     """
     options.check()
     layout = images_alone(options.source, Problems(skip=False))
-    reader = Reader(options.segmenter, find_device(options.device), options.scales, options.flips)
-    _begin(options, layout, reader)
+    readers = open_readers(options, find_device(options.device))
+    _begin(options, layout, readers)
     lines = []
     for number, (entry, patch) in enumerate(zip(layout.entries, _patches(layout), strict=True)):
-        lines.append(_label_one(entry, patch, options, reader))
+        lines.append(_label_one(entry, patch, options, readers))
         progress("labelling images", number + 1, len(layout.entries))
-    _finish(options, layout, reader, lines)
+    _finish(options, layout, readers, lines)
     return lines
 
 
@@ -70,9 +76,10 @@ def label_image(
     facts: Facts,
     pixels: Callable[[Window], tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]],
     options: LabelOptions,
-    reader: Reader,
+    reader: ImageReader,
     write: Callable[[Window, Mask], None],
     offset: int = 0,
+    look: Look = not_looked,
 ) -> tuple[npt.NDArray[np.int64], float]:
     """Label an image by windows: ``pixels`` gives a window f32 ``[h, w, 3]`` in [-1, 1] and where it is valid,
     ``write`` takes its mask. Returns pixels by class ``[K + 1]`` and the mean confidence. Memory does not grow with the
@@ -82,27 +89,30 @@ def label_image(
     with reader.settled(pixels(window)[0] for window in samples(facts.height, facts.width)):
         for cell in cells(facts.height, facts.width, offset):
             image, valid = pixels(cell.window)
+            found = reader.read(cell.window, image)
+            known = 1 - found.sum(0) <= found.max(0)  # else unknown is the most likely
             brightness = (((image + 1) / 2) @ LUMA).astype(np.float32)
-            probabilities = guided(reader.probabilities(image), brightness, options.cleaning.radius)
+            probabilities = guided(found, brightness, options.cleaning.radius)
             mask, sure = whole_objects(probabilities, options.cleaning, objects)
-            if valid is not None:
-                mask = np.where(valid, mask, 0).astype(np.uint8)
+            mask = np.where(known if valid is None else known & valid, mask, 0).astype(np.uint8)
             kept = np.ascontiguousarray(mask[cell.inside])
             counts += np.bincount(kept.ravel(), minlength=len(counts))
             total += float(sure[cell.inside].sum())
             write(cell.core, kept)
+            look(cell.core, image[cell.inside], kept, sure[cell.inside])
     return counts, total / (facts.height * facts.width)
 
 
-def _label_one(entry: Entry, patch: str, options: LabelOptions, reader: Reader) -> Labelled:
+def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers) -> Labelled:
     facts = inspect(entry.image, options.max_megapixels)
     if max(options.bands) > facts.count:
         raise SourceError(
             f"{entry.image}: has {facts.count} band(s), asked for {list(options.bands)}; choose with bands"
         )
     note = options.out / "parts" / f"{patch}.json"
-    if note.is_file() and mask_file(options.out, patch, facts).is_file():
+    if note.is_file() and _strip_of(options.out, patch).is_file() and mask_file(options.out, patch, facts).is_file():
         return Labelled(**json.loads(note.read_text()))
+    reader = readers.of(patch, entry.image, facts)
     normalisation = read_stretch(entry.image, options.bands, options.stretch, options.max_megapixels)
 
     def pixels(window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
@@ -110,12 +120,18 @@ def _label_one(entry: Entry, patch: str, options: LabelOptions, reader: Reader) 
         return normalisation.apply(image).clip(-1, 1), valid
 
     with mask_writer(mask_file(options.out, patch, facts), facts, reader.legend) as write:
-        counts, confidence = label_image(facts, pixels, options, reader, write)
+        strip = Strip(facts.height, facts.width, reader.legend)
+        counts, confidence = label_image(facts, pixels, options, reader, write, look=strip.look)
+    strip.save(_strip_of(options.out, patch))
     shares = counts / max(int(counts.sum()), 1)
     by_class = {name: round(float(share), 5) for name, share in zip(reader.legend.names, shares[1:], strict=True)}
     line = Labelled(patch, round(1 - float(shares[0]), 5), round(confidence, 5), by_class)
     atomic_write(note, json.dumps(asdict(line)).encode())
     return line
+
+
+def _strip_of(out: Path, patch: str) -> Path:
+    return out / "parts" / f"{patch}.jpg"
 
 
 def mask_file(out: Path, patch: str, facts: Facts) -> Path:
@@ -135,14 +151,14 @@ def _patches(layout: Layout) -> list[str]:
     return found
 
 
-def _begin(options: LabelOptions, layout: Layout, reader: Reader) -> None:
+def _begin(options: LabelOptions, layout: Layout, readers: Readers) -> None:
     """Folders, legend and images; refuses a folder that was begun otherwise."""
-    asked = json.dumps(_job(options), indent=1) + "\n"
+    asked = json.dumps(_job(options, readers), indent=1) + "\n"
     file = options.out / JOB
     if file.exists() and file.read_text() != asked:
         raise OutputError(f"{file}: this folder was begun with other options or another segmenter; give another out")
     atomic_write(file, asked.encode())
-    reader.legend.save(options.out / "legend.json")
+    readers.legend.save(options.out / "legend.json")
     for entry, folder in zip(layout.entries, layout.folders, strict=True):
         place = options.out / "images" / entry.image.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -154,22 +170,27 @@ def _begin(options: LabelOptions, layout: Layout, reader: Reader) -> None:
             shutil.copyfile(entry.image, place)
 
 
-def _job(options: LabelOptions) -> dict[str, Any]:
+def _job(options: LabelOptions, readers: Readers) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
     del content["out"], content["device"]
-    return content | {"segmenter_hash": hash_segmenter(options.segmenter)}
+    return content | {"labelled_by": readers.called}
 
 
-def _finish(options: LabelOptions, layout: Layout, reader: Reader, lines: list[Labelled]) -> None:
-    """Tables: what was read, and where the images come from, with who labelled them."""
-    by = f"{options.segmenter.name} {hash_segmenter(options.segmenter)}"
+def _finish(options: LabelOptions, layout: Layout, readers: Readers, lines: list[Labelled]) -> None:
+    """Tables and page: what was read, and where the images come from, with who labelled them."""
     table, origin = io.StringIO(), io.StringIO()
     rows, places = csv.writer(table, lineterminator="\n"), csv.writer(origin, lineterminator="\n")
-    rows.writerow(["patch", "known", "confidence", *reader.legend.names])
+    rows.writerow(["patch", "known", "confidence", *readers.legend.names])
     places.writerow(["patch", "scene", "split", "licence", "gsd_m", "attribution", "labelled_by"])
     for entry, line in zip(layout.entries, lines, strict=True):
         rows.writerow([line.patch, line.known, line.confidence, *line.shares.values()])
         gsd = "" if entry.gsd_m is None else entry.gsd_m
-        places.writerow([line.patch, entry.scene, entry.split or "", entry.licence, gsd, entry.attribution, by])
+        places.writerow(
+            [line.patch, entry.scene, entry.split or "", entry.licence, gsd, entry.attribution, readers.called]
+        )
     atomic_write(options.out / TABLE, table.getvalue().encode())
     atomic_write(options.out / "provenance.csv", origin.getvalue().encode())
+    pages = [
+        (line.patch, line.known, line.confidence, line.shares, _strip_of(options.out, line.patch)) for line in lines
+    ]
+    write_page(options.out / "report.html", options.out.resolve().name, readers.called, pages, readers.legend)

@@ -43,7 +43,14 @@ class LabelOptions:
     out: Path
     """Folder to write: images/, masks/, legend.json, provenance.csv, labels.csv; --source of other commands."""
     segmenter: Path = Path("mini-segmenter")
-    """mini-segmenter, or a folder of train segmenter."""
+    """mini-segmenter, a folder of train segmenter, a folder of a transformers model for semantic segmentation (extra
+    transformers), or the name of another package's segmenter."""
+    predictions: Path | None = None
+    """Folder of class rasters of any other model, with a legend.json: they are cleaned, and no segmenter runs."""
+    legend: str | None = None
+    """Legend (name or file) of the masks that are written, for segmenters and rasters of others; default: theirs."""
+    legend_map: Path | None = None
+    """YAML file of lines 'class: class-or-unknown', from theirs to legend."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which every window is read, '[0.75,1,1.5]'; their probabilities are averaged."""
     flips: bool = True
@@ -68,6 +75,13 @@ class LabelOptions:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
         sound = 0 < len(self.scales) <= 8 and all(0.25 <= scale <= 4 for scale in self.scales)
         require(sound, "scales", list(self.scales), "one to eight numbers, 0.25 to 4")
+        own = self.segmenter == LabelOptions.segmenter
+        require(self.predictions is None or own, "segmenter", str(self.segmenter), "nothing beside predictions")
+        for name, value in (("scales", self.scales), ("flips", self.flips)):
+            read = self.predictions is None or value == getattr(LabelOptions, name)
+            require(read, name, value, "nothing beside predictions, which are not read again")
+        mapped = self.legend_map is None or self.legend is not None
+        require(mapped, "legend_map", str(self.legend_map), "with legend, into which it leads")
         require(self.images in LINKS, "images", self.images, ", ".join(LINKS))
         sound = len(self.bands) == 3 and min(self.bands) >= 1
         require(sound, "bands", list(self.bands), "three band numbers from 1")
@@ -77,4 +91,4 @@ class LabelOptions:
         megapixels = self.max_megapixels
         require(megapixels is None or 0 < megapixels < 1e6, "max_megapixels", megapixels, "above 0, below 1e6")
         self.cleaning.check()
-        check_out(self.out, self.source)
+        check_out(self.out, self.source, self.predictions)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.info import find_segmenter
-from changeanywhere.models.segmenter import SIZE_MULTIPLE, Segmenter
+from changeanywhere.labelling.networks import Network, open_network
+from changeanywhere.labelling.options import LabelOptions
+from changeanywhere.labelling.predictions import Predictions
+from changeanywhere.legend import Legend
+from changeanywhere.models.segmenter import SIZE_MULTIPLE
+from changeanywhere.rasters.facts import Facts, Window
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 
@@ -53,16 +57,32 @@ class SettledNorm(nn.Module):
         self.seen, self.fixed = [] if looking else None, None
 
 
+class ImageReader(Protocol):
+    """What says the classes of one image."""
+
+    legend: Legend
+
+    def settled(self, samples: Iterable[npt.NDArray[np.float32]]) -> AbstractContextManager[None]:
+        """While it is open, windows of the image are read alike; ``samples`` are some of them."""
+        ...
+
+    def read(self, window: Window, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """A window, its pixels f32 ``[h, w, 3]`` in [-1, 1] → probabilities f32 ``[K, h, w]``, unknown ground apart."""
+        ...
+
+
 class Reader:
     """A segmenter on a device."""
 
-    def __init__(self, segmenter: Path, device: torch.device, scales: Sequence[float], flips: bool) -> None:
-        """Raises :class:`ModelError` for a folder that is no segmenter."""
-        self.net = channels_last(Segmenter.load(find_segmenter(segmenter)).to(device))
-        self.legend = self.net.legend
+    def __init__(self, net: Network, device: torch.device, scales: Sequence[float], flips: bool) -> None:
+        self.net, self.legend = net, net.legend
         self._device, self._scales = device, scales
         self._mirrorings = MIRRORINGS if flips else MIRRORINGS[:1]
         with_settled_norms(self.net)
+
+    def read(self, window: Window, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See :class:`ImageReader`."""
+        return self.probabilities(pixels)
 
     @contextmanager
     def settled(self, samples: Iterable[npt.NDArray[np.float32]]) -> Iterator[None]:
@@ -100,8 +120,8 @@ class Reader:
         """Probabilities of an image of any size, which is continued at its right and lower border."""
         height, width = image.shape[2:]
         padded = F.pad(image, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE), mode="replicate")
-        logits: Tensor = self.net(padded.contiguous(memory_format=torch.channels_last))
-        return logits[..., :height, :width].softmax(1)
+        found: Tensor = self.net(padded.contiguous(memory_format=torch.channels_last))
+        return found[..., :height, :width]
 
 
 def with_settled_norms(net: nn.Module) -> None:
@@ -111,3 +131,24 @@ def with_settled_norms(net: nn.Module) -> None:
             setattr(net, name, SettledNorm(module))
         else:
             with_settled_norms(module)
+
+
+class Readers:
+    """Who reads each image of a folder: one network all of them, or a raster of its own each."""
+
+    def __init__(self, by: Predictions | Reader, called: str) -> None:
+        self._by = by
+        self.legend, self.called = by.legend, called
+
+    def of(self, patch: str, image: Path, facts: Facts) -> ImageReader:
+        """See :class:`Predictions`."""
+        return self._by.of(patch, image, facts) if isinstance(self._by, Predictions) else self._by
+
+
+def open_readers(options: LabelOptions, device: torch.device) -> Readers:
+    """Those that the options ask for."""
+    if options.predictions is not None:
+        predictions = Predictions(options, options.predictions)
+        return Readers(predictions, predictions.called)
+    net, called = open_network(options, device)
+    return Readers(Reader(net, device, options.scales, options.flips), called)
