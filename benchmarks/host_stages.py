@@ -90,7 +90,7 @@ def stages_alone(job: Job, batches: Sequence[Sequence[PlannedPair]]) -> dict[str
             for painting in painter.paint(batch):
                 sample = batch.samples[painting.place]
                 pair, _ = finish(job, pairs[painting.place].key, painting, sample, job.provenance)
-                write_pair(store, pair, legend)
+                write_pair(store, pair, legend, job.finishing.files)
     seconds["exemplars"] = seconds.pop("exemplars, donors' tiles included", 0.0)
     return {stage: seconds[stage] for stage in STAGES}
 

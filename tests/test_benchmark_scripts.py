@@ -167,6 +167,13 @@ def test_generate(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
     assert "times as fast, end to end" in run("generate", *flags)
 
 
+def test_host_stages(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
+    flags = ["--source", tiles, "--model", tiny_model_folder, "--tile-size", 64, "--pairs", 2]
+    alone, crew = run("host_stages", *flags, "--processes", 1, "--shard-size", 2).split("| processes |")
+    assert [row for row in rows(alone) if row.startswith("| all |")] and "| hash |" in alone
+    assert crew.count("| 1 | ") == 1
+
+
 def test_noise_error(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
     printed = run("noise_error", "--models", tiny_model_folder, "--source", tiles, "--num-tiles", 2)
     assert float(printed.split(": ")[1]) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,8 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.models.folder import save_model
 from conftest import tiny_model, write_source
@@ -101,6 +105,29 @@ def test_sigterm_ends_it_and_the_same_command_goes_on(world: Path) -> None:
     assert 2 <= markers(world / "stopped") < COUNT // SHARD
     assert run(arguments(world, "stopped")) == 0
     assert files_of(world / "stopped") == files_of(world / "local")
+
+
+@pytest.mark.parametrize("container", ["parquet", "webdataset"])
+def test_ray_data_reads_a_finished_set(world: Path, container: str) -> None:
+    """Every pair once, with the images that our own reader gives."""
+    pytest.importorskip("pyarrow", reason="pip install 'changeanywhere[parquet]'")
+    command = ["generate", f"--source={world / 'src'}", f"--out={world / container}", f"--format={container}"]
+    command += ["--method=copy_paste", "--num-pairs=8", "--tile-size=64", "--events.min-area=16", "--shard-size=3"]
+    assert run(command) == 0
+    files = sorted(map(str, (world / container / "data").iterdir()))
+    ray.init(num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+    try:
+        reader = ray.data.read_parquet if container == "parquet" else ray.data.read_webdataset
+        rows = reader(files).take_all()
+    finally:
+        ray.shutdown()
+    second = {pair.key: pair.image_t2 for pair in ca.stream_pairs(world / container)}
+    assert len(rows) == len(files) + 5 == 8
+    for row in rows:
+        packed = container == "parquet"
+        image = np.asarray(Image.open(io.BytesIO(row["image_t2"]["bytes"]))) if packed else np.asarray(row["b.png"])
+        assert np.array_equal(image, second.pop(row["key"] if packed else row["json"]["key"]))
+    assert not second
 
 
 def test_a_cluster_that_is_not_there_is_one_line(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
