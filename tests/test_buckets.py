@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from PIL import Image
 
 pytest.importorskip("obstore", reason="pip install 'changeanywhere[cloud]'")
 pytest.importorskip("moto", reason="pip install 'changeanywhere[dev]': S3 is moto's")
@@ -26,13 +28,18 @@ from changeanywhere.buckets import BucketStore, local_copy, store_at
 from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.leases import Leases
-from changeanywhere.storage import LocalStore, address_of, shown
+from changeanywhere.models.detectors import build_detector
+from changeanywhere.models.detectors.folder import save_detector
+from changeanywhere.seals import sealed, unsealed
+from changeanywhere.storage import LocalStore, address_of, content_hash, shown
 from conftest import write_source
 
 if TYPE_CHECKING:
-    from bucket_server import Server
+    from bucket_server import Proxy, Server
 
 Files = dict[str, bytes]
+HELD = 600.0
+"""Seconds, of which a test needs a fraction: how long it hangs where something never comes."""
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +202,45 @@ def test_simulate_plan_shares_and_finish_in_a_bucket(
     assert run(["check", "memory://bucket/masks"]) == 0
 
 
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained one: what it says of the bytes it reads is compared, not judged."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("detector")
+    save_detector(build_detector("fc_ef"), "fc_ef", folder)
+    return folder
+
+
+@pytest.mark.parametrize("container", ["folder", "webdataset", "parquet"])
+def test_who_reads_sets_reads_them_in_a_bucket(
+    container: str, s3: Server, source: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``check``, ``evaluate``, ``predict``, ``evaluate --detector`` and ``train detector`` say of a set in a bucket, in
+    any container, what they say of it in a folder."""
+    if container == "parquet":
+        pytest.importorskip("pyarrow", reason="pip install 'changeanywhere[parquet]'")
+    places = {"folder": str(tmp_path / "set"), "bucket": f"s3://bucket/read/{container}"}
+    found: dict[str, Files] = {}
+    for name, place in places.items():
+        kind = [f"--format={container if name == 'bucket' else 'folder'}"]
+        assert run([*arguments(source, place), *kind]) == 0
+        assert run(["check", place]) == 0
+        here = tmp_path / name
+        recipe = ["--detector.name=fc_ef", f"--detector.pairs={place}", "--detector.train-split=null"]
+        recipe += ["--detector.val-split=null", "--detector.crop-size=32", "--detector.batch-size=2"]
+        recipe += ["--detector.num-steps=2", "--detector.warmup-steps=0", "--run.num-workers=0"]
+        assert run(["train", "detector", *recipe, f"--out={here / 'trained'}"]) == 0
+        assert run(["evaluate", f"--pairs={place}", f"--out={here / 'evaluated'}"]) == 0, capsys.readouterr().err
+        assert run(["predict", f"--detector={detector}", place, f"--out={here / 'predicted'}"]) == 0
+        assert run(["evaluate", f"--detector={detector}", place, f"--out={here / 'scored'}"]) == 0
+        files = ["trained/detector/model.safetensors", "evaluated/evaluation.csv", "predicted/changes.csv"]
+        files += [path.relative_to(here).as_posix() for path in sorted((here / "predicted" / "change").iterdir())]
+        files += [path.relative_to(here).as_posix() for path in sorted((here / "scored").glob("*.csv"))]
+        found[name] = {each: (here / each).read_bytes() for each in files}
+    assert len(found["folder"]) >= 3 + 8 + 1 and found["folder"] == found["bucket"]
+    assert json.loads(BucketStore(places["bucket"]).get("plan/job.json"))["container"] == container
+
+
 FAULTS = {"503": unavailable, "lost answers": lost_answer, "half uploads": half_upload}
 
 
@@ -211,6 +257,56 @@ def test_faults_on_the_way_leave_the_same_set(name: str, s3: Server, source: Pat
     assert made.keys() == local.keys(), "no orphan, no lease that nobody holds"
     assert {n for n in made if made[n] != local[n]} <= set()
     assert run(["check", out]) == 0
+
+
+@pytest.mark.parametrize("they", ["were as we", "finished after us", "were overwritten", "left half"])
+def test_of_two_workers_on_a_shard_one_result_is_left(
+    they: str, s3: Server, source: Path, local: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another worker's marker is there a moment before ours: same bytes, another kind of machine's that wrote its files
+    last, the same before ours overwrote them, and one that is no marker at all."""
+    out, theirs = f"s3://bucket/two/{they.replace(' ', '-')}", png_of_another_machine()
+
+    def first(request: Proxy) -> bool:
+        store, content = BucketStore(out), request.body
+        marker, _ = unsealed(content)
+        name = next(name for name in marker["files"] if name.startswith("B/"))
+        if they in ("finished after us", "were overwritten"):
+            content = sealed(marker | {"files": marker["files"] | {name: content_hash(theirs)}})
+        if they == "finished after us":
+            store.put(name, theirs)
+        s3.ask("PUT", request.path, content[:-9] if they == "left half" else content, {})
+        return False
+
+    s3.break_next(first, 1, part=f"{Path(out).name}/shards/00001")
+    assert run(arguments(source, out)) == 0 and not s3.faults, capsys.readouterr().err
+    assert s3.seen[("PUT", 412)] >= 1, "the service refused ours"
+    made = files_of(out)
+    assert made.keys() == local.keys()
+    changed = {n.partition("/")[0] for n in made if made[n] != local[n]}
+    assert changed == ({"B", "shards", "checksums.json"} if they == "finished after us" else set())
+    assert run(["check", out]) == 0, capsys.readouterr().err
+
+
+def png_of_another_machine() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_workers_that_never_agree_are_told(s3: Server, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = "s3://bucket/never"
+
+    def first(request: Proxy) -> bool:
+        marker, _ = unsealed(request.body)
+        files = dict.fromkeys(marker["files"], "0" * 64)
+        s3.ask("PUT", request.path, sealed(marker | {"files": files}), {})
+        return False
+
+    s3.break_next(first, 100, part="never/shards/00002")
+    assert run(arguments(source, out)) == 2
+    assert f"{out}/shards/00002.json: other workers write this shard" in capsys.readouterr().err
+    assert "shards/00002.json" not in BucketStore(out).list(), "what is not sound is not there"
 
 
 def test_a_put_whose_answer_is_lost_knows_its_own_object(s3: Server) -> None:
@@ -271,21 +367,39 @@ def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.faults
-def test_killed_workers_leave_one_set(s3: Server, source: Path, local: Files, tmp_path: Path) -> None:
-    """Three processes on one address, one of them killed: the same set, and no lease outlives its process."""
+def test_killed_workers_leave_one_set(s3: Server, source: Path, local: Files) -> None:
+    """Three processes on one address. No image is stored before one of them that holds a shard is killed: the others
+    take its shard over, the set is the same, and no lease outlives its process."""
     out = "s3://bucket/killed"
     command = [sys.executable, "-m", "changeanywhere", *arguments(source, out)]
-    s3.break_next(slow, 6, "PUT", "killed/A")
+    over = threading.Event()
+    s3.break_next(lambda request: over.wait(HELD) and False, 1000, "PUT", "killed/A")
     environment = os.environ | environment_of(s3)
-    workers = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)
-    ]
-    deadline = time.monotonic() + 90
-    while not BucketStore(out).list("A") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    workers[0].send_signal(signal.SIGKILL)
-    codes = [(worker.communicate()[1], worker.returncode)[1] for worker in workers]
-    assert codes[0] == -signal.SIGKILL and codes[1:] == [0, 0]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    workers = {each.pid: each for each in (subprocess.Popen(command, env=environment, **pipes) for _ in range(3))}  # type: ignore[call-overload]
+    try:
+        killed = workers.pop(holder_of_a_shard(out, workers.values()))
+        killed.kill()
+        killed.communicate()
+        over.set()
+        said = {worker.communicate(timeout=HELD)[1]: worker.returncode for worker in workers.values()}
+    finally:
+        over.set()
+        s3.faults.clear()
+        for worker in workers.values():
+            worker.kill()
+    assert killed.returncode == -signal.SIGKILL and set(said.values()) == {0}, said
     made = files_of(out)
     assert made.keys() == local.keys() and {n for n in made if made[n] != local[n]} <= set()
-    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+def holder_of_a_shard(out: str, workers: Iterable[subprocess.Popen[bytes]]) -> int:
+    """Number of the process that holds the lease of a shard whose images are on the way, however long that takes here;
+    fails where none can come any more."""
+    store = BucketStore(out)
+    while all(worker.poll() is None for worker in workers):
+        for name in store.list("leases"):
+            if Path(name).stem.isdigit():
+                return int(json.loads(store.get(name))["pid"])
+        time.sleep(0.1)
+    raise AssertionError("a worker ended before any was killed")

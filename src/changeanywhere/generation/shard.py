@@ -3,7 +3,8 @@
     read tiles, simulate changes (a thread, ahead) ─► paint, filter (the device) ─► finish, write (threads, behind)
         ─► shards/N.json
 
-The marker is written last, with the files and their hashes: a shard without marker does not exist.
+The marker is written last, with the files and their hashes, and only where there is none: of several workers on one
+shard one has written it. A shard without marker does not exist.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from changeanywhere.errors import OutputError
 from changeanywhere.generation.finish import finished_pair
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
@@ -26,10 +28,12 @@ from changeanywhere.pairs.containers import CONTAINERS, Packing
 from changeanywhere.pairs.record import PairRecord, Provenance
 from changeanywhere.pairs.writer import write_pair
 from changeanywhere.seals import sealed, unsealed
-from changeanywhere.storage import Store
+from changeanywhere.storage import Store, content_hash
 
 WRITER_THREADS = 2
 READ_AHEAD = 2  # batches
+ATTEMPTS = 3
+"""Times that a shard is painted, of which others wrote the files meanwhile with other bytes."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,6 +60,29 @@ def paint_shard(
     else :class:`StoppedError` is raised. What cannot be read or written raises :class:`InputError`; nothing of the
     shard exists then.
     """
+    for _ in range(ATTEMPTS):
+        if _paint_once(job, painter, shard, store, progress, stop):
+            return
+        progress = _untold
+    raise OutputError(
+        f"{store.describe(marker_name(shard.number))}: other workers write this shard with other bytes again and "
+        "again; allowed: workers on one kind of machine"
+    )
+
+
+def _untold(count: int) -> None:
+    """Pairs that are painted a second time are counted already."""
+
+
+def _paint_once(
+    job: Job,
+    painter: Painter,
+    shard: ShardPlan,
+    store: Store,
+    progress: Callable[[int], object],
+    stop: threading.Event,
+) -> bool:
+    """As :func:`paint_shard`; what :func:`put_marker` says."""
     assert job.machine is not None
     provenance = job.provenance
     batches = shard.batches(job.machine.batch_size)
@@ -77,7 +104,7 @@ def paint_shard(
         written = [future.result() for future in writes]
     if packing is not None:
         written = packing.close(store, job.container, shard.number, written)
-    put_marker(store, shard.number, written, shard.seal)
+    return put_marker(store, shard.number, written, shard.seal)
 
 
 def read(job: Job, pairs: Sequence[PlannedPair]) -> Batch:
@@ -121,17 +148,35 @@ def marker_name(number: int) -> str:
     return f"shards/{number:05d}.json"
 
 
-def put_marker(store: Store, number: int, written: Sequence[Written], plan: str = "") -> None:
+def put_marker(store: Store, number: int, written: Sequence[Written], plan: str = "") -> bool:
     """Say that a shard is whole, once its files outlast a power cut. What all records share stands in it once.
 
-    ``plan``: seal of the shard's plan.
+    ``plan``: seal of the shard's plan. A sound marker that another worker was first to write stays, if the files are as
+    it says. False: they are not, since two kinds of machine wrote them in turn; the shard is open again then.
     """
+    name = marker_name(number)
     files = {name: digest for own, _ in written for name, digest in own.items()}
     records = [record.own() for _, record in written]
     shared = written[0][1].provenance.to_dict() if written else {}
+    content = sealed({"files": files, "records": records, "shared": shared, "plan": plan})
     store.keep(files)
-    store.put(marker_name(number), sealed({"files": files, "records": records, "shared": shared, "plan": plan}))
-    store.keep([marker_name(number)])
+    if not store.put_new(name, content):
+        there = read_marker(store, number, plan)
+        if there is None:  # damaged, or of another plan
+            store.put(name, content)
+        elif there.files != files and not _lie_there(store, there.files):
+            store.delete(name)
+            return False
+    store.keep([name])
+    return True
+
+
+def _lie_there(store: Store, files: Mapping[str, str]) -> bool:
+    """Whether all of ``files`` have the bytes of their hashes."""
+    try:
+        return all(content_hash(store.get(name)) == digest for name, digest in files.items())
+    except OSError:
+        return False
 
 
 def read_marker(store: Store, number: int, plan: str = "") -> Marker | None:
