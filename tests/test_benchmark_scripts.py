@@ -316,6 +316,12 @@ def test_scenes(run: Run, tmp_path: Path) -> None:
         assert len(np.unique(mask.read(1))) > 1 and image.read().std() > 0
 
 
+def test_gpu(run: Run, tmp_path: Path) -> None:
+    """Steps end by the clock, and each leaves its line at once; the steps themselves need a GPU to say anything."""
+    printed = run("gpu", tmp_path / "out", "--small", "--seconds", 0)
+    assert "not begun" in printed and (tmp_path / "out" / "results.md").read_text().count("not begun") >= 5
+
+
 def test_every_script_is_here() -> None:
     names: Sequence[str] = [f.stem for f in SCRIPTS.glob("*.py") if "def main(" in f.read_text()]
     assert {f"test_{name}" for name in names} <= set(globals())
