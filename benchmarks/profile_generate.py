@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +32,7 @@ from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlannedPair, load_shard
 from changeanywhere.generation.prepare import get_plan, job_of
 from changeanywhere.generation.shard import read
+from changeanywhere.generation.speed import Clock
 from changeanywhere.legend import load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import Model, noise_schedule, save_model
@@ -52,31 +51,6 @@ STAGES = ("reading", "events", "exemplars", "encode", "UNet", "blending and solv
 
 GAPS = (("below 20 µs", 0, 2e4), ("20 µs to 1 ms", 2e4, 1e6), ("1 to 20 ms", 1e6, 2e7), ("above 20 ms", 2e7, 1e18))
 """Between two kernels, ns: launches; the host inside a batch; between two batches; waiting for files."""
-
-
-class Clock:
-    """Seconds by stage; the device is waited for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """``work``, its time added to ``stage``."""
-
-        def run(*arguments: Any, **named: Any) -> Any:
-            started = self.now()
-            try:
-                return work(*arguments, **named)
-            finally:
-                self.seconds[stage] += self.now() - started
-
-        return run
 
 
 def random_model(config: Path, folder: Path) -> str:
@@ -181,7 +155,7 @@ def print_stages(
     """The table; seconds per pair, all stages together."""
     pipeline, size = painter.pipeline, job.source.options.tile_size
     assert job.machine is not None and job.painter is not None and size is not None
-    clock, calls = Clock(pipeline.device), {"encode": 0.0, "UNet": 0.0, "decode": 0.0}
+    clock, calls = Clock(str(pipeline.device)), {"encode": 0.0, "UNet": 0.0, "decode": 0.0}
     count_calls(pipeline, size, calls)
     timed_stages(clock, job, painter, batches)
     calls, seconds = dict(calls), dict(clock.seconds)  # before the calls of operations()
@@ -227,7 +201,7 @@ def count_calls(pipeline: ChangePairPipeline, size: int, calls: dict[str, float]
 
 def whole(options: GenerateOptions, alone: float) -> None:
     """``generate`` with its threads: wall time, and how much of it nothing was being painted."""
-    busy = Clock(torch.device("cpu"))
+    busy = Clock("cpu")
     with patch.object(DiffusionPainter, "paint", busy.timed("paint", DiffusionPainter.paint)), watched() as kernels:
         report = generate(options)
     print_kernels(kernels)

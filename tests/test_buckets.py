@@ -241,11 +241,16 @@ def test_who_reads_sets_reads_them_in_a_bucket(
     assert json.loads(BucketStore(places["bucket"]).get("plan/job.json"))["container"] == container
 
 
-FAULTS = {"503": unavailable, "lost answers": lost_answer, "half uploads": half_upload}
+FAULTS = {"503": unavailable, "lost answers": lost_answer, "half uploads": half_upload, "timeouts": slow}
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_on_the_way_leave_the_same_set(name: str, s3: Server, source: Path, local: Files) -> None:
+def test_faults_on_the_way_leave_the_same_set(
+    name: str, s3: Server, source: Path, local: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that timed out arrives all the same, after its repetition or before."""
+    if name == "timeouts":
+        monkeypatch.setattr(buckets, "LONGEST_REQUEST", 1.0)
     out = f"s3://bucket/faults/{name.replace(' ', '-')}"
     for part in ("leases/", "/A/", "/shards/", "metadata.jsonl", "plan.json", "/label1/", "checksums"):
         s3.break_next(FAULTS[name], 2, part=part)

@@ -187,7 +187,7 @@ def test_names_of_objects(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("out", ["s3://bucket/set", "gs://b/x", "file:///tmp/x", "https://a/b", "s3:/b"])
+@pytest.mark.parametrize("out", ["s3://bucket/set", "gs://b/x", "file:///data/x", "https://a/b", "s3:/b"])
 def test_addresses_are_no_folders(
     tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,7 +211,7 @@ def test_addresses_are_no_folders(
 
 @pytest.mark.parametrize(
     "out",
-    ["file:///tmp/x", "https://a/b", "hdfs://a/b", "s3://", "s3://u:secret@b/x", "s3://b/x?key=secret", "s3://b/../x"],
+    ["file:///data/x", "https://a/b", "hdfs://a/b", "s3://", "s3://u:secret@b/x", "s3://b/x?key=secret", "s3://b/../x"],
 )
 def test_addresses_without_support_are_refused(
     tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -253,7 +253,7 @@ def test_files_last_before_their_marker_says_so(tmp_path: Path, monkeypatch: pyt
     """What a marker names was synchronised before the marker was put in its place, and the marker's folder after it."""
     write_source(tmp_path / "src", num_tiles=2)
     seen: list[tuple[str, str]] = []
-    sync, replace = os.fsync, Path.replace
+    sync, replace, link = os.fsync, Path.replace, os.link
 
     def synced(number: int) -> None:
         seen.append(("sync", str(Path(f"/proc/self/fd/{number}").readlink())))
@@ -263,7 +263,12 @@ def test_files_last_before_their_marker_says_so(tmp_path: Path, monkeypatch: pyt
         seen.append(("put", str(target)))
         return replace(path, target)
 
+    def linked(path: Path, target: Path) -> None:
+        seen.append(("put", str(target)))
+        link(path, target)
+
     monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
     monkeypatch.setattr(Path, "replace", replaced)
     assert run(command(tmp_path)) == 0
     out = str(tmp_path / "out")

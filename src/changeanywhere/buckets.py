@@ -1,9 +1,10 @@
 """Where results go that is no folder: ``s3://``, ``gs://``, ``az://`` and, for tests, ``memory://``, through obstore.
 
 Objects are put whole, and ``put_new`` is a conditional put (``If-None-Match: *``), which the service decides. Obstore
-repeats what fails (503, lost connections); of a put whose answer was lost it cannot tell whose object is there, so the
-object itself is asked. Credentials are found by obstore's own ways (environment, instance roles), and with boto3
-installed by boto3's (profiles); an address that holds any is refused.
+repeats what fails (503, lost connections), but for conditional puts that time out, which are repeated here; of a put
+whose answer was lost nobody can tell whose object is there, so the object itself is asked. Credentials are found by
+obstore's own ways (environment, instance roles), and with boto3 installed by boto3's (profiles); an address that holds
+any is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,18 +66,31 @@ class BucketStore:
 
     def put_new(self, name: str, content: bytes) -> bool:
         """See :class:`Store`; ``content`` says who wrote it, since an answer may be lost on the way."""
-        import obstore
         from obstore.exceptions import AlreadyExistsError
 
         try:
             with self._writing(name):
-                obstore.put(self._bucket, self._key(name), content, mode="create", use_multipart=False)
+                self._put_new(name, content)
         except AlreadyExistsError:
             try:
                 return self.get(name) == content  # a repeated put meets its own object
             except FileNotFoundError:  # gone again: whoever had it has let go
                 return False
         return True
+
+    def _put_new(self, name: str, content: bytes) -> None:
+        """A conditional put that times out is not repeated by obstore, which cannot know whether it arrived."""
+        import obstore
+        from obstore.exceptions import GenericError
+
+        until = time.monotonic() + LONGEST_WAIT
+        for left in reversed(range(TRIES)):
+            try:
+                obstore.put(self._bucket, self._key(name), content, mode="create", use_multipart=False)
+                return
+            except GenericError:
+                if not left or time.monotonic() >= until:
+                    raise
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:

@@ -1,9 +1,10 @@
-"""What comes with the package and has a name of its own: recipes, and example tiles."""
+"""What comes with the package and has a name of its own: recipes, example tiles, pages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.text import is_plain_name, one_line
@@ -40,6 +41,12 @@ def find_recipe(name: str) -> Path:
 def find_source(place: str | Path) -> str | Path:
     """``examples`` is the package's tiles where no folder of that name lies here; anything else is itself."""
     return ROOT / "assets" / EXAMPLES if str(place) == EXAMPLES and not Path(place).exists() else place
+
+
+def page(name: str, **content: str) -> str:
+    """``assets/NAME.html`` with its ``$names`` filled in; ``$style`` is what the pages of figures have in common."""
+    template = Template((ROOT / "assets" / f"{name}.html").read_text("utf-8"))
+    return template.substitute(content, style=(ROOT / "assets" / "figures.css").read_text("utf-8").rstrip())
 
 
 def with_shipped(arguments: list[str]) -> list[str]:

@@ -7,9 +7,7 @@ import html
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from importlib.metadata import version
-from string import Template
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.report import data_uri
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import rgb8
+from changeanywhere.shipped import page as filled
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import csv_cell, visible, xml
 from changeanywhere.training.detection import IGNORE, ChangeScores, score_pairs, sum_of
@@ -147,10 +146,10 @@ def _write(options: DetectorEvaluationOptions, evaluation: DetectorEvaluation, p
 
 
 def _page(evaluation: DetectorEvaluation, panels: Sequence[str], given: dict[str, str]) -> str:
-    template = Template((resources.files("changeanywhere") / "assets" / "detector.html").read_text())
     rows = sorted(evaluation.pairs.items(), key=lambda item: (item[1].f1 is None, item[1].f1 or 0.0, item[0]))
     left = f"<p>{len(rows) - SHOWN_ROWS} more in evaluation.csv.</p>" if len(rows) > SHOWN_ROWS else ""
-    return template.substitute(
+    return filled(
+        "detector",
         title=xml(f"{evaluation.detector} on {len(rows)} pairs"),
         overall=f"<table>{_head('')}{_row('all pairs', evaluation.overall)}</table>",
         panels="".join(panels),

@@ -5,10 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
-from string import Template
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from changeanywhere.evaluation.reading import Image
 from changeanywhere.evaluation.scores import Mask
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.report import data_uri
+from changeanywhere.shipped import page as filled
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import visible, xml
 
@@ -36,14 +35,16 @@ def write_page(
     file: Path, figures: Sequence[Figure], pictures: Pictures, crops: Crops, options: Mapping[str, str]
 ) -> None:
     """Write the page."""
-    template = Template((resources.files("changeanywhere") / "assets" / "evaluation.html").read_text())
     sections = []
     for name, group in groupby(figures, key=lambda figure: figure.section):
         rows = list(group)
         sections.append(_side_by_side(name, rows) if any(figure.of for figure in rows) else _section(name, rows))
     made = "\n".join(f"{name}: {value}" for name, value in options.items())
-    page = template.substitute(
-        sections="".join(sections), pictures=_pictures(pictures) + _crops(crops), made=html.escape(visible(made))
+    page = filled(
+        "evaluation",
+        sections="".join(sections),
+        pictures=_pictures(pictures) + _crops(crops),
+        made=html.escape(visible(made)),
     )
     atomic_write(file, page.encode())
 

@@ -124,7 +124,7 @@ def _stages(
 ) -> tuple[dict[str, float], float]:
     """Seconds by stage of one pair, and denoiser calls by batch."""
     assert job.machine is not None
-    plan, clock = get_plan(job, store, silent), _Clock(job.machine.device)
+    plan, clock = get_plan(job, store, silent), Clock(job.machine.device)
     pairs = [pair for number in range(plan.num_shards) for pair in load_shard(store, number, plan).pairs]
     size, legend = min(job.machine.batch_size, len(pairs)), job.tiles.source.legend
     watched, painted = clock.watching(painter), 0
@@ -146,7 +146,7 @@ def _stages(
     return {name: max(clock.seconds[name], 1e-9) / max(painted, 1) for name in STAGES}, clock.calls / rounds
 
 
-class _Clock:
+class Clock:
     """Seconds by stage; a GPU has done what it was told before a clock is read."""
 
     def __init__(self, device: str) -> None:

@@ -26,6 +26,7 @@ from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.legend import LegendMap, load_legend, load_legend_map, parse_legend
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.info import find_segmenter, hash_segmenter
+from changeanywhere.models.outside import built
 from changeanywhere.models.segmenter import Segmenter
 
 GROUP = "changeanywhere.segmenters"
@@ -130,13 +131,7 @@ def names() -> list[str]:
 
 def _of_package(name: str) -> tuple[ForeignSegmenter, str]:
     entry = next(entry for entry in entry_points(group=GROUP) if entry.name == name)
-    try:
-        net = entry.load()()
-    except Exception as error:  # somebody else's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"segmenter {name!r} ({entry.value}) cannot be built ({reason})") from error
-    if not isinstance(net, ForeignSegmenter):
-        raise ConfigError(f"segmenter {name!r} ({entry.value}) is a {type(net).__name__}, not a ForeignSegmenter")
+    net = built("segmenter", entry, ForeignSegmenter)
     digest = hashlib.sha256()
     for key, tensor in sorted(net.net.state_dict().items()):
         digest.update(key.encode())

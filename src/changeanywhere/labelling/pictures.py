@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from changeanywhere.legend import Legend, Mask
+from changeanywhere.pairs.report import class_item
 from changeanywhere.rasters.facts import Window
+from changeanywhere.shipped import page as filled
 from changeanywhere.storage import atomic_write
+from changeanywhere.text import xml
 
 SIDE = 256
 """Longer side of a picture, px; larger images are shown by every nth pixel."""
@@ -70,16 +70,16 @@ def write_page(
     least = ordered[: SHOWN // 3]
     others = ordered[len(least) :]
     shown = [*least, *others[:: max(1, -(-len(others) // (SHOWN - len(least) or 1)))]]
-    template = Template((resources.files("changeanywhere") / "assets" / "labels.html").read_text("utf-8"))
-    page = template.substitute(
-        title=escape(title),
-        called=escape(called),
-        legend="".join(_chip(c.name, c.color) for c in legend.classes) + _chip("unknown", (0, 0, 0)),
+    page = filled(
+        "labels",
+        title=xml(title),
+        called=xml(called),
+        legend="".join(class_item(c.name, c.color) for c in legend.classes) + class_item("unknown", (0, 0, 0)),
         known=_percent(np.mean([row[1] for row in rows])),
         sure=_percent(np.mean([row[2] for row in rows])),
         count=f"{len(rows):,}",
         panels="".join(_panel(*row[:3], row[4]) for row in shown),
-        head="".join(f"<th scope=col>{escape(name)}</th>" for name in ("known", "confidence", *legend.names)),
+        head="".join(f"<th scope=col>{xml(name)}</th>" for name in ("known", "confidence", *legend.names)),
         rows="".join(_row(*row[:4]) for row in ordered[:ROWS]),
         left="" if len(rows) <= ROWS else f"<p>The other {len(rows) - ROWS:,} rows are in labels.csv.</p>",
     )
@@ -88,18 +88,13 @@ def write_page(
 
 def _panel(name: str, known: float, sure: float, strip: Path) -> str:
     picture = base64.b64encode(strip.read_bytes()).decode() if strip.is_file() else ""
-    said = f"{escape(name)}: confidence {_percent(sure)}, known {_percent(known)}"
-    return f'<figure><img alt="image, classes and confidence of {escape(name)}" src="data:image/jpeg;base64,{picture}"><figcaption>{said}</figcaption></figure>'  # noqa: E501
+    said = f"{xml(name)}: confidence {_percent(sure)}, known {_percent(known)}"
+    return f'<figure><img alt="image, classes and confidence of {xml(name)}" src="data:image/jpeg;base64,{picture}"><figcaption>{said}</figcaption></figure>'  # noqa: E501
 
 
 def _row(name: str, known: float, sure: float, shares: dict[str, float]) -> str:
     cells = "".join(f"<td>{_percent(value)}</td>" for value in (known, sure, *shares.values()))
-    return f"<tr><th scope=row>{escape(name)}</th>{cells}</tr>"
-
-
-def _chip(name: str, color: Sequence[int]) -> str:
-    red, green, blue = color
-    return f'<span class="chip"><i style="background:rgb({red},{green},{blue})"></i>{escape(name)}</span>'
+    return f"<tr><th scope=row>{xml(name)}</th>{cells}</tr>"
 
 
 def _percent(value: float | np.floating) -> str:

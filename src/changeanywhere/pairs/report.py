@@ -8,9 +8,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from changeanywhere.pairs.containers import get_file
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
+from changeanywhere.shipped import page as filled
 from changeanywhere.storage import Store
 from changeanywhere.text import visible, xml
 
@@ -38,11 +37,11 @@ def write_report(store: Store, counts: SetSummary) -> None:
     places = set(np.unique(np.linspace(0, counts.count - 1, min(MAX_PAIRS, counts.count)).astype(int)).tolist())
     with store.open("metadata.jsonl") as lines:
         shown = [PairRecord.from_dict(json.loads(line)) for i, line in enumerate(lines) if i in places]
-    template = Template((resources.files("changeanywhere") / "assets" / "report.html").read_text())
-    page = template.substitute(
+    page = filled(
+        "report",
         title=xml(f"Change-detection pairs: {Path(store.describe()).resolve().name}"),
         facts=_facts(counts),
-        classes="".join(_class_item(c.name, c.color) for c in legend.classes),
+        classes="".join(class_item(c.name, c.color) for c in legend.classes),
         sheet_note=f"{len(shown)} of {counts.count} pairs, evenly spaced in the order of their keys, not chosen.",
         pairs="".join(_pair(store, record, legend) for record in shown),
         matrix=_matrix(counts.transitions, legend),
@@ -61,7 +60,8 @@ def _facts(counts: SetSummary) -> str:
     return "".join(f'<div class="fact"><b>{xml(n)}</b>{xml(what)}</div>' for n, what in facts)
 
 
-def _class_item(name: str, color: tuple[int, int, int]) -> str:
+def class_item(name: str, color: tuple[int, int, int]) -> str:
+    """A class in a legend: its colour and its name."""
     red, green, blue = color
     return f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{xml(name)}</li>'
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,10 @@ import numpy.typing as npt
 
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.report import data_uri
+from changeanywhere.pairs.report import class_item, data_uri
 from changeanywhere.sample import Normalisation
 from changeanywhere.scenes.descriptions import Feature
+from changeanywhere.shipped import page as filled
 from changeanywhere.text import visible, xml
 
 SIDE = 1200  # px of the overview
@@ -30,13 +29,13 @@ def scene_report(
     """The page, from the finished rasters in ``folder`` (read through their overviews)."""
     masks = [_reduced(folder / f"{name}.tif", (1,), SMALL)[0].astype(np.uint8) for name in ("mask_t1", "mask_t2")]
     change = _reduced(folder / "change.tif", (1,), SMALL)[0]
-    template = Template((resources.files("changeanywhere") / "assets" / "scene.html").read_text())
-    page = template.substitute(
+    page = filled(
+        "scene",
         title=xml(f"Scene {folder.name}"),
         facts="".join(f'<div class="fact"><b>{xml(value)}</b>{xml(what)}</div>' for value, what in facts),
         first=_photo(folder / "t1.tif", bands, stretch),
         second=_photo(folder / "t2.tif", bands, stretch),
-        classes="".join(_class(c.name, c.color) for c in legend.classes),
+        classes="".join(class_item(c.name, c.color) for c in legend.classes),
         mask_first=data_uri(legend.colorize(masks[0]), "PNG", SMALL),
         mask_second=data_uri(legend.colorize(masks[1]), "PNG", SMALL),
         change=data_uri((change > 0).astype(np.uint8) * 255, "PNG", SMALL),
@@ -61,11 +60,6 @@ def _photo(path: Path, bands: tuple[int, ...], stretch: Normalisation) -> str:
     shown = np.rint(np.nan_to_num(pixels + 1) * 127.5).astype(np.uint8)
     shown = shown[..., :3] if shown.shape[2] >= 3 else shown[..., [0, 0, 0]]
     return data_uri(np.ascontiguousarray(shown), "JPEG", SIDE)
-
-
-def _class(name: str, color: tuple[int, int, int]) -> str:
-    red, green, blue = color
-    return f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{xml(name)}</li>'
 
 
 def _rows(features: Sequence[Feature]) -> str:

@@ -22,6 +22,7 @@ from changeanywhere.models.detectors.fcsn import FCEF, FCSiam
 from changeanywhere.models.detectors.lightcdnet import LightCDNet
 from changeanywhere.models.detectors.siam_unet import SiamUNetLite0
 from changeanywhere.models.detectors.snunet import SNUNet
+from changeanywhere.models.outside import built
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "fc_ef": FCEF,
@@ -54,15 +55,7 @@ def build_detector(name: str) -> Detector:
     outside = _outside()
     if name not in outside:
         raise ConfigError(f"unknown detector {name!r}; allowed: {', '.join(detector_names())}")
-    entry = outside[name]
-    try:
-        net = entry.load()()
-    except Exception as error:  # somebody else's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"detector {name!r} ({entry.value}) cannot be built ({reason})") from error
-    if not isinstance(net, Detector):
-        raise ConfigError(f"detector {name!r} ({entry.value}) is a {type(net).__name__}, not a {GROUP} Detector")
-    return net
+    return built("detector", outside[name], Detector)  # type: ignore[type-abstract]
 
 
 def _outside() -> dict[str, EntryPoint]:
