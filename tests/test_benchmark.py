@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from changeanywhere.benchmark import trainings
@@ -93,8 +94,11 @@ def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest
     assert run_benchmark(options) == records
 
 
-def test_several_processes_share_the_cells(options: BenchmarkOptions, capfd: pytest.CaptureFixture[str]) -> None:
+def test_several_processes_share_the_cells(
+    options: BenchmarkOptions, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same command three times: every training once, every cell once, and each sees all scores at its end."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on the number of threads
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=run_benchmark, args=(options,)) for _ in range(3)]
     for worker in workers:
@@ -110,7 +114,12 @@ def test_several_processes_share_the_cells(options: BenchmarkOptions, capfd: pyt
     assert not (options.out / "leases").exists()
     shared = {file.name: json.loads(file.read_text()) | {"seconds": 0} for file in options.out.glob("cells/*")}
     shutil.rmtree(options.out)
-    alone = run_benchmark(options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = run_benchmark(options)
+    finally:
+        torch.set_num_threads(threads)
     assert [shared[f"{Cell(*(r[k] for k in vars(Cell('', '', 0, 0)))).key}.json"] for r in alone] == [
         r | {"seconds": 0} for r in alone
     ]
