@@ -192,6 +192,28 @@ def test_pipeline_on_arrays_single_and_batch() -> None:
     assert np.array_equal(single, pipe(image[0], mask[0], change[0], num_steps=3, seed=7))
 
 
+def test_painting_tells_each_call_and_stops_where_it_is_told() -> None:
+    """Whoever looks on changes nothing, and what he raises ends the painting before the next call."""
+    pipe = ChangePairPipeline(tiny_model())
+    seen: list[int] = []
+
+    class StopError(Exception):
+        pass
+
+    def on_step(call: int, x: Tensor) -> None:
+        seen.append(call)
+        if len(seen) == 8:
+            raise StopError
+
+    sampling = Sampling("dpmsolver++", num_steps=5, free_fraction=0.4, known_noise="fixed", window_margin=8)
+    given = (KNOWN[:1], MASKS[:1], CHANGE[:1], [1], sampling)
+    assert torch.equal(pipe.paint(*given, on_step), pipe.paint(*given))
+    assert seen == [0, 1, 2, 3, 4]
+    with pytest.raises(StopError):
+        pipe.paint(*given, on_step)
+    assert seen[5:] == [0, 1, 2]
+
+
 def test_pipeline_refuses_what_does_not_fit() -> None:
     pipe = ChangePairPipeline(tiny_model(mask_dropout=0.0))
     image, mask, change = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.uint8), np.zeros((32, 32), bool)

@@ -21,6 +21,9 @@ from changeanywhere.diffusion.windows import change_windows, cut
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
 
+OnStep = Callable[[int, Tensor], None]
+"""Sees the number of each call and its input ``[B, 3, h, w]``, before the call."""
+
 
 class NoiseSource(Protocol):
     """Where a run's noise comes from: ``draw(purpose)`` → ``[B, 3, h, w]`` float32, standard normal."""
@@ -67,17 +70,18 @@ def paint_latents(
     change_masks: Tensor,
     seeds: Sequence[int],
     sampling: Sampling,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Latents of date 1 → latents of date 2, ``[B, 3, h, w]``, on the device of ``latents_t1``.
 
     ``masks_t2`` int64 and ``change_masks`` bool ``[B, H, W]``; ``seeds`` one per pair: its noise does not depend on
-    its batch.
+    its batch. ``on_step(i, x)`` sees the input of each call.
     """
     masks_t2, change_masks = masks_t2.to(latents_t1.device), change_masks.to(latents_t1.device)
     changed = changed_cells(change_masks, sampling.dilate_cells)
     cells = Cells(changed, unknown_cells(masks_t2, changed))
     noise = NoiseStreams(seeds, latents_t1.shape[1:], latents_t1.device)
-    return sample_latents(denoiser, schedule, masks_t2, latents_t1, cells, noise, sampling)
+    return sample_latents(denoiser, schedule, masks_t2, latents_t1, cells, noise, sampling, on_step)
 
 
 @torch.no_grad()
@@ -89,7 +93,7 @@ def sample_latents(
     cells: Cells,
     noise: NoiseSource,
     sampling: Sampling,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Paint ``masks_t2`` ``[B, H, W]`` while the ``known`` latents of t1 hold where nothing changed → ``[B, 3, h, w]``.
 
@@ -134,7 +138,7 @@ class Calls:
         schedule: DDPMScheduler,
         sampling: Sampling,
         noise: NoiseSource,
-        on_step: Callable[[int, Tensor], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         self._denoiser, self._schedule, self._sampling = denoiser, schedule, sampling
         self._noise, self._on_step = noise, on_step

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import paint_latents
+from changeanywhere.diffusion.blended import OnStep, paint_latents
 from changeanywhere.diffusion.canvas import ATTENTIVE_RAMP, GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
 from changeanywhere.diffusion.options import Sampling
@@ -152,16 +152,23 @@ class ChangePairPipeline:
 
     @torch.no_grad()
     def paint(
-        self, latents_t1: Tensor, masks_t2: Tensor, change_masks: Tensor, seeds: Sequence[int], sampling: Sampling
+        self,
+        latents_t1: Tensor,
+        masks_t2: Tensor,
+        change_masks: Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Blended diffusion (paper eq. 6): latents of t1 → latents of t2, ``[B, 3, h, w]``.
 
         ``masks_t2`` int64 ``[B, H, W]``, ``change_masks`` bool ``[B, H, W]``; ``seeds`` one per pair: a pair's noise
-        does not depend on its batch.
+        does not depend on its batch. ``on_step(i, x)`` is called before call i of the denoiser; what it raises ends
+        the painting.
         """
         self.check_sampling(sampling)
-        known = latents_t1.to(self.device)
-        return paint_latents(self.denoiser, self.model.schedule, known, masks_t2, change_masks, seeds, sampling)
+        known, networks = latents_t1.to(self.device), (self.denoiser, self.model.schedule)
+        return paint_latents(*networks, known, masks_t2, change_masks, seeds, sampling, on_step)
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raise :class:`ConfigError` for settings that this model cannot do."""
