@@ -19,8 +19,9 @@ demo: install
 	$(BIN)/changeanywhere generate --source src/changeanywhere/assets/examples --out demo --num-pairs 16 --seed 1
 	@echo "open demo/report.html"
 
+# File by file on as many processors as there are, four at most: most tests use one.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
