@@ -18,8 +18,9 @@ from changeanywhere.errors import LegendError, OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.names import FileKinds
+from changeanywhere.pairs.pictures import outline
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
-from changeanywhere.pairs.sheet import contact_sheet
+from changeanywhere.pairs.sheet import BORDER, contact_sheet
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Normalisation, SourceItem, change_mask_of
@@ -247,17 +248,68 @@ def test_report_is_self_contained_and_escapes(tmp_path: Path) -> None:
     write_dataset(tmp_path, keys)
     page = (tmp_path / "report.html").read_text()
     assert page.count('class="pair"') == 48
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("<script") == page.count("<script>\n") == 1 and "&lt;script&gt;" in page
+    assert not re.search(r'(src|href)="(?!data:|#o\d)', page)
     assert len(page) < 6_000_000
+
+
+def test_report_shows_counts_first_and_every_pair_can_be_chosen(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [f"k{i}" for i in range(5)])
+    page = (tmp_path / "report.html").read_text()
+    write_dataset(tmp_path, [f"k{i}" for i in range(5)])
+    assert (tmp_path / "report.html").read_text() == page, "made again: the same bytes"
+    body = page[page.index("<h1>") :]
+    order = [body.index(each) for each in ("Class transitions", "Change ratio", '<ul class="classes">', 'class="pair"')]
+    assert order == sorted(order)
+    tags = [
+        dict(re.findall(r'data-(\w+)="([^"]*)"', each)) for each in re.findall(r'<figure class="pair"([^>]*)>', body)
+    ]
+    assert len(tags) == 5 and all({"kind", "split", "change", "ratio"} <= set(each) for each in tags)
+    for name in ("change", "kind"):
+        (choices,) = re.findall(rf'<select name="{name}".*?</select>', body)
+        offered = set(re.findall(r'value="(\d+)"', choices))
+        assert offered == {number for each in tags for number in each[name].split()}, "a choice that finds nothing"
+    assert body.count("<path id=") * 2 == body.count('<svg class="outline"') == 2 * sum(bool(t["change"]) for t in tags)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (300, 600)])
+def test_outline_runs_between_changed_and_unchanged_pixels(shape: tuple[int, int]) -> None:
+    change = np.random.default_rng(3).random(shape) < 0.01
+    change[0, 0] = change[-1, -1] = True
+    each = -(-max(shape) // 256)
+    high, wide = -(-shape[0] // each), -(-shape[1] // each)
+    cells = np.zeros((high + 2, wide + 2), bool)
+    for row, column in np.argwhere(change):
+        cells[1 + row // each, 1 + column // each] = True
+    length = 0
+    for left, top, step, run in re.findall(r"M(\d+) (\d+)([hv])(\d+)", outline(change)):
+        x, y, n = int(left) // each, int(top) // each, int(run) // each
+        beside = (cells[y, x + 1 : x + 1 + n], cells[y + 1, x + 1 : x + 1 + n])
+        if step == "v":
+            beside = (cells[y + 1 : y + 1 + n, x], cells[y + 1 : y + 1 + n, x + 1])
+        assert n > 0 and (beside[0] != beside[1]).all()
+        length += n
+    assert length == np.count_nonzero(np.diff(cells, axis=0)) + np.count_nonzero(np.diff(cells, axis=1))
+    assert outline(np.zeros(shape, bool)) == ""
 
 
 def test_contact_sheet_shows_evenly_spaced_pairs(tmp_path: Path) -> None:
     write_dataset(tmp_path, [f"k{i}" for i in range(9)])
     sheet = contact_sheet(tmp_path, count=3, side=32, strips_per_row=1)
-    assert sheet.height == 18 + 3 * (32 + 4)
-    first = np.asarray(sheet)[18:50, :32]
-    assert np.array_equal(first, np.asarray(Image.open(tmp_path / "A" / "k0.png")))
+    (of_legend, rest) = divmod(sheet.height - (18 + 3 * (32 + 4)), 18)
+    assert of_legend >= 1 and rest == 0
+    shown = np.asarray(sheet)
+    for place, key in enumerate(("k0", "k4", "k8")):
+        change = np.asarray(Image.open(tmp_path / "label" / f"{key}.png")) > 0
+        for column, folder in enumerate("AB"):
+            top, left = 18 + place * 36, column * 36
+            cell, image = (
+                shown[top : top + 32, left : left + 32],
+                np.asarray(Image.open(tmp_path / folder / f"{key}.png")),
+            )
+            assert np.array_equal(cell[change], image[change]), "the line runs outside of what changed"
+            drawn = (cell != image).any(-1)
+            assert drawn.any() == change.any() and (cell == BORDER).all(-1).any() == change.any()
 
 
 def test_splits_follow_the_source_or_the_hash_of_the_scene() -> None:

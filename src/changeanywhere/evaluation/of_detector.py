@@ -20,8 +20,8 @@ from changeanywhere.models.detectors import Detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.pictures import data_uri
 from changeanywhere.pairs.reader import PairDataset
-from changeanywhere.pairs.report import data_uri
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import rgb8
 from changeanywhere.shipped import page as filled

@@ -15,7 +15,7 @@ from changeanywhere.evaluation.of_objects import Crops
 from changeanywhere.evaluation.reading import Image
 from changeanywhere.evaluation.scores import Mask
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.report import data_uri
+from changeanywhere.pairs.pictures import data_uri
 from changeanywhere.shipped import page as filled
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import visible, xml

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.pairs.report import class_item
+from changeanywhere.pairs.pictures import class_item
 from changeanywhere.rasters.facts import Window
 from changeanywhere.shipped import page as filled
 from changeanywhere.storage import atomic_write

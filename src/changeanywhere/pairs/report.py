@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image as PillowImage
 
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.codec import decode_image
 from changeanywhere.pairs.containers import get_file
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
+from changeanywhere.pairs.pictures import class_item, dates, masks, photo, swatch
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.shipped import page as filled
@@ -27,7 +23,6 @@ from changeanywhere.storage import Store
 from changeanywhere.text import visible, xml
 
 MAX_PAIRS = 48  # shown, spread evenly over the set: keeps the page below a few megabytes
-SIDE = 256  # px; larger images are shown reduced
 HISTOGRAM_BINS = 20
 
 
@@ -37,13 +32,15 @@ def write_report(store: Store, counts: SetSummary) -> None:
     places = set(np.unique(np.linspace(0, counts.count - 1, min(MAX_PAIRS, counts.count)).astype(int)).tolist())
     with store.open("metadata.jsonl") as lines:
         shown = [PairRecord.from_dict(json.loads(line)) for i, line in enumerate(lines) if i in places]
+    filters = Filters(shown)
     page = filled(
         "report",
         title=xml(f"Change-detection pairs: {Path(store.describe()).resolve().name}"),
         facts=_facts(counts),
         classes="".join(class_item(c.name, c.color) for c in legend.classes),
         sheet_note=f"{len(shown)} of {counts.count} pairs, evenly spaced in the order of their keys, not chosen.",
-        pairs="".join(_pair(store, record, legend) for record in shown),
+        controls=filters.controls(),
+        pairs="".join(_pair(store, record, legend, filters, number) for number, record in enumerate(shown)),
         matrix=_matrix(counts.transitions, legend),
         histogram=_histogram(counts.ratios),
         targets=_targets(store),
@@ -60,68 +57,91 @@ def _facts(counts: SetSummary) -> str:
     return "".join(f'<div class="fact"><b>{xml(n)}</b>{xml(what)}</div>' for n, what in facts)
 
 
-def class_item(name: str, color: tuple[int, int, int]) -> str:
-    """A class in a legend: its colour and its name."""
-    red, green, blue = color
-    return f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{xml(name)}</li>'
-
-
-def _pair(store: Store, record: PairRecord, legend: Legend) -> str:
+def _pair(store: Store, record: PairRecord, legend: Legend, filters: Filters, number: int) -> str:
     images = {folder: decode_image(get_file(store, record, folder), name) for folder, name in record.files.items()}
-    changes = ", ".join(name.replace("->", " → ") for name in record.transitions) or "no change"
-    caption = f"<b>{xml(record.key)}</b> · {xml(record.kind)}: {xml(changes)}"
-    caption += f" · {record.change_ratio:.2%} changed"
-    first, second = (_photo(images[folder], record) for folder in IMAGE_FOLDERS)
-    masks = [data_uri(legend.colorize(images[folder]), "PNG") for folder in MASK_FOLDERS]
-    change = data_uri((images[CHANGE_FOLDER] > 0).astype(np.uint8) * 255, "PNG")
-    cells = [
-        _cell(first, "image t1"),
-        _cell(masks[0], "mask t1"),
-        _cell(masks[1], "mask t2"),
-        _cell(change, "change"),
-        '<div class="flip" tabindex="0" role="img" aria-label="image t2; focus shows image t1">'
-        f'<img src="{second}" alt="image t2"><img class="under" src="{first}" alt=""><small>image t2</small></div>',
-    ]
-    return f'<figure class="pair"><figcaption>{caption}</figcaption><div class="strip">{"".join(cells)}</div></figure>'
+    ends = (record.normalisation.get("low", ()), record.normalisation.get("high", ()))
+    first, second = (photo(images[folder], *ends) for folder in IMAGE_FOLDERS)
+    before, after = (images[folder] for folder in MASK_FOLDERS)
+    change = images[CHANGE_FOLDER] > 0
+    names = [f"image t{date}, {'real' if date == record.real_date else 'painted'}" for date in (1, 2)]
+    said = f"<b>{xml(record.key)}</b> {_changes(record, legend)}"
+    said += f"<span>{record.change_ratio:.2%} changed · {xml(record.kind)} · {xml(record.split)}</span>"
+    if record.fidelity is not None:
+        said += f"<span>{record.fidelity:.0%} of it reads as its new class</span>"
+    return (
+        f'<figure class="pair" {filters.marks(record)}><figcaption>{said}</figcaption><div class="strip">'
+        f"{dates(first, second, change, names, str(number))}{masks(before, after, change, legend)}</div></figure>"
+    )
 
 
-def _cell(uri: str, name: str) -> str:
-    return f'<div><img src="{uri}" alt="{name}" loading="lazy"><small>{name}</small></div>'
+def _changes(record: PairRecord, legend: Legend) -> str:
+    """Its transitions, most changed pixels first, with the colours of the classes."""
+    colours = {each.name: swatch(each.color) for each in legend.classes}
+    found = []
+    for name in sorted(record.transitions, key=lambda name: (-record.transitions[name], name)):
+        before, _, after = name.partition("->")
+        found.append(f"<span>{colours.get(before, '')}{xml(before)} → {colours.get(after, '')}{xml(after)}</span>")
+    return "".join(found) or "<span>no change</span>"
 
 
-def _photo(image: npt.NDArray[Any], record: PairRecord) -> str:
-    """First three bands as JPEG; other than 8 bits through the recorded stretch."""
-    pixels = image if image.ndim == 3 else image[..., None].repeat(3, 2)
-    if pixels.dtype != np.uint8:
-        low, high = (np.asarray(record.normalisation[end], float) for end in ("low", "high"))
-        pixels = np.clip((pixels - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-    return data_uri(np.ascontiguousarray(pixels[..., :3]), "JPEG")
+class Filters:
+    """What the pairs that are shown can be chosen and sorted by."""
+
+    def __init__(self, records: Sequence[PairRecord]) -> None:
+        changed = Counter[str]()
+        for record in records:
+            changed.update(record.transitions)
+        self.transitions = [name for name, _ in sorted(changed.items(), key=lambda item: (-item[1], item[0]))]
+        self.kinds = sorted({record.kind for record in records})
+        self.splits = list(dict.fromkeys(record.split for record in sorted(records, key=_place_of_split)))
+        self.judged = any(record.fidelity is not None for record in records)
+
+    def marks(self, record: PairRecord) -> str:
+        """Attributes of a pair: numbers alone, so that no name means anything to the page."""
+        numbers = " ".join(str(self.transitions.index(name)) for name in record.transitions)
+        marks = {
+            "kind": self.kinds.index(record.kind),
+            "split": self.splits.index(record.split),
+            "change": numbers,
+            "ratio": record.change_ratio,
+        }
+        if record.fidelity is not None:
+            marks["fidelity"] = record.fidelity
+        return " ".join(f'data-{name}="{value}"' for name, value in marks.items())
+
+    def controls(self) -> str:
+        """The choices, of which a page without scripts shows none."""
+        changes = [name.replace("->", " → ") for name in self.transitions]
+        found = [_choice("change", "all changes", changes), _choice("kind", "all kinds", self.kinds)]
+        if len(self.splits) > 1:
+            found.append(_choice("split", "all splits", self.splits))
+        orders = {"": "in order of keys", "-ratio": "most changed first", "ratio": "least changed first"}
+        orders |= {"fidelity": "least true to its mask first"} if self.judged else {}
+        options = "".join(f'<option value="{value}">{name}</option>' for value, name in orders.items())
+        return "".join(found) + f'<select name="order" aria-label="order">{options}</select>'
 
 
-def data_uri(pixels: npt.NDArray[np.uint8], kind: str, side: int = SIDE) -> str:
-    image = PillowImage.fromarray(pixels)
-    if max(image.size) > side:
-        smooth = PillowImage.Resampling.LANCZOS if kind == "JPEG" else PillowImage.Resampling.NEAREST
-        image.thumbnail((side, side), smooth)
-    if kind == "PNG":
-        image = image.convert("P", palette=PillowImage.Palette.ADAPTIVE)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=85, optimize=kind == "PNG")
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _place_of_split(record: PairRecord) -> int:
+    return SPLITS.index(record.split) if record.split in SPLITS else len(SPLITS)
+
+
+def _choice(name: str, everything: str, values: Sequence[str]) -> str:
+    options = "".join(f'<option value="{number}">{xml(value)}</option>' for number, value in enumerate(values))
+    return f'<select name="{name}" aria-label="{name}"><option value="">{everything}</option>{options}</select>'
 
 
 def _matrix(transitions: Counter[str], legend: Legend) -> str:
     total = sum(transitions.values()) or 1
     largest = max(transitions.values(), default=1)
-    head = "".join(f'<th scope="col">{xml(name)}</th>' for name in legend.names)
+    head = "".join(f'<th scope="col">{xml(name).replace("_", "_<wbr>")}</th>' for name in legend.names)
     rows = []
     for before in legend.names:
         cells = []
         for after in legend.names:
             count = transitions[f"{before}->{after}"]
             shade = f' style="background:rgba(var(--heat),{0.08 + 0.42 * count / largest:.2f})"' if count else ""
-            cells.append(f"<td{shade}>{f'{count / total:.1%}<br>{count:,} px' if count else ''}</td>")
-        rows.append(f'<tr><th scope="row">{xml(before)}</th>{"".join(cells)}</tr>')
+            cells.append(f"<td{shade}>{f'{count / total:.1%}<small>{count:,} px</small>' if count else ''}</td>")
+        rows.append(f'<tr><th scope="row">{xml(before).replace("_", "_<wbr>")}</th>{"".join(cells)}</tr>')
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
@@ -143,7 +163,7 @@ def _histogram(ratios: Sequence[float]) -> str:
         for i in range(5)
     ]
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="histogram of the change ratio">'
+        f'<svg class="bins" viewBox="0 0 {width} {height}" role="img" aria-label="histogram of the change ratio">'
         f'<line x1="{left}" y1="{base}" x2="{left + span}" y2="{base}"/>{"".join(bars)}{"".join(ticks)}'
         f'<text x="{left - 6}" y="26" text-anchor="end">{counts.max()}</text>'
         f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>'

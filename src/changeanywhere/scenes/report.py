@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.report import class_item, data_uri
+from changeanywhere.pairs.pictures import class_item, data_uri
 from changeanywhere.sample import Normalisation
 from changeanywhere.scenes.descriptions import Feature
 from changeanywhere.shipped import page as filled
