@@ -241,7 +241,9 @@ def _refusing(importing: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-@pytest.mark.parametrize("function", [print, exec, CALLED.append, Path.unlink], ids=["print", "exec", "append", "unlink"])
+@pytest.mark.parametrize(
+    "function", [print, exec, CALLED.append, Path.unlink], ids=["print", "exec", "append", "unlink"]
+)
 def test_payloads_beside_sound_weights_are_never_called(tmp_path: Path, function: Callable[..., Any]) -> None:
     """Whether the weights are read or the file is refused: what python would call stays uncalled."""
     torch.save({"state_dict": WEIGHTS, "extra": Payload(function, "1")}, tmp_path / "x.pt")

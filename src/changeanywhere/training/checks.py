@@ -16,14 +16,16 @@ PREDICTIONS = ("epsilon", "v_prediction")
 LOSSES = ("l1", "l2")
 PARTS = ("all", "decoder")
 FLIPS = ("none", "horizontal")
+TRACKERS = ("mlflow", "wandb")
+"""Services that a training's numbers may go to."""
 SCHEDULES = ("linear", "constant")
 
 READ_BY = {
-    "first_stage": ("data", "first_stage", "run", "init", "out"),
-    "denoiser": ("data", "denoiser", "run", "init", "out", "first_stage_from"),
-    "critic": ("data", "critic", "run", "init", "out", "first_stage_from", "denoiser.views"),
-    "segmenter": ("data", "segmenter", "run", "out"),
-    "detector": ("detector", "run", "init", "out"),
+    "first_stage": ("data", "first_stage", "run", "track", "init", "out"),
+    "denoiser": ("data", "denoiser", "run", "track", "init", "out", "first_stage_from"),
+    "critic": ("data", "critic", "run", "track", "init", "out", "first_stage_from", "denoiser.views"),
+    "segmenter": ("data", "segmenter", "run", "track", "out"),
+    "detector": ("detector", "run", "track", "init", "out"),
 }
 """Stage → sections and options that it reads."""
 OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
@@ -58,6 +60,8 @@ def check_recipe(recipe: Sections, stages: Sequence[str]) -> None:
         _CHECKS[stage](recipe)
         _check_sizes(stage, getattr(recipe, stage))
     _check_run(recipe.run, stages)
+    for name in recipe.track:
+        require(name in TRACKERS, "track", name, ", ".join(TRACKERS))
     for option in _idle(recipe, stages):
         value, switch = _value(recipe, option.name), _value(recipe, option.switch)
         raise ConfigError(f"{option.name} is {value!r}, which does nothing while {option.switch} is {switch!r}")

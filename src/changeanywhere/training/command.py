@@ -44,6 +44,9 @@ class TrainOptions:
     init: str | None = None
     """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number.
     For a detector: its folder."""
+    track: tuple[str, ...] = ()
+    """Services that get each line of metrics.jsonl too: ``mlflow``, ``wandb`` (each to be installed; they read their
+    own variables and logins, as MLFLOW_TRACKING_URI, WANDB_MODE). A resumed training goes on in its run."""
     data: DataRecipe = field(default_factory=DataRecipe)
     first_stage: FirstStageRecipe = field(default_factory=FirstStageRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
@@ -91,7 +94,7 @@ def train(
     check_limits(options)
     check_out(options.out, options.data.source)
     refuse_unread_flags(section, given)
-    sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "init")}
+    sections = {name: getattr(options, name) for name in ("data", *STAGE_SECTIONS, "run", "track", "init")}
     if options.init and stage in ("first-stage", "denoiser", "critic"):
         sections["data"] = _like_model(options.data, options.init)
     recipe = without_idle(Recipe(**sections), section, given)

@@ -199,7 +199,7 @@ class DetectorTraining(Stage):
         scores = evaluate_detector(
             self.net, self.val, self.batch_size, self.processes.device, precision, self.recipe.run.num_workers
         )
-        folder.append("validation.jsonl", {"step": done, **scores.to_dict()})
+        folder.log_validation(done, scores.to_dict())
         if (scores.f1 or 0.0) > self.best:
             self.best = scores.f1 or 0.0
             save_detector(self.net, self.settings.name, folder.out / "detector_best")

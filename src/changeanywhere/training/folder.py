@@ -21,6 +21,7 @@ from changeanywhere.leases import Leases
 from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
+from changeanywhere.training.tracking import Tracking
 
 ADJUSTABLE = ("accumulation_steps", "keep_mib", "num_workers", "log_every", "save_every")
 """Settings of ``run`` that may change when a run resumes: they change nothing but the last bits."""
@@ -50,6 +51,7 @@ class TrainingFolder:
         self.out, self.path, self.processes = out, out / "training" / stage, processes
         self.stage = stage
         self._writer = None
+        self._tracking: Tracking | None = None
         if processes.is_main:
             self._refuse_links()
             try:
@@ -58,8 +60,9 @@ class TrainingFolder:
                 raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
             self._claim()
             try:
-                self._freeze(stage, recipe, content)
+                frozen = self._freeze(stage, recipe, content)
                 self._writer = self._tensorboard()
+                self._tracking = Tracking(recipe.track, self.path, stage, frozen)
             except BaseException:
                 self.close()
                 raise
@@ -100,13 +103,16 @@ class TrainingFolder:
 
     def close(self) -> None:
         """Give the folder back."""
+        if self._tracking is not None:
+            self._tracking.close()
         held = _claimed.pop(self.path.resolve(), None)
         if held is not None:
             held.close()
             with suppress(OSError):  # a lease of somebody who came at once
                 (self.path / "leases").rmdir()
 
-    def _freeze(self, stage: str, recipe: Recipe, content: str) -> None:
+    def _freeze(self, stage: str, recipe: Recipe, content: str) -> dict[str, Any]:
+        """Write ``recipe.json``, or hold the recipe to it; returns what stands there."""
         # As JSON has them: a list that was written is a list that is read, whatever the recipe holds.
         sections, defaults = (json.loads(json.dumps(asdict(part), default=str)) for part in (recipe, Recipe()))
         frozen: dict[str, Any] = {name: sections[name] for name in ("data", stage, "run")}
@@ -119,7 +125,7 @@ class TrainingFolder:
         file = self.path / "recipe.json"
         if not file.exists() or not (self.path / "checkpoint.pt").exists():  # nothing depends on it yet
             atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())
-            return
+            return frozen
         try:
             before = read_json_object(file)
         except (OSError, ValueError) as error:
@@ -133,6 +139,7 @@ class TrainingFolder:
                         f"{self.path}: was started with {section}.{key} = {old!r}, now {value!r}; "
                         "give another --out or the old value"
                     )
+        return frozen
 
     def _tensorboard(self) -> Any:
         try:
@@ -184,10 +191,21 @@ class TrainingFolder:
         if not self.processes.is_main:
             return
         self.append("metrics.jsonl", {name: float(f"{value:.6g}") for name, value in record.items()})
+        self._show({name: value for name, value in record.items() if name != "step"}, int(record["step"]))
+
+    def log_validation(self, step: int, scores: Mapping[str, Any]) -> None:
+        """A line more in ``validation.jsonl``, and a point on the curves for each score that is a number."""
+        self.append("validation.jsonl", {"step": step, **scores})
+        numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+        self._show({f"validation/{name}": float(value) for name, value in numbers.items()}, step)
+
+    def _show(self, values: Mapping[str, float], step: int) -> None:
+        """On TensorBoard's curves, and those of the services that were asked for."""
+        if self._tracking is not None:
+            self._tracking.log(values, step)
         if self._writer is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, record["step"])
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """A line of JSON more in one of :data:`LOGS`; :class:`OutputError` if it cannot be written."""

@@ -283,4 +283,5 @@ class Sections:
     segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
     detector: DetectorRecipe = field(default_factory=DetectorRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
+    track: tuple[str, ...] = ()
     init: str | None = None
