@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-gpu test-ray test-processors lint types readme reference bench-events quality benchmark benchmark-ablation benchmark-sztaki clean
+.PHONY: install demo test test-slow test-faults test-fuzz test-gpu test-ray test-tracking test-processors lint types readme reference bench-events quality benchmark benchmark-ablation benchmark-sztaki clean
 
 install: $(INSTALLED)
 
@@ -35,6 +35,11 @@ test-faults: install
 test-ray: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
 	$(BIN)/python -m pytest -m ray tests/test_ray.py
+
+# The numbers of a training in MLflow and W&B, without a network.
+test-tracking: install
+	$(BIN)/python -m pip install --quiet "mlflow-skinny>=3" "wandb>=0.20"
+	$(BIN)/python -m pytest tests/test_tracking.py
 
 # The same on a GPU as on the CPU (skipped, and said so, where there is none).
 test-gpu: install

@@ -47,6 +47,11 @@ HEAD = """# Options of every command
 Generated from the source (`make reference`); `changeanywhere COMMAND --help` prints the same. Every option is a flag
 and a key of the YAML file that `--config` takes (`--events.min-area 64`, or `events: {min_area: 64}`); a flag wins, an
 unknown key is an error. Exit code: 0 done, 1 failed, 2 your input is wrong.
+
+Every command also takes, on the command line alone, `--quiet` (neither bars nor remarks; errors and what was asked for
+stay) and `--progress bars|json|none`. With `json`, standard error is one JSON object a line: `{"event": "progress",
+"what", "note", "done", "total", "seconds"}` at most twice a second for each kind of work, `{"event": "note",
+"message"}`, and last `{"event": "end", "exit_code": 0}` or `{"event": "error", "message", "exit_code"}`.
 """
 
 

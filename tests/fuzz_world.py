@@ -239,8 +239,8 @@ def _beat_at_progress(beaten: int) -> None:
         yield told
 
     for module in (progress, cli):
-        if hasattr(module, "progress_bars"):
-            setattr(module, "progress_bars", bars)  # noqa: B010
+        if hasattr(module, "shown_progress"):
+            setattr(module, "shown_progress", bars)  # noqa: B010
 
 
 def _audit(root: Path, outputs: tuple[str, ...]) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ import yaml
 from changeanywhere.cli import run
 from changeanywhere.models.folder import save_model
 from changeanywhere.progress import progress_bars
-from changeanywhere.terminal import escaped_streams, say, say_lines
+from changeanywhere.terminal import Manner, escaped_streams, say, say_lines, speaking
 from changeanywhere.text import INVISIBLE, JOINERS
 from conftest import tiny_model, write_source
 
@@ -210,3 +210,49 @@ cli.main(["check", "x"])
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert ended.returncode == 1 and "RuntimeError: \\x1b[2J" in ended.stderr and "\x1b" not in ended.stderr
+
+
+def events_in(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_progress_as_json_is_lines_that_programs_read(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run, of an error, of a remark in between; standard output stays as it is."""
+    paste = ["generate", f"--source={world / 'src'}", "--num-pairs=3", "--tile-size=64", "--events.min-area=16"]
+    assert run([*paste, "--method=copy_paste", "--progress", "json", f"--out={tmp_path / 'set'}"]) == 0
+    out, errors = capsys.readouterr()
+    events = events_in(errors)
+    assert out.splitlines()[-2].startswith("dataset: ")
+    assert events[-1] == {"event": "end", "exit_code": 0}
+    whole = [event for event in events if event.get("what") == "painting pairs"]
+    assert whole[-1]["done"] == whole[-1]["total"] == 3 and 0 < float(str(whole[-1]["seconds"])) < 600
+    assert run([*paste, "--method=nothing", "--progress=json", f"--out={tmp_path / 'other'}"]) == 2
+    (error,) = events_in(capsys.readouterr().err)
+    assert error["event"] == "error" and error["exit_code"] == 2 and "nothing" in str(error["message"])
+    with speaking(Manner("json")):
+        say(NAME, error=True)
+    (note,) = events_in(capsys.readouterr().err)
+    assert note["event"] == "note" and not commands_in(str(note["message"]))
+
+
+def test_quiet_is_nothing_but_what_was_asked_for(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate = ["simulate", f"--source={world / 'src'}", "--num-pairs=2", "--tile-size=64", "--events.min-area=16"]
+    assert run([*simulate, "--quiet", f"--out={tmp_path / 'masks'}"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run([*simulate, "--progress=none", f"--out={tmp_path / 'more'}"]) == 0
+    out, errors = capsys.readouterr()
+    assert "wrote the masks of 2 pairs" in out and not errors
+    assert run(["check", str(world / "src"), "--quiet"]) == 0
+    assert "3 tiles" in capsys.readouterr().out
+    assert run(["check", "nowhere", "--quiet"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--progress"], ["--progress=wild"], ["--progress", "bars json"]])
+def test_no_other_manner(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", ".", *words]) == 2
+    assert "allowed: bars, json, none" in capsys.readouterr().err

@@ -15,9 +15,10 @@ from changeanywhere.training.tracking import RUNS, Tracking
 from conftest import write_source
 
 TRAIN = [
-    "--data.source=src", "--data.tile-size=64", "--first-stage.crop-size=64", "--first-stage.channels=[8,8,8]", "--first-stage.layers-per-block=1",
-    "--first-stage.norm-groups=4", "--first-stage.num-codes=16", "--first-stage.batch-size=2", "--run.num-workers=0",
-    "--first-stage.perceptual-weight=0", "--run.log-every=1", "--out=run", "--first-stage.warmup-steps=0",
+    "--data.source=src", "--data.tile-size=64", "--first-stage.crop-size=64", "--first-stage.channels=[8,8,8]",
+    "--first-stage.layers-per-block=1", "--first-stage.norm-groups=4", "--first-stage.num-codes=16",
+    "--first-stage.batch-size=2", "--first-stage.warmup-steps=0", "--first-stage.perceptual-weight=0",
+    "--run.num-workers=0", "--run.log-every=1", "--out=run",
 ]  # fmt: skip
 
 

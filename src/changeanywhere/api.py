@@ -23,12 +23,12 @@ def generate(source: str | Path, out: str | Path, **options: Any) -> GenerateRep
     """What ``changeanywhere generate`` does; ``options``: fields of ``GenerateOptions`` (num_pairs, seed, …)."""
     from changeanywhere.generation.generate import generate as run
     from changeanywhere.generation.options import GenerateOptions
-    from changeanywhere.progress import progress_bars
+    from changeanywhere.progress import shown_progress
 
     for name in ("legend_map", "masks_t2"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         return run(GenerateOptions(source=Path(find_source(source)), out=Path(out), **options), progress)
 
 

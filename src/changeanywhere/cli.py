@@ -19,6 +19,7 @@ from changeanywhere.commands import (
     EPILOG,
     evaluate_detector_command,
     export_command,
+    manner_of,
     parse_options,
     predict_command,
     recipes_command,
@@ -27,11 +28,11 @@ from changeanywhere.commands import (
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.flags import given_flags, names_option
 from changeanywhere.legend import load_legend
-from changeanywhere.progress import progress_bars
+from changeanywhere.progress import shown_progress
 from changeanywhere.shipped import with_shipped
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import check_out, shown
-from changeanywhere.terminal import escape_streams, escaped_streams, say, say_lines
+from changeanywhere.terminal import escape_streams, escaped_streams, manner, say, say_event, say_lines, speaking
 from changeanywhere.text import one_line
 
 
@@ -81,8 +82,21 @@ def run(arguments: list[str]) -> int:
         "check": _check,
     }
     try:
+        how, rest = manner_of(arguments[1:])
+    except ConfigError as error:
+        return _fail(str(error), error.exit_code)
+    with speaking(how):
+        code = _ended(command, lambda: dispatch[command](with_shipped(rest)))
+        if how.progress == "json" and code == 0:
+            say_event("end", exit_code=0)
+    return code
+
+
+def _ended(command: str, do: Callable[[], None]) -> int:
+    """Do it, and say in one line what ended it; returns the exit code."""
+    try:
         with escaped_streams():
-            dispatch[command](with_shipped(arguments[1:]))
+            do()
     except ChangeAnywhereError as error:
         if isinstance(error, ShortfallError):
             _print_shortfall(error)
@@ -107,13 +121,13 @@ def _generate(arguments: list[str]) -> None:
     from changeanywhere.generation.generate import dry_run, generate
 
     if options.dry_run:
-        with progress_bars() as progress:
+        with shown_progress() as progress:
             plan = dry_run(options, progress)
         missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
         say(f"would write {plan.num_pairs} pairs{missing}")
         say(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
         return
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         report = generate(options, progress)
     _print_targets(report.reached)
     painted = f"painted {report.num_new} pairs ({report.pairs_per_second:.2f} pairs/s)"
@@ -141,7 +155,7 @@ def _generate_scenes(arguments: list[str]) -> None:
     from changeanywhere.scenes.generate import dry_run_scenes, generate_scenes
 
     if options.dry_run:
-        with progress_bars() as progress:
+        with shown_progress() as progress:
             plans = dry_run_scenes(options, progress)
         for plan in plans:
             megapixels = plan.width * plan.height / 1e6
@@ -150,7 +164,7 @@ def _generate_scenes(arguments: list[str]) -> None:
             say(f"  about {_duration(plan.seconds)} (windows painted and timed), {plan.num_bytes / 1e6:.0f} MB")
             say(f"  and {plan.scratch / 1e6:.0f} MB more until it is finished")
         return
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         reports = generate_scenes(options, progress)
     for report in reports:
         done = f"painted in {_duration(report.seconds)}" if report.seconds else "nothing to do, all is there"
@@ -167,7 +181,7 @@ def _plan(arguments: list[str]) -> None:
     options = parse_options("plan", GenerateOptions, arguments)
     from changeanywhere.generation.shares import plan_set
 
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         plan = plan_set(options, progress)
     missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
     say(f"planned {plan.num_pairs} pairs in {plan.num_shards} shards{missing}: {shown(options.out)}")
@@ -192,7 +206,7 @@ def _simulate(arguments: list[str]) -> None:
     options = parse_options("simulate", SimulateOptions, arguments)
     from changeanywhere.generation.simulate import simulate_source
 
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         report = simulate_source(options, progress)
     _print_targets(report.reached)
     _print_skipped(report.skipped, options.out)
@@ -223,7 +237,7 @@ def _label(arguments: list[str]) -> None:
     options = parse_options("label", LabelOptions, arguments)
     from changeanywhere.labelling.label import label
 
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         lines = label(options, progress)
     known = sum(line.known for line in lines) / len(lines)
     confidence = sum(line.confidence for line in lines) / len(lines)
@@ -241,7 +255,7 @@ def _train(arguments: list[str]) -> None:
             return
         raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
     options = parse_options(f"train {arguments[0]}", TrainOptions, arguments[1:])
-    with progress_bars() as progress, polite_stop(on_key=True) as stop:
+    with shown_progress() as progress, polite_stop(on_key=True) as stop:
         result = train(arguments[0], options, progress, stop, given_flags(arguments[1:]))
     if os.environ.get("RANK", "0") == "0":  # of the processes that a launcher started, one speaks
         say(f"finished: {result}")
@@ -289,9 +303,9 @@ def _evaluate(arguments: list[str]) -> None:
         return
     options = parse_options("evaluate", EvaluateOptions, arguments)
     from changeanywhere.evaluation.evaluate import evaluate
-    from changeanywhere.progress import progress_bars
+    from changeanywhere.progress import shown_progress
 
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         evaluation = evaluate(options, progress)
     section = ""
     for figure in evaluation.figures:
@@ -310,7 +324,7 @@ def _benchmark(arguments: list[str]) -> None:
     options = parse_options("benchmark", BenchmarkOptions, arguments)
     from changeanywhere.benchmark.protocol import run_benchmark
 
-    with progress_bars() as progress, polite_stop() as stop:
+    with shown_progress() as progress, polite_stop() as stop:
         records = run_benchmark(options, progress, stop)
     say_lines((options.out / ("plan.md" if options.dry_run else "table.md")).read_text())
     say(f"{len(records)} cells: {options.out}")
@@ -343,7 +357,10 @@ def _overview() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    say(f"changeanywhere: error: {one_line(message)}", error=True)
+    if manner().progress == "json":
+        say_event("error", message=one_line(message), exit_code=code)
+    else:
+        say(f"changeanywhere: error: {one_line(message)}", error=True)
     return code
 
 

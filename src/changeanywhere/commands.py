@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import typing
 
+from changeanywhere.errors import ConfigError
 from changeanywhere.flags import parse, with_words
-from changeanywhere.progress import progress_bars
+from changeanywhere.progress import shown_progress
 from changeanywhere.shipped import RecipesOptions, find_recipe, list_recipes
-from changeanywhere.terminal import say, say_lines
+from changeanywhere.terminal import PROGRESS, Manner, say, say_lines
 from changeanywhere.text import one_line
 
 COMMANDS = {
@@ -30,9 +31,31 @@ COMMANDS = {
     "init": "draft legend.json and a legend map from what the masks of a folder hold",
     "check": "say what a folder is, what is wrong with it, what to do next",
 }
-EPILOG = "changeanywhere COMMAND --help lists a command's options. Exit code: 0 done, 1 failed, 2 your input is wrong."
+EPILOG = (
+    "changeanywhere COMMAND --help lists a command's options. Every command takes --progress bars|json|none (json: "
+    "lines of JSON on standard error) and --quiet (no bars, no remarks). Exit "
+    "code: 0 done, 1 failed, 2 your input is wrong."
+)
 
 Options = typing.TypeVar("Options")
+
+
+def manner_of(arguments: list[str]) -> tuple[Manner, list[str]]:
+    """``--progress KIND`` and ``--quiet``, wherever they stand, and the other arguments."""
+    kind, quiet, rest, taken = "bars", False, list[str](), False
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if taken:
+            taken = False
+        elif name == "--progress":
+            kind, taken = (value, False) if equals else ("".join(arguments[i + 1 : i + 2]), True)
+            if kind not in PROGRESS:
+                raise ConfigError(f"progress is {kind[:80]!r}; allowed: {', '.join(PROGRESS)}")
+        elif argument == "--quiet":
+            quiet = True
+        else:
+            rest.append(argument)
+    return Manner(kind, quiet), rest
 
 
 def parse_options(command: str, kind: type[Options], arguments: list[str]) -> Options:
@@ -47,7 +70,7 @@ def evaluate_detector_command(arguments: list[str]) -> None:
     options = parse_options("evaluate", Options, with_words(arguments, Options, "pairs"))
     from changeanywhere.evaluation.of_detector import SCORES, evaluate_on_pairs
 
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         evaluation = evaluate_on_pairs(options, progress)
     values = evaluation.overall.to_dict()
     say(f"{one_line(evaluation.detector)} on {len(evaluation.pairs)} pairs, change class over all their pixels")
@@ -64,7 +87,7 @@ def predict_command(arguments: list[str]) -> None:
     options = parse_options("predict", PredictOptions, with_words(arguments, PredictOptions, "inputs"))
     from changeanywhere.prediction.predict import TABLE, predict
 
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         lines = predict(options, progress)
     changed, valid = (sum(getattr(line, name) for line in lines) for name in ("changed_px", "valid_px"))
     say(f"predicted {len(lines)} pair(s): {changed / max(valid, 1):.2%} of their ground changed")
@@ -78,7 +101,7 @@ def export_command(arguments: list[str]) -> None:
     options = parse_options("export", ExportOptions, with_words(arguments, ExportOptions, "pairs"))
     from changeanywhere.exporting.export import export
 
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         report = export(options, progress)
     counts = ", ".join(f"{split} {count}" for split, count in report.splits.items())
     say(f"wrote {sum(report.splits.values())} pairs ({counts}) as {options.layout}: {options.out}")
@@ -102,6 +125,6 @@ def speed_command(arguments: list[str]) -> None:
     from changeanywhere.generation.speed import SpeedOptions, measure_speed
 
     options = parse_options("speed", SpeedOptions, arguments)
-    with progress_bars() as progress:
+    with shown_progress() as progress:
         speed = measure_speed(options, progress)
     say_lines(speed.text())

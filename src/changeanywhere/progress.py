@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from changeanywhere.terminal import escape_streams, raw
+from changeanywhere.terminal import escape_streams, manner, raw, say_event
 from changeanywhere.text import one_line
 
 Progress = Callable[[str, int, int], None]
@@ -17,9 +18,42 @@ Progress = Callable[[str, int, int], None]
 What stands behind two spaces may change from call to call: ``denoiser  loss 0.0939``.
 """
 
+EVENT_SECONDS = 0.5
+"""Between two lines of JSON on one kind of work."""
+
 
 def silent(what: str, done: int, total: int) -> None:
     """A :data:`Progress` that nobody looks at."""
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """As the command was asked to show it: bars, lines of JSON, or not at all."""
+    how = manner()
+    if how.quiet or how.progress == "none":
+        yield silent
+    elif how.progress == "json":
+        yield _Events()
+    else:
+        with progress_bars() as show:
+            yield show
+
+
+class _Events:
+    """``{"event": "progress", "what": …, "note": …, "done": 3, "total": 16, "seconds": 1.5}``, twice a second."""
+
+    def __init__(self) -> None:
+        self._lock, self._started = threading.Lock(), time.perf_counter()
+        self._said: dict[str, float] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        name, _, note = what.partition("  ")
+        with self._lock:  # lines of several threads stay apart
+            seconds = time.perf_counter() - self._started
+            if done < total and seconds < self._said.get(name, -EVENT_SECONDS) + EVENT_SECONDS:
+                return
+            self._said[name] = seconds
+            say_event("progress", what=name, note=note.strip(), done=done, total=total, seconds=round(seconds, 2))
 
 
 @contextmanager

@@ -5,21 +5,62 @@ The package prints with ``say`` and ``say_lines``; what libraries print is escap
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 from changeanywhere.text import in_a_line, visible
 
+PROGRESS = ("bars", "json", "none")
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a command speaks."""
+
+    progress: str = "bars"
+    """One of :data:`PROGRESS`; ``json``: standard error is lines of JSON, for programs."""
+    quiet: bool = False
+    """Nothing on standard output but what a command was asked to print."""
+
+
+_manner = [Manner()]
+"""The last one counts, in every thread."""
+
+
+def manner() -> Manner:
+    """How the command that runs now speaks."""
+    return _manner[-1]
+
+
+@contextmanager
+def speaking(how: Manner) -> Iterator[None]:
+    """Until the context ends, :func:`say` and whoever shows progress speak so."""
+    _manner.append(how)
+    try:
+        yield
+    finally:
+        _manner.pop()
+
 
 def say(line: object, *, error: bool = False) -> None:
-    """One line on standard output, or on standard error; at once, so that both keep their order."""
-    say_lines(in_a_line(str(line)), error=error)
+    """A remark: one line on standard output, or on standard error; at once, so that both keep their order."""
+    if error and manner().progress == "json":
+        say_event("note", message=in_a_line(str(line)))
+    elif error or not manner().quiet:
+        say_lines(in_a_line(str(line)), error=error)
+
+
+def say_event(event: str, **content: Any) -> None:
+    """One line of JSON on standard error, ``{"event": …}``."""
+    say_lines(json.dumps({"event": event, **content}), error=True)
 
 
 def say_lines(text: str, *, error: bool = False) -> None:
-    """:func:`say` for text of several lines, in which no name of others has a line break."""
+    """What was asked for: text of several lines, in which no name of others has a line break."""
     print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
