@@ -318,3 +318,36 @@ def test_what_a_given_setting_switches_off_goes_back_to_its_default() -> None:
     with pytest.raises(ConfigError, match="guidance_interval is"):
         model.changed({"guidance_scale": 1.0, "guidance_interval": [1, 2]}).check()
     assert model.changed({"num_steps": 4}).guidance_interval == [200, 700]
+
+
+def test_ground_of_a_mask_that_the_user_brought_is_filled_with_its_new_class(source_folder: Path) -> None:
+    """No event speaks of it, and what were left as date 1 would shine through a strength below 1."""
+    source = open_source(source_folder, SourceOptions(tile_size=64))
+    sample = source.read(1)
+    mask_t2 = sample.mask.copy()
+    mask_t2[40:52, 20:34] = 3
+    mask_t2[50:60, 48:60] = 4
+    change = (sample.mask != 0) & (sample.mask != mask_t2)
+    plan = ChangePlan(np.where(sample.mask == 0, 0, mask_t2).astype(np.uint8), change, (), 7)
+    filled, _ = exemplar_of(sample.pixels(), sample, plan, Donors(source, range(len(source))), RING)
+    for class_index in (3, 4):
+        own, new = sample.pixels()[sample.mask == class_index], filled[change & (mask_t2 == class_index)]
+        there = sample.pixels()[change & (mask_t2 == class_index)]
+        assert np.abs(new.mean(0) - own.mean(0)).max() < 0.05 < np.abs(there.mean(0) - own.mean(0)).max()
+
+
+def test_painting_from_exemplars_tells_each_call_and_stops_where_it_is_told() -> None:
+    for sampler in ("dpmsolver++", "unipc"):  # windows together, and by where they begin
+        seen: list[int] = []
+
+        def on_step(call: int, x: torch.Tensor, seen: list[int] = seen) -> None:
+            seen.append(call)
+            if len(seen) == 2:
+                raise KeyError
+
+        sampling = Sampling(sampler, num_steps=6, free_fraction=0.2, window_margin=2)
+        strengths = torch.full((1, 64, 64), 0.6)
+        given = (MODEL.denoiser, MODEL.schedule, KNOWN[:1], Exemplars(FILLED[:1], strengths))
+        with pytest.raises(KeyError):
+            paint_from_exemplars(*given, (MASKS[:1], CHANGE[:1]), [1], sampling, on_step)
+        assert len(seen) == 2 and seen == sorted(seen)

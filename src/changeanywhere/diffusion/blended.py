@@ -174,12 +174,16 @@ class Calls:
             if some_held:
                 fixed = self._noise.draw("known").to(known) if known_noise is None else known_noise
                 x = torch.where(held, self.noised(known, fixed, call), x)
-            if self._on_step is not None:
-                self._on_step(call, x)
+            self.tell(call, x)
             timestep = sampler.timesteps[call]
             prediction = self.predict(x, call, conditions)
             x = _step(sampler, prediction, timestep, x, self._sampling.eta, self._noise)
         return x
+
+    def tell(self, call: int, x: Tensor) -> None:
+        """Whoever looks on sees the input of a call, and may end the run by raising."""
+        if self._on_step is not None:
+            self._on_step(call, x)
 
     def predict(self, x: Tensor, call: int, conditions: Sequence[Tensor]) -> Tensor:
         """What the network says of ``x`` at a call, guided where that call is."""

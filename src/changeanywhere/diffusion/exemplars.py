@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import Calls, changed_cells, mask_conditions, unknown_cells
+from changeanywhere.diffusion.blended import Calls, OnStep, changed_cells, mask_conditions, unknown_cells
 from changeanywhere.diffusion.joint import JOINT_SAMPLERS, Begins, Windows, paint_jointly
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
@@ -59,6 +59,7 @@ def paint_from_exemplars(
     masks: tuple[Tensor, Tensor],
     seeds: Sequence[int],
     sampling: Sampling,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Latents ``known`` of date 1 → latents of date 2, ``[B, 3, h, w]``, on the device of ``known``.
 
@@ -66,11 +67,12 @@ def paint_from_exemplars(
     call whose timestep is nearest to strength × 1000, and painted from there on; everything else is held as in
     :func:`.sample_latents`. Cells of less strength wait for their call while others are painted around them. Calls
     before the first start of a pair are not made for it. Strengths below the free tail begin with the tail, or never.
+    ``on_step(i, x)`` sees the input of each call, which is that of windows alone while they are painted.
     """
     # What is painted when and where is settled on the CPU: a device asked for it would be waited for.
     where, masks_t2 = changed_cells(masks[1].cpu(), sampling.dilate_cells), masks[0].to(known.device)
     streams = NoiseStreams(seeds, known.shape[1:], known.device)
-    calls = Calls(denoiser, schedule, sampling, streams)
+    calls = Calls(denoiser, schedule, sampling, streams, on_step)
     num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
     start = first_calls(exemplars.strength.cpu(), masks[1].cpu(), calls.timesteps, num_held, sampling)
     start = torch.where(where, start, sampling.num_steps)

@@ -62,6 +62,7 @@ def paint_jointly(calls: Calls, windows: Windows, begins: Begins, num_held: int)
         held = ~windows.changed[:count] | (windows.start[:count] > call)
         begun = len(x)
         x = torch.cat([torch.where(held[:begun], known[:begun], x), known[begun:]])  # who begins is at q(target, t)
+        calls.tell(call, x)
         prediction = calls.predict(x, call, [condition[:count] for condition in windows.conditions])
         if calls.is_single_step:
             x = sampler.step(prediction, sampler.timesteps[call], x, eta=0.0).prev_sample

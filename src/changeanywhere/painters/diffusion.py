@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import changed_cells, paint_latents
+from changeanywhere.diffusion.blended import OnStep, changed_cells, paint_latents
 from changeanywhere.diffusion.critic import Pushed, best_seeds
 from changeanywhere.diffusion.exemplars import Exemplars, begun_at, paint_from_exemplars, timesteps_of
 from changeanywhere.diffusion.options import Sampling
@@ -68,6 +68,8 @@ class DiffusionPainter:
         self.pipeline = ChangePairPipeline.from_pretrained(settings.model, settings.device, settings.dtype)
         self.sampling = settings.sampling
         self.pipeline.check_sampling(self.sampling)
+        self.on_step: OnStep | None = None
+        """Looks on at every call of the denoiser; what it raises ends the painting."""
         self._most = 2**31
         self._timesteps = timesteps_of(self.sampling, self.pipeline.model.schedule)
         self.critic = critic_of(settings, self.pipeline)
@@ -122,8 +124,8 @@ class DiffusionPainter:
 
         def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
             if exemplars is None:
-                return paint_latents(denoiser, schedule, latents, masks, changes, seeds, sampling)
-            return paint_from_exemplars(denoiser, schedule, latents, exemplars, given, seeds, sampling)
+                return paint_latents(denoiser, schedule, latents, masks, changes, seeds, sampling, self.on_step)
+            return paint_from_exemplars(denoiser, schedule, latents, exemplars, given, seeds, sampling, self.on_step)
 
         seeds = batch.seeds
         if self.critic is not None and self.critic_options.starts > 1:

@@ -2,7 +2,7 @@
 
 What appears brings the pixels of the instance whose shape it copies (its donor), turned as the shape was, with a ring
 of its surroundings, where its shadow lies. What vanishes, grows or converts becomes ground of the new class from the
-same tile, as near as may be, else from another tile.
+same tile, as near as may be, else from another tile; so does ground of a second mask that the user brought.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def exemplar_of(
         pasted = event.donor is not None and _paste_donor(canvas, event, event.donor, shape)
         if not pasted:
             _fill_with_ground(canvas, event.to_class, shape)
+    for class_index, shape in _without_event(sample, plan):
+        _fill_with_ground(canvas, class_index, shape)
     return canvas.image, used.used
 
 
@@ -103,6 +105,18 @@ def _changed_by(event: ChangeEvent, sample: SourceSample, plan: ChangePlan) -> S
     shape = np.zeros(sample.mask.shape, bool)
     shape[box] = (sample.mask[box] == event.from_class) & (plan.mask_t2[box] == event.to_class)
     return shape & plan.change_mask
+
+
+def _without_event(sample: SourceSample, plan: ChangePlan) -> list[tuple[int, Shape]]:
+    """Changed ground that no event speaks of, since the user brought the mask: new class and shape of each piece."""
+    left = plan.change_mask.copy()
+    for event in plan.events:
+        left &= ~_changed_by(event, sample, plan)
+    found = []
+    for class_index in np.unique(plan.mask_t2[left]):
+        pieces, count = ndimage.label(left & (plan.mask_t2 == class_index))
+        found += [(int(class_index), pieces == number) for number in range(1, count + 1)]
+    return found
 
 
 def _paste_donor(canvas: Canvas, event: ChangeEvent, donor: ShapeDonor, shape: Shape) -> bool:
