@@ -21,6 +21,7 @@ from changeanywhere.models.import_options import ImportDetectorOptions, ImportOp
 from changeanywhere.prediction.options import PredictOptions
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.shipped import RecipesOptions
+from changeanywhere.studio.options import StudioOptions
 from changeanywhere.training.command import STAGES, TrainOptions
 
 OPTIONS: dict[str, type] = {
@@ -36,6 +37,7 @@ OPTIONS: dict[str, type] = {
     "evaluate --detector DIR PAIRS": DetectorEvaluationOptions,
     "predict INPUTS": PredictOptions,
     "export PAIRS": ExportOptions,
+    "studio": StudioOptions,
     "benchmark": BenchmarkOptions,
     "speed": SpeedOptions,
     "recipes NAME": RecipesOptions,

@@ -34,6 +34,7 @@ FLOORS = [
     ["check_data"],
     ["check_set"],
     ["api", "check", "init"],
+    ["studio"],
     ["__init__"],
     ["commands"],
     ["cli"],
@@ -65,6 +66,8 @@ INSIDE = {
     "labelling": "options windows masks regions pictures networks predictions reading label __init__",
     "generation": "nuisances targets like options tiles job plan executors finish shard hands turns fidelity painting "
     "dataset prepare shares cluster generate simulate speed __init__",
+    "studio": "__init__ options light edits painting uploads keeping review session snippets jobs studio pictures acts "
+    "charts looks reports wiring paint_tab review_tab generate_tab page server",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "
     "tiles generate __init__",
 }

@@ -24,6 +24,7 @@ from changeanywhere.commands import (
     predict_command,
     recipes_command,
     speed_command,
+    studio_command,
 )
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.flags import given_flags, names_option
@@ -77,6 +78,7 @@ def run(arguments: list[str]) -> int:
         "export": export_command,
         "benchmark": _benchmark,
         "speed": speed_command,
+        "studio": studio_command,
         "recipes": recipes_command,
         "init": _init,
         "check": _check,

@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "how good a generated set or a model is, beside real data: figures and a page with pictures",
     "predict": "change maps from a detector: a folder of pairs, or T1.tif T2.tif of any size",
     "export": "a set of pairs in another layout: LAYOUT is levir, second, opencd, torchgeo, huggingface, coco, …",
+    "studio": "a page in the browser: change a tile, paint it, keep it, review and export sets",
     "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
     "speed": "what this machine paints per second, stage by stage, to paste into an issue",
     "recipes": "recipes that come with the package: --config NAME takes one, recipes NAME prints it",
@@ -128,3 +129,13 @@ def speed_command(arguments: list[str]) -> None:
     with shown_progress() as progress:
         speed = measure_speed(options, progress)
     say_lines(speed.text())
+
+
+def studio_command(arguments: list[str]) -> None:
+    """``studio``."""
+    from changeanywhere.studio.options import StudioOptions
+
+    options = parse_options("studio", StudioOptions, arguments)
+    from changeanywhere.studio.server import serve
+
+    serve(options)

@@ -43,10 +43,14 @@ def find_source(place: str | Path) -> str | Path:
     return ROOT / "assets" / EXAMPLES if str(place) == EXAMPLES and not Path(place).exists() else place
 
 
+def asset(name: str) -> str:
+    """A text of ``assets/``."""
+    return (ROOT / "assets" / name).read_text("utf-8")
+
+
 def page(name: str, **content: str) -> str:
     """``assets/NAME.html`` with its ``$names`` filled in; ``$style`` is what the pages of figures have in common."""
-    template = Template((ROOT / "assets" / f"{name}.html").read_text("utf-8"))
-    return template.substitute(content, style=(ROOT / "assets" / "figures.css").read_text("utf-8").rstrip())
+    return Template(asset(f"{name}.html")).substitute(content, style=asset("figures.css").rstrip())
 
 
 def with_shipped(arguments: list[str]) -> list[str]:

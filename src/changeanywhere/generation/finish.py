@@ -54,7 +54,7 @@ def finished_pair(
         masks, plan = masks[::-1], exchange(sample.mask, plan)
     first, second = _in_file_units(finished, sample, options)
     pair = ChangePair(key, first, second, plan.change_mask, *masks, georef=sample.georef)
-    item, legend = _credited(sample.item, painting.donors), tiles.source.legend
+    item, legend = credited(sample.item, painting.donors), tiles.source.legend
     origin = Origin(item, job.source.name, tiles.splits[item.scene], sample.bands, sample.normalisation)
     how = [
         {"class": legend.name_of(each.class_index), "strength": each.strength, "timestep": each.timestep}
@@ -143,7 +143,7 @@ def _in_file_units(finished: Finished, sample: SourceSample, options: FinishingO
     return images
 
 
-def _credited(item: SourceItem, donors: Sequence[SourceItem]) -> SourceItem:
+def credited(item: SourceItem, donors: Sequence[SourceItem]) -> SourceItem:
     """With the licences and credits of all whose pixels a pair has; licences as an SPDX expression."""
     licences = dict.fromkeys([item.licence, *(donor.licence for donor in donors)])
     credits = dict.fromkeys(filter(None, [item.attribution, *(donor.attribution for donor in donors)]))

@@ -66,12 +66,10 @@ class DiffusionPainter:
     def __init__(self, settings: PainterSettings) -> None:
         require(not settings.options, "painter_options", dict(settings.options), "none with method diffusion")
         self.pipeline = ChangePairPipeline.from_pretrained(settings.model, settings.device, settings.dtype)
-        self.sampling = settings.sampling
-        self.pipeline.check_sampling(self.sampling)
         self.on_step: OnStep | None = None
         """Looks on at every call of the denoiser; what it raises ends the painting."""
         self._most = 2**31
-        self._timesteps = timesteps_of(self.sampling, self.pipeline.model.schedule)
+        self.use(settings.sampling)
         self.critic = critic_of(settings, self.pipeline)
         self.critic_options = settings.critic
         whole = settings.critic.push == 0 or self.sampling.guidance_interval is None
@@ -83,6 +81,11 @@ class DiffusionPainter:
     def build(cls, settings: PainterSettings) -> Self:
         """See :class:`PainterKind`."""
         return cls(settings)
+
+    def use(self, sampling: Sampling) -> None:
+        """Paint by these settings from now on; :class:`ConfigError` for what the model cannot do."""
+        self.pipeline.check_sampling(sampling)
+        self.sampling, self._timesteps = sampling, timesteps_of(sampling, self.pipeline.model.schedule)
 
     def paint(self, batch: Batch) -> list[Painting]:
         """See :class:`Painter`. Where the device's memory does not take the batch, in halves, from then on."""

@@ -1,0 +1,252 @@
+"""What the buttons of the paint tab do, without Gradio: a session and plain values in, values and pictures out."""
+
+from __future__ import annotations
+
+import base64
+import queue
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from changeanywhere.diffusion.options import Sampling
+from changeanywhere.errors import InputError, require
+from changeanywhere.legend import Legend
+from changeanywhere.limits import MAX_SEED
+from changeanywhere.pairs.codec import encode_png
+from changeanywhere.sources.options import DEFAULT_TILE_SIZE
+from changeanywhere.studio import pictures
+from changeanywhere.studio.edits import AS_BEFORE, Edit, request_of
+from changeanywhere.studio.keeping import keep, set_folder
+from changeanywhere.studio.painting import Painted, model_of, to_rgb8
+from changeanywhere.studio.session import Session
+from changeanywhere.studio.snippets import as_command, as_python, settings_of
+from changeanywhere.studio.studio import Studio
+from changeanywhere.studio.uploads import open_upload
+from changeanywhere.text import xml
+
+BEFORE = (255, 0, 255)
+"""The brush's colour for ground that is to be as it was: one that legends have not."""
+MAX_STEPS = 200
+VARIATIONS = 3
+UPLOADED = Path("my_folder")
+"""What a snippet calls the folder of a tile that was dropped on the page."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the page says of a painting."""
+
+    num_steps: int
+    guidance_scale: float
+    free_fraction: float
+    own_strength: bool
+    """Whether the model's recommended strength, by class, holds."""
+    strength: float
+    seed: int
+
+    def sampling(self, defaults: Sampling) -> Sampling:
+        """:class:`ConfigError` naming the first value that is not allowed."""
+        require(1 <= self.num_steps <= MAX_STEPS, "steps", self.num_steps, f"1 to {MAX_STEPS}")
+        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("num_steps", "guidance_scale", "free_fraction")}
+        given |= {} if self.own_strength else {"exemplar_strength": self.strength}
+        sampling = defaults.changed(given)
+        sampling.check()
+        return sampling
+
+
+def brush_colours(legend: Legend) -> list[str]:
+    """Of the brush: the classes', then that for ground as it was."""
+    return ["#{:02x}{:02x}{:02x}".format(*colour) for colour in (*(c.color for c in legend.classes), BEFORE)]
+
+
+def class_choices(legend: Legend) -> list[str]:
+    """What a box may become."""
+    return [*legend.names, AS_BEFORE]
+
+
+def upload(studio: Studio, session: Session, image: str | None, mask: str | None) -> Edit:
+    """Begin with a file that was dropped on the page; Gradio's copies of the files go."""
+    if not image:
+        raise InputError("no image was chosen: PNG, JPEG or TIFF")
+    given = [Path(place) for place in (image, mask) if place]
+    folder = Path(mkdtemp(dir=session.folder))
+    try:
+        limit = studio.options.max_upload_mb
+        source = open_upload(given[0], given[1] if mask else None, folder, studio.networks, limit)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    finally:
+        for file in given:
+            file.unlink(missing_ok=True)
+    for other in session.folder.iterdir():  # the tile that was dropped before
+        if other != folder:
+            shutil.rmtree(other)
+    session.source, session.place = source, UPLOADED
+    return session.choose(source.items[0].key)
+
+
+def place_box(session: Session, box: Sequence[Any], name: str, legend: Legend) -> None:
+    """A box of a class by its left, top, width and height in px."""
+    require(all(isinstance(n, int | float) and n == int(n) for n in box), "box", list(box), "four whole numbers")
+    left, top, width, height = (int(number) for number in box)
+    index = 0 if name == AS_BEFORE else legend.index_of(name)
+    session.edit = session.edited().with_box((left, top, width, height), index)
+
+
+def apply_strokes(session: Session, editor: dict[str, Any] | None, legend: Legend) -> None:
+    """What was drawn in the editor, snapped to classes."""
+    layers = list((editor or {}).get("layers") or [])
+    session.edit = session.edited().with_strokes(layers, legend, BEFORE)
+
+
+def propose(session: Session, asked: Sequence[Any], seed: int, legend: Legend) -> None:
+    """An event of the simulator: kind, from, to, least and most per cent of the tile."""
+    kind, before, after, low, high = asked
+    require(0 <= seed <= MAX_SEED, "seed", seed, f"0 to {MAX_SEED}")
+    session.edit = session.edited().proposed(request_of(kind, before, after, (low, high), legend), legend, seed)
+
+
+def editor_image(edit: Edit, legend: Legend) -> pictures.Image8:
+    """The tile with its second mask."""
+    return pictures.with_change(to_rgb8(edit.sample.pixels()), edit.mask_t2, edit.change_mask, legend)
+
+
+def told(edit: Edit) -> str:
+    """How much changes."""
+    share = 100 * float(edit.change_mask.mean())
+    height, width = edit.sample.mask.shape
+    steps = len(edit.steps) - 1
+    return pictures.said(
+        f"{edit.sample.item.key}, {width} x {height} px: {share:.2f} % of it changes; {steps} edit(s) to undo"
+    )
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A moment of a painting: how far it is, or what came out."""
+
+    progress: str = ""
+    painted: tuple[Painted, ...] = ()
+
+
+def painting(studio: Studio, session: Session, settings: Settings, count: int = 1) -> Iterator[Shown]:
+    """Paint with ``count`` seeds from ``settings.seed`` on; the last moment has what was painted, and the session, too.
+    :class:`PaintingStoppedError` once the session's ``stop`` is set."""
+    if session.painting:
+        raise InputError("this page is painting already; stop it first")
+    sampling = settings.sampling(studio.networks.defaults)
+    asked = [session.asked(sampling, settings.seed + i) for i in range(count)]
+    session.stop, session.painting = threading.Event(), True
+    told: queue.Queue[tuple[str, int, int] | None] = queue.Queue()
+    painted: list[Painted] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for number, each in enumerate(asked):
+                which = f", {number + 1} of {count}" if count > 1 else ""
+
+                def progress(what: str, done: int, total: int, which: str = which) -> None:
+                    told.put((f"{what}{which}", done, total))
+
+                painted.append(studio.networks.paint(each, progress, session.stop))
+        except Exception as error:  # handed to whoever waits
+            failed.append(error)
+        finally:
+            session.painting = False
+            told.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (moment := told.get()) is not None:
+        while moment is not None and not told.empty():  # the newest only: pages are slower than paintings
+            moment = told.get()
+        if moment is None:
+            break
+        yield Shown(pictures.bar(*moment))
+    if failed:
+        raise failed[0]
+    session.seeds = [settings.seed + i for i in range(count)]
+    session.variations = painted
+    session.take(0)
+    yield Shown(painted=tuple(painted))
+
+
+def result(painted: Painted) -> tuple[str, str]:
+    """HTML of the swipe, and of the panels below it."""
+    asked = painted.asked
+    change, legend, mask = asked.plan.change_mask, painted.read_legend, asked.plan.mask_t2
+    second = pictures.rgb(painted.image_t2)
+    own = asked.source.legend
+    panels = [
+        ("date 2, what changed", pictures.with_change(second, mask, change, own)),
+        ("mask of date 2, as asked", pictures.with_mask(second, mask, own, 0.6)),
+        ("date 2, as the embedded segmenter reads it", pictures.with_mask(second, painted.read, legend, 0.6)),
+    ]
+    if painted.fidelity is None:
+        read = "the segmenter has other classes than the model: no figure"
+    else:
+        read = f"{100 * painted.fidelity:.0f} % of what changed is read as its new class"
+    return pictures.swipe(painted.image_t1, painted.image_t2), pictures.said(read) + pictures.figures(panels)
+
+
+def variation_sheet(session: Session) -> str:
+    """Paintings by seed side by side, each a button that takes it."""
+    if len(session.variations) < 2:
+        return ""
+    parts = []
+    for number, (seed, painted) in enumerate(zip(session.seeds, session.variations, strict=True)):
+        score = "" if painted.fidelity is None else f", {100 * painted.fidelity:.0f} % read"
+        current = ' aria-current="true"' if painted is session.painted else ""
+        image = pictures.picture(painted.image_t2, f"date 2 with seed {seed}")
+        words = f"seed {seed}{score}"
+        parts.append(
+            f"<figure{current}>{pictures.asking(str(number), image, f'take {words}')}"
+            f"<figcaption>{words}</figcaption></figure>"
+        )
+    return f'<div class="ca-row">{"".join(parts)}</div>'
+
+
+def keep_painted(studio: Studio, session: Session, name: str) -> str:
+    """Add what was painted to a set; returns the key. :class:`InputError` where there is nothing, or it is kept."""
+    if session.painted is None:
+        raise InputError("nothing is painted yet")
+    folder = set_folder(studio.options.out, name)
+    if session.kept == str(folder):
+        raise InputError(f"this painting is in the set {name} already")
+    item = session.painted.asked.sample.item
+    where = session.place.name, session.split_of(item.scene)
+    key = keep(folder, session.painted, studio.legend, where, model_of(studio.networks))
+    session.kept = str(folder)
+    return key
+
+
+def snippets(studio: Studio, session: Session) -> str:
+    """HTML: the mask to save, a command and five lines of Python that paint it."""
+    painted = session.painted
+    if painted is None:
+        return ""
+    defaults, options = studio.networks.defaults, studio.options
+    settings = settings_of(painted.asked.sampling, defaults)
+    size = studio.networks.info.tile_size
+    settings |= {} if size == DEFAULT_TILE_SIZE else {"tile_size": size}
+    place = Path("examples") if session.place == options.tiles and options.source is None else session.place
+    given = (place, options.model, settings, session.seeds[session.variations.index(painted)], "my_pairs")
+    key = painted.asked.sample.item.key
+    mask = base64.b64encode(encode_png(painted.asked.plan.mask_t2)).decode()
+    note = "paints the same pixels"
+    if painted.asked.plan.events:
+        note = "paints the same mask; proposed objects are here copied from the tile, there filled with ground"
+    if place == UPLOADED:
+        note += "; my_folder holds your image in images/ and its mask in masks/"
+    name = xml(f"{key}.png")
+    return (
+        f'<p><a download="{name}" href="data:image/png;base64,{mask}">Save the mask of date 2</a> as '
+        f"masks_t2/{name}; then this {xml(note)}:</p>"
+        f"{pictures.code(as_command(*given), 'command')}{pictures.code(as_python(*given), 'Python')}"
+    )

@@ -1,0 +1,172 @@
+"""Sets that are made from the page: ``changeanywhere generate`` as a process of its own, so that it can be stopped,
+outlasts an error of the page's, and is the command that is shown."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from changeanywhere.documents import DocumentError, read_json_object
+from changeanywhere.errors import InputError, require
+from changeanywhere.events.options import KINDS
+from changeanywhere.legend import Legend
+from changeanywhere.studio.keeping import set_folder
+
+SHARD = 4
+"""Pairs that are finished together: what a stop can cost, and the step in which progress is told."""
+MAX_PAIRS = 2000
+"""From the page; larger sets are for the command line."""
+LOG_LINES = 200
+MAX_RUNNING = 2
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the page asks of a set."""
+
+    name: str
+    num_pairs: int
+    seed: int
+    kind: str = "any"
+    before: str = "any"
+    after: str = "any"
+    share: float = 50.0
+    """Per cent of the pairs that show the class pair."""
+    filtered: bool = True
+    """Whether each pair's changed ground is read, for the filter of the review."""
+
+    def flags(self, legend: Legend) -> list[str]:
+        """Of ``generate``; :class:`ConfigError` naming the first value that is not allowed."""
+        require(1 <= self.num_pairs <= MAX_PAIRS, "number of pairs", self.num_pairs, f"1 to {MAX_PAIRS}")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.kind in ("any", *KINDS), "kind", self.kind, ", ".join(("any", *KINDS)))
+        words = ["--num-pairs", str(self.num_pairs), "--seed", str(self.seed), "--shard-size", str(SHARD)]
+        words += [] if self.kind == "any" else ["--events.kinds", f"[{self.kind}]"]
+        require((self.before == "any") == (self.after == "any"), "class pair", f"{self.before} → {self.after}",
+                "a class on both sides, or any on both")  # fmt: skip
+        if self.before != "any":
+            require(self.before != self.after, "class pair", f"{self.before} → {self.after}", "two classes")
+            require(0 < self.share <= 100, "share", self.share, "above 0, up to 100 per cent")
+            for name in (self.before, self.after):
+                legend.index_of(name)
+            pair = json_string(f"{self.before}->{self.after}")
+            words += ["--targets.class-pairs", f"{{{pair}: {self.share / 100:g}}}"]
+        return words + (["--filter.model", "mini-segmenter"] if self.filtered else [])
+
+
+def json_string(text: str) -> str:
+    """A name of others within YAML."""
+    import json
+
+    return json.dumps(text)
+
+
+class Job:
+    """One run of the command, and what it said."""
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.command, self.folder = command, folder
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "100"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "changeanywhere", *command[1:]],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.strip():
+                self._lines.append(line.rstrip())
+
+    @property
+    def log(self) -> str:
+        """The last lines."""
+        return "\n".join(self._lines)
+
+    @property
+    def code(self) -> int | None:
+        """None while it runs, else its exit code."""
+        code = self._process.poll()
+        if code is not None:
+            self._reader.join(timeout=2)
+        return code
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Pairs that are finished, and pairs of the plan; (0, 0) before there is one."""
+        plan = self.folder / "plan" / "plan.json"
+        try:
+            total = int(str(read_json_object(plan).get("num_pairs", 0)))
+        except (OSError, DocumentError, ValueError):
+            return 0, 0
+        shards = self.folder / "shards"
+        done = sum(1 for file in shards.glob("*.json") if not file.name.startswith(".")) if shards.is_dir() else 0
+        return min(done * SHARD, total), total
+
+    def stop(self) -> None:
+        """After the pairs that are being painted; the same command goes on from there."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def end(self, patience: float = 20.0) -> None:
+        """The studio closes."""
+        self.stop()
+        try:
+            self._process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Jobs:
+    """All jobs of a studio, by the set that they make: whoever asks for a set that is being made sees that job."""
+
+    def __init__(self, base: list[str], out: Path, legend: Legend) -> None:
+        self._base, self._out, self._legend = base, out, legend
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+
+    def command(self, wanted: Wanted) -> list[str]:
+        """Word by word."""
+        folder = set_folder(self._out, wanted.name)
+        return ["changeanywhere", "generate", *self._base, "--out", str(folder), *wanted.flags(self._legend)]
+
+    def start(self, wanted: Wanted) -> Job:
+        """Begin, or go on with, a set; :class:`InputError` where others are being made already."""
+        command = self.command(wanted)
+        with self._lock:
+            running = {name: job for name, job in self._jobs.items() if job.code is None}
+            if wanted.name in running:
+                return running[wanted.name]
+            if len(running) >= MAX_RUNNING:
+                names = ", ".join(sorted(running))
+                raise InputError(f"{names} are being made already; wait, or stop one")
+            self._jobs[wanted.name] = Job(command, set_folder(self._out, wanted.name))
+            return self._jobs[wanted.name]
+
+    def of(self, name: str) -> Job | None:
+        """The last job of a set."""
+        return self._jobs.get(name)
+
+    def close(self) -> None:
+        """Stop all, and wait."""
+        for job in list(self._jobs.values()):
+            job.stop()
+        for job in list(self._jobs.values()):
+            job.end()
+
+
+def in_words(command: list[str]) -> str:
+    """A command to copy."""
+    return shlex.join(command)
