@@ -17,7 +17,7 @@ from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.legend import Legend, LegendClass
 from changeanywhere.studio import acts, charts, looks, pictures
 from changeanywhere.studio.acts import Settings
-from changeanywhere.studio.edits import request_of, snapped
+from changeanywhere.studio.edits import AS_BEFORE, request_of, snapped
 from changeanywhere.studio.jobs import Jobs, Wanted
 from changeanywhere.studio.options import StudioOptions
 from changeanywhere.studio.painting import PaintingStoppedError
@@ -67,7 +67,7 @@ def test_boxes_strokes_and_events_are_edits_that_can_be_undone(studio: Studio, s
     acts.propose(session, ["disappearance", "any", "any", 0, 0], 3, legend)
     assert len(session.edited().steps[-1].events) == 1
     assert ((session.edited().mask_t2 == before.mask_t2) | ~before.change_mask).all(), "no event on what was edited"
-    acts.place_box(session, [0, 0, 64, 60], acts.AS_BEFORE, legend)
+    acts.place_box(session, [0, 0, 64, 60], AS_BEFORE, legend)
     assert not session.edited().change_mask.any() and not session.edited().steps[-1].events
     for _ in range(9):
         session.edit = session.edited().undone()
@@ -153,7 +153,7 @@ def test_variations_are_by_seed_and_one_is_taken(studio: Studio, session: Sessio
     paint(studio, session, count=2)
     assert session.seeds == [4, 5] and len(session.variations) == 2
     images = [each.image_t2 for each in session.variations]
-    assert not np.array_equal(*images)
+    assert not np.array_equal(images[0], images[1])
     assert acts.variation_sheet(session).count("data-ask") == 2
     session.take(1)
     assert session.painted is session.variations[1] and "--seed 5" in acts.snippets(studio, session)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.pairs.report import data_uri
+from changeanywhere.pairs.pictures import data_uri
 from changeanywhere.text import visible, xml
 
 Image8 = npt.NDArray[np.uint8]
