@@ -162,6 +162,16 @@ def test_events(run: Run, tmp_path: Path) -> None:
     assert len(rows(run("events", "--masks", masks, "--count", 2, "--sizes", 256))) == 2
 
 
+def test_containers(run: Run, tiles: Path) -> None:
+    """Three containers in two places, written and read; two of them streamed."""
+    for library in ("moto", "obstore", "pyarrow"):
+        pytest.importorskip(library, reason="pip install 'changeanywhere[dev]'")
+    flags = ["--source", tiles, "--tile-size", 64, "--pairs", 4, "--shard-size", 2, "--rounds", 1]
+    lines = rows(run("containers", *flags))
+    assert len(lines) == 6 * 2 + 2 * 2
+    assert all(float(cell) > 0 for line in lines for cell in line.split("|")[4:7:2])
+
+
 def test_generate(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
     flags = ["--source", tiles, "--model", tiny_model_folder, "--pairs", 2, "--reference-pairs", 1, "--rounds", 1]
     assert "times as fast, end to end" in run("generate", *flags)

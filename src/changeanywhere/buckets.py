@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from changeanywhere.errors import ConfigError, OutputError
-from changeanywhere.storage import LocalStore, Store, address_of, atomic_write
+from changeanywhere.storage import LocalStore, Store, address_of, atomic_write, content_hash, file_hash
 
 SCHEMES = ("s3", "gs", "az", "memory")
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
@@ -259,11 +259,12 @@ def store_at(place: Path | str) -> Store:
     return LocalStore(place) if address is None else BucketStore(address)
 
 
-def local_copy(place: Path | str) -> Path:
+def local_copy(place: Path | str, verified: bool = False) -> Path:
     """A folder as it is; of an address, a copy in the cache, in which changed objects alone are fetched again.
 
     The cache is ``$CHANGEANYWHERE_CACHE``, else ``~/.cache/changeanywhere``; what is no longer there is removed from
-    it. Raises :class:`OutputError` where something cannot be read.
+    it. ``verified``: what lies in it is held to the hash of what was fetched, not to its size alone. Raises
+    :class:`OutputError` where something cannot be read.
     """
     address = address_of(place)
     if address is None:
@@ -278,13 +279,12 @@ def local_copy(place: Path | str) -> Path:
     found = {each.name: each for each in store.found() if not each.name.startswith("leases/")}
     if not found:
         raise OutputError(f"{store.address}: nothing is there")
-    fresh = {name: [each.size, each.tag] for name, each in found.items()}
-    stale = [n for n in fresh if noted.get(n) != fresh[n] or not copy.exists(n) or _size(copy, n) != fresh[n][0]]
-    _fetch(store, copy, stale)
+    kept = {n: noted[n] for n, each in found.items() if _is_kept(copy, each, noted.get(n), verified)}
+    fetched = _fetch(store, copy, [each for name, each in found.items() if name not in kept])
     for name in copy.list():
         if name not in found:
             copy.delete(name)
-    atomic_write(noted_in, json.dumps(fresh).encode())
+    atomic_write(noted_in, json.dumps(kept | fetched).encode())
     return copy.root
 
 
@@ -297,19 +297,27 @@ def listing_of(place: Path | str) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _size(copy: LocalStore, name: str) -> int:
-    return (copy.root / name).stat().st_size
+def _is_kept(copy: LocalStore, found: Found, noted: Any, verified: bool) -> bool:
+    """Whether the copy of an object is what was noted of it when it was fetched, and the object is still that one."""
+    place = copy.root / found.name
+    if not isinstance(noted, list) or len(noted) != 3 or noted[:2] != [found.size, found.tag]:
+        return False
+    if not copy.exists(found.name) or place.stat().st_size != found.size:
+        return False
+    return not verified or file_hash(place) == noted[2]
 
 
-def _fetch(store: BucketStore, copy: LocalStore, names: list[str]) -> None:
+def _fetch(store: BucketStore, copy: LocalStore, objects: list[Found]) -> dict[str, list[int | str]]:
+    """Copy objects; size, tag and hash by name."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def one(name: str) -> None:
-        copy.put(name, store.get(name))
+    def one(each: Found) -> list[int | str]:
+        content = store.get(each.name)
+        copy.put(each.name, content)
+        return [each.size, each.tag, content_hash(content)]
 
     with ThreadPoolExecutor(COPIES) as pool:
-        for done in [pool.submit(one, name) for name in names]:
-            done.result()
+        return dict(zip((each.name for each in objects), pool.map(one, objects), strict=True))
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,7 @@ from changeanywhere.generation.job import load_job
 from changeanywhere.legend import Legend
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.info import EMBEDDED_SEGMENTER, hash_segmenter
+from changeanywhere.models.info import EMBEDDED_SEGMENTER, find_segmenter, hash_segmenter
 from changeanywhere.models.segmenter import Segmenter
 
 Image = npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: i
             f"judge is {str(folder)!r}, the package's own segmenter, by which sets are filtered and labelled: it would "
             "judge itself; allowed: another (changeanywhere train segmenter --config judge --out DIR)"
         )
-    net = channels_last(Segmenter.load(folder).to(device))
+    net = channels_last(Segmenter.load(find_segmenter(folder)).to(device))
     if net.legend.names != legend.names:
         raise LegendError(
             f"{folder}: the judge knows {', '.join(net.legend.names)}; the images have {', '.join(legend.names)}"

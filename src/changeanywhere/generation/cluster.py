@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,14 @@ from typing import Any
 
 from changeanywhere.buckets import store_at
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, require
+from changeanywhere.generation.carried import Files, packed, unpacked
 from changeanywhere.generation.dataset import marker_of
+from changeanywhere.generation.hands import MOST, Hands
 from changeanywhere.generation.job import Job, load_job
 from changeanywhere.generation.painting import build_painter
 from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
-from changeanywhere.generation.shard import paint_shard
+from changeanywhere.generation.shard import StoppedError, paint_shard
+from changeanywhere.generation.turns import Turns
 from changeanywhere.leases import Leases
 from changeanywhere.progress import Progress
 from changeanywhere.storage import Store
@@ -37,14 +40,24 @@ SLOW = 3.0
 """A shard that takes this many times the median is begun a second time, once nothing else is left to begin."""
 LEAST_SECONDS = 10.0
 """… and has taken at least that long."""
+ROOM = 2
+"""Shards that an actor without hands has at once: while one is painted, files of another are written or read."""
+SERVED = 1.0
+"""Seconds after which a thread that paints looks again; it is woken when there is something to do."""
+NAMED = 4
+"""Workers that the line of progress names."""
 MAX_LOSSES = 20
 """Actors that may be lost for each that was asked for, before the run gives up."""
 
 
 class Painting:
-    """What an actor does: opens job and painter once, then paints shards by number."""
+    """What an actor does: opens job and painter once, then paints shards by number, several at once.
 
-    def __init__(self, place: str, folder: str) -> None:
+    As in a process of its own: batches take turns on the device, so that the files of one shard are written, and the
+    tiles of the next one read, while something is painted. ``hands``: processes that do so for a GPU.
+    """
+
+    def __init__(self, place: str, folder: str, hands: int, names: Sequence[str], *models: Files) -> None:
         import torch
 
         if Path(folder).is_dir():  # paths of the command are relative to where it was given
@@ -54,21 +67,55 @@ class Painting:
         if job is None or plan is None or job.machine is None:
             raise OutputError(f"{self._store.describe()}: no plan in it for this node; all need one --out")
         torch.set_num_threads(job.machine.num_threads)
-        self._painter, self._job = build_painter(job)
-        self._plan = plan
+        self._flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        self._flags.__enter__()  # for as long as there is an actor
+        with unpacked(job, dict(zip(names, models, strict=True))) as moved:
+            painter, _ = build_painter(moved)
+        self._job, self._plan, self._turns, self._stop = job, plan, Turns(painter), threading.Event()
+        self._hands = Hands(job, self._store, hands) if hands else None
+        for _ in range(2 if hands else 1):
+            threading.Thread(target=self._serve, name="paints", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            self._turns.serve(SERVED)
 
     def ready(self) -> str:
         """Where it runs."""
         return f"{os.uname().nodename}:{os.getpid()}"
 
-    def paint(self, number: int) -> int:
-        """Paint shard ``number`` unless it is there; how many pairs were painted."""
+    def stop(self) -> None:
+        """Begin nothing more; what is begun is finished."""
+        self._stop.set()
+
+    def paint(self, number: int) -> int | None:
+        """Paint shard ``number`` unless it is there; how many pairs were painted. None: it was not begun."""
         if marker_of(self._store, self._plan, number) is not None:
             return 0
         painted: list[int] = []
-        shard = load_shard(self._store, number, self._plan)
-        paint_shard(self._job, self._painter, shard, self._store, progress=painted.append, stop=threading.Event())
+        painter = self._turns.of(number)
+        try:
+            if self._hands is not None:
+                self._hands.make(number, painter, painted.append, self._stop)
+            else:
+                shard = load_shard(self._store, number, self._plan)
+                paint_shard(self._job, painter, shard, self._store, progress=painted.append, stop=self._stop)
+        except StoppedError:
+            return None
         return sum(painted)
+
+
+@dataclass(eq=False)
+class Worker:
+    """An actor, as the driver sees it."""
+
+    actor: Any
+    room: int
+    """Shards that it can take at once."""
+    name: str = ""
+    shards: list[int] = field(default_factory=list)
+    """At work on."""
+    pairs: int = 0
 
 
 @dataclass
@@ -76,11 +123,11 @@ class _Run:
     """Who is at work on what."""
 
     waiting: deque[int]
-    idle: list[Any] = field(default_factory=list)
-    starting: dict[Any, Any] = field(default_factory=dict)
-    """Answer to come → actor, which may wait for a node to join."""
-    running: dict[Any, tuple[Any, int, float]] = field(default_factory=dict)
-    """Answer to come → actor, shard, since when."""
+    workers: list[Worker] = field(default_factory=list)
+    starting: dict[Any, Worker] = field(default_factory=dict)
+    """Answer to come → worker, which may wait for a node to join."""
+    running: dict[Any, tuple[Worker, int, float]] = field(default_factory=dict)
+    """Answer to come → worker, shard, since when."""
     taken: list[float] = field(default_factory=list)
     """Seconds that finished shards took."""
     done: set[int] = field(default_factory=set)
@@ -89,6 +136,13 @@ class _Run:
     def copies_of(self, number: int) -> int:
         return sum(shard == number for _, shard, _ in self.running.values())
 
+    def free(self, number: int | None = None) -> Worker | None:
+        """Who takes the next shard: whoever has least to do. A second one, to be read while the first is painted, only
+        while there are more than workers: the last ones are for those who have nothing. ``number``: not who has it."""
+        most = 1 if len(self.waiting) <= len(self.workers) else None
+        able = [each for each in self.workers if len(each.shards) < (most or each.room) and number not in each.shards]
+        return min(able, key=lambda each: len(each.shards), default=None)
+
     def straggler(self) -> int | None:
         """A shard to begin a second time."""
         if self.waiting or not self.taken:
@@ -96,6 +150,14 @@ class _Run:
         limit, now = max(LEAST_SECONDS, SLOW * statistics.median(self.taken)), time.monotonic()
         slow = [number for _, number, since in self.running.values() if now - since > limit]
         return next((number for number in slow if self.copies_of(number) == 1), None)
+
+    def told(self) -> str:
+        """How many workers there are, and how far each has come: by name where they are few."""
+        counts = [worker.pairs for worker in self.workers]
+        if len(counts) > NAMED:
+            return f"{len(counts)} workers, {min(counts)} to {max(counts)} pairs each"
+        names = ", ".join(f"{worker.name} {worker.pairs}" for worker in self.workers)
+        return f"{len(counts)} workers{': ' if names else ''}{names}"
 
 
 class RayShards:
@@ -115,15 +177,8 @@ class RayShards:
             count = min(self._workers or _slots(ray, job), max(1, len(shards)))
             before = plan.num_pairs - sum(len(load_shard(store, number, plan).pairs) for number in shards)
             others: list[int] = []
-
-            def begin() -> None:
-                actor = ray.remote(Painting).options(**_needs(job)).remote(store.describe(), str(Path.cwd()))
-                run.starting[actor.ready.remote()] = actor
-
-            def tell() -> None:
-                at_work = f"painting pairs  {len(run.idle) + len(run.running)} workers"
-                progress(at_work, min(before + painted[0], plan.num_pairs), plan.num_pairs)
-
+            begin = _beginning(ray, job, store, run)
+            told_to_stop = False
             for _ in range(count):
                 begin()
             while run.running or ((run.waiting or others) and not stop.is_set()):
@@ -131,10 +186,15 @@ class RayShards:
                 finished, _ = ray.wait([*run.running, *run.starting], num_returns=1, timeout=LOOK)
                 for answer in finished:
                     painted[0] += self._settle(ray, run, answer, leases)
-                    tell()
+                    done = min(before + painted[0], plan.num_pairs)
+                    progress(f"painting pairs  {run.told()}", done, plan.num_pairs)
                 if run.losses > MAX_LOSSES * count:
                     raise ChangeAnywhereError(f"{store.describe()}: {run.losses} Ray actors were lost; see Ray's logs")
-                while len(run.starting) + len(run.running) + len(run.idle) < count:
+                if stop.is_set() and not told_to_stop:
+                    told_to_stop = True
+                    for worker in run.workers:
+                        worker.actor.stop.remote()
+                while not stop.is_set() and len(run.starting) + len(run.workers) < count:
                     begin()
                 if not run.waiting and others and not run.running:  # theirs; if their process dies, ours
                     run.waiting, others = deque(n for n in others if marker_of(store, plan, n) is None), []
@@ -143,23 +203,23 @@ class RayShards:
         return painted[0]
 
     def _dispatch(self, run: _Run, leases: Leases, others: list[int], is_done: Any, stop: threading.Event) -> None:
-        while run.idle and run.waiting and not stop.is_set():
+        while run.waiting and not stop.is_set() and (worker := run.free()) is not None:
             number = run.waiting.popleft()
             if run.copies_of(number) or leases.claim(str(number)):
-                self._give(run, number)
+                self._give(run, worker, number)
             elif not is_done(number):
                 others.append(number)
-        again = run.straggler() if run.idle and not stop.is_set() else None
-        if again is not None:
-            self._give(run, again)
+        again = None if stop.is_set() else run.straggler()
+        if again is not None and (worker := run.free(again)) is not None:
+            self._give(run, worker, again)
 
-    def _give(self, run: _Run, number: int) -> None:
-        actor = run.idle.pop()
-        run.running[actor.paint.remote(number)] = (actor, number, time.monotonic())
+    def _give(self, run: _Run, worker: Worker, number: int) -> None:
+        worker.shards.append(number)
+        run.running[worker.actor.paint.remote(number)] = (worker, number, time.monotonic())
 
     def _settle(self, ray: Any, run: _Run, answer: Any, leases: Leases) -> int:
         """Take an answer; how many pairs it stands for, a shard's second copy counting nothing."""
-        actor, number, since = (
+        worker, number, since = (
             (run.starting.pop(answer), None, 0.0) if answer in run.starting else run.running.pop(answer)
         )
         try:
@@ -170,18 +230,43 @@ class RayShards:
             cause = getattr(error, "cause", None) or error
             if number is None and "The actor died because of an error raised in its creation task" in str(error):
                 raise _of_creation(cause) from error
-            run.losses += 1
+            run.losses += number is None or worker in run.workers
+            if worker in run.workers:
+                run.workers.remove(worker)
             if number is not None and number not in run.done and not run.copies_of(number):
                 leases.release(str(number))
                 run.waiting.appendleft(number)
             return 0
-        run.idle.append(actor)
-        if number is None or number in run.done:
+        if number is None:
+            worker.name = str(result)
+            run.workers.append(worker)
+            return 0
+        worker.shards.remove(number)
+        if number in run.done:
+            return 0
+        if result is None:  # it was told to stop before it began
+            leases.release(str(number))
             return 0
         run.done.add(number)
         run.taken.append(time.monotonic() - since)
+        worker.pairs += int(result)
         leases.release(str(number))
         return int(result)
+
+
+def _beginning(ray: Any, job: Job, store: Store, run: _Run) -> Callable[[], None]:
+    """What begins an actor. The models are read here, once, and lie in the object store for all of them."""
+    models = packed(job)
+    kept = [ray.put(files) for files in models.values()]
+    hands = _hands(ray, job)
+    room = max(ROOM, hands)
+    kind = ray.remote(Painting).options(**_needs(job), max_concurrency=room + 1)  # and one to be told to stop
+
+    def begin() -> None:
+        actor = kind.remote(store.describe(), str(Path.cwd()), hands, list(models), *kept)
+        run.starting[actor.ready.remote()] = Worker(actor, room)
+
+    return begin
 
 
 def _of_creation(error: Exception) -> ChangeAnywhereError:
@@ -196,6 +281,13 @@ def _needs(job: Job) -> dict[str, Any]:
     if job.machine.device == "cpu":
         return {"num_cpus": job.machine.num_threads, "max_restarts": 0}
     return {"num_cpus": 1, "num_gpus": 1, "max_restarts": 0}
+
+
+def _hands(ray: Any, job: Job) -> int:
+    """Processes beside each GPU: the cluster's processors, shared among its GPUs. None on the CPU."""
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0)) if "num_gpus" in _needs(job) else 0
+    return max(0, min(int(there.get("CPU", 0)) // gpus - 1, MOST)) if gpus else 0
 
 
 def _slots(ray: Any, job: Job) -> int:

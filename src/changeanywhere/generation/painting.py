@@ -10,11 +10,12 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.generation.fidelity import FidelityFilter, Filtered
 from changeanywhere.generation.job import Job
-from changeanywhere.models.info import DOWNSAMPLING
+from changeanywhere.models.info import DOWNSAMPLING, find_folder
 from changeanywhere.painters.base import Painter, PainterSettings
 from changeanywhere.painters.checked import Checked
 from changeanywhere.painters.diffusion import DiffusionPainter, Reconstructed
 from changeanywhere.painters.registry import OWN, find_painter
+from changeanywhere.storage import address_of
 
 GPU_BATCHES = (64, 48, 32, 24, 16, 8, 4, 2)
 PROBED = 4
@@ -29,8 +30,9 @@ def build_painter(job: Job) -> tuple[Painter, Job]:
     assert choice is not None and machine is not None and options.tile_size and options.bands
     legend = job.tiles.source.legend
     kind = find_painter(choice.method)
+    at_address = choice.method not in OWN and address_of(choice.model) is not None
     settings = PainterSettings(
-        model=choice.model,
+        model=str(find_folder(choice.model)) if at_address else choice.model,  # others' painters know no addresses
         legend=legend,
         tile_size=options.tile_size,
         bands=options.bands,

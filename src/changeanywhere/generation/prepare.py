@@ -32,6 +32,7 @@ from changeanywhere.legend import LEGEND_FILES, Legend
 from changeanywhere.limits import MAX_PAIRS
 from changeanywhere.machine import usable_processors
 from changeanywhere.models.info import (
+    EMBEDDED_MODEL,
     ModelInfo,
     find_model,
     find_segmenter,
@@ -343,7 +344,18 @@ def _asked(options: SimulateOptions) -> dict[str, Any]:
     said = {name: value for name, value in to_plain(options).items() if name not in NOT_ASKED}
     asked = {"options": said, "files": _looks(_named_files(options))}
     listing = listing_of(options.source)
-    return asked if listing is None else asked | {"listing": listing}
+    if listing is not None:
+        asked["listing"] = listing
+    models = {name: listing_of(place) for name, place in _networks(options).items() if address_of(place) is not None}
+    return asked | {"models": models} if models else asked
+
+
+def _networks(options: SimulateOptions) -> dict[str, str | Path]:
+    """Names or places of what paints and judges."""
+    if not isinstance(options, GenerateOptions):
+        return {}
+    named = {"model": options.model, "critic": options.critic.model, "filter": options.filter.model}
+    return {name: place for name, place in named.items() if place is not None}
 
 
 def _named_files(options: SimulateOptions) -> Iterator[Path]:
@@ -360,12 +372,10 @@ def _named_files(options: SimulateOptions) -> Iterator[Path]:
         yield Path(options.targets.like)
     if options.targets.like_list is not None:
         yield Path(options.targets.like_list)
-    if isinstance(options, GenerateOptions):
-        yield find_model(options.model) if options.model == "mini" else Path(options.model)
-        if options.critic.model is not None:
-            yield options.critic.model
-        if options.filter.model is not None:
-            yield find_segmenter(options.filter.model)
+    for name, place in _networks(options).items():
+        if address_of(place) is None:
+            is_embedded = name == "model" and place == EMBEDDED_MODEL
+            yield find_model(place) if is_embedded else find_segmenter(place) if name == "filter" else Path(place)
 
 
 def _source_and_above(source: Path) -> Iterator[Path]:

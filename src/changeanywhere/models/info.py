@@ -10,9 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from changeanywhere.buckets import local_copy
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.documents import parse_json
-from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.errors import ConfigError, ModelError, OutputError
 from changeanywhere.legend import Legend
 from changeanywhere.models.configuration import (
     DENOISER,
@@ -23,13 +24,14 @@ from changeanywhere.models.configuration import (
     read_object,
 )
 from changeanywhere.regular import read_regular
-from changeanywhere.storage import file_hash
+from changeanywhere.storage import address_of, file_hash
 
 FORMAT = "changeanywhere-model"
 FORMAT_VERSION = 1
 DOWNSAMPLING = 4
 """Image px per latent cell (f = 4)."""
 SAMPLING_SLACK = 1.25
+EMBEDDED_MODEL = "mini"
 EMBEDDED_SEGMENTER = "mini-segmenter"
 """The network of the package that reads land cover: it filters and labels, and so never judges."""
 
@@ -57,21 +59,32 @@ class ModelInfo:
     """Finest and coarsest ground sampling, in metres, of the images that it was trained on; None: not said."""
 
 
+def find_folder(place: str | Path) -> Path:
+    """Where a network lies: a path as it is, there or not; of an address (``s3://…``) a copy in the cache, whose bytes
+    are held to their hashes. :class:`ModelError` where nothing is at the address or it does not answer."""
+    if address_of(place) is None:
+        return Path(place)
+    try:
+        return local_copy(place, verified=True)
+    except OutputError as error:
+        raise ModelError(str(error)) from error
+
+
 def find_model(name_or_folder: str | Path) -> Path:
-    """Folder of a model: ``mini`` is in the package, anything else is a path. :class:`ModelError` if missing."""
-    if str(name_or_folder) == "mini":
-        return Path(str(resources.files("changeanywhere") / "assets" / "mini"))
-    path = Path(name_or_folder)
+    """Folder of a model: ``mini`` is in the package, else as :func:`find_folder`. :class:`ModelError` if missing."""
+    if str(name_or_folder) == EMBEDDED_MODEL:
+        return Path(str(resources.files("changeanywhere") / "assets" / EMBEDDED_MODEL))
+    path = find_folder(name_or_folder)
     if not path.is_dir():
-        raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder with model.json")
+        raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder or address with model.json")
     return path
 
 
 def find_segmenter(name_or_folder: str | Path) -> Path:
-    """Folder of a segmenter: :data:`EMBEDDED_SEGMENTER` is in the package, anything else is a path, there or not."""
+    """Folder of a segmenter: :data:`EMBEDDED_SEGMENTER` is in the package, else as :func:`find_folder`."""
     if str(name_or_folder) == EMBEDDED_SEGMENTER:
         return Path(str(resources.files("changeanywhere") / "assets" / EMBEDDED_SEGMENTER))
-    return Path(name_or_folder)
+    return find_folder(name_or_folder)
 
 
 def hash_segmenter(name_or_folder: str | Path) -> str:
@@ -196,6 +209,7 @@ def _without_sampling(content: bytes) -> bytes:
 def hash_files(place: Path) -> str:
     """Of a model whose format is not ours: sha256 over names and bytes of all its files but hidden ones, 16 hexadecimal
     digits; "" where there is nothing."""
+    place = find_folder(place)
     files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
     digest = hashlib.sha256()
     for file in files:

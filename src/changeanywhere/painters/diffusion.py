@@ -21,7 +21,7 @@ from changeanywhere.errors import ConfigError, require
 from changeanywhere.models.critic import Critic
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.info import find_model
+from changeanywhere.models.info import find_folder, find_model
 from changeanywhere.painters.base import Batch, Exemplar, FromExemplar, Painter, PainterSettings, Painting, Pixels
 from changeanywhere.painters.exemplars import exemplars_of
 from changeanywhere.sample import ChangePlan, SourceItem
@@ -170,7 +170,7 @@ def critic_of(settings: PainterSettings, pipeline: ChangePairPipeline) -> Critic
     folder = settings.critic.model
     if folder is None:
         return None
-    critic = Critic.load(folder)
+    critic = Critic.load(find_folder(folder))
     critic.check_model(find_model(settings.model) / "first_stage", pipeline.legend, folder)
     return channels_last(critic.to(pipeline.device))
 

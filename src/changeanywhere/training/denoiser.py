@@ -19,7 +19,7 @@ from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
-from changeanywhere.models.info import sampling_range
+from changeanywhere.models.info import find_folder, sampling_range
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import SourceItem
 from changeanywhere.seeds import step_seed
@@ -79,7 +79,9 @@ def _tiles_of(
 
 def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
     """The folder of the first stage: ``given``, else of this run, else of the model that training starts from."""
-    candidates = [given] if given else [out / "first_stage", *([find_model(init) / "first_stage"] if init else [])]
+    candidates = (
+        [find_folder(given)] if given else [out / "first_stage", *([find_model(init) / "first_stage"] if init else [])]
+    )
     for folder in candidates:
         if folder.is_dir():
             return folder

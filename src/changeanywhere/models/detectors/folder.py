@@ -15,6 +15,7 @@ from changeanywhere.errors import ModelError
 from changeanywhere.models.checkpoint import read_safetensors
 from changeanywhere.models.configuration import read_description
 from changeanywhere.models.detectors import Detector, build_detector
+from changeanywhere.models.info import find_folder
 from changeanywhere.models.weights import load_weights
 from changeanywhere.storage import atomic_folder
 
@@ -31,7 +32,8 @@ def save_detector(net: Detector, name: str, folder: Path) -> None:
 
 
 def load_detector(folder: Path) -> tuple[str, Detector]:
-    """Name and network of a detector folder; :class:`ModelError` naming it if it is not one."""
+    """Name and network of a detector's folder or address; :class:`ModelError` naming it if it is not one."""
+    folder = find_folder(folder)
     description = read_description(folder / "detector.json", FORMAT, FORMAT_VERSION)
     name = description.get("name")
     if not isinstance(name, str):
