@@ -1,18 +1,28 @@
-"""An S3 server on this machine (moto's) behind a proxy that serialises conditional puts and breaks what it is told to.
+"""Services on this machine, S3 (moto's) and Azure (azurite), behind a proxy that breaks what it is told to.
 
-Run by ``Server``: moto in a thread, and the proxy in another. Faults are given to requests in the order they come.
+The proxy passes conditional puts on one at a time, which moto needs. Requests get their faults in the order they come.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import http.client
 import http.server
 import logging
+import os
+import re
+import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from moto.server import ThreadedMotoServer
 
@@ -24,7 +34,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     """Passes requests on, one conditional put at a time."""
 
     protocol_version = "HTTP/1.1"
-    state: Server
+    state: Service
 
     def pass_on(self) -> None:
         self.body = self.read_body()
@@ -91,14 +101,18 @@ def slow(request: Proxy) -> bool:
     return False
 
 
-class Server:
-    """moto and the proxy before it; ``address`` of the proxy is what a client gets."""
+class Service:
+    """What answers at ``place``, and the proxy before it; ``address`` of the proxy is what a client gets."""
 
-    def __init__(self) -> None:
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self.moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self.moto.start()
-        self._place = self.moto.get_host_and_port()
+    scheme: str
+    refused: int
+    """What a conditional put is told that loses."""
+    deletes: str
+    """The method by which objects are removed."""
+    secret = base64.b64encode(b"a very secret key of these tests").decode()
+
+    def __init__(self, place: tuple[str, int]) -> None:
+        self._place = place
         self.conditional = threading.Lock()
         self.seen: Counter[tuple[str, int]] = Counter()
         self.faults: list[tuple[Callable[[Proxy], bool], Fault]] = []
@@ -108,13 +122,19 @@ class Server:
         self._proxy.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._proxy.server_address[1]}"
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
-        status, _, content = self.ask("PUT", "/bucket", b"", {})
-        assert status == 200, content
+
+    def environment(self, address: str | None = None) -> dict[str, str]:
+        """What leads a client to this service, or to another address."""
+        raise NotImplementedError
+
+    def put_beside(self, path: str, body: bytes) -> None:
+        """What another client puts, past the proxy."""
+        raise NotImplementedError
 
     def ask(
         self, command: str, path: str, body: bytes, headers: dict[str, str]
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Of moto itself."""
+        """Of the service itself."""
         host, port = self._place
         connection = http.client.HTTPConnection(host, port, timeout=60)
         headers = {n: v for n, v in headers.items() if n.lower() not in ("connection", "expect", "content-length")}
@@ -146,4 +166,87 @@ class Server:
     def close(self) -> None:
         self._proxy.shutdown()
         self._proxy.server_close()
+
+
+class Server(Service):
+    """S3, as moto has it."""
+
+    scheme = "s3"
+    refused = 412
+    deletes = "POST"
+
+    def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self.moto.start()
+        super().__init__(self.moto.get_host_and_port())
+        self.put_beside("/bucket", b"")
+
+    def environment(self, address: str | None = None) -> dict[str, str]:
+        """See :class:`Service`."""
+        keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_REGION": "us-east-1"}
+        return keys | {"AWS_ENDPOINT_URL": address or self.address}
+
+    def put_beside(self, path: str, body: bytes) -> None:
+        """See :class:`Service`."""
+        status, _, content = self.ask("PUT", path, body, {})
+        assert status == 200, content
+
+    def close(self) -> None:
+        super().close()
         self.moto.stop()
+
+
+AZURITE = Path(__file__).parents[1] / ".work" / "node_modules" / ".bin" / "azurite-blob"
+ACCOUNT, VERSION = "tester", "2021-12-02"
+
+
+def find_azurite() -> str | None:
+    """Its command, where ``make test-clouds`` or anybody installed it."""
+    return shutil.which("azurite-blob") or (str(AZURITE) if AZURITE.exists() else None)
+
+
+class Azurite(Service):
+    """Azure's blobs, as Microsoft's emulator has them; with an account of its own."""
+
+    scheme = "az"
+    refused = 409
+    deletes = "DELETE"
+
+    def __init__(self) -> None:
+        command = [find_azurite() or "azurite-blob", "--blobHost=127.0.0.1", "--blobPort=0", "--inMemoryPersistence"]
+        self._process = subprocess.Popen(
+            [*command, "--skipApiVersionCheck", "--disableTelemetry", "--silent"],
+            env=os.environ | {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{self.secret}"}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        said = ""
+        while not (found := re.search(r"listens on http://127.0.0.1:(\d+)", said)):
+            line = self._process.stdout.readline()
+            assert line, f"azurite ended: {said}"
+            said += line
+        super().__init__(("127.0.0.1", int(found.group(1))))
+        self.put_beside(f"/{ACCOUNT}/bucket?restype=container", b"")
+
+    def environment(self, address: str | None = None) -> dict[str, str]:
+        """See :class:`Service`."""
+        keys = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": self.secret}
+        return keys | {"AZURE_STORAGE_ENDPOINT": f"{address or self.address}/{ACCOUNT}"}
+
+    def put_beside(self, path: str, body: bytes) -> None:
+        """See :class:`Service`. Signed as Azure's "Authorize with Shared Key" says."""
+        parts, headers = urlsplit(path), {"x-ms-date": formatdate(usegmt=True), "x-ms-version": VERSION}
+        if body:
+            headers["x-ms-blob-type"] = "BlockBlob"
+        lines = [f"{name}:{value}" for name, value in sorted(headers.items())]
+        lines += [f"/{ACCOUNT}{parts.path}", *(query.replace("=", ":") for query in parts.query.split("&") if query)]
+        text = "\n".join(["PUT", "", "", str(len(body) or ""), *[""] * 8, *lines])
+        digest = hmac.new(base64.b64decode(self.secret), text.encode(), hashlib.sha256).digest()
+        headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
+        status, _, content = self.ask("PUT", path, body, headers)
+        assert status == 201, content
+
+    def close(self) -> None:
+        super().close()
+        self._process.terminate()
+        self._process.wait()

@@ -1,4 +1,4 @@
-"""Sets in buckets: the same bytes as in a folder, whatever goes wrong on the way. S3 is moto's, on this machine."""
+"""Sets in buckets: the same bytes as in a folder, whatever goes wrong on the way. S3 is moto's, Azure azurite's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest.importorskip("obstore", reason="pip install 'changeanywhere[cloud]'")
 pytest.importorskip("moto", reason="pip install 'changeanywhere[dev]': S3 is moto's")
 
 import changeanywhere as ca
-from bucket_server import half_upload, lost_answer, slow, unavailable
+from bucket_server import Azurite, Server, Service, find_azurite, half_upload, lost_answer, slow, unavailable
 from changeanywhere import buckets
 from changeanywhere.buckets import BucketStore, local_copy, store_at
 from changeanywhere.cli import run
@@ -35,25 +35,25 @@ from changeanywhere.storage import LocalStore, address_of, content_hash, shown
 from conftest import write_source
 
 if TYPE_CHECKING:
-    from bucket_server import Proxy, Server
+    from bucket_server import Proxy
 
 Files = dict[str, bytes]
 HELD = 600.0
 """Seconds, of which a test needs a fraction: how long it hangs where something never comes."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    from bucket_server import Server
-
-    one = Server()
+@pytest.fixture(scope="module", params=[Server, Azurite], ids=["s3", "az"])
+def server(request: pytest.FixtureRequest) -> Iterator[Service]:
+    if request.param is Azurite and find_azurite() is None:
+        pytest.skip("azurite is not installed; make test-clouds installs it")
+    one: Service = request.param()
     yield one
     one.close()
 
 
 @pytest.fixture
-def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    for name, value in environment_of(server).items():
+def cloud(server: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     server.faults.clear()
     server.seen.clear()
@@ -64,11 +64,6 @@ def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CHANGEANYWHERE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def environment_of(server: Server) -> dict[str, str]:
-    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "very-secret-key", "AWS_REGION": "us-east-1"}
-    return keys | {"AWS_ENDPOINT_URL": server.address, "AWS_ALLOW_HTTP": "true"}
 
 
 def arguments(source: Path | str, out: Path | str) -> list[str]:
@@ -110,8 +105,9 @@ def test_an_address_stays_one_when_it_is_a_path(place: Path | str) -> None:
     assert address_of("some/folder") is None and address_of("C:folder") is None
 
 
-@pytest.mark.parametrize("scheme", ["memory", "s3"])
-def test_a_store_keeps_its_promises(scheme: str, s3: Server) -> None:
+@pytest.mark.parametrize("place", ["memory", "cloud"])
+def test_a_store_keeps_its_promises(place: str, cloud: Service) -> None:
+    scheme = cloud.scheme if place == "cloud" else place
     store = store_at(f"{scheme}://bucket/promises")
     assert isinstance(store, BucketStore) and not store.list() and not store.exists("a")
     for missing in (store.get, store.open):
@@ -140,8 +136,8 @@ def test_a_store_keeps_its_promises(scheme: str, s3: Server) -> None:
     assert not store.list()
 
 
-def test_of_many_at_once_one_wins(s3: Server) -> None:
-    store = BucketStore("s3://bucket/race")
+def test_of_many_at_once_one_wins(cloud: Service) -> None:
+    store = BucketStore(f"{cloud.scheme}://bucket/race")
     won: list[int] = []
 
     def claim(number: int) -> None:
@@ -156,11 +152,12 @@ def test_of_many_at_once_one_wins(s3: Server) -> None:
     assert len(won) == 1 and store.get("lease") == str(won[0]).encode()
 
 
-@pytest.mark.parametrize("scheme", ["memory", "s3"])
+@pytest.mark.parametrize("place", ["memory", "cloud"])
 def test_a_set_in_a_bucket_is_the_set_in_a_folder(
-    scheme: str, s3: Server, source: Path, local: Files, cache: Path, capsys: pytest.CaptureFixture[str]
+    place: str, cloud: Service, source: Path, local: Files, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Made from tiles in a bucket, into a bucket; said to be done the second time; read, checked, damaged, found."""
+    scheme = cloud.scheme if place == "cloud" else place
     tiles, out = f"{scheme}://bucket/{scheme}/{source.parent.name}/src", f"{scheme}://bucket/sets/{scheme}"
     put_source(source, tiles)
     assert run(arguments(tiles, out)) == 0
@@ -185,7 +182,7 @@ def test_a_set_in_a_bucket_is_the_set_in_a_folder(
     assert run([*arguments(tiles, f"{scheme}://bucket/sets")]) == 2, "somebody's objects are there"
     assert "not made by this command" in capsys.readouterr().err
     assert run(arguments(tiles, f"{tiles}/out")) == 2 and "in the source" in capsys.readouterr().err
-    assert "very-secret-key" not in "".join(map(str, made.values()))
+    assert cloud.secret not in "".join(map(str, made.values()))
 
 
 def test_simulate_plan_shares_and_finish_in_a_bucket(
@@ -213,13 +210,13 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("container", ["folder", "webdataset", "parquet"])
 def test_who_reads_sets_reads_them_in_a_bucket(
-    container: str, s3: Server, source: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    container: str, cloud: Service, source: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``check``, ``evaluate``, ``predict``, ``evaluate --detector`` and ``train detector`` say of a set in a bucket, in
     any container, what they say of it in a folder."""
     if container == "parquet":
         pytest.importorskip("pyarrow", reason="pip install 'changeanywhere[parquet]'")
-    places = {"folder": str(tmp_path / "set"), "bucket": f"s3://bucket/read/{container}"}
+    places = {"folder": str(tmp_path / "set"), "bucket": f"{cloud.scheme}://bucket/read/{container}"}
     found: dict[str, Files] = {}
     for name, place in places.items():
         kind = [f"--format={container if name == 'bucket' else 'folder'}"]
@@ -246,18 +243,18 @@ FAULTS = {"503": unavailable, "lost answers": lost_answer, "half uploads": half_
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_on_the_way_leave_the_same_set(
-    name: str, s3: Server, source: Path, local: Files, monkeypatch: pytest.MonkeyPatch
+    name: str, cloud: Service, source: Path, local: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that timed out arrives all the same, after its repetition or before."""
     if name == "timeouts":
         monkeypatch.setattr(buckets, "LONGEST_REQUEST", 1.0)
-    out = f"s3://bucket/faults/{name.replace(' ', '-')}"
+    out = f"{cloud.scheme}://bucket/faults/{name.replace(' ', '-')}"
     for part in ("leases/", "/A/", "/shards/", "metadata.jsonl", "plan.json", "/label1/", "checksums"):
-        s3.break_next(FAULTS[name], 2, part=part)
-    s3.break_next(unavailable if name == "503" else half_upload, 2, "GET", "shards")
-    s3.break_next(unavailable, 1, "POST", "delete")
+        cloud.break_next(FAULTS[name], 2, part=part)
+    cloud.break_next(unavailable if name == "503" else half_upload, 2, "GET", "shards")
+    cloud.break_next(unavailable, 1, cloud.deletes, "" if cloud.deletes == "DELETE" else "delete")
     assert run(arguments(source, out)) == 0
-    assert not s3.faults, "all of them struck"
+    assert not cloud.faults, "all of them struck"
     made = files_of(out)
     assert made.keys() == local.keys(), "no orphan, no lease that nobody holds"
     assert {n for n in made if made[n] != local[n]} <= set()
@@ -266,11 +263,11 @@ def test_faults_on_the_way_leave_the_same_set(
 
 @pytest.mark.parametrize("they", ["were as we", "finished after us", "were overwritten", "left half"])
 def test_of_two_workers_on_a_shard_one_result_is_left(
-    they: str, s3: Server, source: Path, local: Files, capsys: pytest.CaptureFixture[str]
+    they: str, cloud: Service, source: Path, local: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another worker's marker is there a moment before ours: same bytes, another kind of machine's that wrote its files
     last, the same before ours overwrote them, and one that is no marker at all."""
-    out, theirs = f"s3://bucket/two/{they.replace(' ', '-')}", png_of_another_machine()
+    out, theirs = f"{cloud.scheme}://bucket/two/{they.replace(' ', '-')}", png_of_another_machine()
 
     def first(request: Proxy) -> bool:
         store, content = BucketStore(out), request.body
@@ -280,12 +277,12 @@ def test_of_two_workers_on_a_shard_one_result_is_left(
             content = sealed(marker | {"files": marker["files"] | {name: content_hash(theirs)}})
         if they == "finished after us":
             store.put(name, theirs)
-        s3.ask("PUT", request.path, content[:-9] if they == "left half" else content, {})
+        cloud.put_beside(request.path, content[:-9] if they == "left half" else content)
         return False
 
-    s3.break_next(first, 1, part=f"{Path(out).name}/shards/00001")
-    assert run(arguments(source, out)) == 0 and not s3.faults, capsys.readouterr().err
-    assert s3.seen[("PUT", 412)] >= 1, "the service refused ours"
+    cloud.break_next(first, 1, part=f"{Path(out).name}/shards/00001")
+    assert run(arguments(source, out)) == 0 and not cloud.faults, capsys.readouterr().err
+    assert cloud.seen[("PUT", cloud.refused)] >= 1, "the service refused ours"
     made = files_of(out)
     assert made.keys() == local.keys()
     changed = {n.partition("/")[0] for n in made if made[n] != local[n]}
@@ -299,70 +296,76 @@ def png_of_another_machine() -> bytes:
     return buffer.getvalue()
 
 
-def test_workers_that_never_agree_are_told(s3: Server, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = "s3://bucket/never"
+def test_workers_that_never_agree_are_told(cloud: Service, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"{cloud.scheme}://bucket/never"
 
     def first(request: Proxy) -> bool:
         marker, _ = unsealed(request.body)
         files = dict.fromkeys(marker["files"], "0" * 64)
-        s3.ask("PUT", request.path, sealed(marker | {"files": files}), {})
+        cloud.put_beside(request.path, sealed(marker | {"files": files}))
         return False
 
-    s3.break_next(first, 100, part="never/shards/00002")
+    cloud.break_next(first, 100, part="never/shards/00002")
     assert run(arguments(source, out)) == 2
     assert f"{out}/shards/00002.json: other workers write this shard" in capsys.readouterr().err
     assert "shards/00002.json" not in BucketStore(out).list(), "what is not sound is not there"
 
 
-def test_a_put_whose_answer_is_lost_knows_its_own_object(s3: Server) -> None:
-    store = BucketStore("s3://bucket/lost")
-    s3.break_next(lost_answer, 1, part="lost/lease")
+def test_a_put_whose_answer_is_lost_knows_its_own_object(cloud: Service) -> None:
+    store = BucketStore(f"{cloud.scheme}://bucket/lost")
+    cloud.break_next(lost_answer, 1, part="lost/lease")
     assert store.put_new("lease", b"mine")
-    assert s3.seen[("PUT", 412)] == 1, "the service refused the repetition"
-    s3.break_next(lambda request: bool(s3.ask("PUT", request.path, b"theirs", {})) and False, 1, part="lost/other")
+    assert cloud.seen[("PUT", cloud.refused)] == 1, "the service refused the repetition"
+
+    def first(request: Proxy) -> bool:
+        cloud.put_beside(request.path, b"theirs")
+        return False
+
+    cloud.break_next(first, 1, part="lost/other")
     assert not store.put_new("other", b"mine") and store.get("other") == b"theirs", "one that loses, loses"
 
 
-def test_two_of_the_same_process_on_a_lease(s3: Server) -> None:
-    one, other = (Leases(BucketStore("s3://bucket/leases-of-two")) for _ in range(2))
-    s3.break_next(lost_answer, 1, part="leases/7")
+def test_two_of_the_same_process_on_a_lease(cloud: Service) -> None:
+    one, other = (Leases(BucketStore(f"{cloud.scheme}://bucket/leases-of-two")) for _ in range(2))
+    cloud.break_next(lost_answer, 1, part="leases/7")
     assert one.claim("7") and not other.claim("7")
     one.release("7")
     assert other.claim("7")
 
 
 def test_a_service_that_is_gone_is_one_line(
-    s3: Server, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cloud: Service, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(buckets, "TRIES", 1)
     monkeypatch.setattr(buckets, "LONGEST_REQUEST", 1.0)
     monkeypatch.setattr(buckets, "LONGEST_WAIT", 2.0)
-    s3.break_next(slow, 2, "PUT", "gone/plan")
-    assert run(arguments(source, "s3://bucket/gone")) == 2
-    assert "cannot be written" in (said := capsys.readouterr().err) and "very-secret" not in said
-    s3.faults.clear()
-    assert run(arguments(source, "s3://bucket/gone")) == 0
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert run(arguments(source, "s3://bucket/gone-too")) == 2
+    cloud.break_next(slow, 2, "PUT", "gone/plan")
+    assert run(arguments(source, f"{cloud.scheme}://bucket/gone")) == 2
+    assert "cannot be written" in (said := capsys.readouterr().err) and cloud.secret not in said
+    cloud.faults.clear()
+    assert run(arguments(source, f"{cloud.scheme}://bucket/gone")) == 0
+    for name, value in cloud.environment("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    assert run(arguments(source, f"{cloud.scheme}://bucket/gone-too")) == 2
     said = capsys.readouterr().err
-    assert said.rstrip().splitlines()[-1].startswith("changeanywhere: error: s3://bucket/gone-too"), said
-    assert run(arguments("s3://bucket/nowhere", source.parent / "out")) == 2
+    assert said.rstrip().splitlines()[-1].startswith(f"changeanywhere: error: {cloud.scheme}://bucket/gone-too"), said
+    assert run(arguments(f"{cloud.scheme}://bucket/nowhere", source.parent / "out")) == 2
 
 
-def test_a_copy_fetches_what_changed_and_drops_what_went(s3: Server, cache: Path) -> None:
-    store = BucketStore("s3://bucket/copied")
+def test_a_copy_fetches_what_changed_and_drops_what_went(cloud: Service, cache: Path) -> None:
+    store = BucketStore(f"{cloud.scheme}://bucket/copied")
     for name in ("a/1", "a/2", "b"):
         store.put(name, name.encode())
-    copy = local_copy("s3://bucket/copied")
+    copy = local_copy(f"{cloud.scheme}://bucket/copied")
     assert files_of(copy) == {"a/1": b"a/1", "a/2": b"a/2", "b": b"b"} and copy.name == "copied"
-    s3.seen.clear()
+    cloud.seen.clear()
     store.put("b", b"B")
     store.delete("a/2")
     (copy / "a" / "1").unlink()
-    assert files_of(local_copy("s3://bucket/copied")) == {"a/1": b"a/1", "b": b"B"}
-    assert s3.seen[("GET", 200)] == 3, "a listing and two objects"
+    assert files_of(local_copy(f"{cloud.scheme}://bucket/copied")) == {"a/1": b"a/1", "b": b"B"}
+    assert cloud.seen[("GET", 200)] == 3, "a listing and two objects"
     with pytest.raises(OutputError, match="nothing is there"):
-        local_copy("s3://bucket/copied/nowhere")
+        local_copy(f"{cloud.scheme}://bucket/copied/nowhere")
 
 
 def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,14 +375,14 @@ def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.faults
-def test_killed_workers_leave_one_set(s3: Server, source: Path, local: Files) -> None:
+def test_killed_workers_leave_one_set(cloud: Service, source: Path, local: Files) -> None:
     """Three processes on one address. No image is stored before one of them that holds a shard is killed: the others
     take its shard over, the set is the same, and no lease outlives its process."""
-    out = "s3://bucket/killed"
+    out = f"{cloud.scheme}://bucket/killed"
     command = [sys.executable, "-m", "changeanywhere", *arguments(source, out)]
     over = threading.Event()
-    s3.break_next(lambda request: over.wait(HELD) and False, 1000, "PUT", "killed/A")
-    environment = os.environ | environment_of(s3)
+    cloud.break_next(lambda request: over.wait(HELD) and False, 1000, "PUT", "killed/A")
+    environment = os.environ | cloud.environment()
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     workers = {each.pid: each for each in (subprocess.Popen(command, env=environment, **pipes) for _ in range(3))}  # type: ignore[call-overload]
     try:
@@ -390,7 +393,7 @@ def test_killed_workers_leave_one_set(s3: Server, source: Path, local: Files) ->
         said = {worker.communicate(timeout=HELD)[1]: worker.returncode for worker in workers.values()}
     finally:
         over.set()
-        s3.faults.clear()
+        cloud.faults.clear()
         for worker in workers.values():
             worker.kill()
     assert killed.returncode == -signal.SIGKILL and set(said.values()) == {0}, said
