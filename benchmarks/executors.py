@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tiles import add_source
 
-LOOK = 0.1
+LOOK = 0.25
 """Seconds between two looks at markers and processes."""
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 PARTS = ("painting", "driver", "Ray's own")

@@ -249,4 +249,4 @@ class Azurite(Service):
     def close(self) -> None:
         super().close()
         self._process.terminate()
-        self._process.wait()
+        self._process.communicate()

@@ -115,9 +115,11 @@ def simulate_shard(job: Job, shard: ShardPlan, store: Store, *, progress: Callab
         files |= written
         progress(1)
     content = {"records": records, "sizes": sizes, "instances": instances, "files": files, "plan": shard.seal}
+    name, marker = marker_name(shard.number), sealed(content)
     store.keep(files)
-    store.put(marker_name(shard.number), sealed(content))
-    store.keep([marker_name(shard.number)])
+    if not store.put_new(name, marker) and _content_of(store, shard.number, shard.seal) is None:
+        store.put(name, marker)  # in place of one that is damaged, or of another plan
+    store.keep([name])
 
 
 def _one(
@@ -148,7 +150,10 @@ def _one(
 
 def _content(store: Store, number: int, plan: PlanSummary) -> dict[str, Any] | None:
     """Of the marker of a shard; None if there is none, or it is damaged or of another plan."""
-    shard = load_shard(store, number, plan).seal if plan.seal else ""
+    return _content_of(store, number, load_shard(store, number, plan).seal if plan.seal else "")
+
+
+def _content_of(store: Store, number: int, shard: str) -> dict[str, Any] | None:
     try:
         content, _ = unsealed(store.get(marker_name(number)))
     except (OSError, ValueError):
