@@ -18,7 +18,7 @@ class CriticOptions:
     """A small network reads latents while they are painted (train critic)."""
 
     model: Path | None = None
-    """Critic folder (train critic), of the model's own first stage and legend; default: none."""
+    """Folder or address of a critic (train critic), of the model's own first stage and legend; default: none."""
     starts: int = 1
     """Noises that are tried per pair; the one that shows most of the new classes is painted in full."""
     calls: int = 3

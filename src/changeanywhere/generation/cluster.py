@@ -34,7 +34,7 @@ from changeanywhere.leases import Leases
 from changeanywhere.progress import Progress
 from changeanywhere.storage import Store
 
-LOOK = 0.2
+LOOK = 0.5
 """Seconds between two looks at what is finished."""
 SLOW = 3.0
 """A shard that takes this many times the median is begun a second time, once nothing else is left to begin."""

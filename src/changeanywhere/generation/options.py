@@ -92,7 +92,7 @@ class FilterOptions:
     """A second network reads the painted changes; poor pairs are marked, dropped or painted again."""
 
     model: Path | None = None
-    """``mini-segmenter``, or a segmenter's folder (train segmenter); default: no filter."""
+    """``mini-segmenter``, or a segmenter's folder or address (train segmenter); default: no filter."""
     action: str = "drop"
     """``score`` (write the score only), ``drop`` (leave poor pairs out), ``resample`` (other noise, then drop)."""
     min_score: float = 0.5
@@ -143,7 +143,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
     """Options of ``changeanywhere generate``. Settings left out are those that the model recommends."""
 
     model: str = "mini"
-    """``mini`` (in the package) or a model folder."""
+    """``mini`` (in the package), or a model's folder or address (s3://…)."""
     legend_map: Path | None = None
     """YAML file 'source class: target class or unknown'; default: equal names, or a mapping of the package."""
     shard_size: int | None = None

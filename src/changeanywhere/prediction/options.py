@@ -15,7 +15,7 @@ class PredictOptions:
     """Options of ``changeanywhere predict``."""
 
     detector: Path
-    """Folder of a detector (train detector, import opencd)."""
+    """Folder or address of a detector (train detector, import opencd)."""
     inputs: tuple[str, ...]
     """A folder of pairs (A/ and B/, or another layout; labels are not needed), or two images of the same ground, date 1
     first; the same without the flag's name."""

@@ -64,7 +64,7 @@ class SceneOptions(SamplingOptions):
     """Every random number follows from it and from the place."""
     events: EventOptions = field(default_factory=EventOptions)
     model: str = "mini"
-    """``mini`` (in the package) or a model folder."""
+    """``mini`` (in the package), or a model's folder or address (s3://…)."""
     window: int | None = None
     """Side in px of the windows that the networks see; default: that of the tiles that the model was trained on."""
     paste_back: bool = False
