@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-ray test-tracking test-processors lint types readme reference bench-events quality benchmark benchmark-ablation benchmark-sztaki clean
+.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean
 
 install: $(INSTALLED)
 
@@ -67,13 +67,28 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Runs every transcript of the README, and the Python of the pages, as it stands there.
+# Runs every transcript of the README, the Python of the pages, the tutorial and the notebooks, as they stand there.
 readme: install
-	$(BIN)/python -m pytest tests/test_readme.py -m slow
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_site.py -m slow
 
-# docs/cli.md and docs/layouts.md, from options and layouts; a test says when one is out of date.
+# The documentation site, in site/: opens from file://, fetches nothing.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+# The tutorial's set: 100 openly licensed pairs, in tutorial/ (docs/tutorial.md).
+tutorial: install
+	$(BIN)/changeanywhere generate --config tutorial --source examples --out tutorial
+	@echo "open tutorial/report.html"
+
+# docs/notebooks, executed anew, with what they say.
+notebooks: install
+	$(BIN)/python docs/notebooks/execute.py --work runs/notebooks
+
+# docs/cli.md, docs/api.md and docs/layouts.md, from options, docstrings and layouts; a test says when one is out of date.
 reference: install
 	$(BIN)/python docs/cli_reference.py
+	$(BIN)/python docs/api_reference.py
 	$(BIN)/python docs/layouts_reference.py
 
 bench-events: install
@@ -140,4 +155,4 @@ benchmark-sztaki: install
 	  --change-classes '{exemplars: [building, informal_settlement], copy-paste: [building, informal_settlement]}' --out $(RUNS)/sztaki-small
 
 clean:
-	rm -rf .venv demo build dist
+	rm -rf .venv demo tutorial build dist site

@@ -30,7 +30,7 @@ from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallErr
 from changeanywhere.flags import given_flags, names_option
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import shown_progress
-from changeanywhere.shipped import with_shipped
+from changeanywhere.shipped import find_source, with_shipped
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import check_out, shown
 from changeanywhere.terminal import escape_streams, escaped_streams, manner, say, say_event, say_lines, speaking
@@ -342,7 +342,7 @@ def _check(arguments: list[str]) -> None:
     from changeanywhere.check import CheckOptions, check_path
 
     options = parse_options("check", CheckOptions, _with_path(arguments))
-    say_lines(check_path(options.path, options))
+    say_lines(check_path(Path(find_source(options.path)), options))
 
 
 def _with_path(arguments: list[str]) -> list[str]:
