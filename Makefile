@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean
+.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean test-light
 
 install: $(INSTALLED)
 
@@ -40,6 +40,15 @@ test-clouds: install
 test-ray: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
 	$(BIN)/python -m pytest -m ray tests/test_ray.py
+
+# What works without torch, on another Python: make test-light PYTHON=python3.13
+LIGHT := jsonargparse numpy "pillow<13" pyyaml rasterio rich safetensors scikit-image scipy hypothesis jsonschema moto[server] obstore \
+  pyarrow pyogrio pystac-core pytest pytest-xdist rio-cogeo shapely webdataset
+test-light:
+	$(PYTHON) -m venv .venv-light
+	.venv-light/bin/python -m pip install --quiet $(LIGHT)
+	.venv-light/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-light/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile -W ignore
 
 # The numbers of a training in MLflow and W&B, without a network.
 test-tracking: install

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from changeanywhere.legend import Legend, load_legend
-from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
-from changeanywhere.models.first_stage import FirstStage, build_vq_model
-from changeanywhere.models.folder import Model, noise_schedule, save_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from changeanywhere.models.first_stage import FirstStage
+    from changeanywhere.models.folder import Model
+
+HEAVY = ("torch", "diffusers", "accelerate", "torchmetrics")
+HAS_TORCH = find_spec("torch") is not None
+LIGHT = (
+    "bands containers damage events folders layers legend like limits paper places raster_matrix rasters",
+    "reference reported_kinds shipped sources",
+)
+"""Files that begin without torch; of their tests those that need it are skipped where there is none."""
+if not HAS_TORCH:
+    light = {f"test_{name}.py" for names in LIGHT for name in names.split()}
+    collect_ignore = [file.name for file in Path(__file__).parent.glob("test_*.py") if file.name not in light]
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -23,9 +40,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not HAS_TORCH:
+        return
+    import torch
+
     torch.set_num_threads(config.getoption("--threads"))
     if config.getoption("--bf16") == "off":  # no setting of a library reaches this: it asks the processor itself
         torch.cpu._is_avx512_bf16_supported = lambda: False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    with _skipped_without_torch():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    with _skipped_without_torch():
+        return (yield)
+
+
+@contextmanager
+def _skipped_without_torch() -> Iterator[None]:
+    """On a Python for which no torch is installed what asks for it is skipped, and said so (``make test-light``)."""
+    try:
+        yield
+    except ModuleNotFoundError as error:  # of a package that is not there, or of its version
+        if HAS_TORCH or (error.name or "").partition(".")[0] not in HEAVY:
+            raise
+        pytest.skip(f"needs {error.name}")
 
 
 def shared(*parts: str) -> Path:
@@ -38,6 +82,12 @@ def shared(*parts: str) -> Path:
 
 def tiny_model(mask_dropout: float = 0.1) -> Model:
     """Random networks of a few thousand weights over the legend of the embedded model."""
+    import torch
+
+    from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
+    from changeanywhere.models.first_stage import FirstStage, build_vq_model
+    from changeanywhere.models.folder import Model, noise_schedule
+
     torch.manual_seed(0)
     first_stage = FirstStage(
         build_vq_model([8, 8, 8], 1, num_codes=32, norm_groups=4, mid_attention=False),
@@ -52,6 +102,8 @@ def tiny_model(mask_dropout: float = 0.1) -> Model:
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model on disk."""
+    from changeanywhere.models.folder import save_model
+
     folder = tmp_path_factory.mktemp("model")
     save_model(tiny_model(), folder)
     return folder
@@ -60,6 +112,9 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unquantised(monkeypatch: pytest.MonkeyPatch) -> None:
     """First stages decode latents as they are: which of two codes is nearer may hang on the order of a sum."""
+    import torch
+
+    from changeanywhere.models.first_stage import FirstStage
 
     def as_it_is(self: FirstStage, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return raw, torch.zeros_like(raw[:, 0], dtype=torch.int64)
