@@ -9,6 +9,7 @@ from pathlib import Path
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.check import CheckOptions
 from changeanywhere.commands import COMMANDS
+from changeanywhere.completion import CompletionOptions
 from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.exporting.options import ExportOptions
@@ -41,6 +42,7 @@ OPTIONS: dict[str, type] = {
     "benchmark": BenchmarkOptions,
     "speed": SpeedOptions,
     "recipes NAME": RecipesOptions,
+    "completion SHELL": CompletionOptions,
     "init PATH": InitOptions,
     "check PATH": CheckOptions,
 }

@@ -33,7 +33,7 @@ FLOORS = [
     ["preview", "understood"],
     ["check_data"],
     ["check_set"],
-    ["api", "check", "init"],
+    ["api", "check", "completion", "init"],
     ["studio"],
     ["__init__"],
     ["commands"],

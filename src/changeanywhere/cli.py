@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from changeanywhere.commands import (
     COMMANDS,
     EPILOG,
+    completion_command,
     evaluate_detector_command,
     export_command,
     manner_of,
@@ -80,6 +81,7 @@ def run(arguments: list[str]) -> int:
         "speed": speed_command,
         "studio": studio_command,
         "recipes": recipes_command,
+        "completion": completion_command,
         "init": _init,
         "check": _check,
     }

@@ -29,6 +29,7 @@ COMMANDS = {
     "benchmark": "zero- and few-shot protocol: what pre-training on a set brings to detectors on a real benchmark",
     "speed": "what this machine paints per second, stage by stage, to paste into an issue",
     "recipes": "recipes that come with the package: --config NAME takes one, recipes NAME prints it",
+    "completion": "bash | zsh | fish | powershell: a script for the TAB key of your shell",
     "init": "draft legend.json and a legend map from what the masks of a folder hold",
     "check": "say what a folder is, what is wrong with it, what to do next",
 }
@@ -119,6 +120,14 @@ def recipes_command(arguments: list[str]) -> None:
         say("one of them: --config NAME; its text, to make it your own: changeanywhere recipes NAME > my.yaml")
     else:
         say_lines(find_recipe(options.name).read_text(encoding="utf-8").rstrip("\n"))
+
+
+def completion_command(arguments: list[str]) -> None:
+    """``completion``."""
+    from changeanywhere.completion import CompletionOptions, completion
+
+    options = parse_options("completion", CompletionOptions, with_words(arguments, CompletionOptions, "shell"))
+    say_lines(completion(options, COMMANDS))
 
 
 def speed_command(arguments: list[str]) -> None:
