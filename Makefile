@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean test-light
+.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean test-light release
 
 install: $(INSTALLED)
 
@@ -99,6 +99,11 @@ reference: install
 	$(BIN)/python docs/cli_reference.py
 	$(BIN)/python docs/api_reference.py
 	$(BIN)/python docs/layouts_reference.py
+
+# dist/: wheel, source, notes, bill of materials, licences, checksums; SIGN=KEY signs them. Nothing is uploaded.
+release: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[release]"
+	$(BIN)/python packaging/release.py $(if $(SIGN),--sign $(SIGN)) $(if $(DRAFT),--draft)
 
 bench-events: install
 	$(BIN)/python benchmarks/events.py --masks ../shared/data/landcover/train/masks
