@@ -96,6 +96,7 @@ def listening(options: StudioOptions) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(128)  # whoever asks before the page is ready waits for it
     except OSError as error:
         raise ConfigError(
             f"host {options.host}, port {options.port}: cannot be listened to ({error.strerror or error}); "
