@@ -350,7 +350,7 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_job_is_the_command_that_is_shown(studio: Studio, tmp_path: Path) -> None:
-    jobs = Jobs(["--source", "a folder", "--model", "mini"], tmp_path, studio.legend)
+    jobs = Jobs(["--source", "a folder", "--model", "mini"], tmp_path, studio.legend, "mini-segmenter")
     wanted = Wanted("made", 6, 1, "appearance", "bareland", "building", 50.0)
     command = jobs.command(wanted)
     assert command[:6] == ["changeanywhere", "generate", "--source", "a folder", "--model", "mini"]
@@ -366,7 +366,9 @@ def test_a_job_is_the_command_that_is_shown(studio: Studio, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_job_stops_goes_on_and_ends_in_a_report(tiny_model_folder: Path, tmp_path: Path, studio: Studio) -> None:
     source = write_source(tmp_path / "source")
-    jobs = Jobs(["--source", str(source), "--model", str(tiny_model_folder)], tmp_path / "sets", studio.legend)
+    jobs = Jobs(
+        ["--source", str(source), "--model", str(tiny_model_folder)], tmp_path / "sets", studio.legend, "mini-segmenter"
+    )
     wanted = Wanted("made", 40, 1)
     job = jobs.start(wanted)
     assert jobs.start(wanted) is job, "whoever asks for the set that is being made sees that job"

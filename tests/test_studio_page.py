@@ -8,12 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run
+from studio_served import Served, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("default")]
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -32,37 +29,10 @@ WAIT = 60_000
 TILE = "mumbai_tile_1-20_0"
 
 
-@dataclass
-class Served:
-    """A studio that runs as people run it."""
-
-    url: str
-    out: Path
-    process: subprocess.Popen[str]
-    seconds: float
-    """From the command to the first page."""
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    import urllib.request
-
-    out = tmp_path_factory.mktemp("served") / "sets"
-    command = [sys.executable, "-m", "changeanywhere", "studio", "--port", "0", "--out", str(out)]
-    started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.search(r"http://[^ ]+", line)
-            assert found, line
-            with urllib.request.urlopen(found.group()) as page:
-                assert b"ChangeAnywhere studio" in page.read()
-            yield Served(found.group(), out, process, time.perf_counter() - started)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
-    assert process.returncode in (0, 1)
+    with serving(tmp_path_factory.mktemp("served") / "sets") as studio:
+        yield studio
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +146,7 @@ def test_from_a_tile_to_an_exported_set(served: Served, open_page: Callable[...,
     said(page, "#kept", f"kept as {TILE}_000")
     page.locator("#copy button").first.click()
     said(page, "#code", "--masks-t2")
+    page.locator("#code").scroll_into_view_if_needed()
     shot(page, "5-kept")
     assert run(["check", str(served.out / "town")]) == 0
 
@@ -185,6 +156,7 @@ def test_the_brush_is_snapped_to_classes(open_page: Callable[..., Any]) -> None:
     page.click(f"#tiles [data-ask='{TILE}']")
     said(page, "#facts", TILE)
     page.wait_for_timeout(1500)
+    page.locator("#editor canvas").first.scroll_into_view_if_needed()
     canvas = page.locator("#editor canvas").first.bounding_box()
     middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
     page.mouse.move(*middle)
@@ -231,6 +203,7 @@ def test_decisions_by_keys_outlast_a_reload_and_kept_pairs_are_exported(
     shot(page, "7-sheet")
     page.click("#export")
     said(page, "#exported", "2 kept pair(s) as levir")
+    page.locator("#exported").scroll_into_view_if_needed()
     shot(page, "8-exported")
     out = served.out / "exports" / "looked-at-levir"
     assert run(["check", str(out)]) == 0 and len(ca.load_pairs(out)) == 2
@@ -258,7 +231,7 @@ def test_a_painting_is_cancelled_and_two_pages_do_not_mix(open_page: Callable[..
     page.click("#paint")
     said(page, "#progress", "of 200")
     shot(page, "9-progress")
-    assert not other.locator("#progress").inner_text()
+    assert not other.locator("#progress").inner_text().strip()
     page.click("#cancel")
     said(page, "#paint-message", "stopped; nothing of this painting is kept")
     assert not page.locator("#swipe img").count()
@@ -269,7 +242,7 @@ def test_a_painting_is_cancelled_and_two_pages_do_not_mix(open_page: Callable[..
 def test_a_wrong_file_is_one_line(open_page: Callable[..., Any], tmp_path: Path) -> None:
     page = open_page()
     page.get_by_role("button", name="Or an image of yours").click()
-    wrong = tmp_path / "<b>wrong</b>.png"
+    wrong = tmp_path / "<b>wrong<b>.png"
     wrong.write_bytes(b"not a picture")
     page.set_input_files("#upload-image input[type=file]", wrong)
     page.locator("#upload-image").filter(has_text="png").wait_for()
@@ -294,9 +267,8 @@ def test_a_small_set_is_made_stopped_and_gone_on_with(served: Served, open_page:
     page.fill("#job-pairs input", "8")
     page.click("#job-start")
     said(page, "#job-command", "changeanywhere generate --source examples")
-    page.locator("#job-progress progress").wait_for()
-    shot(page, "11-generate")
     page.wait_for_function("() => /: [4-8] of 8/.test(document.querySelector('#job-progress').innerText)")
+    shot(page, "11-generate")
     page.click("#job-stop")
     said(page, "#job-progress", "ended with exit code 1")
     page.click("#job-start")

@@ -40,9 +40,9 @@ class Wanted:
     share: float = 50.0
     """Per cent of the pairs that show the class pair."""
     filtered: bool = True
-    """Whether each pair's changed ground is read, for the filter of the review."""
+    """Whether each pair's changed ground is read, for the filter of the review; none is left out for it."""
 
-    def flags(self, legend: Legend) -> list[str]:
+    def flags(self, legend: Legend, segmenter: str) -> list[str]:
         """Of ``generate``; :class:`ConfigError` naming the first value that is not allowed."""
         require(1 <= self.num_pairs <= MAX_PAIRS, "number of pairs", self.num_pairs, f"1 to {MAX_PAIRS}")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -58,7 +58,7 @@ class Wanted:
                 legend.index_of(name)
             pair = json_string(f"{self.before}->{self.after}")
             words += ["--targets.class-pairs", f"{{{pair}: {self.share / 100:g}}}"]
-        return words + (["--filter.model", "mini-segmenter"] if self.filtered else [])
+        return words + (["--filter.model", segmenter, "--filter.action", "score"] if self.filtered else [])
 
 
 def json_string(text: str) -> str:
@@ -132,15 +132,22 @@ class Job:
 class Jobs:
     """All jobs of a studio, by the set that they make: whoever asks for a set that is being made sees that job."""
 
-    def __init__(self, base: list[str], out: Path, legend: Legend) -> None:
-        self._base, self._out, self._legend = base, out, legend
+    def __init__(self, base: list[str], out: Path, legend: Legend, segmenter: str) -> None:
+        self._base, self._out, self._legend, self._segmenter = base, out, legend, segmenter
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
     def command(self, wanted: Wanted) -> list[str]:
         """Word by word."""
         folder = set_folder(self._out, wanted.name)
-        return ["changeanywhere", "generate", *self._base, "--out", str(folder), *wanted.flags(self._legend)]
+        return [
+            "changeanywhere",
+            "generate",
+            *self._base,
+            "--out",
+            str(folder),
+            *wanted.flags(self._legend, self._segmenter),
+        ]
 
     def start(self, wanted: Wanted) -> Job:
         """Begin, or go on with, a set; :class:`InputError` where others are being made already."""

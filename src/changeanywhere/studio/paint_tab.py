@@ -37,7 +37,7 @@ class PaintTab:
                 self._tile()
             with gr.Column(scale=4, min_width=300):
                 self._edits()
-        gr.HTML("<h3>3. Paint date 2</h3>")
+        gr.HTML("<h2>3. Paint date 2</h2>")
         self._painting()
         self._result()
         self._listen()
@@ -55,7 +55,7 @@ class PaintTab:
 
     def _tile(self) -> None:
         keys = [item.key for item in self.studio.sessions.source.items][:MAX_CHOICES]
-        gr.HTML("<h3>1. Choose a tile</h3>")
+        gr.HTML("<h2>1. Choose a tile</h2>")
         self.tiles = gr.HTML(elem_id="tiles", js_on_load=pictures.ASK_JS)
         self.tile = gr.Dropdown(keys, value=keys[0], label="Tile", elem_id="tile")
         with gr.Accordion("Or an image of yours, with its mask or without", open=False):
@@ -82,7 +82,7 @@ class PaintTab:
         )
 
     def _edits(self) -> None:
-        gr.HTML("<h3>2. Change it</h3>")
+        gr.HTML("<h2>2. Change it</h2>")
         names = acts.class_choices(self.legend)
         house = "building" if "building" in self.legend.names else names[0]
         self.apply = gr.Button("Take what I drew", elem_id="apply")
@@ -147,7 +147,7 @@ class PaintTab:
                 self.swipe = gr.HTML(elem_id="swipe", js_on_load=pictures.SWIPE_JS)
             with gr.Column(scale=1, min_width=300):
                 self.panels = gr.HTML(elem_id="panels")
-        gr.HTML("<h3>4. Keep it</h3>")
+        gr.HTML("<h2>4. Keep it</h2>")
         with gr.Row():
             self.name = gr.Textbox("my-set", label="set", max_lines=1, max_length=60, elem_id="set-name", min_width=160)
             self.keep = gr.Button("Keep this pair", elem_id="keep", min_width=140)
@@ -195,6 +195,7 @@ class PaintTab:
 
     def opened(self, session: Session) -> tuple[Any, ...]:
         """A page that was just opened: the first tile of the source."""
+        self.studio.load_beside()
         if session.edit is None:
             session.choose(session.source.items[0].key)
         return self._strip(), *self.look(session)

@@ -36,7 +36,7 @@ HEADERS = {
 
 
 class Doorkeeper:
-    """Refuses hosts and origins that are not ours; says after the first page that it is there."""
+    """Refuses hosts and origins that are not ours, and what is too large; says what a page may load."""
 
     def __init__(self, app: ASGIApp, studio: Studio) -> None:
         self._app, self._studio = app, studio
@@ -65,8 +65,6 @@ class Doorkeeper:
             await send(message)
 
         await self._app(scope, receive, answer)
-        if scope["path"] == "/":
-            self._studio.load_beside()
 
     def refusal(self, given: dict[str, str], method: str) -> str:
         """Why a request is not answered; "" where it is. Names of this machine only, where it alone is served: a page
@@ -94,9 +92,13 @@ def listening(options: StudioOptions) -> socket.socket:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(128)  # whoever asks before the page is ready waits for it
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(128)  # whoever asks before the page is ready waits for it
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         raise ConfigError(
             f"host {options.host}, port {options.port}: cannot be listened to ({error.strerror or error}); "

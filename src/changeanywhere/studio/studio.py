@@ -24,7 +24,7 @@ class Studio:
         opened = SourceOptions(legend=options.legend, tile_size=info.tile_size, bands=info.bands, stretch=info.stretch)
         source = open_source(options.tiles, opened).with_legend(info.legend, options.legend_map)
         self.sessions = Sessions(source, options.tiles)
-        self.jobs = Jobs(self._base(), options.out, info.legend)
+        self.jobs = Jobs(self._base(), options.out, info.legend, options.segmenter)
         self._loading = threading.Lock()
         self._begun = False
 
@@ -33,8 +33,9 @@ class Studio:
         """The model's: all masks are in it."""
         return self.networks.info.legend
 
-    def load_beside(self, delay: float = 0.5) -> None:
-        """Load the networks while the first page is looked at; the second page has nothing to wait for."""
+    def load_beside(self, delay: float = 1.0) -> None:
+        """Load the networks while the first page is looked at; the second page has nothing to wait for. ``delay``:
+        seconds, in which a browser draws the page."""
         with self._loading:
             if self._begun:
                 return
