@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean test-light release
+.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-studio test-notebook test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean test-light release
 
 install: $(INSTALLED)
 
@@ -36,6 +36,11 @@ test-clouds: install
 	npm install --no-audit --no-fund --prefix .work azurite@3
 	$(BIN)/python -m pytest tests/test_buckets.py tests/test_remote_models.py
 
+# The notebook of docs/ in a kernel that reaches no network.
+test-notebook: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,notebook]" nbclient nbformat
+	$(BIN)/python -m pytest -m notebook tests/test_notebook.py
+
 # A cluster of several raylets on this machine, of which one is killed and another joins.
 test-ray: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,ray]"
@@ -54,6 +59,13 @@ test-light:
 test-tracking: install
 	$(BIN)/python -m pip install --quiet "mlflow-skinny>=3" "wandb>=0.20"
 	$(BIN)/python -m pytest tests/test_tracking.py
+
+# The studio's page in Chromium (of the system, or CHROMIUM=PATH), with axe-core; PICTURES=docs/studio makes the pictures of the
+# documentation anew. Six minutes on two cores, most of them the browser's own.
+PICTURES ?=
+test-studio: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright axe-playwright-python
+	STUDIO_PICTURES=$(PICTURES) $(BIN)/python -m pytest -m browser tests/test_studio_page.py
 
 # The same on a GPU as on the CPU (skipped, and said so, where there is none).
 test-gpu: install

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from changeanywhere.errors import ConfigError
@@ -64,7 +66,8 @@ class Doorkeeper:
                 message["headers"] = kept + [(name.encode(), value.encode()) for name, value in HEADERS.items()]
             await send(message)
 
-        await self._app(scope, receive, answer)
+        with suppress(ClientDisconnect):  # a page that was closed while it sent something
+            await self._app(scope, receive, answer)
 
     def refusal(self, given: dict[str, str], method: str) -> str:
         """Why a request is not answered; "" where it is. Names of this machine only, where it alone is served: a page
@@ -122,7 +125,9 @@ def serve(options: StudioOptions) -> None:
         if options.host not in LOOPBACK:
             say("whoever reaches this address may use it: there is no password", error=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3, ws="none")
-        uvicorn.Server(config).run(sockets=[bound])
+        with suppress(KeyboardInterrupt):  # the way to end it: nothing is interrupted
+            uvicorn.Server(config).run(sockets=[bound])
+        say("studio: ended")
     finally:
         studio.close()
 
