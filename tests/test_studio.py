@@ -366,9 +366,8 @@ def test_a_job_is_the_command_that_is_shown(studio: Studio, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_job_stops_goes_on_and_ends_in_a_report(tiny_model_folder: Path, tmp_path: Path, studio: Studio) -> None:
     source = write_source(tmp_path / "source")
-    jobs = Jobs(
-        ["--source", str(source), "--model", str(tiny_model_folder)], tmp_path / "sets", studio.legend, "mini-segmenter"
-    )
+    base = ["--source", str(source), "--model", str(tiny_model_folder), "--tile-size", "64"]
+    jobs = Jobs(base, tmp_path / "sets", studio.legend, "mini-segmenter")
     wanted = Wanted("made", 40, 1)
     job = jobs.start(wanted)
     assert jobs.start(wanted) is job, "whoever asks for the set that is being made sees that job"
@@ -379,7 +378,7 @@ def test_a_job_stops_goes_on_and_ends_in_a_report(tiny_model_folder: Path, tmp_p
     while job.code is None:
         wait.wait(0.05)
     stopped = job.progress[0]
-    assert job.code == 1 and 0 < stopped < 40 and "interrupted" in job.log
+    assert job.code == 1 and 0 < stopped < 40 and "interrupted" in job.log, job.log
     again = jobs.start(wanted)
     while again.code is None:
         wait.wait(0.05)

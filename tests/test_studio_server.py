@@ -40,7 +40,7 @@ class Answer:
     headers: dict[str, str]
 
 
-def ask(served: Served, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
+def ask(served: Served, path: str, method: str = "GET", *, body: bytes = b"", **headers: str) -> Answer:
     place = urlsplit(served.url)
     connection = HTTPConnection(str(place.hostname), place.port, timeout=30)
     try:
@@ -60,7 +60,7 @@ def ask(served: Served, path: str, method: str = "GET", body: bytes = b"", **hea
 def upload(served: Served, content: bytes) -> Answer:
     head = '--x\r\ncontent-disposition: form-data; name="files"; filename="../../x.png"\r\n\r\n'
     body = head.encode() + content + b"\r\n--x--\r\n"
-    return ask(served, "/gradio_api/upload", "POST", body, content_type="multipart/form-data; boundary=x")
+    return ask(served, "/gradio_api/upload", "POST", body=body, content_type="multipart/form-data; boundary=x")
 
 
 def test_the_page_comes_under_its_policy_and_from_here_alone(served: Served) -> None:
@@ -83,10 +83,10 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(served: Served)
         ({"origin": "null"}, "another site"),
     ):
         for method, path in (("GET", "/"), ("POST", "/gradio_api/queue/join")):
-            answer = ask(served, path, method, **headers)
+            answer = ask(served, path, method, body=b"", **headers)
             assert answer.status == 403 and says in answer.text
     own = {"host": f"localhost:{port}", "origin": f"http://localhost:{port}"}
-    assert ask(served, "/", **own).status == 200
+    assert ask(served, "/", body=b"", **own).status == 200
     assert ask(served, "/", "DELETE").status == 403
 
 

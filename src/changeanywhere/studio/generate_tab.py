@@ -91,7 +91,7 @@ def said_of(job: Job, name: str) -> str:
     done, total = job.progress
     code = job.code
     if code is None:
-        return pictures.bar("pairs finished" if total else "planning", done, total)
+        return pictures.bar(*job.moment)
     if code == 0:
         link = f'<a href="{xml(report_link(name))}" target="_blank" rel="noopener">open its report</a>'
         return pictures.said(f"{name} is finished: {total} pairs") + f"<p>{link}; Review opens the set</p>"

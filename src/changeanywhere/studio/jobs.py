@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from changeanywhere.documents import DocumentError, read_json_object
+from changeanywhere.documents import DocumentError, parse_json, read_json_object
 from changeanywhere.errors import InputError, require
 from changeanywhere.events.options import KINDS
 from changeanywhere.legend import Legend
@@ -74,9 +74,11 @@ class Job:
     def __init__(self, command: list[str], folder: Path) -> None:
         self.command, self.folder = command, folder
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self.moment = ("starting", 0, 1)
+        """What it is at: in words, how many are done, how many there are."""
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "100"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "changeanywhere", *command[1:]],
+            [sys.executable, "-m", "changeanywhere", *command[1:], "--progress", "json"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=environment, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
@@ -85,9 +87,26 @@ class Job:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.strip():
-                self._lines.append(line.rstrip())
+        with self._process.stdout as lines:
+            for line in lines:
+                said = self._heard(line.strip())
+                if said and said != (self._lines[-1] if self._lines else ""):
+                    self._lines.append(said)
+
+    def _heard(self, line: str) -> str:
+        """What a line says to people; of events (``--progress json``) the progress is noted."""
+        if not line.startswith('{"event"'):
+            return line
+        try:
+            event = parse_json(line)
+            if event["event"] == "error":
+                return f"error: {event['message']}"
+            if event["event"] == "progress":
+                self.moment = (str(event["what"]), int(event["done"]), int(event["total"]))
+                return "{}: {} of {}".format(*self.moment)
+        except (DocumentError, KeyError, TypeError, ValueError):
+            return line
+        return ""
 
     @property
     def log(self) -> str:
