@@ -59,7 +59,8 @@ class Watched:
             seen.add(pid)
             todo += children.get(pid, [])
             _, began, used, name = stats[pid]
-            self.seconds[pid, began] = (self.part_of(pid, name), used)
+            part, _ = self.seconds.get((pid, began), (PARTS[-1], 0.0))  # one that has ended has no name any more
+            self.seconds[pid, began] = (self.part_of(pid, name) if part == PARTS[-1] else part, used)
         total = Counter[str]()
         for part, used in self.seconds.values():
             total[part] += used  # type: ignore[assignment]  # Counter adds any numbers

@@ -12,7 +12,8 @@ import pytest
 
 import changeanywhere.check
 import fuzz_world
-from fuzz import a_seed, fuzz
+from fuzz import fuzz
+from fuzz_kinds import a_seed
 from fuzz_seeds import PASTE, SEEDS
 from fuzz_world import Trial
 
