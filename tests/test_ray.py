@@ -94,6 +94,46 @@ def test_a_node_is_killed_and_another_joins(world: Path, cluster: Any, capsys: p
     assert run(["check", str(out)]) == 0
 
 
+def actors() -> list[int]:
+    """Processes of actors, of clusters that this process started."""
+    parents, names = {}, {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(place.name)] = (place / "cmdline").read_bytes()
+        except OSError:  # gone meanwhile
+            continue
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid, name in names.items() if name.startswith(b"ray::Painting") and is_ours(pid)]
+
+
+def test_a_worker_that_hangs_is_overtaken(
+    world: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two stands still in the middle of its shards: the other begins them a second time, and nobody waits."""
+    monkeypatch.setattr("changeanywhere.generation.cluster.LEAST_SECONDS", 2.0)
+    monkeypatch.setattr("changeanywhere.generation.cluster.SLOW", 2.0)
+    out, stopped = world / "hangs", list[int]()
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+
+    def disturb() -> None:
+        while markers(out) < 6 or not (found := actors()):
+            time.sleep(0.05)
+        os.kill(found[0], signal.SIGSTOP)
+        stopped.append(found[0])
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    code = run(arguments(world, "hangs", "--executor=ray", f"--address={cluster.address}", "--workers=2"))
+    thread.join()
+    assert code == 0, capsys.readouterr().err
+    assert stopped and files_of(out) == files_of(world / "local")
+
+
 def test_sigterm_ends_it_and_the_same_command_goes_on(world: Path) -> None:
     command = [sys.executable, "-m", "changeanywhere", *arguments(world, "stopped", "--executor=ray", "--workers=2")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from changeanywhere.cli import run
+from changeanywhere.errors import ConfigError
 from changeanywhere.generation.carried import packed
-from changeanywhere.generation.cluster import LEAST_SECONDS, NAMED, Painting, Worker, _Run
+from changeanywhere.generation.cluster import LEAST_SECONDS, NAMED, STARTS, Painting, Worker, _connect, _Run
 from changeanywhere.generation.job import load_job
 from changeanywhere.models.folder import save_model
 from changeanywhere.storage import LocalStore
@@ -43,6 +44,41 @@ def test_a_second_shard_is_for_who_has_least_and_the_last_ones_for_who_has_nothi
     assert _Run(deque([7, 8]), [busy, idle]).free() is idle
     assert _Run(deque(), [idle, Worker(None, 2, shards=[3])]).free(3) is idle
     assert _Run(deque(), [Worker(None, 2, shards=[3])]).free(3) is None, "nobody helps himself"
+
+
+class SlowRay:
+    """Ray on a machine with much to do."""
+
+    def __init__(self, fails: int) -> None:
+        self.calls, self.fails, self.ended = 0, fails, 0
+
+    def init(self, **_: Any) -> None:
+        self.calls += 1
+        if self.calls <= self.fails:
+            raise Exception("The current node timed out during startup.")  # as Ray does
+
+    def shutdown(self) -> None:
+        self.ended += 1
+
+
+def test_a_start_that_takes_too_long_is_tried_again() -> None:
+    ray = SlowRay(STARTS - 1)
+    _connect(ray, None)
+    assert (ray.calls, ray.ended) == (STARTS, STARTS - 1)
+    with pytest.raises(ConfigError, match=r"does not start on this machine .*timed out"):
+        _connect(SlowRay(STARTS), None)
+    ray = SlowRay(1)
+    with pytest.raises(ConfigError, match="no cluster answers there"):
+        _connect(ray, "auto")
+    assert ray.calls == 1
+
+
+def test_who_was_overtaken_is_not_waited_for() -> None:
+    run_ = _Run(deque(), running={"a": (Worker(None, 2), 7, 0.0), "b": (Worker(None, 2), 7, 1.0)})
+    assert run_.awaited() and not run_.left_behind()
+    del run_.running["b"]
+    run_.done.add(7)
+    assert not run_.awaited() and run_.left_behind() == {7}
 
 
 def test_progress_says_how_far_each_has_come() -> None:
@@ -93,7 +129,6 @@ def test_options_that_nothing_reads(flag: str, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_without_ray_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from changeanywhere.errors import ConfigError
     from changeanywhere.generation.cluster import require_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)

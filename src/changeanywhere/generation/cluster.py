@@ -28,7 +28,7 @@ from changeanywhere.generation.hands import MOST, Hands
 from changeanywhere.generation.job import Job, load_job
 from changeanywhere.generation.painting import build_painter
 from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
-from changeanywhere.generation.shard import StoppedError, paint_shard
+from changeanywhere.generation.shard import StoppedError, lie_there, marker_name, paint_shard
 from changeanywhere.generation.turns import Turns
 from changeanywhere.leases import Leases
 from changeanywhere.progress import Progress
@@ -46,6 +46,8 @@ SERVED = 1.0
 """Seconds after which a thread that paints looks again; it is woken when there is something to do."""
 NAMED = 4
 """Workers that the line of progress names."""
+STARTS = 3
+"""Times that Ray is started on this machine before it is said that it does not."""
 MAX_LOSSES = 20
 """Actors that may be lost for each that was asked for, before the run gives up."""
 
@@ -133,6 +135,14 @@ class _Run:
     done: set[int] = field(default_factory=set)
     losses: int = 0
 
+    def awaited(self) -> bool:
+        """Whether anybody is at work on what is not there yet; a straggler that was overtaken is not waited for."""
+        return any(number not in self.done for _, number, _ in self.running.values())
+
+    def left_behind(self) -> set[int]:
+        """Shards that somebody was still at work on when another had finished them."""
+        return {number for _, number, _ in self.running.values() if number in self.done}
+
     def copies_of(self, number: int) -> int:
         return sum(shard == number for _, shard, _ in self.running.values())
 
@@ -170,7 +180,10 @@ class RayShards:
         self, shards: Sequence[int], job: Job, plan: PlanSummary, store: Store, leases: Leases, stop: threading.Event,
         progress: Progress,
     ) -> int:  # fmt: skip
-        """Return how many pairs were painted when every one of ``shards`` is there; as :class:`Executor` otherwise."""
+        """Return how many pairs were painted when every one of ``shards`` is there; as :class:`Executor` otherwise.
+
+        Of a shard that two kinds of machine wrote, one of which was overtaken, the marker may be gone again.
+        """
         with _connected(self._address) as ray, leases.renewed():
             painted = [0]
             run = _Run(deque(shards))
@@ -181,7 +194,7 @@ class RayShards:
             told_to_stop = False
             for _ in range(count):
                 begin()
-            while run.running or ((run.waiting or others) and not stop.is_set()):
+            while run.awaited() or ((run.waiting or others) and not stop.is_set()):
                 self._dispatch(run, leases, others, lambda number: marker_of(store, plan, number) is not None, stop)
                 finished, _ = ray.wait([*run.running, *run.starting], num_returns=1, timeout=LOOK)
                 for answer in finished:
@@ -196,10 +209,15 @@ class RayShards:
                         worker.actor.stop.remote()
                 while not stop.is_set() and len(run.starting) + len(run.workers) < count:
                     begin()
-                if not run.waiting and others and not run.running:  # theirs; if their process dies, ours
+                if not run.waiting and others and not run.awaited():  # theirs; if their process dies, ours
                     run.waiting, others = deque(n for n in others if marker_of(store, plan, n) is None), []
+            left = run.left_behind()
         if stop.is_set():
             raise KeyboardInterrupt
+        for number in left:  # what they overwrote, if they are of another kind, is not what the marker says
+            marker = marker_of(store, plan, number)
+            if marker is not None and not lie_there(store, marker.files):
+                store.delete(marker_name(number))
         return painted[0]
 
     def _dispatch(self, run: _Run, leases: Leases, others: list[int], is_done: Any, stop: threading.Event) -> None:
@@ -321,17 +339,29 @@ def _require_answer(address: str | None) -> None:
         raise ConfigError(f"address is {address!r}; no cluster answers there ({error})") from error
 
 
+def _connect(ray: Any, address: str | None) -> None:
+    """:class:`ConfigError` where it fails. Its own start is tried again: Ray gives a node 30 s, which are too few
+    where a machine has much to do."""
+    here = address in (None, "local")
+    for left in reversed(range(STARTS if here else 1)):
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=None)
+            return
+        except Exception as error:  # Ray has no class of its own for a start that fails
+            ray.shutdown()
+            if not left:
+                reason = " ".join(str(error).split())[:200]
+                where = "Ray does not start on this machine" if here else "no cluster answers there"
+                raise ConfigError(f"address is {address!r}; {where} ({reason})") from error
+
+
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """Ray, connected; signals stay with whoever had them, and actors end with the context."""
     ray = require_ray()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     _require_answer(address)
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=None)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"address is {address!r}; no cluster answers there ({reason})") from error
+    _connect(ray, address)
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)

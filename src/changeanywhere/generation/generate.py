@@ -30,7 +30,7 @@ from changeanywhere.generation.prepare import (
     refuse_foreign,
     settle_machine,
 )
-from changeanywhere.generation.shard import StoppedError, marker_name, paint_shard, read
+from changeanywhere.generation.shard import ATTEMPTS, StoppedError, marker_name, paint_shard, read
 from changeanywhere.generation.shares import Share
 from changeanywhere.generation.turns import Turns
 from changeanywhere.leases import Leases
@@ -202,10 +202,12 @@ def _paint_on_ray(
     from changeanywhere.generation.cluster import RayShards
 
     started = time.perf_counter()
-    numbers = Share.parse(options.shard).of(open_shards(store, plan))
-    if not numbers:
-        return 0, 0.0
-    count = RayShards(options.address, options.workers).run(numbers, job, plan, store, leases, stop, progress)
+    share, count = Share.parse(options.shard), 0
+    for _ in range(ATTEMPTS):
+        numbers = share.of(open_shards(store, plan))
+        if not numbers:
+            break
+        count += RayShards(options.address, options.workers).run(numbers, job, plan, store, leases, stop, progress)
     return count, time.perf_counter() - started
 
 

@@ -164,14 +164,14 @@ def put_marker(store: Store, number: int, written: Sequence[Written], plan: str 
         there = read_marker(store, number, plan)
         if there is None:  # damaged, or of another plan
             store.put(name, content)
-        elif there.files != files and not _lie_there(store, there.files):
+        elif there.files != files and not lie_there(store, there.files):
             store.delete(name)
             return False
     store.keep([name])
     return True
 
 
-def _lie_there(store: Store, files: Mapping[str, str]) -> bool:
+def lie_there(store: Store, files: Mapping[str, str]) -> bool:
     """Whether all of ``files`` have the bytes of their hashes."""
     try:
         return all(content_hash(store.get(name)) == digest for name, digest in files.items())
