@@ -345,7 +345,8 @@ def _connect(ray: Any, address: str | None) -> None:
     here = address in (None, "local")
     for left in reversed(range(STARTS if here else 1)):
         try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=None)
+            quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False if here else None}
+            ray.init(address=address or "local", **quiet)
             return
         except Exception as error:  # Ray has no class of its own for a start that fails
             ray.shutdown()
