@@ -48,7 +48,8 @@ OPTIONS: dict[str, type] = {
 }
 HEAD = """# Options of every command
 
-Generated from the source (`make reference`); `changeanywhere COMMAND --help` prints the same. Every option is a flag
+Generated from the source (`make reference`); `changeanywhere COMMAND --help=all` prints the same, `--help`
+a line of each. Every option is a flag
 and a key of the YAML file that `--config` takes (`--events.min-area 64`, or `events: {min_area: 64}`); a flag wins, an
 unknown key is an error. Exit code: 0 done, 1 failed, 2 your input is wrong.
 

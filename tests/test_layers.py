@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "changeanywhere"
 FLOORS = [
     ["errors", "machine", "regular"],
     ["documents", "folders", "text"],
-    ["limits", "seals", "terminal"],
+    ["help", "limits", "seals", "terminal"],
     ["colours", "flags", "plain", "progress", "seeds", "shipped", "stopping", "storage"],
     ["buckets", "leases"],
     ["legend"],

@@ -29,6 +29,7 @@ from changeanywhere.commands import (
 )
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.flags import given_flags, names_option
+from changeanywhere.help import meant
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import shown_progress
 from changeanywhere.shipped import find_source, with_shipped
@@ -64,7 +65,7 @@ def run(arguments: list[str]) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        return _fail(f"unknown command {command!r}; allowed: {', '.join(COMMANDS)}", 2)
+        return _fail(f"unknown command {command!r}{meant(command, COMMANDS) or '; allowed: ' + ', '.join(COMMANDS)}", 2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: one line, nothing lost
     dispatch: dict[str, Callable[[list[str]], None]] = {
         "generate": _generate,

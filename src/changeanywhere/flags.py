@@ -6,14 +6,10 @@ below a field is its help. Anything unknown or of the wrong type is one line.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import json
 import re
-import textwrap
 import typing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +18,11 @@ import yaml
 from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml, parse_yaml
 from changeanywhere.errors import ConfigError
 from changeanywhere.folders import UTF_16, read_text
+from changeanywhere.help import attribute_docstrings as attribute_docstrings
+from changeanywhere.help import help_text, meant, options_of
 from changeanywhere.limits import check_limits
 from changeanywhere.regular import open_regular
+from changeanywhere.terminal import say_lines
 
 Options = typing.TypeVar("Options")
 
@@ -41,15 +40,44 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
     _add_options(parser, kind, "")
+    _say_help(command, kind, arguments, description, epilog)
+    known = {f"--{option.name}" for option in options_of(kind)} | {"--config", "--print_config"}
+    _refuse_unknown(arguments, known)
     arguments = _config_first(arguments)
     _check_yaml(arguments)
     try:
         values = parser.parse_args(_with_lists(_readable_config(arguments), _lists_of_words(kind)))
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(_shorten(str(error))) from error
+        raise ConfigError(_shorten(str(error), known)) from error
     options = _build(kind, values)
     check_limits(options)
     return options
+
+
+def _say_help(command: str, kind: type, arguments: list[str], description: str, epilog: str) -> None:
+    """Where it is asked for: the page, or all of what stands behind the flag; ends the command."""
+    place = next(
+        (i for i, each in enumerate(arguments) if each in ("-h", "--help") or each.startswith("--help=")), None
+    )
+    if place is None:
+        return
+    behind = "".join(arguments[place + 1 : place + 2])
+    topic = arguments[place].partition("=")[2] or ("" if behind.startswith("-") else behind)
+    try:
+        say_lines(help_text(command, kind, description, epilog, topic))
+    except ValueError as error:
+        raise ConfigError(f"--help {topic}: no option or section of {command}{error}") from error
+    raise SystemExit(0)
+
+
+def _refuse_unknown(arguments: list[str], known: set[str]) -> None:
+    """:class:`ConfigError` for a flag that the command does not have, with the one that may have been meant."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and len(name) > 2 and name.rstrip("+") not in known:
+            if any(name.startswith(f"{each}.") for each in known):
+                continue  # a key of an option that is a mapping
+            raise ConfigError(f"unknown option {name[:80]}{meant(name.replace('_', '-'), sorted(known))}")
 
 
 def _lists_of_words(kind: type, prefix: str = "") -> set[str]:
@@ -174,8 +202,12 @@ def _bounded(file: Path) -> bytes:
     return content
 
 
-def _shorten(message: str) -> str:
+def _shorten(message: str, known: set[str]) -> str:
     """jsonargparse's report on a value of the wrong type, as ``name is value; allowed: type``."""
+    unknown = re.search(r"Option '([^']+)' is not accepted", message)
+    if unknown:
+        keys = [each[2:].replace("-", "_") for each in sorted(known)]
+        return f"unknown option {unknown.group(1)!r} in the YAML file{meant(unknown.group(1), keys)}"
     name = re.search(r'Parser key "([^"]+)"', message)
     value = re.search(r"Given value: (.+)", message)
     kinds = re.findall(r"Expected an? <class '([^']+)'>", message)
@@ -183,18 +215,6 @@ def _shorten(message: str) -> str:
         return message
     allowed = " or ".join("nothing" if kind == "NoneType" else kind for kind in kinds)
     return f"{name.group(1)} is {value.group(1).strip()!r}; allowed: {allowed}"
-
-
-def attribute_docstrings(kind: type) -> dict[str, str]:
-    """Field name → the string literal below it, base classes first."""
-    texts: dict[str, str] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        body = typing.cast(ast.ClassDef, definition).body
-        for field, text in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(field.target, ast.Name):
-                texts[field.target.id] = str(typing.cast(ast.Constant, text.value).value)
-    return texts
 
 
 def _add_options(parser: Any, kind: type, prefix: str) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.errors import ConfigError, require
+from changeanywhere.help import one_of
 
 SAMPLERS = ("ddim", "dpmsolver++", "unipc")
 KNOWN_NOISE = ("fresh", "fixed")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SamplingOptions:
     """What commands that paint can be told of :class:`Sampling` and of the device; what is left out, the model
     recommends."""
 
-    sampler: str | None = None
+    sampler: str | None = one_of(SAMPLERS)
     """ddim, dpmsolver++ or unipc."""
     num_steps: int | None = None
     """Denoiser calls per image."""
@@ -61,7 +63,7 @@ class SamplingOptions:
     """Classifier-free guidance; 1 = off."""
     guidance_interval: list[int] | None = None
     """Guide between these timesteps alone, '[200, 700]' of 1000; default: at every call."""
-    known_noise: str | None = None
+    known_noise: str | None = one_of(KNOWN_NOISE)
     """Noise on unchanged ground: fresh at every step, or fixed."""
     eta: float | None = None
     """Stochasticity of ddim, 0 to 1; the other samplers have none."""
@@ -78,7 +80,7 @@ class SamplingOptions:
     """Share of what the first stage loses of real pixels given back to date 2 where it still shows them, 0 to 1."""
     device: str | None = None
     """cpu, cuda, …; default: cuda where there is one."""
-    dtype: str | None = None
+    dtype: str | None = one_of(DTYPES)
     """float32, bfloat16 or float16; default: that of what was begun, else bfloat16 where the device has it."""
     num_threads: int | None = None
     """CPU threads of the model (sums depend on it in the last bits); default: those of what was begun, else all."""

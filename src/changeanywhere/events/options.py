@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.help import one_of
 
 PAPER_KINDS = ("appearance", "disappearance")
 KINDS = (*PAPER_KINDS, "conversion", "growth", "shrinkage", "rebuild")
@@ -55,10 +56,10 @@ class EventOptions:
     """Range of the factor on the size (length) of appearing shapes."""
     group_size: int = 1
     """Most neighbouring instances of a class that appear together in their layout (a row of houses)."""
-    placement: str = "anywhere"
+    placement: str = one_of(PLACEMENTS, "anywhere")
     """Where an appearance lies: anywhere that it fits, or ``like_donor``: where what is within 24 px of it is most like
     what is around the shape that it copies (ours)."""
-    fill: str = "majority"
+    fill: str = one_of(FILLS, "majority")
     """What vanished ground becomes: the majority class of its ring, pixel by pixel the nearest class, or one of the
     classes of its ring at random."""
     move: bool = False

@@ -12,6 +12,7 @@ from changeanywhere.events import EventOptions
 from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
+from changeanywhere.help import one_of
 from changeanywhere.limits import check_limits
 from changeanywhere.pairs.containers import check_format
 from changeanywhere.pairs.names import FileKinds, ImageFormat
@@ -93,7 +94,7 @@ class FilterOptions:
 
     model: Path | None = None
     """``mini-segmenter``, or a segmenter's folder or address (train segmenter); default: no filter."""
-    action: str = "drop"
+    action: str = one_of(FILTER_ACTIONS, "drop")
     """``score`` (write the score only), ``drop`` (leave poor pairs out), ``resample`` (other noise, then drop)."""
     min_score: float = 0.5
     """Least share of the changed ground that must be read as its new class, 0 to 1."""
@@ -163,12 +164,12 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
     """Exchange the dates of half of the pairs: date 1 is then painted, and what appeared disappears."""
     nuisances: NuisanceOptions = field(default_factory=NuisanceOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)
-    image_format: str = "png"
+    image_format: str = one_of(IMAGE_FORMATS, "png")
     """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
     format: str = "folder"
     """What pairs lie in: ``folder`` (a file per image), ``webdataset`` (a tar per shard) or ``parquet`` (a table per
     shard, for Hugging Face datasets and pandas)."""
-    layout: str = "levir"
+    layout: str = one_of(LAYOUT_NAMES, "levir")
     """Layout of the pairs: ``levir`` is written directly; for another name of ``changeanywhere export`` the finished
     set is exported to OUT/layouts/NAME, too, by links where files stay as they are."""
     batch_size: int | None = None
@@ -179,7 +180,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
     shard: str | None = None
     """Paint this share of the set alone, I/N with I from 0 to N - 1: N jobs on one --out share the work; the one that
     finishes last, or changeanywhere finish, makes lists and report."""
-    executor: str = "threads"
+    executor: str = one_of(EXECUTORS, "threads")
     """Who paints: ``threads`` of this process, or ``ray``: actors on a Ray cluster whose nodes see source and out."""
     address: str | None = None
     """With ``ray``: auto, or HOST:PORT of the cluster; default: one of this machine alone, for this run."""

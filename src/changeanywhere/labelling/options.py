@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from changeanywhere.errors import require
+from changeanywhere.help import one_of
 from changeanywhere.storage import check_out
 
 LINKS = ("link", "copy")
@@ -60,7 +61,7 @@ class LabelOptions:
     """1-based numbers of the bands that are red, green and blue."""
     stretch: tuple[float, float] = (2.0, 98.0)
     """Percentiles that become black and white in images of other than 8 bits."""
-    images: str = "link"
+    images: str = one_of(LINKS, "link")
     """How OUT/images comes to its files: link (symbolic), or copy."""
     max_megapixels: float | None = None
     """Largest PNG or JPEG, or block of a TIFF, in millions of px, that is taken into memory; default: 178."""

@@ -9,6 +9,7 @@ from changeanywhere.diffusion.options import SamplingOptions
 from changeanywhere.errors import require
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.options import IMAGE_FORMATS, refuse_idle_events
+from changeanywhere.help import one_of
 from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, SourceOptions
 from changeanywhere.storage import check_out
@@ -69,13 +70,13 @@ class SceneOptions(SamplingOptions):
     """Side in px of the windows that the networks see; default: that of the tiles that the model was trained on."""
     paste_back: bool = False
     """Keep the pixels of date 1 bit for bit on unchanged ground, with a soft seam of 8 px around the change."""
-    other_bands: str = "copy"
+    other_bands: str = one_of(OTHER_BANDS, "copy")
     """Bands that the model does not paint: ``copy`` them from date 1, or ``nodata`` on changed ground."""
-    events_format: str = "geojson"
+    events_format: str = one_of(EVENT_FORMATS, "geojson")
     """``geojson`` (longitude and latitude), or ``gpkg`` (the image's CRS), which the extra 'scenes' writes."""
     tiles: int | None = None
     """Also cut the finished scene into training pairs of this side in px, a set in OUT/SCENE/tiles."""
-    image_format: str = "png"
+    image_format: str = one_of(IMAGE_FORMATS, "png")
     """Of the images of ``tiles``: png (8-bit RGB) or geotiff (CRS, transform, painted bands and dtype of the scene)."""
     batch_size: int = 4
     """Windows that go through the networks at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from changeanywhere.errors import require
+from changeanywhere.help import one_of
 from changeanywhere.legend import MAX_CLASSES, UNKNOWN
 
 DEFAULT_TILE_SIZE = 256
@@ -36,7 +37,7 @@ class SourceOptions:
     max_megapixels: float | None = None
     """Largest PNG or JPEG, or block of a TIFF, in millions of px, that is taken into memory; default: 178. Files
     of pairs are read whole: there of any TIFF, whose default is 512."""
-    on_error: str = "stop"
+    on_error: str = one_of(ON_ERROR, "stop")
     """At a tile that cannot be read: ``stop`` (one line, exit code 2), or ``skip``: read every tile first, leave out
     the bad ones and list them in OUT/skipped.txt."""
 
