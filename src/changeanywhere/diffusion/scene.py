@@ -21,6 +21,7 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import Calls, mask_conditions, unknown_cells
 from changeanywhere.diffusion.canvas import AveragedCalls, Blend, Box, Corner, see_box
 from changeanywhere.diffusion.exemplars import first_calls
+from changeanywhere.diffusion.joint import JOINT_SAMPLERS, Begins, Windows, paint_jointly
 from changeanywhere.diffusion.place_noise import PlaceNoise
 from changeanywhere.diffusion.scene_groups import Changes, Cover, Group, changes_of, in_pixels
 from changeanywhere.diffusion.scene_windows import Image, SceneWindows
@@ -28,10 +29,10 @@ from changeanywhere.diffusion.scene_windows import Image, SceneWindows
 
 @dataclass(frozen=True)
 class Batch:
-    """Groups that are painted together, whose cells begin at the calls ``starts``."""
+    """Groups that are painted together, and for each the calls at which its cells begin, the earliest groups first."""
 
     groups: tuple[Group, ...]
-    starts: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
 
     @property
     def first(self) -> Group:
@@ -127,11 +128,12 @@ class ScenePainter(SceneWindows):
 
     def _cost(self, batch: Batch) -> float:
         """Cells through networks, roughly: encoders three times, and what the held calls see."""
-        calls = self._num_held - batch.starts[0] if batch.starts else 0
-        covers = [(group.held, group.whole) for group in batch.groups]
-        return sum(
-            calls * len(held.corners) * held.side**2 + 3 * len(whole.corners) * whole.side**2 for held, whole in covers
-        )
+        cost = 0.0
+        for group, starts in zip(batch.groups, batch.starts, strict=True):
+            calls = self._num_held - starts[0] if starts else 0
+            held, whole = group.held, group.whole
+            cost += calls * len(held.corners) * held.side**2 + 3 * len(whole.corners) * whole.side**2
+        return cost
 
     @torch.no_grad()
     def _try_windows(self) -> int:
@@ -157,24 +159,37 @@ class ScenePainter(SceneWindows):
             yield from zip(batch.groups, parts, strict=True)
 
     def _name(self, batch: Batch) -> str:
-        return f"{self.plane.row + batch.first.box[0]}-{self.plane.column + batch.first.box[1]}"
+        first = batch.first
+        place = f"{self.plane.row + first.box[0]}-{self.plane.column + first.box[1]}"
+        return place if len(batch.groups) == 1 else f"{place}-{len(batch.groups)}"
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """Groups whose windows go through the networks together: of one size, whose cells begin at the same calls,
-        since a solver begins anew at each of these. Large groups alone."""
-        alike: dict[tuple[int, tuple[int, ...]], list[Group]] = {}
+        """Groups whose windows go through the networks together: of one size, and where the sampler does not allow for
+        others (see :mod:`.joint`) those whose cells begin at the same calls. Large groups alone."""
+        alike: dict[tuple[int, bool, tuple[int, ...]], list[tuple[tuple[int, ...], Group]]] = {}
         batches = []
         for group in self.changes.groups:
             own, start = self.changes.own(group), self._start(group)[0, 0].numpy()
             starts = tuple(sorted({int(call) for call in np.unique(start[own]) if call < self._num_held}))
             if group.is_small:
-                alike.setdefault((group.held.side, starts), []).append(group)
+                key = (group.held.side, bool(starts), () if self._is_joint else starts)
+                alike.setdefault(key, []).append((starts, group))
             else:
-                batches.append(Batch((group,), starts))
-        for (_, starts), some in sorted(alike.items()):
-            batches += [Batch(tuple(some[i : i + self._size]), starts) for i in range(0, len(some), self._size)]
+                batches.append(Batch((group,), (starts,)))
+        for _, some in sorted(alike.items()):
+            some.sort(key=lambda each: (each[0], each[1].number))
+            for first in range(0, len(some), self._size):
+                begun, groups = zip(*some[first : first + self._size], strict=True)
+                batches.append(Batch(groups, begun))
         return batches
+
+    @property
+    def _is_joint(self) -> bool:
+        """Whether groups that begin at different calls go through them together."""
+        sampling = self._sampling
+        fixed = sampling.known_noise == "fixed" and sampling.is_deterministic
+        return fixed and not self._is_from_noise and sampling.sampler in JOINT_SAMPLERS
 
     def _start(self, group: Group) -> Tensor:
         """First call of each cell of a group's region, int64 ``[1, 1, h, w]``."""
@@ -193,13 +208,16 @@ class ScenePainter(SceneWindows):
 
     def _through(self, batch: Batch, ground: _Ground) -> Tensor:
         """The held calls, on the middle of the windows where the network need not see more: latents at the tail."""
-        starts, first = batch.starts, batch.first
+        starts, first = batch.starts[0], batch.first
         if first.is_small:
             ground = self._in_the_middle(first.held.side, ground)
         calls, conditions = self._calls_of(batch, ground, first.held, "calls")
         fixed = ground.known_noise if self._sampling.known_noise == "fixed" else None
         if not starts:
             return calls.noised(ground.target, self._noise_of(ground), self._num_held)
+        if first.is_small and self._is_joint:
+            windows = Windows(ground.target, ground.known_noise, ground.own, ground.start, conditions)
+            return paint_jointly(calls, windows, Begins(batch.starts), self._num_held)
         if self._is_from_noise:
             x = ground.noise.draw("start").to(ground.target)
         else:

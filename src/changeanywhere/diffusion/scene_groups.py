@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from changeanywhere.diffusion.canvas import GUARD, RAMP, Box, Corner, Plane
 from changeanywhere.diffusion.options import Sampling
-from changeanywhere.diffusion.windows import SIDE_STEP
+from changeanywhere.diffusion.windows import SIZE_STEP
 from changeanywhere.models.info import DOWNSAMPLING
 
 DEFAULT_MARGIN = 8
@@ -150,8 +150,9 @@ def changes_of(view: SceneView, plane: Plane, sampling: Sampling, size_multiple:
     margin = sampling.window_margin or DEFAULT_MARGIN
     near = ndimage.binary_dilation(changed, SQUARE, iterations=max(1, margin // 4))
     labels = ndimage.label(near, SQUARE)[0].astype(np.int32)
-    step = max(SIDE_STEP, size_multiple // DOWNSAMPLING)
-    sides = range(step, plane.side + 1, step) if sampling.window_margin else [plane.side]
+    step = max(SIZE_STEP, size_multiple // DOWNSAMPLING)
+    smaller = range(step, plane.side, step) if sampling.window_margin else ()
+    sides = (*smaller, plane.side)
     groups = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(np.where(changed, labels, 0)), 1):
         box = (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)

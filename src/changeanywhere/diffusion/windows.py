@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 SIDE_STEP = 8
-"""Sides of a scene's windows are multiples of this many cells."""
+"""The canonical windows of a scene have a side of a multiple of this many cells."""
 SIZE_STEP = 16
-"""Sides of a tile's windows are multiples of this many: few sizes occur (of tiles of 64 cells 32, 48 and 64), so that
+"""Windows around changes have sides of multiples of this many: few sizes occur (in 64 cells 32, 48 and 64), so that
 windows of a batch go together. A window of 24 cells costs a processor more than one of 32."""
 
 
