@@ -7,7 +7,7 @@
 
 mosaic  GeoTIFF and mask of --side px from tiles of 256 px, side by side in the order of their keys
 cost    processor seconds per megapixel of generate --scene and of generate on the same image in tiles of 256 px, a pair
-        each; largest resident set; the share of pixels that changes
+        each, in turn, --rounds times, with the same share changed by the same kinds of events; largest resident set
 seams   mean difference of neighbouring pixels across each border of two windows (in the middle of what they share),
         against lines half a window on, without lines on a joint of the mosaic: ratio of medians, Kolmogorov-Smirnov;
         a picture of the worst, date 1 and date 2
@@ -19,11 +19,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -63,14 +66,27 @@ def mosaic(source: Path, licences: Sequence[str] | None, side: int, out: Path) -
             mask.write(sample.mask[None], window=window)
 
 
-def cost(place: Path, out: Path, threads: int, more: Sequence[str]) -> None:
-    """Print one line for the scene and one for tiles."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one run: processor seconds, which other work on the machine changes less than the clock, and what it made."""
+
+    seconds: float
+    megapixels: float
+    changed: float
+    """Share of them."""
+
+    @property
+    def each(self) -> float:
+        """Seconds per megapixel."""
+        return self.seconds / self.megapixels
+
+
+def cost(place: Path, out: Path, threads: int, rounds: int, more: Sequence[str]) -> None:
+    """Tiles and scene in turn: a line for each run, then medians, of as much change by the same kinds of events."""
     image, mask = place / "mosaic.tif", place / "mosaic_mask.tif"
-    with rasterio.open(image) as raster:
-        megapixels = raster.height * raster.width / 1e6
+    with rasterio.open(mask) as raster:
+        cover = raster.read(1)
     common = ["--num-threads", str(threads), *more]
-    scene = ["generate", "--scene", str(image), "--mask", str(mask), "--out", str(out / "scene"), *common]
-    per_scene = _run("scene", scene, megapixels)
     source = out / "source"
     for folder, file in (("images", image), ("masks", mask)):
         (source / folder).mkdir(parents=True, exist_ok=True)
@@ -78,28 +94,45 @@ def cost(place: Path, out: Path, threads: int, more: Sequence[str]) -> None:
             os.link(file, source / folder / "mosaic.tif")
     if not (source / "legend.json").exists():
         os.link(place / "legend.json", source / "legend.json")
-    pairs = round(megapixels * 1e6 / TILE**2)
-    tiles = ["generate", "--source", str(source), "--out", str(out / "tiles"), "--num-pairs", str(pairs), *common]
-    per_tile = _run("tiles", tiles, pairs * TILE * TILE / 1e6)
-    with rasterio.open(out / "scene" / "mosaic" / "change.tif") as raster:
-        shares = [float((raster.read(1) > 0).mean())]
-    lines = (out / "tiles" / "metadata.jsonl").read_text().splitlines()
-    shares.append(sum(json.loads(line)["change_ratio"] for line in lines) / len(lines))
-    print(f"scene / tiles: {per_scene / per_tile:.2f}; changed: scene {shares[0]:.2%}, tiles {shares[1]:.2%}")
+    pairs = round(cover.size / TILE**2)
+    found: dict[str, list[Cost]] = {"tiles": [], "scene": []}
+    for _ in range(rounds):
+        for name in found:
+            shutil.rmtree(out / name, ignore_errors=True)
+        tiles = ["generate", "--source", str(source), "--out", str(out / "tiles"), "--num-pairs", str(pairs), *common]
+        seconds = _run("tiles", tiles)
+        lines = (out / "tiles" / "metadata.jsonl").read_text().splitlines()
+        share = sum(json.loads(line)["change_ratio"] for line in lines) / len(lines)
+        found["tiles"].append(Cost(seconds, pairs * TILE * TILE / 1e6, share))
+        of_known = ["--change-share", f"{share / float((cover > 0).mean()):.5f}"]
+        scene = ["generate", "--scene", str(image), "--mask", str(mask), "--out", str(out / "scene"), *of_known]
+        seconds = _run("scene", [*scene, *common])
+        with rasterio.open(out / "scene" / "mosaic" / "change.tif") as raster:
+            share = float((raster.read(1) > 0).mean())
+        found["scene"].append(Cost(seconds, cover.size / 1e6, share))
+    for name, runs in found.items():
+        print(
+            f"{name}: {runs[0].changed:.2%} changed; processor s per megapixel "
+            f"{median(run.each for run in runs):.2f} ({', '.join(f'{run.each:.2f}' for run in runs)}), "
+            f"per changed megapixel {median(run.each / run.changed for run in runs):.0f}"
+        )
+    ratios = [one.each / other.each for one, other in zip(found["scene"], found["tiles"], strict=True)]
+    print(f"scene / tiles: {median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
 
 
-def _run(name: str, arguments: Sequence[str], megapixels: float) -> float:
-    """Processor seconds per megapixel, which other work on the machine changes little."""
+def _run(name: str, arguments: Sequence[str]) -> float:
+    """Processor seconds of a command."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "changeanywhere", *arguments], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     seconds = used.ru_utime + used.ru_stime
     print(
-        f"{name}: {megapixels:.1f} megapixels, {seconds / megapixels:.2f} processor s per megapixel "
-        f"({time.perf_counter() - started:.0f} s in all), {used.ru_maxrss / 1e6:.2f} GB, exit {status >> 8}",
+        f"{name}: {seconds:.1f} processor s ({time.perf_counter() - started:.0f} s in all), "
+        f"{used.ru_maxrss / 1e6:.2f} GB, exit {process.returncode}",
         flush=True,
     )
-    return seconds / megapixels
+    return seconds
 
 
 Lines = list[tuple[float, int, int]]
@@ -172,12 +205,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     ramps = f"{RAMP}, or {ATTENTIVE_RAMP} where the first stage attends"
     parser.add_argument("--ramp", type=int, default=RAMP, help=f"cells of the grid's ramp: {ramps}")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options, more = parser.parse_known_args(argv)
     if options.what == "mosaic":
         mosaic(options.source, options.licences, options.side, options.out)
     elif options.what == "cost":
-        cost(options.mosaic, options.out, options.threads, more)
+        cost(options.mosaic, options.out, options.threads, options.rounds, more)
     elif options.what == "random":
         random_model(options.out)
     else:

@@ -209,7 +209,7 @@ def mask_conditions(denoiser: Denoiser, masks: Tensor, scale: float) -> list[Ten
     """What the masks say and, with guidance, the null condition: ``[B, mask_channels, h, w]`` each."""
     conditions = [denoiser.encode_masks(masks)]
     if scale != 1:
-        conditions.append(denoiser.encode_masks(masks, torch.ones(len(masks), dtype=torch.bool, device=masks.device)))
+        conditions.append(torch.zeros_like(conditions[0]))  # of an all-zero one-hot, by a convolution without bias
     return conditions
 
 

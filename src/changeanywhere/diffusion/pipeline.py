@@ -141,8 +141,10 @@ class ChangePairPipeline:
     def predict_noise(self, latents: Tensor, timesteps: Tensor, masks: Tensor) -> Tensor:
         """ε for noisy latents ``[B, 3, h, w]``, timesteps int64 ``[B]``, masks int64 ``[B, H, W]`` → ``[B, 3, h, w]``.
 
-        A v-prediction model's output is converted (Salimans & Ho 2022: ε = √ᾱ·v + √(1−ᾱ)·x).
+        A v-prediction model's output is converted (Salimans & Ho 2022: ε = √ᾱ·v + √(1−ᾱ)·x). Raises
+        :class:`LegendError` for a class that is not in the legend.
         """
+        self.legend.check(masks.cpu().numpy(), "masks")
         latents, timesteps = latents.to(self.device), timesteps.to(self.device)
         prediction: Tensor = self.denoiser(latents, timesteps, self.denoiser.encode_masks(masks.to(self.device)))
         if self.model.schedule.config.prediction_type == "v_prediction":

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from changeanywhere.models.first_stage import DOWNSAMPLING
 
 
 def one_hot(masks: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Masks int64 ``[B, H, W]``, 0 = unknown → ``[B, K, H, W]``; unknown is all zeros."""
-    return F.one_hot(masks.long(), num_classes + 1)[..., 1:].permute(0, 3, 1, 2).to(dtype)
+    """Masks int64 ``[B, H, W]``, 0 = unknown → ``[B, K, H, W]``; unknown, and what is above K, is all zeros."""
+    classes = torch.arange(1, num_classes + 1, device=masks.device)
+    return (masks.unsqueeze(-1) == classes).permute(0, 3, 1, 2).to(dtype)
 
 
 class MaskEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
