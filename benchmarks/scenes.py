@@ -10,7 +10,7 @@ cost    processor seconds per megapixel of generate --scene and of generate on t
         each, in turn, --rounds times, with the same share changed by the same kinds of events; largest resident set
 seams   mean difference of neighbouring pixels across each border of two windows (in the middle of what they share),
         against lines half a window on, without lines on a joint of the mosaic: ratio of medians, Kolmogorov-Smirnov;
-        a picture of the worst, date 1 and date 2
+        the same of other lines inside, which no window ends at; a picture of the worst, date 1 and date 2
 random  a folder with a model that was never trained, of 4 norm groups and with attention in the middle of both stages
 """
 
@@ -37,7 +37,7 @@ from rasterio.transform import from_origin
 from scipy import stats
 
 import changeanywhere as ca
-from changeanywhere.diffusion.canvas import ATTENTIVE_RAMP, RAMP, Plane
+from changeanywhere.diffusion.canvas import ATTENTIVE_GUARD, ATTENTIVE_RAMP, GUARD, RAMP, Plane
 from changeanywhere.legend import load_legend
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
@@ -45,6 +45,8 @@ from changeanywhere.models.folder import Model, noise_schedule, save_model
 from changeanywhere.models.info import DOWNSAMPLING, find_model, read_info
 
 TILE = 256
+PHASE = 8
+"""Lines are compared that lie alike in the blocks of the JPEGs which the mosaic is made of, and in pairs of cells."""
 PLACE = {"crs": "EPSG:32640", "transform": from_origin(320_000, 2_780_000, 0.6, 0.6)}
 
 
@@ -152,23 +154,36 @@ def lines(image: npt.NDArray[np.float64], plane: Plane, offset: int, joint: int)
     return found
 
 
-def seams(scene: Path, window: int, out: Path | None, joint: int, ramp: int) -> None:
+def seams(scene: Path, window: int, out: Path | None, joint: int, shared: tuple[int, int]) -> None:
     """Print the comparison; write the border that stands out most from the line inside beside it."""
     images = {}
     for name in ("t1", "t2"):
         with rasterio.open(scene / f"{name}.tif") as raster:
             images[name] = raster.read([1, 2, 3])
     tall, wide = (length // DOWNSAMPLING for length in images["t1"].shape[1:])
-    plane = Plane(0, 0, tall, wide, window // DOWNSAMPLING, ramp)
-    half = plane.stride * DOWNSAMPLING // 2
+    plane = Plane(0, 0, tall, wide, window // DOWNSAMPLING, shared[0], guard=shared[1])
+    stride = plane.stride * DOWNSAMPLING
+    half = stride // 2 // PHASE * PHASE
     for name, pixels in images.items():
         grey = pixels.mean(0)
-        both = [[lines(each, plane, offset, joint) for each in (grey, grey.T)] for offset in (0, half)]
-        across, inside = (np.array([line[0] for some in each for line in some]) for each in both)
+
+        def at(offset: int, grey: npt.NDArray[np.float64] = grey) -> list[Lines]:
+            return [lines(each, plane, offset, joint) for each in (grey, grey.T)]
+
+        both = [at(0), at(half)]
+        across, inside = (_values(each) for each in both)
         test = stats.ks_2samp(across, inside)
         print(
             f"{name}: {len(across)} borders, median across {np.median(across):.3f}, inside {np.median(inside):.3f}, "
             f"ratio {np.median(across) / np.median(inside):.3f}, KS {test.statistic:.3f}, p {test.pvalue:.3f}"
+        )
+        reach = (2 * plane.guard + plane.ramp) * DOWNSAMPLING // 2  # of what two windows share
+        others = [_values(at(o)) for o in range(PHASE, stride, PHASE) if reach <= o <= stride - reach and o != half]
+        found = [(np.median(other) / np.median(inside), stats.ks_2samp(other, inside).pvalue) for other in others]
+        ratios, chances = zip(*found, strict=True)
+        print(
+            f"{name}: {len(found)} other lines inside against the same: ratio {min(ratios):.3f} to {max(ratios):.3f}, "
+            f"p {min(chances):.3f} to {max(chances):.3f}"
         )
         if name == "t2" and out is not None:
             there = {(row, column - half): value for value, row, column in both[1][0]}
@@ -180,6 +195,10 @@ def seams(scene: Path, window: int, out: Path | None, joint: int, ramp: int) -> 
             )
             Image.fromarray(np.ascontiguousarray(part.transpose(1, 2, 0))).save(out)
             print(f"worst: column {column} from row {row}, {excess[row, column]:.2f} times the line inside")
+
+
+def _values(found: Sequence[Lines]) -> npt.NDArray[np.float64]:
+    return np.array([line[0] for some in found for line in some])
 
 
 def random_model(out: Path) -> None:
@@ -202,8 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scene", type=Path)
     parser.add_argument("--window", type=int, default=read_info(find_model("mini")).tile_size)
     parser.add_argument("--joint", type=int, default=TILE, help="side of the mosaic's tiles in px; 0: no mosaic")
-    ramps = f"{RAMP}, or {ATTENTIVE_RAMP} where the first stage attends"
-    parser.add_argument("--ramp", type=int, default=RAMP, help=f"cells of the grid's ramp: {ramps}")
+    for name, usual, attentive in (("--ramp", RAMP, ATTENTIVE_RAMP), ("--guard", GUARD, ATTENTIVE_GUARD)):
+        where = f"cells; of the grid of a first stage that attends: {attentive}"
+        parser.add_argument(name, type=int, default=usual, help=where)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -215,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.what == "random":
         random_model(options.out)
     else:
-        seams(options.scene, options.window, options.out, options.joint, options.ramp)
+        seams(options.scene, options.window, options.out, options.joint, (options.ramp, options.guard))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Networks with group normalisation and attention see another picture through another window: their statistics are those
 of what is in it. Hence one size, the one the model was trained on, and no other; windows overlap, what is within
-:data:`GUARD` cells of their border (where padding shows) counts nothing, and from there their weight rises over
+a guard of cells of their border (where padding shows) counts nothing, and from there their weight rises over
 a ramp of cells, so that two that disagree differ nowhere by a step. Measured in ``docs/scenes.md``.
 """
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
 
@@ -22,13 +21,14 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.models.denoiser import Denoiser
 
 GUARD = 2
+"""Cells at a window's border that count nothing."""
+ATTENTIVE_GUARD = 5
+"""The same where the first stage attends to all of a window: what padding changes reaches farther there."""
 RAMP = 2
 WIDE_RAMP = 20
 """The same where a large change is painted from noise: there windows agree on less than over an exemplar."""
 ATTENTIVE_RAMP = 6
 """The same where the first stage attends to all of a window: two windows then disagree in their detail, too."""
-NEIGHBOURHOOD = 5
-"""Side in px of what the contrast of a place is."""
 Corner = tuple[int, int]
 """Row and column, in cells of a plane (negative: before it)."""
 Box = tuple[int, int, int, int]
@@ -64,8 +64,8 @@ def at_once(units: Sequence[tuple[str, Callable[[], Tensor]]]) -> Iterator[Tenso
 
 @dataclass(frozen=True)
 class Plane:
-    """``height`` × ``width`` cells whose first lies at ``row``, ``column`` of the world; ``side`` and ``ramp`` of its
-    windows."""
+    """``height`` × ``width`` cells whose first lies at ``row``, ``column`` of the world; ``side``, ``ramp`` and
+    ``guard`` of its windows."""
 
     row: int
     column: int
@@ -75,20 +75,21 @@ class Plane:
     ramp: int = RAMP
     wide_ramp: int = WIDE_RAMP
     """Of :attr:`wide`."""
+    guard: int = GUARD
 
     @property
     def stride(self) -> int:
         """Cells from a window to the next."""
-        return self.side - 2 * GUARD - self.ramp
+        return self.side - 2 * self.guard - self.ramp
 
     @property
     def wide(self) -> Plane:
         """The same cells under windows that share more."""
-        return replace(self, ramp=min(self.wide_ramp, self.side // 2 - 2 * GUARD))
+        return replace(self, ramp=min(self.wide_ramp, self.side // 2 - 2 * self.guard))
 
     def part(self, box: Box) -> Plane:
         """The plane of ``box`` in this one, on the same grid."""
-        return Plane(self.row + box[0], self.column + box[1], box[2], box[3], self.side, self.ramp, self.wide_ramp)
+        return replace(self, row=self.row + box[0], column=self.column + box[1], height=box[2], width=box[3])
 
     def windows(self) -> list[Corner]:
         """Corners of the grid's windows that have weight in the plane, row by row. They may begin before it and end
@@ -99,9 +100,9 @@ class Plane:
     def _starts(self, first: int, length: int) -> list[int]:
         """Windows begin a guard and a ramp before the multiples of the stride: a plane from 0 on begins with a whole
         one."""
-        lead = GUARD + self.ramp
-        begin = (first + GUARD - self.side + lead) // self.stride + 1
-        end = (first + length - 1 - GUARD + lead) // self.stride
+        lead = self.guard + self.ramp
+        begin = (first + self.guard - self.side + lead) // self.stride + 1
+        end = (first + length - 1 - self.guard + lead) // self.stride
         return [number * self.stride - lead for number in range(begin, end + 1)]
 
 
@@ -128,29 +129,9 @@ def see_box(plane: Tensor, box: Box) -> Tensor:
 def weights(plane: Plane, scale: int = 1) -> Tensor:
     """Weight of the cells of a window (``scale`` 4: of its pixels) float32 ``[side, side]``."""
     places = torch.arange(plane.side * scale) + 0.5
-    rise = ((places / scale - GUARD) / plane.ramp).clamp(0, 1)
+    rise = ((places / scale - plane.guard) / plane.ramp).clamp(0, 1)
     line = torch.minimum(rise, rise.flip(0))
     return line[:, None] * line[None]
-
-
-def contrast(pixels: Tensor) -> Tensor:
-    """Variance around each pixel of ``[C, h, w]``."""
-    mean = _around(pixels)
-    return (_around(pixels.square()) - mean.square()).clamp(min=0)
-
-
-def with_contrast(mixed: Tensor, wanted: Tensor, shared: Tensor) -> Tensor:
-    """``mixed`` ``[C, h, w]``, the mean of windows, with the contrast ``wanted`` that they had: detail in which they
-    disagree is averaged away, and a smoother strip shows as a border does. ``shared`` ``[h, w]``: 0 where one window is
-    alone, 1 where two have equal weight."""
-    least = 1e-5
-    gain = ((wanted + least) / (contrast(mixed) + least)).sqrt().clamp(1, 2)
-    return mixed + (gain - 1) * shared * (mixed - _around(mixed))
-
-
-def _around(pixels: Tensor) -> Tensor:
-    side = NEIGHBOURHOOD
-    return F.avg_pool2d(pixels[None], side, stride=1, padding=side // 2, count_include_pad=False)[0]
 
 
 class Blend:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import OnStep, paint_latents
-from changeanywhere.diffusion.canvas import ATTENTIVE_RAMP, GUARD, RAMP, Plane, Remembering, Runner
+from changeanywhere.diffusion.canvas import ATTENTIVE_GUARD, ATTENTIVE_RAMP, GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.scene import ScenePainter
@@ -277,12 +277,12 @@ class ChangePairPipeline:
         least = -(-2 * DOWNSAMPLING * (2 * GUARD + ramp) // multiple) * multiple
         if side % multiple or side < least:
             raise ConfigError(f"window is {side}; allowed: multiples of {multiple} px from {least}")
-        networks = Networks(
-            self.encode, self.decode, self.decode_painted, self.denoiser, self.model.schedule, is_attentive
-        )
+        networks = Networks(self.encode, self.decode, self.decode_painted, self.denoiser, self.model.schedule)
         height, width = (-(-length // DOWNSAMPLING) for length in view.shape)
         place = (origin[0] // DOWNSAMPLING, origin[1] // DOWNSAMPLING)
-        plane = Plane(*place, height, width, side // DOWNSAMPLING, ramp)
+        cells = side // DOWNSAMPLING
+        guard = max(GUARD, min(ATTENTIVE_GUARD, (cells // 2 - ramp) // 2)) if is_attentive else GUARD
+        plane = Plane(*place, height, width, cells, ramp, guard=guard)
         if sampling.from_exemplars:
             plane = replace(plane, wide_ramp=ramp)
         return ScenePainter(networks, view, sampling, seed, plane, size, run)

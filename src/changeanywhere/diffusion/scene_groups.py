@@ -61,17 +61,18 @@ class SceneView(Protocol):
 @dataclass(frozen=True)
 class Cover:
     """Windows of ``side`` cells over a group, by their corners in its region; of several the weights rise over
-    ``ramp``."""
+    ``ramp``, beyond ``guard`` cells that count nothing."""
 
     side: int
     ramp: int
     corners: tuple[Corner, ...]
+    guard: int = GUARD
 
     def showing(self, cells: Cells) -> list[Corner]:
         """Windows in which some of ``cells`` ``[h, w]`` of the region have weight."""
-        inner = self.side - 2 * GUARD
+        guard, inner = self.guard, self.side - 2 * self.guard
         return [(row, column) for row, column in self.corners
-                if cropped(cells, (row + GUARD, column + GUARD, inner, inner)).any()]  # fmt: skip
+                if cropped(cells, (row + guard, column + guard, inner, inner)).any()]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,13 @@ def changes_of(view: SceneView, plane: Plane, sampling: Sampling, size_multiple:
 def _covered(number: int, box: Box, plane: Plane, margin: int, sides: Sequence[int]) -> Group:
     """A group under as few canonical windows as show its ``box`` beyond their guard; the held calls see it through as
     many, of the smallest of ``sides`` that show ``margin`` cells around it."""
-    shared = 2 * GUARD + plane.ramp
-    lines = [_line(length, plane.side, shared, margin) for length in box[2:]]
+    guard = plane.guard
+    lines = [_line(length, plane.side, 2 * guard + plane.ramp, margin, guard) for length in box[2:]]
     top, left = (line[0] for line in lines)
     tall, wide = (line[-1] + plane.side - line[0] for line in lines)
     region = (box[0] + top, box[1] + left, tall, wide)
-    whole = _cover(lines, plane.side, (top, left))
+    whole = _cover(lines, plane.side, (top, left), guard)
+    shared = 2 * GUARD + plane.ramp
     for side in sides:
         held = [_line(length, side, shared, margin, margin) for length in box[2:]]
         if all(len(one) <= len(other) for one, other in zip(held, lines, strict=True)):
@@ -181,7 +183,7 @@ def _covered(number: int, box: Box, plane: Plane, margin: int, sides: Sequence[i
     return Group(number, box, region, whole, whole)
 
 
-def _line(length: int, side: int, shared: int, margin: int, least: int = GUARD) -> list[int]:
+def _line(length: int, side: int, shared: int, margin: int, least: int) -> list[int]:
     """Where windows begin along a line of ``length`` cells, relative to it: one in its middle, or as few as share
     ``shared`` cells and show ``least`` around it. What they have to spare goes to the surroundings, up to ``margin``,
     and to what they share."""
@@ -200,12 +202,12 @@ def _within(line: Sequence[int], side: int, ends: tuple[int, int]) -> list[int]:
     return [min(max(first, ends[0]), ends[1] - side) for first in line]
 
 
-def _cover(lines: Sequence[Sequence[int]], side: int, origin: Corner) -> Cover:
+def _cover(lines: Sequence[Sequence[int]], side: int, origin: Corner, guard: int = GUARD) -> Cover:
     """Rows by columns of windows; the ramp is what all that are neighbours share."""
     steps = [second - first for line in lines for first, second in pairwise(line)]
-    ramp = max(1, side - max(steps, default=side) - 2 * GUARD) if steps else RAMP
+    ramp = max(1, side - max(steps, default=side) - 2 * guard) if steps else RAMP
     rows, columns = ([first - begin for first in line] for line, begin in zip(lines, origin, strict=True))
-    return Cover(side, ramp, tuple((row, column) for row in rows for column in columns))
+    return Cover(side, ramp, tuple((row, column) for row in rows for column in columns), guard)
 
 
 def _without_idle(group: Group, own: Cells) -> Group:

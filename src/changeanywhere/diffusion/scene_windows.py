@@ -43,8 +43,6 @@ class Networks:
     decode_painted: Callable[[Tensor, Tensor, Tensor, Sampling], Tensor]
     denoiser: Denoiser
     schedule: DDPMScheduler
-    is_attentive: bool = False
-    """Whether the first stage attends to all of a window."""
 
 
 class SceneWindows:
@@ -66,11 +64,6 @@ class SceneWindows:
         self._num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
         calls = Calls(networks.denoiser, networks.schedule, sampling, PlaceNoise(0, [], (0, 0, 0)))
         self._timesteps = calls.timesteps
-
-    @property
-    def is_attentive(self) -> bool:
-        """Whether windows disagree in their detail, too; see :class:`Networks`."""
-        return self._networks.is_attentive
 
     @property
     def _device(self) -> torch.device:
@@ -104,7 +97,7 @@ class SceneWindows:
     def part_of(self, group: Group, cover: Cover | None = None) -> Plane:
         """The cells of a group's region under the windows of ``cover``, by default the canonical ones."""
         cover = cover or group.whole
-        return replace(self.plane.part(group.region), side=cover.side, ramp=cover.ramp)
+        return replace(self.plane.part(group.region), side=cover.side, ramp=cover.ramp, guard=cover.guard)
 
     def _encode(self, images: Sequence[Image]) -> Tensor:
         return self._networks.encode(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
