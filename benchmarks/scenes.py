@@ -177,7 +177,7 @@ def seams(scene: Path, window: int, out: Path | None, joint: int, shared: tuple[
             f"{name}: {len(across)} borders, median across {np.median(across):.3f}, inside {np.median(inside):.3f}, "
             f"ratio {np.median(across) / np.median(inside):.3f}, KS {test.statistic:.3f}, p {test.pvalue:.3f}"
         )
-        reach = (2 * plane.guard + plane.ramp) * DOWNSAMPLING // 2  # of what two windows share
+        reach = plane.ramp * DOWNSAMPLING // 2 + PHASE  # beyond it one window is alone
         others = [_values(at(o)) for o in range(PHASE, stride, PHASE) if reach <= o <= stride - reach and o != half]
         found = [(np.median(other) / np.median(inside), stats.ks_2samp(other, inside).pvalue) for other in others]
         ratios, chances = zip(*found, strict=True)

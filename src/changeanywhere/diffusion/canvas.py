@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
 
@@ -29,6 +30,10 @@ WIDE_RAMP = 20
 """The same where a large change is painted from noise: there windows agree on less than over an exemplar."""
 ATTENTIVE_RAMP = 6
 """The same where the first stage attends to all of a window: two windows then disagree in their detail, too."""
+NEIGHBOURHOOD = 5
+"""Side in px of what the contrast of a place is."""
+STEADY = 5
+"""Contrasts of this many px to each side are compared at once: the root of a ratio of two noisy ones is too large."""
 Corner = tuple[int, int]
 """Row and column, in cells of a plane (negative: before it)."""
 Box = tuple[int, int, int, int]
@@ -132,6 +137,26 @@ def weights(plane: Plane, scale: int = 1) -> Tensor:
     rise = ((places / scale - plane.guard) / plane.ramp).clamp(0, 1)
     line = torch.minimum(rise, rise.flip(0))
     return line[:, None] * line[None]
+
+
+def contrast(pixels: Tensor) -> Tensor:
+    """Variance around each pixel of ``[C, h, w]``."""
+    mean = _around(pixels)
+    return (_around(pixels.square()) - mean.square()).clamp(min=0)
+
+
+def with_contrast(mixed: Tensor, wanted: Tensor, shared: Tensor) -> Tensor:
+    """``mixed`` ``[C, h, w]``, the mean of windows, with the contrast ``wanted`` that they had: detail in which they
+    disagree is averaged away, and a smoother strip shows as a border does. ``shared`` ``[h, w]``: 0 where one window is
+    alone, 1 where two have equal weight."""
+    least = 1e-5
+    there, had = (_around(each, 2 * STEADY + 1) for each in (contrast(mixed), wanted))
+    gain = ((had + least) / (there + least)).sqrt().clamp(1, 2)
+    return mixed + (gain - 1) * shared * (mixed - _around(mixed))
+
+
+def _around(pixels: Tensor, side: int = NEIGHBOURHOOD) -> Tensor:
+    return F.avg_pool2d(pixels[None], side, stride=1, padding=side // 2, count_include_pad=False)[0]
 
 
 class Blend:

@@ -277,7 +277,9 @@ class ChangePairPipeline:
         least = -(-2 * DOWNSAMPLING * (2 * GUARD + ramp) // multiple) * multiple
         if side % multiple or side < least:
             raise ConfigError(f"window is {side}; allowed: multiples of {multiple} px from {least}")
-        networks = Networks(self.encode, self.decode, self.decode_painted, self.denoiser, self.model.schedule)
+        networks = Networks(
+            self.encode, self.decode, self.decode_painted, self.denoiser, self.model.schedule, is_attentive
+        )
         height, width = (-(-length // DOWNSAMPLING) for length in view.shape)
         place = (origin[0] // DOWNSAMPLING, origin[1] // DOWNSAMPLING)
         cells = side // DOWNSAMPLING

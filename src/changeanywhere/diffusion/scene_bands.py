@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from changeanywhere.diffusion.canvas import Blend, weights
+from changeanywhere.diffusion.canvas import Blend, contrast, weights, with_contrast
 from changeanywhere.diffusion.scene import Batch, ScenePainter
 from changeanywhere.diffusion.scene_groups import BAND, Group, Pixels, in_pixels
 from changeanywhere.diffusion.scene_windows import CODES
@@ -42,7 +42,7 @@ def paint_everywhere(painter: ScenePainter) -> Iterator[Band]:
     for (row, column), part in painter.whole():
         if rows is None or rows.top != row * DOWNSAMPLING:
             shape = len(part), plane.side * DOWNSAMPLING, plane.width * DOWNSAMPLING
-            following = _Rows(row * DOWNSAMPLING, shape)
+            following = _Rows(row * DOWNSAMPLING, shape, painter.is_attentive)
             if rows is not None:
                 following.take_over(rows)
                 yield from rows.finished(done, min(following.top, height), width)
@@ -54,11 +54,12 @@ def paint_everywhere(painter: ScenePainter) -> Iterator[Band]:
 
 
 class _Rows:
-    """Sums of a row of windows that begins at pixel row ``top``."""
+    """Sums of a row of windows that begins at pixel row ``top``; with ``contrast`` also those of the windows' own."""
 
-    def __init__(self, top: int, shape: tuple[int, int, int]) -> None:
-        self.top = top
-        self._sums = {"pixels": torch.zeros(shape), "weight": torch.zeros(1, *shape[1:])}
+    def __init__(self, top: int, shape: tuple[int, int, int], keeps_contrast: bool) -> None:
+        self.top, self._keeps = top, keeps_contrast
+        self._sums = {name: torch.zeros(shape) for name in ("pixels", "contrast")[: 1 + keeps_contrast]}
+        self._sums |= {name: torch.zeros(1, *shape[1:]) for name in ("weight", "square")[: 1 + keeps_contrast]}
 
     def take_over(self, before: _Rows) -> None:
         """What the row before gives to this one."""
@@ -71,6 +72,8 @@ class _Rows:
         side, width = part.shape[2], self._sums["weight"].shape[2]
         into, of = slice(max(left, 0), min(left + side, width)), slice(max(-left, 0), min(side, width - left))
         given = {"pixels": part * weight, "weight": weight[None]}
+        if self._keeps:
+            given |= {"contrast": contrast(part) * weight, "square": weight[None].square()}
         for name, own in self._sums.items():
             own[..., into] += given[name][..., of]
 
@@ -80,7 +83,11 @@ class _Rows:
             return
         sums = {name: own[:, first - self.top : last - self.top, :width] for name, own in self._sums.items()}
         total = sums["weight"].clamp(min=1e-9)
-        image = (sums["pixels"] / total).permute(1, 2, 0).clamp(-1, 1).numpy().astype(np.float32)
+        pixels = sums["pixels"] / total
+        if self._keeps:
+            shared = (2 - 2 * sums["square"] / total.square()).clamp(0, 1)
+            pixels = with_contrast(pixels, sums["contrast"] / total, shared)
+        image = pixels.permute(1, 2, 0).clamp(-1, 1).numpy().astype(np.float32)
         yield Band(first, image, np.ones(image.shape[:2], np.float32))
 
 

@@ -43,6 +43,8 @@ class Networks:
     decode_painted: Callable[[Tensor, Tensor, Tensor, Sampling], Tensor]
     denoiser: Denoiser
     schedule: DDPMScheduler
+    is_attentive: bool = False
+    """Whether the first stage attends to all of a window."""
 
 
 class SceneWindows:
@@ -64,6 +66,11 @@ class SceneWindows:
         self._num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
         calls = Calls(networks.denoiser, networks.schedule, sampling, PlaceNoise(0, [], (0, 0, 0)))
         self._timesteps = calls.timesteps
+
+    @property
+    def is_attentive(self) -> bool:
+        """Whether windows disagree in their detail, too; see :class:`Networks`."""
+        return self._networks.is_attentive
 
     @property
     def _device(self) -> torch.device:
