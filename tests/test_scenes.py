@@ -232,7 +232,7 @@ def test_windows_of_a_first_stage_that_attends_do_not_show() -> None:
     pipeline = ChangePairPipeline(model, torch.device("cpu"))
     grain = np.random.default_rng(0).integers(0, 256, (324, 324, 3)).astype(np.uint8)
     nothing = np.zeros(grain.shape[:2], np.uint8)
-    settings = {"num_steps": 1, "free_fraction": 0.0001, "exemplar_strength": None}
+    settings: dict[str, Any] = {"num_steps": 1, "free_fraction": 0.0001, "exemplar_strength": None}
     painted = pipeline.paint_scene(grain, nothing, nothing.astype(bool), **settings)[2:-2, 2:-2].astype(float).mean(2)
     stride = (32 - 2 * ATTENTIVE_GUARD - ATTENTIVE_RAMP) * 4
     for each in (painted, painted.T):
