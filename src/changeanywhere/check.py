@@ -12,7 +12,7 @@ from changeanywhere.check_set import describe_set
 from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, InputError, PairsError, require
 from changeanywhere.models.info import EMBEDDED_SEGMENTER, hash_segmenter
-from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.layouts import below, refuse_bands, trees_of
 from changeanywhere.preview import check_target
 from changeanywhere.regular import read_regular
@@ -98,7 +98,7 @@ def _described(folder: Path, asked: CheckOptions) -> str | None:
         return describe_set(folder, asked.preview, asked.max_megapixels)
     if (folder / "training").is_dir():
         return _training(folder)
-    if as_folder(folder) != folder:  # a copy of a set of containers, without its plan
+    if unpacked(folder) != folder:  # a copy of a set of containers, without its plan
         return describe_pairs(folder, asked.preview, asked.max_megapixels)
     if trees := trees_of(folder):
         pictures = [asked.preview if tree == trees[0] else None for tree in trees]

@@ -12,7 +12,7 @@ from changeanywhere.buckets import local_copy
 from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.legend import UNKNOWN, Legend, LegendMap, load_legend, load_legend_map
-from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.layouts import layout_of, split_folders
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
@@ -78,7 +78,7 @@ class SetInfo:
 def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
     """The pairs that ``options`` name, by split. :class:`PairsError` for what is no set of pairs, :class:`LegendError`
     for classes that do not fit."""
-    root = as_folder(local_copy(options.pairs))
+    root = unpacked(local_copy(options.pairs))
     sets = _by_split(root, options.max_megapixels)
     own = _legend_of(root, sets)
     legend, mapping = own, None

@@ -232,11 +232,22 @@ def _last(held: _Held, name: str) -> dict[str, Mapping[str, bytes]]:
     return {pair.key: pair.files for pair in read_container(held.store.get(name), held.store.describe(name))}
 
 
+def _are_ours(file: Path) -> bool:
+    """Whether a container is one that ``generate`` writes; tables of others have other columns."""
+    if file.suffix != CONTAINERS["parquet"]:
+        return True
+    arrow = _pyarrow()
+    try:
+        return {*COLUMNS.values(), "metadata"} <= set(arrow.parquet.read_schema(file).names)
+    except (arrow.ArrowException, OSError) as error:
+        raise PairsError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
+
+
 def as_folder(root: Path) -> Path:
     """A set of containers as a folder of images, in the cache, once; anything else as it is."""
     store = LocalStore(root)
     found = containers_in(store) if not (root / IMAGE_FOLDERS[0]).is_dir() and (root / PLACE).is_dir() else []
-    if not found:
+    if not found or not _are_ours(root / found[0]):
         return root
     others = [n for n in store.list() if n.partition("/")[0] in ("metadata.jsonl", "legend.json", "list")]
     looks = [(name, (root / name).stat().st_size, (root / name).stat().st_mtime_ns) for name in (*found, *others)]

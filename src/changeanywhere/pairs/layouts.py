@@ -34,6 +34,9 @@ class Layout:
     """Folders of full semantic masks of both dates, where there are any."""
     names_classes: bool = False
     """Whether labels name classes of changed ground by colour and leave the rest white (SECOND)."""
+    says: str = "label"
+    """What says where change is: ``label``, values of a change label; ``masks``, that the semantic masks of the dates
+    differ; ``bands``, a label of three bands: where anything was painted, class of date 1, class of date 2."""
 
     def lies_in(self, root: Path) -> bool:
         """Whether every folder that is needed is in ``root``."""
@@ -156,6 +159,26 @@ class OneImage(Layout):
         return {"whole": named[0]} if named else {}
 
 
+class Synthetic(Layout):
+    """Synthetic sets as others published them: no lists, all of it is there to train on."""
+
+    def split(self, root: Path, split: str) -> list[str]:
+        """By a list where somebody wrote one; else everything is ``train``."""
+        if (root / "list").is_dir():
+            return super().split(root, split)
+        if split != "train":
+            raise PairsError(f"{root}: no split {split!r}; allowed: train (the set has no lists: all of it is train)")
+        return sorted(self.files(root, self.images[0]))
+
+
+class Fsc(Synthetic):
+    """FSC-180k of HySCDG: ``A/IMG_000001.tif``, ``B/IMG_000001.tif``, ``LBL/LBL_000001.tif``."""
+
+    def files(self, root: Path, folder: str, passed: set[Path] | None = None) -> dict[str, Path]:
+        """By what follows ``IMG_`` or ``LBL_``."""
+        return {re.sub(r"^(IMG|LBL)\d*_", "", file.name): file for file in _images(entries_of(root / folder, passed))}
+
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout(IMAGE_FOLDERS, masks=MASK_FOLDERS),  # ours, LEVIR-CD(+), WHU-CD tiles, anything prepared for Open-CD
     Layout(("time1", "time2")),  # SYSU-CD, CLCD
@@ -164,6 +187,10 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(("Image1", "Image2")),  # S2Looking
     Layout(IMAGE_FOLDERS, change="OUT"),  # CDD
     Layout(("t1", "t2"), change="mask"),  # DSIFN
+    Synthetic(("t1_images", "t2_images"), change="t1_masks", masks=("t1_masks", "t2_masks"), says="masks"),  # Changen2
+    Synthetic(("pre_event", "images"), change="cd_mask"),  # SyntheWorld of 512 px: date 2 is images/
+    Synthetic(("small_pre_images", "images"), change="cd_mask"),  # SyntheWorld of 1,024 px
+    Fsc(IMAGE_FOLDERS, change="LBL", says="bands"),  # HySCDG
     Hrscd(("images_2006", "images_2012"), change="labels_change"),
     Oscd(("pair/img1", "pair/img2"), change="cm"),
     WhuWhole(("2012/whole_image", "2016/whole_image"), change="change_label"),
@@ -217,7 +244,7 @@ def below(root: Path, depth: int = 2) -> list[Path]:
 
 def expected() -> str:
     """For error messages."""
-    plain = (layout for layout in LAYOUTS if type(layout) is Layout)
+    plain = (layout for layout in LAYOUTS if type(layout) in (Layout, Synthetic))
     folders = ", or ".join(", ".join(f"{name}/" for name in (*layout.images, layout.change)) for layout in plain)
     return f"{folders}, or HRSCD, OSCD or WHU-CD as downloaded"
 

@@ -15,9 +15,9 @@ from changeanywhere.buckets import local_copy
 from changeanywhere.errors import ConfigError, EmptySplitError, PairsError
 from changeanywhere.folders import composed, read_names
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.kept import Kept
-from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader
+from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader, LabelRule
 from changeanywhere.pairs.layouts import (
     IMAGE_SUFFIXES,
     LAYOUTS,
@@ -35,6 +35,11 @@ from changeanywhere.rasters.ground import lies_elsewhere
 from changeanywhere.regular import open_regular, read_regular
 from changeanywhere.sample import ChangePair
 
+RULES = {
+    "masks": LabelRule("changed is where the masks of the two dates differ"),
+    "bands": LabelRule("changed is what was painted (band 1) and has another class (bands 2 and 3)"),
+}
+"""Of layouts whose labels are no change labels."""
 Transform = Callable[[dict[str, Any]], Any]
 """Of the dictionaries that ``load_pairs(…, as_dict=True)`` hands out."""
 
@@ -88,7 +93,10 @@ class PairDataset:
         file = folder / "legend.json"
         self._legend = Legend.load(file) if layout.masks and file.is_file() else None
         self._labels = LabelReader(
-            self._some_labels, layout.names_classes, None if metadata is None else OWN, max_megapixels
+            self._some_labels,
+            layout.names_classes,
+            RULES.get(layout.says, None if metadata is None else OWN),
+            max_megapixels,
         )
 
     def __len__(self) -> int:
@@ -100,13 +108,7 @@ class PairDataset:
         (first, valid), (second, valid_t2) = (
             _read(self._file(folder, name), self.max_megapixels) for folder in layout.images
         )
-        change_mask, ignored = self._labels.read(self._file(layout.change, name))
-        files = {folder: self._find(folder, name) for folder in layout.masks}
-        masks = {
-            folder: _read_mask(file, self._legend, self.max_megapixels)
-            for folder, file in files.items()
-            if file is not None
-        }
+        change_mask, ignored, masks = self._changes(name)
         for what, array in {layout.images[1]: second, layout.change: change_mask, **masks}.items():
             if array.shape[:2] != first.shape[:2]:
                 raise PairsError(
@@ -123,6 +125,23 @@ class PairDataset:
                 ignored = ~seen if ignored is None else ignored | ~seen
                 change_mask = change_mask & seen
         return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record, ignored=ignored)
+
+    def _changes(self, name: str) -> tuple[Valid, Valid | None, dict[str, Mask]]:
+        """Changed ground, what is neither (None: nothing), and semantic masks by their folder, as far as there are."""
+        layout, masks = self._layout, dict[str, Mask]()
+        label = self._file(layout.change, name)
+        if layout.says == "bands":
+            return _of_bands(label, self.max_megapixels), None, masks
+        for folder in layout.masks:
+            file = self._find(folder, name) if layout.says == "label" else self._file(folder, name)
+            if file is not None:
+                masks[folder] = _read_mask(file, self._legend, self.max_megapixels)
+        if layout.says == "label":
+            return *self._labels.read(label), masks
+        first, second = masks.values()
+        if first.shape != second.shape:
+            raise PairsError(f"{label}: {first.shape} px, the mask of date 2 has {second.shape}")
+        return first != second, None, masks if self._legend else {}  # numbers without names are nobody's classes
 
     def key_of(self, index: int) -> str:
         """The name of a pair."""
@@ -300,7 +319,7 @@ def load_pairs(
 
 
 def _open(folder: str | Path, split: str | None, max_megapixels: float | None) -> PairDataset:
-    root = as_folder(local_copy(folder))
+    root = unpacked(local_copy(folder))
     if not root.is_dir():
         raise PairsError(f"{root}: no such folder")
     layout = layout_of(root)
@@ -364,6 +383,17 @@ def _read(path: Path, max_megapixels: float | None) -> tuple[npt.NDArray[Any], V
     with raising(PairsError):
         image, valid, _ = read_whole(path, max_megapixels)
     return image, valid
+
+
+def _of_bands(path: Path, max_megapixels: float | None) -> Valid:
+    """Changed ground by a label of three bands: painted, class of date 1, class of date 2."""
+    with raising(PairsError):
+        values, valid, facts = read_whole(path, max_megapixels)
+    if values.ndim != 3 or values.shape[2] != 3 or facts.lossy:
+        found = f"{values.shape[2]} bands" if values.ndim == 3 and values.shape[2] != 3 else "one band or loss"
+        raise PairsError(f"{path}: {found}; allowed: three without loss: what was painted, classes of both dates")
+    changed: Valid = (values[..., 0] > 0) & (values[..., 1] != values[..., 2])
+    return changed if valid is None else changed & valid
 
 
 def _read_mask(path: Path, legend: Legend | None, max_megapixels: float | None) -> Mask:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from changeanywhere.buckets import local_copy
 from changeanywhere.errors import PairsError
-from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.layouts import IMAGE_SUFFIXES, LAYOUTS, SPLIT_FOLDERS, Layout, layout_of
 from changeanywhere.pairs.reader import Metadata, PairDataset, load_pairs
 
@@ -14,7 +14,7 @@ from changeanywhere.pairs.reader import Metadata, PairDataset, load_pairs
 def open_images(folder: str | Path, split: str | None = None, max_megapixels: float | None = None) -> PairDataset:
     """As :func:`.reader.load_pairs`, of folders without labels, too; what it gives has no pairs then, but files
     (``images_of``). :class:`PairsError` for a folder without two dates, and where the second date lacks a file."""
-    root = as_folder(local_copy(folder))
+    root = unpacked(local_copy(folder))
     if layout_of(root) is None and root.is_dir():
         layout = _dates_in(root)
         if layout is not None:

@@ -1,0 +1,217 @@
+"""Sets as the Hugging Face hub has them: tables with images in them, and folders of images with a ``metadata.jsonl``.
+
+Columns are known by the names that sets of the field use. Such a set is unpacked into the cache, once, as folders.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from changeanywhere.buckets import cache_folder
+from changeanywhere.documents import DocumentError, parse_json
+from changeanywhere.errors import ConfigError, PairsError
+from changeanywhere.folders import read_text
+from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.layouts import trees_of
+from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
+from changeanywhere.regular import read_regular
+from changeanywhere.storage import LocalStore
+from changeanywhere.text import is_plain_name
+
+NAMES = {
+    IMAGE_FOLDERS[0]: (
+        "imagea",
+        "image1",
+        "imaget1",
+        "t1image",
+        "image1image",
+        "a",
+        "im1",
+        "t1",
+        "pre",
+        "before",
+        "preimage",
+    ),
+    IMAGE_FOLDERS[1]: (
+        "imageb",
+        "image2",
+        "imaget2",
+        "t2image",
+        "image2image",
+        "b",
+        "im2",
+        "t2",
+        "post",
+        "after",
+        "postimage",
+    ),
+    CHANGE_FOLDER: ("label", "change", "mask", "changemask", "changelabel", "gt", "groundtruth", "cd", "cdmask"),
+    MASK_FOLDERS[0]: ("label1", "labela", "mask1", "maskt1", "t1mask", "maska", "semantic1"),
+    MASK_FOLDERS[1]: ("label2", "labelb", "mask2", "maskt2", "t2mask", "maskb", "semantic2"),
+}
+"""Folder → columns that are it, in small letters without underscores."""
+KEYS = ("key", "filename", "name", "id", "imageid")
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+KINDS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"II+\0": ".tif"}
+METADATA = ("metadata.jsonl", "metadata.csv")
+Row = Mapping[str, Any]
+
+
+def unpacked(root: Path) -> Path:
+    """A set of containers, ours or the hub's, as a folder of images in the cache; anything else as it is."""
+    root = as_folder(root)
+    return _of_hub(root) if root.is_dir() and not trees_of(root) else root
+
+
+def _of_hub(root: Path) -> Path:
+    """A set of the hub as a folder of images, in the cache; anything else as it is.
+
+    :class:`PairsError` for a set whose columns hold pairs of images, damaged or without a label.
+    """
+    tables = _tables(root)
+    lists = {} if tables else _lists(root)
+    if not tables and not lists:
+        return root
+    used = [file for files in (tables or lists).values() for file in files]
+    looks = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in used]
+    mark = hashlib.sha256(json.dumps(["hub", str(root.resolve()), looks]).encode()).hexdigest()[:16]
+    place = cache_folder() / "unpacked" / mark
+    if not place.is_dir():
+        part = place.with_name(f".{mark}.{os.getpid()}.part")
+        store = LocalStore(part / root.resolve().name)
+        try:
+            for split, files in (tables or lists).items():
+                rows = (row for file in files for row in (_of_table(file) if tables else _of_list(file, root)))
+                _unpack(rows, split, store)
+            if (root / "legend.json").is_file():
+                store.put("legend.json", read_regular(root / "legend.json"))
+            if not place.is_dir():  # another process was as fast
+                part.rename(place)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return place / root.resolve().name
+
+
+def columns_of(names: Iterable[str]) -> dict[str, str]:
+    """Folder → the column that is it; empty unless both dates and what has changed are there."""
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower().removesuffix("_file_name")): name for name in names}
+    found = {}
+    for folder, words in NAMES.items():
+        name = next((plain[word] for word in words if word in plain), None)
+        if name is not None:
+            found[folder] = name
+    return found if {*IMAGE_FOLDERS, CHANGE_FOLDER} <= set(found) else {}
+
+
+def _tables(root: Path) -> dict[str, list[Path]]:
+    """Split → Parquet files of pairs, in ``root`` or a folder of it."""
+    files = sorted([*root.glob("*.parquet"), *root.glob("*/*.parquet")])
+    if not files:
+        return {}
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ConfigError(f"{root}: tables; they need pyarrow: pip install 'changeanywhere[parquet]'") from error
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        try:
+            names = parquet.read_schema(file).names
+        except (OSError, ValueError) as error:
+            raise PairsError(f"{file}: not readable as Parquet ({' '.join(str(error).split())[:120]})") from error
+        if columns_of(names):
+            found.setdefault(_split_of(file.stem) or _split_of(file.parent.name) or "train", []).append(file)
+    return found
+
+
+def _lists(root: Path) -> dict[str, list[Path]]:
+    """Split → metadata of folders of images, in ``root`` or a folder of it, whose columns are pairs."""
+    found: dict[str, list[Path]] = {}
+    for folder in [root, *sorted(folder for folder in root.iterdir() if folder.is_dir())]:
+        for name in METADATA:
+            if (folder / name).is_file():
+                row = next(_rows(folder / name), None)
+                if row is not None and columns_of(name for name in row if name.endswith("_file_name")):
+                    found.setdefault(_split_of(folder.name) or "train", []).append(folder / name)
+                break
+    return found
+
+
+def _split_of(name: str) -> str | None:
+    """``train-00000-of-00002`` → train."""
+    return SPLIT_NAMES.get(re.split(r"[-_.\d]", name.lower())[0])
+
+
+def _of_table(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+        columns = columns_of(table.schema_arrow.names)
+        keys = [name for name in table.schema_arrow.names if name.lower().replace("_", "") in KEYS]
+        for batch in table.iter_batches(batch_size=16, columns=[*columns.values(), *keys]):
+            for row in batch.to_pylist():
+                images = {folder: row[name] for folder, name in columns.items()}
+                first = images[IMAGE_FOLDERS[0]]
+                path = first.get("path") if isinstance(first, dict) else None
+                contents = {f: v["bytes"] if isinstance(v, dict) else v for f, v in images.items()}
+                yield {"key": next((row[name] for name in keys), None) or path, **contents}
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
+        raise PairsError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = read_text(file).splitlines()
+        if file.suffix == ".csv":
+            yield from csv.DictReader(lines)
+        else:
+            yield from (parse_json(line) for line in lines if line.strip())
+    except (OSError, UnicodeError, DocumentError, csv.Error) as error:
+        raise PairsError(f"{file}: damaged ({error})") from error
+
+
+def _of_list(file: Path, root: Path) -> Iterator[Row]:
+    inside = root.resolve()
+    for number, row in enumerate(_rows(file), 1):
+        columns = columns_of(name for name in row if name.endswith("_file_name"))
+        contents = {}
+        for folder, name in columns.items():
+            image = (file.parent / str(row[name])).resolve()
+            if not image.is_relative_to(inside):
+                raise PairsError(f"{file}: line {number} names {str(row[name])[:80]!r}, which is not in {root}")
+            try:
+                contents[folder] = read_regular(image)
+            except OSError as error:
+                raise PairsError(f"{image}: {error.strerror}, but line {number} of {file} names it") from error
+        if not columns:
+            raise PairsError(f"{file}: line {number} has no images of both dates and a label")
+        yield {"key": row.get("key") or row[columns[IMAGE_FOLDERS[0]]], **contents}
+
+
+def _unpack(rows: Iterable[Row], split: str, store: LocalStore) -> None:
+    """Images of a split under their own names where those are plain and used once, else under their numbers."""
+    seen, names = set[str](), []
+    for number, row in enumerate(rows):
+        name = Path(str(row["key"] or "")).stem
+        if not is_plain_name(name) or name in seen:
+            name = f"{split}_{number:06d}"
+        if store.exists(f"{CHANGE_FOLDER}/{name}.png"):  # another split has it
+            name = f"{split}_{number:06d}"
+        seen.add(name)
+        names.append(name)
+        for folder, content in row.items():
+            if folder != "key":
+                if not isinstance(content, bytes):
+                    raise PairsError(f"{store.describe()}: pair {number} of {split} has no image for {folder}")
+                kind = next((kind for start, kind in KINDS.items() if content.startswith(start)), ".png")
+                store.put(f"{folder}/{name}{kind}", content)
+    store.put(f"list/{split}.txt", "".join(f"{name}\n" for name in names).encode())

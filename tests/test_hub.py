@@ -1,0 +1,214 @@
+"""Sets of the Hugging Face hub and synthetic sets that others published, read as pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import changeanywhere as ca
+from changeanywhere.cli import run
+from changeanywhere.errors import ConfigError, PairsError
+from changeanywhere.exporting.export import export
+from changeanywhere.exporting.options import ExportOptions
+from changeanywhere.pairs.hub import columns_of
+from raster_files import write_tif
+from test_export import originals
+from test_export import pairs as pairs  # the fixture
+
+parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'changeanywhere[parquet]'")
+import pyarrow  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CHANGEANYWHERE_CACHE", str(place))
+    return place
+
+
+def png(array: np.ndarray) -> bytes:
+    target = io.BytesIO()
+    Image.fromarray(array).save(target, "PNG")
+    return target.getvalue()
+
+
+def images(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    label = np.zeros((32, 32), np.uint8)
+    label[4:14, 5 : 10 + seed] = 255
+    return {"A": first, "B": second, "label": label}
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "torchange"])
+def test_what_we_export_as_tables_is_read_back(layout: str, pairs: Path, tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "out"
+    export(ExportOptions(pairs=pairs, layout=layout, out=out))
+    for split in ("train", "val", "test"):
+        ours, theirs = originals(pairs, split), ca.load_pairs(out, split)
+        assert len(theirs) == len(ours)
+        by_image = {pair.image_t1.tobytes(): pair for pair in ours}
+        for pair in (theirs[n] for n in range(len(theirs))):
+            own = by_image[pair.image_t1.tobytes()]
+            np.testing.assert_array_equal(pair.image_t2, own.image_t2)
+            np.testing.assert_array_equal(pair.change_mask, own.change_mask)
+    assert len(ca.load_pairs(out)) == 7
+    assert len(list((cache / "unpacked").iterdir())) == 1, "unpacked once"
+
+
+@pytest.mark.parametrize(
+    "names", [("imageA", "imageB", "label"), ("image1", "image2", "mask"), ("t1_image", "t2_image", "gt")]
+)
+@pytest.mark.parametrize(
+    "place", ["data/train-00000-of-00002.parquet", "default/train-00000-of-00002.parquet", "train.parquet"]
+)
+def test_tables_of_others(names: tuple[str, str, str], place: str, tmp_path: Path) -> None:
+    for part in range(2):
+        rows = []
+        for number in range(3):
+            found = images(2 * number + part)
+            contents = {
+                name: {"bytes": png(found[f]), "path": None} for name, f in zip(names, ["A", "B", "label"], strict=True)
+            }
+            rows.append({"filename": f"../{part}/pair {number}.png", **contents})
+        file = tmp_path / "hub" / place.replace("00000-of", f"0000{part}-of")
+        if part and "of" not in place:
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    pairs = ca.load_pairs(tmp_path / "hub", "train")
+    assert len(pairs) == (6 if "of" in place else 3)
+    found = images(0)
+    np.testing.assert_array_equal(pairs[0].image_t1, found["A"])
+    np.testing.assert_array_equal(pairs[0].change_mask, found["label"] > 0)
+    with pytest.raises(PairsError, match=r"list/test\.txt: missing"):
+        ca.load_pairs(tmp_path / "hub", "test")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_folders_of_images(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, count in (("train", 3), ("validation", 1)):
+        rows = []
+        for number in range(count):
+            row = {}
+            for name, array in zip(("imageA", "imageB", "label"), images(number).values(), strict=True):
+                file = tmp_path / "hub" / split / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(png(array))
+                row[f"{name}_file_name"] = f"{name}/{number}.png"
+            rows.append(row)
+        lines = io.StringIO()
+        if kind == "csv":
+            table = csv.DictWriter(lines, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+        else:
+            lines.writelines(f"{json.dumps(row)}\n" for row in rows)
+        (tmp_path / "hub" / split / f"metadata.{kind}").write_text(lines.getvalue())
+    train, val = ca.load_pairs(tmp_path / "hub", "train"), ca.load_pairs(tmp_path / "hub", "val")
+    assert (len(train), len(val)) == (3, 1)
+    np.testing.assert_array_equal(train[2].image_t2, images(2)["B"])
+    assert run(["check", str(tmp_path / "hub")]) == 0, capsys.readouterr().err
+
+
+def test_a_list_that_leads_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(images(0)["A"]))
+    (tmp_path / "hub").mkdir()
+    row = {"imageA_file_name": "../secret.png", "imageB_file_name": "../secret.png", "label_file_name": "../secret.png"}
+    (tmp_path / "hub" / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PairsError, match=r"line 1 names '\.\./secret\.png', which is not in"):
+        ca.load_pairs(tmp_path / "hub")
+
+
+@pytest.mark.parametrize("damage", ["cut", "no image", "no pairs"])
+def test_damaged_tables_are_one_line(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "hub" / "train.parquet"
+    file.parent.mkdir()
+    content = {f"image{name}": {"bytes": png(array), "path": "x"} for name, array in images(0).items()}
+    row = {"label" if name == "imagelabel" else name: value for name, value in content.items()}
+    if damage == "no image":
+        row["imageB"] = None  # type: ignore[assignment]
+        parquet.write_table(pyarrow.Table.from_pylist([content | {"label": row["label"]}, row]), file)
+    elif damage == "no pairs":
+        parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), file)
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+        file.write_bytes(file.read_bytes()[:-40])
+    said = {"cut": "not readable as Parquet", "no image": "has no image for B", "no pairs": "no bi-temporal dataset"}
+    with pytest.raises((PairsError, ConfigError), match=said[damage]):
+        ca.load_pairs(tmp_path / "hub")
+
+
+def test_columns_need_both_dates_and_a_label() -> None:
+    assert columns_of(["imageA", "imageB", "label", "x"]) == {"A": "imageA", "B": "imageB", "label": "label"}
+    assert columns_of(["image", "label"]) == {} == columns_of(["image1", "image2"])
+
+
+def changen2(root: Path) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 2, (2, 32, 32), dtype=np.uint8)
+    for number in range(2):
+        for date, mask in (("t1", first), ("t2", second)):
+            write_tif(root / f"{date}_images" / f"{number}.tif", rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            write_tif(root / f"{date}_masks" / f"{number}.tif", mask)
+    return np.asarray(first != second)
+
+
+def hyscdg(root: Path) -> np.ndarray:
+    """Painted, class of date 1, class of date 2: what was painted in its own class has not changed."""
+    rng = np.random.default_rng(1)
+    label = rng.integers(1, 19, (32, 32, 3), dtype=np.uint8)
+    label[..., 0] = rng.integers(0, 2, (32, 32))
+    label[:16, :, 2] = label[:16, :, 1]
+    for number in range(2):
+        for folder in "AB":
+            write_tif(root / folder / f"IMG_{number:06d}.tif", rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        write_tif(root / "LBL" / f"LBL_{number:06d}.tif", label)
+    return np.asarray((label[..., 0] > 0) & (label[..., 1] != label[..., 2]))
+
+
+def syntheworld(root: Path, before: str = "pre_event") -> np.ndarray:
+    rng = np.random.default_rng(2)
+    label = rng.integers(0, 2, (32, 32), dtype=np.uint8)
+    for number in range(2):
+        contents = {folder: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for folder in (before, "images")}
+        for folder, array in (contents | {"cd_mask": label, "ss_mask": label + 3}).items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            (root / folder / f"{number}.png").write_bytes(png(array))
+    return label > 0
+
+
+@pytest.mark.parametrize("make", [changen2, hyscdg, syntheworld, lambda root: syntheworld(root, "small_pre_images")])
+def test_published_synthetic_sets(make: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = make(tmp_path)  # type: ignore[operator]
+    pairs = ca.load_pairs(tmp_path, "train")
+    assert len(pairs) == 2 == len(ca.load_pairs(tmp_path))
+    np.testing.assert_array_equal(pairs[1].change_mask, changed)
+    assert pairs[0].mask_t1 is None and not np.array_equal(pairs[0].image_t1, pairs[0].image_t2)
+    with pytest.raises(PairsError, match="no split 'test'; allowed: train"):
+        ca.load_pairs(tmp_path, "test")
+    assert run(["check", str(tmp_path)]) == 0, capsys.readouterr().err
+    assert f"change ratio {changed.mean():.3f}" in capsys.readouterr().out
+
+
+def test_masks_have_names_where_there_is_a_legend(tmp_path: Path) -> None:
+    changen2(tmp_path)
+    content = {"name": "s1", "classes": [{"index": 1, "name": "building", "color": [255, 0, 0]}]}
+    (tmp_path / "legend.json").write_text(json.dumps(content))
+    pair = ca.load_pairs(tmp_path)[0]
+    assert pair.mask_t1 is not None and pair.mask_t2 is not None
+    np.testing.assert_array_equal(pair.change_mask, pair.mask_t1 != pair.mask_t2)
+    assert len(ca.load_pairs(tmp_path).counting(["building"])) == 2
+
+
+def test_a_label_of_other_bands_is_refused(tmp_path: Path) -> None:
+    hyscdg(tmp_path)
+    write_tif(tmp_path / "LBL" / "LBL_000001.tif", np.zeros((32, 32, 2), np.uint8))
+    with pytest.raises(PairsError, match=r"LBL_000001\.tif: 2 bands; allowed: three"):
+        ca.load_pairs(tmp_path)[1]
