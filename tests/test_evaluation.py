@@ -16,6 +16,7 @@ from scipy import ndimage
 from changeanywhere.cli import run as command
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
 from changeanywhere.evaluation.distances import Array, against_halves, bootstrap_mean, frechet, kid
+from changeanywhere.evaluation.figures import Figure
 from changeanywhere.evaluation.of_model import real_tiles
 from changeanywhere.evaluation.of_pairs import (
     compare_differences,
@@ -397,3 +398,20 @@ def test_a_border_of_ignored_ground_is_no_seam(photo: np.ndarray) -> None:
     with_seam = boundary_contrast(black, inside)
     assert with_seam is not None and with_seam > 1.5, "without the ignored ground it would be one"
     assert boundary_contrast(black, inside, ~inside | ignored) is None
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (Figure("s", "n", float("nan"), 0.5, note="3 objects"), "Too little to tell."),
+        (Figure("s", "n", 0.5, 0.5, target="at least 0.4", reached=True), "As asked: at least 0.4."),
+        (Figure("s", "n", 0.3, 0.5, target="at least 0.4", reached=False), "Not as asked: at least 0.4."),
+        (Figure("s", "n", 0.5, 0.55, 0.4, 0.6), "No difference to real data that this many could show."),
+        (Figure("s", "n", 0.5, 0.7, 0.4, 0.6), "Lower than real data, beyond chance."),
+        (Figure("s", "n", 0.5, 0.51), "About as real data."),
+        (Figure("s", "n", 1.2, 0.6), "Higher than real data; whether by chance is not known."),
+        (Figure("s", "n", 1.2), "Nothing is asked of it."),
+    ],
+)
+def test_a_figure_says_in_one_sentence_what_it_means(figure: Figure, said: str) -> None:
+    assert figure.verdict == said

@@ -8,6 +8,9 @@ from typing import Any
 
 from changeanywhere.evaluation.distances import Estimate
 
+NEAR = 0.05
+"""Share of real data's value within which a figure without an interval is called about the same."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -33,6 +36,29 @@ class Figure:
     def withheld(self) -> bool:
         """There is too little to tell."""
         return isnan(self.value)
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence; it says so where there is too little to tell, or nothing that was asked.
+
+        An interval that holds real data's value is no difference that this many could show.
+        """
+        if self.withheld:
+            return "Too little to tell."
+        if self.reached is not None:
+            return f"As asked: {self.target}." if self.reached else f"Not as asked: {self.target}."
+        if self.ceiling is None:
+            return "Nothing is asked of it."
+        if self.low is None or self.high is None:
+            near = abs(self.value - self.ceiling) <= NEAR * max(abs(self.ceiling), NEAR)
+            return "About as real data." if near else f"{self._side} than real data; whether by chance is not known."
+        if self.low <= self.ceiling <= self.high:
+            return "No difference to real data that this many could show."
+        return f"{self._side} than real data, beyond chance."
+
+    @property
+    def _side(self) -> str:
+        return "Higher" if self.ceiling is not None and self.value > self.ceiling else "Lower"
 
     def in_words(self) -> str:
         """The value, its interval, real data's beside it, and whether what is asked was reached."""

@@ -58,8 +58,8 @@ def _section(name: str, figures: Sequence[Figure]) -> str:
             f'<tr><th scope="row">{xml(figure.name)}<small>{xml(figure.note)}</small></th>'
             f"<td>{_value(figure)}</td><td>{interval}</td><td>{ceiling}</td>{_verdict(figure)}</tr>"
         )
-    head = "<tr><th></th><th>value</th><th>95 % interval</th><th>real data</th><th>asked</th></tr>"
-    return f"<h2>{xml(name)}</h2><table>{head}{''.join(rows)}</table>"
+    head = "<tr><th></th><th>value</th><th>95 % interval</th><th>real data</th><th>in words</th></tr>"
+    return f"<h2>{xml(name)}</h2><div class='scroll'><table>{head}{''.join(rows)}</table></div>"
 
 
 def _side_by_side(name: str, figures: Sequence[Figure]) -> str:
@@ -71,7 +71,7 @@ def _side_by_side(name: str, figures: Sequence[Figure]) -> str:
         columns = "".join(_cell(cells.get((row, each))) for each in sets)
         rows.append(f'<tr><th scope="row">{xml(row)}</th>{columns}</tr>')
     head = f"<tr><th></th>{''.join(f'<th>{xml(each)}</th>' for each in sets)}</tr>"
-    return f"<h2>{xml(name)}</h2><table>{head}{''.join(rows)}</table>"
+    return f"<h2>{xml(name)}</h2><div class='scroll'><table>{head}{''.join(rows)}</table></div>"
 
 
 def _cell(figure: Figure | None) -> str:
@@ -82,9 +82,7 @@ def _cell(figure: Figure | None) -> str:
         beside.append(f"{figure.low:.3f} to {figure.high:.3f}")
     if figure.ceiling is not None:
         beside.append(f"real data {figure.ceiling:.3f}")
-    if figure.reached is not None:
-        beside.append(f"{'reached' if figure.reached else 'missed'}: {figure.target}")
-    lines = "".join(f"<small>{xml(line)}</small>" for line in [*beside, figure.note])
+    lines = "".join(f"<small>{xml(line)}</small>" for line in [*beside, figure.verdict, figure.note])
     return f"<td>{_value(figure)}{lines}</td>"
 
 
@@ -94,7 +92,7 @@ def _value(figure: Figure) -> str:
 
 def _verdict(figure: Figure) -> str:
     verdict = "" if figure.reached is None else "reached" if figure.reached else "missed"
-    return f'<td class="{verdict}">{verdict}<small>{xml(figure.target)}</small></td>'
+    return f'<td class="{verdict or "open"}">{xml(figure.verdict)}</td>'
 
 
 def _crops(crops: Crops) -> str:
