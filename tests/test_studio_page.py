@@ -85,9 +85,9 @@ def shot(page: Any, name: str, **more: Any) -> None:
         file.unlink()
 
 
-def said(page: Any, where: str, what: str) -> None:
+def said(page: Any, where: str, what: str, wait: int = WAIT) -> None:
     """Wait until an element says something."""
-    page.locator(where).filter(has_text=what).first.wait_for()
+    page.locator(where).filter(has_text=what).first.wait_for(timeout=wait)
 
 
 def choose(page: Any, where: str, value: str) -> None:
@@ -270,9 +270,9 @@ def test_a_small_set_is_made_stopped_and_gone_on_with(served: Served, open_page:
     said(page, "#job-log", "painting pairs: 4 of 16")
     shot(page, "11-generate")
     page.click("#job-stop")
-    said(page, "#job-progress", "ended with exit code 1")
+    said(page, "#job-progress", "ended with exit code 1", 2 * WAIT)
     page.click("#job-start")
-    said(page, "#job-progress", "made is finished: 16 pairs")
+    said(page, "#job-progress", "made is finished: 16 pairs", 4 * WAIT)
     shot(page, "12-generated")
     with page.context.expect_page() as popped:
         page.get_by_role("link", name="open its report").click()
