@@ -172,6 +172,14 @@ def test_containers(run: Run, tiles: Path) -> None:
     assert all(float(cell) > 0 for line in lines for cell in line.split("|")[4:7:2])
 
 
+def test_executors(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
+    """By a command and by Ray."""
+    pytest.importorskip("ray", reason="pip install 'changeanywhere[ray]'")
+    flags = ["--source", tiles, "--model", tiny_model_folder, "--tile-size", 64, "--pairs", 24, "--shard-size", 2]
+    printed = run("executors", *flags, "--num-steps", 40, "--batch-size", 2, "--rounds", 1)
+    assert "| ray |" in printed.lower()
+
+
 def test_generate(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
     flags = ["--source", tiles, "--model", tiny_model_folder, "--pairs", 2, "--reference-pairs", 1, "--rounds", 1]
     assert "times as fast, end to end" in run("generate", *flags)

@@ -27,6 +27,7 @@ from changeanywhere.errors import ConfigError, LegendError
 from changeanywhere.events.transitions import load_table
 from changeanywhere.legend import Legend, LegendClass, load_legend, load_legend_map
 from changeanywhere.models.folder import save_model
+from changeanywhere.shipped import ROOT
 from conftest import tiny_model, write_source
 
 HOSTILE = [
@@ -130,7 +131,9 @@ def test_a_generated_set_says_names_as_they_are(tmp_path: Path, hostile: str) ->
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {3, 4}
     page = Tags()
     page.feed((out / "report.html").read_text())
-    assert not {"script", "h1.onload", "svg.onload"} & set(page.seen)
+    assert not {"h1.onload", "svg.onload"} & set(page.seen) and page.seen["script"] == 1, "the page's own"
+    own = re.search(r"<script>.*?</script>", (ROOT / "assets" / "report.html").read_text(), re.DOTALL)
+    assert own is not None and own[0] in (out / "report.html").read_text(), "and nothing in it"
     assert page.seen["pre"] == 1 and page.seen["li"] == legend.num_classes
     for line in (out / "metadata.jsonl").read_text().rstrip("\n").split("\n"):
         assert json.loads(line, parse_constant=pytest.fail)["attribution"] is not None

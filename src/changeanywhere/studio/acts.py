@@ -138,8 +138,11 @@ class Shown:
 def painting(studio: Studio, session: Session, settings: Settings, count: int = 1) -> Iterator[Shown]:
     """Paint with ``count`` seeds from ``settings.seed`` on; the last moment has what was painted, and the session, too.
     :class:`PaintingStoppedError` once the session's ``stop`` is set."""
+    import torch
+
     if session.painting:
         raise InputError("this page is painting already; stop it first")
+    threads = torch.get_num_threads()  # a new thread has the machine's, and sums depend on how many there are
     sampling = settings.sampling(studio.networks.defaults)
     asked = [session.asked(sampling, settings.seed + i) for i in range(count)]
     session.stop, session.painting = threading.Event(), True
@@ -148,6 +151,7 @@ def painting(studio: Studio, session: Session, settings: Settings, count: int = 
     failed: list[BaseException] = []
 
     def work() -> None:
+        torch.set_num_threads(threads)
         try:
             for number, each in enumerate(asked):
                 which = f", {number + 1} of {count}" if count > 1 else ""
