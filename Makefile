@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What an install depends on; .venv is made anew when one of them changes.
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-gpu test-studio test-notebook test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean test-light release
+.PHONY: install demo test test-slow test-faults test-fuzz test-clouds test-docs test-gpu test-studio test-notebook test-ray test-tracking test-processors lint types readme reference docs notebooks tutorial bench-events quality benchmark benchmark-ablation benchmark-sztaki clean test-light release
 
 install: $(INSTALLED)
 
@@ -88,9 +88,13 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Runs every transcript of the README, the Python of the pages, the tutorial and the notebooks, as they stand there.
+# Runs every transcript of the README and the Python of the pages, as they stand there.
 readme: install
-	$(BIN)/python -m pytest tests/test_readme.py tests/test_site.py -m slow
+	$(BIN)/python -m pytest tests/test_readme.py -m slow
+
+# The tutorial and the notebooks, as they stand there (ten minutes on two cores).
+test-docs: install
+	$(BIN)/python -m pytest tests/test_site.py -m slow
 
 # The documentation site, in site/: opens from file://, fetches nothing.
 docs: install
