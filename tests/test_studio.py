@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import changeanywhere as ca
@@ -115,7 +116,7 @@ def test_a_painting_is_what_the_command_paints(
     assert "ca.generate(" in code and "--tile-size 64" in code and code.count("<pre") == 2
     words = ["generate", "--source", str(studio.options.source), "--masks-t2", str(masks), "--batch-size", "1"]
     words += ["--seed", "4", "--model", studio.options.model, "--num-steps", "3", "--exemplar-strength", "0.6"]
-    words += ["--guidance-scale", "1.0", "--tile-size", "64", "--num-threads", "1"]
+    words += ["--guidance-scale", "1.0", "--tile-size", "64", "--num-threads", str(torch.get_num_threads())]
     assert run([*words, "--out", str(tmp_path / "pairs")]) == 0
     pair = ca.load_pairs(tmp_path / "pairs")[0]
     off = np.abs(pair.image_t2.astype(int) - session.painted.image_t2)
