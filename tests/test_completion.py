@@ -44,6 +44,7 @@ def test_bash_offers_commands_options_names_and_files(bash: str, tmp_path: Path)
     assert offered(bash, "gen") == ["generate"]
     assert "--num-pairs" in offered(bash, "generate", "--num") and "--scene" in offered(bash, "generate", "--sc")
     assert offered(bash, "generate", "--out", "x", "--progress", "") == ["bars", "json", "none"]
+    assert set(offered(bash, "check", "--on-error", "")) == {"stop", "skip"}, "choices that help shows"
     assert offered(bash, "recipes", "") == list(recipes())
     assert "denoiser" in offered(bash, "train", "d")
     (tmp_path / "tiles").mkdir()

@@ -126,6 +126,12 @@ def test_a_list_that_leads_out_is_refused(tmp_path: Path) -> None:
         ca.load_pairs(tmp_path / "hub")
 
 
+def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('["imageA_file_name", "imageB_file_name", "label_file_name"]\n')
+    with pytest.raises(PairsError, match="is no JSON object"):
+        ca.load_pairs(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "no image", "no pairs"])
 def test_damaged_tables_are_one_line(damage: str, tmp_path: Path) -> None:
     file = tmp_path / "hub" / "train.parquet"

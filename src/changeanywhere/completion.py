@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 
 from changeanywhere.errors import ConfigError
-from changeanywhere.flags import attribute_docstrings
+from changeanywhere.help import Option, options_of
+from changeanywhere.models.import_options import FAMILIES
 from changeanywhere.shipped import recipes
 from changeanywhere.terminal import PROGRESS
-from changeanywhere.text import one_line
+from changeanywhere.training.command import STAGES
 
 SHELLS = ("bash", "zsh", "fish", "powershell")
 OPTIONS = {
@@ -38,14 +36,15 @@ OPTIONS = {
 }
 """Command → the dataclasses whose fields are its flags."""
 WORDS = {
-    "train": ("first-stage", "denoiser", "critic", "segmenter", "detector"),
-    "import": ("ldm", "opencd"),
+    "train": STAGES,
+    "import": FAMILIES,
     "completion": SHELLS,
     "recipes": tuple(recipes()),
 }
 """What the first word after a command may be; of the others it is a file."""
 FIRST_SENTENCE = 80
 """Letters of help that a shell shows."""
+FOLDERS = ("out", "source", "model", "detector", "pairs", "init")
 
 
 @dataclass(frozen=True)
@@ -77,47 +76,44 @@ def completion(options: CompletionOptions, commands: Mapping[str, str]) -> str:
         first = child.add_argument("word", nargs="?", choices=words, help="")
         if words is None:
             first.complete = shtab.FILE  # type: ignore[attr-defined]
-        config = child.add_argument("--config", help="YAML file with any of these options, or a recipe of the package")
-        config.complete = shtab.FILE  # type: ignore[attr-defined]
-        child.add_argument("--progress", choices=PROGRESS, help="how progress is shown")
-        child.add_argument("--quiet", action="store_true", help="neither bars nor remarks")
-        for flag, help_text, kind in _flags(name):
-            if kind == "switch":
-                child.add_argument(flag, help=help_text, action="store_true")
+        for option in _options(name):
+            if not option.value:
+                child.add_argument(f"--{option.name}", help=_shown(option.text), action="store_true")
                 continue
-            action = child.add_argument(flag, help=help_text)
-            if kind in kinds:
+            action = child.add_argument(f"--{option.name}", help=_shown(option.text), choices=_choices(option.value))
+            if (kind := _takes(option)) is not None:
                 action.complete = kinds[kind]  # type: ignore[attr-defined]
     return str(shtab.complete(parser, options.shell))
 
 
-def _flags(command: str) -> Iterator[tuple[str, str, str]]:
-    """(flag, help, ``file``, ``folder``, ``switch`` or nothing) of all options of a command, each once."""
-    seen = set[str]()
+def _options(command: str) -> list[Option]:
+    """All options of a command, each once, and those that every command has."""
+    found = {
+        "config": Option("config", "FILE", "", "YAML file with any of these options, or a recipe of the package", ""),
+        "progress": Option("progress", f"{{{','.join(PROGRESS)}}}", "", "how progress is shown", ""),
+        "quiet": Option("quiet", "", "", "neither bars nor remarks", ""),
+    }
     for place in OPTIONS[command]:
         module, _, name = place.partition(":")
         kind: type = getattr(import_module(f"changeanywhere.{module}"), name)
-        for flag, text, takes in _of(kind, ""):
-            if flag not in seen:
-                seen.add(flag)
-                yield flag, text, takes
+        for option in options_of(kind):
+            found.setdefault(option.name, option)
+    return list(found.values())
 
 
-def _of(kind: type, prefix: str) -> Iterator[tuple[str, str, str]]:
-    hints, texts = typing.get_type_hints(kind), attribute_docstrings(kind)
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _of(typing.cast(type, hint), f"{prefix}{field.name}.")
-            continue
-        is_path = Path in (hint, *typing.get_args(hint))
-        is_folder = field.name in ("out", "source", "model", "detector", "pairs", "init")
-        takes = "folder" if is_folder else "file" if is_path else "switch" if field.default is False else ""
-        yield f"--{prefix}{field.name}".replace("_", "-"), _shown(texts.get(field.name, "")), takes
+def _choices(value: str) -> list[str] | None:
+    """``{bars,json,none}`` → its words."""
+    return value[1:-1].split(",") if value.startswith("{") and value != "{…}" else None
+
+
+def _takes(option: Option) -> str | None:
+    if option.name.rpartition(".")[2] in FOLDERS:
+        return "folder"
+    return "file" if option.value in ("PATH", "FILE") else None
 
 
 def _shown(text: str) -> str:
     """The first sentence, without what a shell may take for its own."""
-    sentence = one_line(text).partition(". ")[0].partition("; ")[0].rstrip(".")
+    sentence = text.partition(". ")[0].partition("; ")[0].rstrip(".")
     plain = "".join(c for c in sentence if c not in "`'\"$\\[]{}%!")
     return plain if len(plain) <= FIRST_SENTENCE else f"{plain[:FIRST_SENTENCE].rpartition(' ')[0]} …"

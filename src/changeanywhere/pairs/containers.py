@@ -13,7 +13,7 @@ import os
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -250,19 +250,28 @@ def as_folder(root: Path) -> Path:
     if not found or not _are_ours(root / found[0]):
         return root
     others = [n for n in store.list() if n.partition("/")[0] in ("metadata.jsonl", "legend.json", "list")]
-    looks = [(name, (root / name).stat().st_size, (root / name).stat().st_mtime_ns) for name in (*found, *others)]
+
+    def fill(target: LocalStore) -> None:
+        for name in found:
+            for pair in read_container(store.get(name), store.describe(name)):
+                for folder, content in pair.files.items():
+                    target.put(str(pair.record[f"{folder}_file_name"]), content)
+        for name in others:
+            target.put(name, store.get(name))
+
+    return in_cache(root, [root / name for name in (*found, *others)], fill)
+
+
+def in_cache(root: Path, used: Sequence[Path], fill: Callable[[LocalStore], None]) -> Path:
+    """A folder of the cache named as ``root`` is, which ``fill`` makes of the files ``used``, once for each state of
+    theirs."""
+    looks = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in used]
     mark = hashlib.sha256(json.dumps([str(root.resolve()), looks]).encode()).hexdigest()[:16]
     place = cache_folder() / "unpacked" / mark
     if not place.is_dir():
         part = place.with_name(f".{mark}.{os.getpid()}.part")
-        target = LocalStore(part / root.resolve().name)
         try:
-            for name in found:
-                for pair in read_container(store.get(name), store.describe(name)):
-                    for folder, content in pair.files.items():
-                        target.put(str(pair.record[f"{folder}_file_name"]), content)
-            for name in others:
-                target.put(name, store.get(name))
+            fill(LocalStore(part / root.resolve().name))
             if not place.is_dir():  # another process was as fast
                 part.rename(place)
         finally:

@@ -6,20 +6,15 @@ Columns are known by the names that sets of the field use. Such a set is unpacke
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.buckets import cache_folder
 from changeanywhere.documents import DocumentError, parse_json
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.folders import read_text
-from changeanywhere.pairs.containers import as_folder
+from changeanywhere.pairs.containers import as_folder, in_cache
 from changeanywhere.pairs.layouts import trees_of
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.regular import read_regular
@@ -27,32 +22,8 @@ from changeanywhere.storage import LocalStore
 from changeanywhere.text import is_plain_name
 
 NAMES = {
-    IMAGE_FOLDERS[0]: (
-        "imagea",
-        "image1",
-        "imaget1",
-        "t1image",
-        "image1image",
-        "a",
-        "im1",
-        "t1",
-        "pre",
-        "before",
-        "preimage",
-    ),
-    IMAGE_FOLDERS[1]: (
-        "imageb",
-        "image2",
-        "imaget2",
-        "t2image",
-        "image2image",
-        "b",
-        "im2",
-        "t2",
-        "post",
-        "after",
-        "postimage",
-    ),
+    IMAGE_FOLDERS[0]: ("imagea", "image1", "imaget1", "t1image", "a", "im1", "t1", "pre", "before", "preimage"),
+    IMAGE_FOLDERS[1]: ("imageb", "image2", "imaget2", "t2image", "b", "im2", "t2", "post", "after", "postimage"),
     CHANGE_FOLDER: ("label", "change", "mask", "changemask", "changelabel", "gt", "groundtruth", "cd", "cdmask"),
     MASK_FOLDERS[0]: ("label1", "labela", "mask1", "maskt1", "t1mask", "maska", "semantic1"),
     MASK_FOLDERS[1]: ("label2", "labelb", "mask2", "maskt2", "t2mask", "maskb", "semantic2"),
@@ -80,24 +51,15 @@ def _of_hub(root: Path) -> Path:
     lists = {} if tables else _lists(root)
     if not tables and not lists:
         return root
-    used = [file for files in (tables or lists).values() for file in files]
-    looks = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in used]
-    mark = hashlib.sha256(json.dumps(["hub", str(root.resolve()), looks]).encode()).hexdigest()[:16]
-    place = cache_folder() / "unpacked" / mark
-    if not place.is_dir():
-        part = place.with_name(f".{mark}.{os.getpid()}.part")
-        store = LocalStore(part / root.resolve().name)
-        try:
-            for split, files in (tables or lists).items():
-                rows = (row for file in files for row in (_of_table(file) if tables else _of_list(file, root)))
-                _unpack(rows, split, store)
-            if (root / "legend.json").is_file():
-                store.put("legend.json", read_regular(root / "legend.json"))
-            if not place.is_dir():  # another process was as fast
-                part.rename(place)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return place / root.resolve().name
+
+    def fill(store: LocalStore) -> None:
+        for split, files in (tables or lists).items():
+            rows = (row for file in files for row in (_of_table(file) if tables else _of_list(file, root)))
+            _unpack(rows, split, store)
+        if (root / "legend.json").is_file():
+            store.put("legend.json", read_regular(root / "legend.json"))
+
+    return in_cache(root, [file for files in (tables or lists).values() for file in files], fill)
 
 
 def columns_of(names: Iterable[str]) -> dict[str, str]:
@@ -174,7 +136,12 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         if file.suffix == ".csv":
             yield from csv.DictReader(lines)
         else:
-            yield from (parse_json(line) for line in lines if line.strip())
+            for line in lines:
+                if line.strip():
+                    row = parse_json(line)
+                    if not isinstance(row, dict):
+                        raise DocumentError(f"{line[:40]!r} is no JSON object")
+                    yield row
     except (OSError, UnicodeError, DocumentError, csv.Error) as error:
         raise PairsError(f"{file}: damaged ({error})") from error
 

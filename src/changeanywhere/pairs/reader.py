@@ -131,7 +131,7 @@ class PairDataset:
         layout, masks = self._layout, dict[str, Mask]()
         label = self._file(layout.change, name)
         if layout.says == "bands":
-            return _of_bands(label, self.max_megapixels), None, masks
+            return *_of_bands(label, self.max_megapixels), masks
         for folder in layout.masks:
             file = self._find(folder, name) if layout.says == "label" else self._file(folder, name)
             if file is not None:
@@ -385,15 +385,15 @@ def _read(path: Path, max_megapixels: float | None) -> tuple[npt.NDArray[Any], V
     return image, valid
 
 
-def _of_bands(path: Path, max_megapixels: float | None) -> Valid:
-    """Changed ground by a label of three bands: painted, class of date 1, class of date 2."""
+def _of_bands(path: Path, max_megapixels: float | None) -> tuple[Valid, Valid | None]:
+    """Changed ground by a label of three bands (painted, class of date 1, class of date 2), and ground without data."""
     with raising(PairsError):
         values, valid, facts = read_whole(path, max_megapixels)
     if values.ndim != 3 or values.shape[2] != 3 or facts.lossy:
         found = f"{values.shape[2]} bands" if values.ndim == 3 and values.shape[2] != 3 else "one band or loss"
         raise PairsError(f"{path}: {found}; allowed: three without loss: what was painted, classes of both dates")
     changed: Valid = (values[..., 0] > 0) & (values[..., 1] != values[..., 2])
-    return changed if valid is None else changed & valid
+    return (changed, None) if valid is None else (changed & valid, ~valid)
 
 
 def _read_mask(path: Path, legend: Legend | None, max_megapixels: float | None) -> Mask:
