@@ -33,6 +33,8 @@ def test_a_straggler_is_begun_twice_once_nothing_waits() -> None:
     run_.running["c"] = (other, 7, now)
     assert run_.straggler() is None and run_.copies_of(7) == 2
     assert _Run(deque(), running=dict(running), taken=[1000 * LEAST_SECONDS]).straggler() is None, "all are slow"
+    both: dict[Any, tuple[Worker, int, float]] = {"a": (one, 7, slow), "b": (one, 9, slow)}
+    assert _Run(deque(), running=both, taken=[1.0], done={7}).straggler() == 9, "who hangs may hold several"
 
 
 def test_a_second_shard_is_for_who_has_least_and_the_last_ones_for_who_has_nothing() -> None:

@@ -31,6 +31,7 @@ from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
 from changeanywhere.generation.shard import StoppedError, lie_there, marker_name, paint_shard
 from changeanywhere.generation.turns import Turns
 from changeanywhere.leases import Leases
+from changeanywhere.painters.diffusion import EXACT
 from changeanywhere.progress import Progress
 from changeanywhere.storage import Store
 
@@ -69,8 +70,8 @@ class Painting:
         if job is None or plan is None or job.machine is None:
             raise OutputError(f"{self._store.describe()}: no plan in it for this node; all need one --out")
         torch.set_num_threads(job.machine.num_threads)
-        self._flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        self._flags.__enter__()  # for as long as there is an actor
+        self._exact = EXACT()
+        self._exact.__enter__()  # for as long as there is an actor
         with unpacked(job, dict(zip(names, models, strict=True))) as moved:
             painter, _ = build_painter(moved)
         self._job, self._plan, self._turns, self._stop = job, plan, Turns(painter), threading.Event()
@@ -158,7 +159,7 @@ class _Run:
         if self.waiting or not self.taken:
             return None
         limit, now = max(LEAST_SECONDS, SLOW * statistics.median(self.taken)), time.monotonic()
-        slow = [number for _, number, since in self.running.values() if now - since > limit]
+        slow = [n for _, n, since in self.running.values() if now - since > limit and n not in self.done]
         return next((number for number in slow if self.copies_of(number) == 1), None)
 
     def told(self) -> str:

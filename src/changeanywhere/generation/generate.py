@@ -126,7 +126,7 @@ def _generate(options: GenerateOptions, progress: Progress) -> GenerateReport:
         with leases.waited_for("machine", lambda: False):
             settle_machine(job, store)
         if options.executor == "ray":
-            count, seconds = _paint_on_ray(options, job, plan, store, leases, stop, progress)
+            count, seconds = _paint_on_ray(options, job, plan, store, leases, stop, progress, share)
         else:
             count, seconds = _paint(job, painter, plan, store, leases, stop, progress, share)
         _raise_on_empty(plan, options.out)
@@ -197,12 +197,13 @@ def _paint_on_ray(
     leases: Leases,
     stop: threading.Event,
     progress: Progress,
+    share: Share,
 ) -> tuple[int, float]:
     """:func:`_paint` by the actors of a cluster."""
     from changeanywhere.generation.cluster import RayShards
 
     started = time.perf_counter()
-    share, count = Share.parse(options.shard), 0
+    count = 0
     for _ in range(ATTEMPTS):
         numbers = share.of(open_shards(store, plan))
         if not numbers:
@@ -241,11 +242,13 @@ def threads_of(job: Job) -> Iterator[None]:
         return
     import torch
 
+    from changeanywhere.painters.diffusion import EXACT
+
     before = torch.get_num_threads()
     torch.set_num_threads(job.machine.num_threads)
     try:
         # Here too, and not by the painter alone: where two threads paint, one would take it back under the other.
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        with EXACT():
             yield
     finally:
         torch.set_num_threads(before)
