@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 
 import changeanywhere as ca
-from changeanywhere.flags import attribute_docstrings
+from changeanywhere.help import attribute_docstrings
 
 HEAD = """# Every public name of Python
 

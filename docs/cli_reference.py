@@ -13,9 +13,9 @@ from changeanywhere.completion import CompletionOptions
 from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.exporting.options import ExportOptions
-from changeanywhere.flags import attribute_docstrings
 from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.generation.speed import SpeedOptions
+from changeanywhere.help import attribute_docstrings
 from changeanywhere.init import InitOptions
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions

@@ -18,7 +18,6 @@ import yaml
 from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml, parse_yaml
 from changeanywhere.errors import ConfigError
 from changeanywhere.folders import UTF_16, read_text
-from changeanywhere.help import attribute_docstrings as attribute_docstrings
 from changeanywhere.help import help_text, meant, options_of
 from changeanywhere.limits import check_limits
 from changeanywhere.regular import open_regular
@@ -29,20 +28,14 @@ Options = typing.TypeVar("Options")
 
 def parse(command: str, kind: type[Options], arguments: list[str], description: str, epilog: str = "") -> Options:
     """Flags and ``--config`` YAML → the dataclass ``kind``; :class:`ConfigError` for anything that does not fit."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=f"changeanywhere {command}",
-        description=description,
-        epilog=epilog,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win")
-    _add_options(parser, kind, "")
     _say_help(command, kind, arguments, description, epilog)
     known = {f"--{option.name}" for option in options_of(kind)} | {"--config", "--print_config"}
     _refuse_unknown(arguments, known)
+    import jsonargparse  # here: help and what is mistyped need not wait for it
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    _add_options(parser, kind, "")
     arguments = _config_first(arguments)
     _check_yaml(arguments)
     try:
@@ -219,7 +212,6 @@ def _shorten(message: str, known: set[str]) -> str:
 
 def _add_options(parser: Any, kind: type, prefix: str) -> None:
     """One flag per field: ``num_steps`` → ``--num-steps``; a nested dataclass → ``--events.min-area``."""
-    texts = attribute_docstrings(kind)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name = f"{prefix}{field.name}"
@@ -233,7 +225,7 @@ def _add_options(parser: Any, kind: type, prefix: str) -> None:
             settings["action"] = "store_true"
         else:
             settings["type"] = hints[field.name]
-        parser.add_argument(f"--{name.replace('_', '-')}", help=texts.get(field.name), **settings)
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
 
 
 def _build(kind: type[Options], values: Any) -> Options:
