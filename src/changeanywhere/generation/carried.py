@@ -30,8 +30,9 @@ OURS = (".json", ".safetensors")
 def packed(job: Job) -> dict[str, Files]:
     """What the job's painter, critic and filter are read from, by their names in the job: of our own kinds, which are
     read once and not looked at again, and none of the package."""
+    assert job.painter is not None
     places = {name: str(place) for name, place in _places(job).items() if place}
-    if job.painter is not None and job.painter.method not in OWN:
+    if job.painter.method not in OWN:
         del places["model"]
     return {name: _read(place) for name, place in places.items() if place not in (EMBEDDED_MODEL, EMBEDDED_SEGMENTER)}
 
@@ -40,9 +41,9 @@ def packed(job: Job) -> dict[str, Files]:
 def unpacked(job: Job, models: Mapping[str, Files]) -> Iterator[Job]:
     """The job, to build its painter from; its models lie in a folder that goes when the context ends."""
     with tempfile.TemporaryDirectory(prefix="changeanywhere-model-") as folder:
-        places: dict[str, Path] = {}
+        named, places = _places(job), dict[str, Path]()
         for name, files in models.items():
-            top = Path(folder) / name / Path(str(_places(job)[name])).name
+            top = Path(folder) / name / Path(str(named[name])).name
             for file, content in files.items():
                 place = top / file
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.reader import load_pairs
@@ -19,6 +20,7 @@ LINE = 18
 HEADINGS = ("image t1", "image t2", "masks, change")
 BORDER, HALO = (255, 224, 0), (40, 40, 40)
 """Of what changed, on both dates."""
+SQUARE = np.ones((3, 3), bool)
 ITEM = 150
 """Width of a class in the legend, px."""
 
@@ -48,22 +50,11 @@ def _outlined(image: npt.NDArray[np.uint8], change: npt.NDArray[np.bool_], side:
     """The image at ``side`` px with a line around what changed, one dark px outside of one yellow px."""
     shown = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
     inner = np.asarray(Image.fromarray(change).convert("L").resize((side, side), Image.Resampling.BOX)) > 0
-    line = _grown(inner) & ~inner
+    bordered, haloed = (ndimage.binary_dilation(inner, SQUARE, iterations=reach) for reach in (1, 2))
     pixels = np.array(shown)
-    pixels[_grown(line | inner) & ~inner & ~line] = HALO
-    pixels[line] = BORDER
+    pixels[haloed & ~bordered] = HALO
+    pixels[bordered & ~inner] = BORDER
     return Image.fromarray(pixels)
-
-
-def _grown(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """By a pixel to all eight sides."""
-    padded = np.pad(region, 1)
-    height, width = region.shape
-    found = np.zeros_like(region)
-    for row in range(3):
-        for column in range(3):
-            found |= padded[row : row + height, column : column + width]
-    return found
 
 
 def _arrange(strips: Sequence[Sequence[Image.Image]], per_row: int, side: int, legend: Legend) -> Image.Image:
