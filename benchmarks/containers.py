@@ -56,7 +56,7 @@ def serve(end: Connection) -> None:
     from bucket_server import Server
 
     server = Server()
-    end.send(server.address)
+    end.send(server.environment())
     try:
         end.recv()
     except EOFError:
@@ -72,8 +72,7 @@ def bucket(cache: Path) -> Iterator[None]:
     process.start()
     theirs.close()
     before = dict(os.environ)
-    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "us-east-1"}
-    os.environ |= {"AWS_ENDPOINT_URL": ours.recv(), "CHANGEANYWHERE_CACHE": str(cache)}
+    os.environ |= ours.recv() | {"CHANGEANYWHERE_CACHE": str(cache)}
     try:
         yield
     finally:
