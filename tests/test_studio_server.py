@@ -99,6 +99,10 @@ def test_what_is_uploaded_is_bounded_and_lies_in_the_studios_folder(served: Serv
     assert upload(served, b"1" * 2_300_000).status == 413
     assert ask(served, "/gradio_api/upload", "POST", content_length="3500000").status == 413
     assert ask(served, "/", "POST", content_length="x").status in (400, 413)
+    for method in ("POST", "GET"):
+        answer = ask(served, "/gradio_api/upload", method, transfer_encoding="chunked")
+        assert answer.status == 411 and "content-length" in answer.text, "nobody counts what comes in chunks"
+    assert ask(served, "/gradio_api/queue/join", "POST").status == 411
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "../pyproject.toml", "src/changeanywhere/cli.py"])

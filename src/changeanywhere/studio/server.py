@@ -38,7 +38,7 @@ HEADERS = {
 
 
 class Doorkeeper:
-    """Refuses hosts and origins that are not ours, and what is too large; says what a page may load."""
+    """Refuses hosts and origins that are not ours, and bodies that are too large, or do not say how large; says what a page may load."""
 
     def __init__(self, app: ASGIApp, studio: Studio) -> None:
         self._app, self._studio = app, studio
@@ -54,9 +54,13 @@ class Doorkeeper:
         if refusal := self.refusal(given, scope["method"]):
             await _plain(send, 403, refusal)
             return
+        unsized = scope["method"] == "POST" and "content-length" not in given
+        if unsized or "transfer-encoding" in given:  # browsers say how much they send
+            await _plain(send, 411, "a body without content-length")
+            return
         limit = (self._studio.options.max_upload_mb + 1) * 1_000_000
         size = given.get("content-length", "0")
-        if not size.isdigit() or int(size) > limit:
+        if not size.isdecimal() or int(size) > limit:
             await _plain(send, 413, f"more than {self._studio.options.max_upload_mb} MB (--max-upload-mb)")
             return
 
