@@ -40,9 +40,8 @@ def move(session: Session, by: int) -> None:
     if session.at in keys:
         session.at = keys[min(max(keys.index(session.at) + by, 0), len(keys) - 1)]
     else:  # what was decided may not pass any more: on from where it stood
-        order = list(reviewed(session).numbers)
-        place = order.index(session.at)
-        later = [key for key in keys if order.index(key) > place]
+        order = reviewed(session).numbers
+        later = [key for key in keys if order[key] > order[session.at]]
         session.at = later[0] if later else keys[-1]
 
 

@@ -73,8 +73,9 @@ class Session:
     def asked(self, sampling: Sampling, seed: int) -> Asked:
         """What is to be painted now."""
         edit = self.edited()
-        split = self.split_of(edit.sample.item.scene)
-        fellows = [i for i, item in enumerate(self.source.items) if self._splits[item.scene] == split]
+        splits = self._splits
+        split = splits[edit.sample.item.scene]
+        fellows = [i for i, item in enumerate(self.source.items) if splits[item.scene] == split]
         plan = edit.plan(seed_of(seed, edit.sample.item.key))
         return Asked(edit.sample, plan, sampling, self.source, fellows, edit.steps[-1].drawn)
 
