@@ -56,7 +56,7 @@ class Edit:
 
     def undone(self) -> Edit:
         """Without the last step."""
-        return replace(self, steps=self.steps[:-1] or self.steps) if len(self.steps) > 1 else self
+        return replace(self, steps=self.steps[:-1] or self.steps)
 
     def plan(self, seed: int) -> ChangePlan:
         """What is painted. :class:`InputError` where nothing changes."""
@@ -136,11 +136,19 @@ def request_of(kind: str, before: str, after: str, ratio: tuple[float, float], l
     """What the page asks of the simulator: "any" is free; ratio in per cent, 0 to 0 is free."""
     low, high = ratio
     require(0 <= low <= high <= 90, "ratio", [low, high], "two per cents, 0 to 90, rising")
+    pair = class_pair(before, after, legend)
+    return EventRequest(None if kind == "any" else kind, pair, (low / 100, high / 100) if high > 0 else None)
+
+
+def class_pair(before: str, after: str, legend: Legend) -> tuple[int, int] | None:
+    """Two classes of the page's fields, "any" on both: None; :class:`InputError` for anything else."""
     both = (before == "any") == (after == "any")
     require(both, "class pair", f"{before} → {after}", "a class on both sides, or any on both")
-    pair = None if before == "any" else (legend.index_of(before), legend.index_of(after))
-    require(pair is None or pair[0] != pair[1], "class pair", f"{before} → {after}", "two classes")
-    return EventRequest(None if kind == "any" else kind, pair, (low / 100, high / 100) if high > 0 else None)
+    if before == "any":
+        return None
+    pair = legend.index_of(before), legend.index_of(after)
+    require(pair[0] != pair[1], "class pair", f"{before} → {after}", "two classes")
+    return pair
 
 
 def _resized(layer: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:

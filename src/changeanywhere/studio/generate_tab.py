@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 
 from changeanywhere.events.options import KINDS
 from changeanywhere.studio import pictures
-from changeanywhere.studio.jobs import MAX_PAIRS, Job, Wanted, in_words
+from changeanywhere.studio.jobs import MAX_PAIRS, Job, Wanted
 from changeanywhere.studio.reports import report_link
 from changeanywhere.studio.session import Session
 from changeanywhere.studio.studio import Studio
@@ -76,7 +77,7 @@ class GenerateTab:
         job = self.studio.jobs.of(session.job)
         if job is None:
             return "", pictures.said("nothing is being made from this page"), "", gr.Timer(active=False)
-        command = pictures.code(in_words(job.command), "command")
+        command = pictures.code(shlex.join(job.command), "command")
         return command, said_of(job, session.job), log_of(job), gr.Timer(active=job.code is None)
 
 

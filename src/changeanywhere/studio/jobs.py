@@ -4,7 +4,6 @@ outlasts an error of the page's, and is the command that is shown."""
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +12,12 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from changeanywhere.documents import DocumentError, parse_json, read_json_object
+from changeanywhere.documents import DocumentError, parse_json, read_json_object, to_json
 from changeanywhere.errors import InputError, require
 from changeanywhere.events.options import KINDS
 from changeanywhere.legend import Legend
+from changeanywhere.limits import MAX_SEED
+from changeanywhere.studio.edits import class_pair
 from changeanywhere.studio.keeping import set_folder
 
 SHARD = 4
@@ -45,27 +46,14 @@ class Wanted:
     def flags(self, legend: Legend, segmenter: str) -> list[str]:
         """Of ``generate``; :class:`ConfigError` naming the first value that is not allowed."""
         require(1 <= self.num_pairs <= MAX_PAIRS, "number of pairs", self.num_pairs, f"1 to {MAX_PAIRS}")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
         require(self.kind in ("any", *KINDS), "kind", self.kind, ", ".join(("any", *KINDS)))
         words = ["--num-pairs", str(self.num_pairs), "--seed", str(self.seed), "--shard-size", str(SHARD)]
         words += [] if self.kind == "any" else ["--events.kinds", f"[{self.kind}]"]
-        require((self.before == "any") == (self.after == "any"), "class pair", f"{self.before} → {self.after}",
-                "a class on both sides, or any on both")  # fmt: skip
-        if self.before != "any":
-            require(self.before != self.after, "class pair", f"{self.before} → {self.after}", "two classes")
+        if class_pair(self.before, self.after, legend) is not None:
             require(0 < self.share <= 100, "share", self.share, "above 0, up to 100 per cent")
-            for name in (self.before, self.after):
-                legend.index_of(name)
-            pair = json_string(f"{self.before}->{self.after}")
-            words += ["--targets.class-pairs", f"{{{pair}: {self.share / 100:g}}}"]
+            words += ["--targets.class-pairs", to_json({f"{self.before}->{self.after}": self.share / 100})]
         return words + (["--filter.model", segmenter, "--filter.action", "score"] if self.filtered else [])
-
-
-def json_string(text: str) -> str:
-    """A name of others within YAML."""
-    import json
-
-    return json.dumps(text)
 
 
 class Job:
@@ -139,8 +127,7 @@ class Job:
             self._process.send_signal(signal.SIGTERM)
 
     def end(self, patience: float = 20.0) -> None:
-        """The studio closes."""
-        self.stop()
+        """The studio closes: wait for a job that was stopped. A second signal would cut its own ending short."""
         try:
             self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
@@ -191,8 +178,3 @@ class Jobs:
             job.stop()
         for job in list(self._jobs.values()):
             job.end()
-
-
-def in_words(command: list[str]) -> str:
-    """A command to copy."""
-    return shlex.join(command)
