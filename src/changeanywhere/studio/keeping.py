@@ -23,6 +23,8 @@ from changeanywhere.text import is_plain_name
 
 HOW = "is painted by a latent diffusion model under a mask that was drawn, or proposed, in the studio."
 LONGEST_NAME = 60
+FOLDERS = (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS)
+"""Of a pair's files."""
 _LOCKS: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -74,19 +76,16 @@ def records_of(store: LocalStore) -> list[PairRecord]:
 def _refuse_foreign(store: LocalStore, legend: Legend, records: list[PairRecord]) -> None:
     if store.exists("plan/plan.json") or store.exists("plan/job.json"):
         raise OutputError(f"{store.describe()}: made by generate, which alone adds pairs to it; give another set")
-    if not records and any(not name.startswith(tuple(FOLDERS)) for name in store.list()):
+    if not records and any(not name.startswith(tuple(f"{each}/" for each in FOLDERS)) for name in store.list()):
         raise OutputError(f"{store.describe()}: holds other files; give another set")
     if records and Legend.load(store.root / "legend.json").to_dict() != legend.to_dict():
         raise OutputError(f"{store.describe('legend.json')}: has other classes than the model; give another set")
 
 
-FOLDERS = tuple(f"{name}/" for name in (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS))
-
-
 def _remove_strays(store: LocalStore, keys: set[str]) -> None:
     """Files of pairs that no line speaks of: of a keep that was cut short."""
     for folder in FOLDERS:
-        for name in store.list(folder.rstrip("/")):
+        for name in store.list(folder):
             if Path(name).stem not in keys:
                 store.delete(name)
 

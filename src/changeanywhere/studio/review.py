@@ -23,7 +23,7 @@ from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.pairs.record import transitions_of
 from changeanywhere.storage import atomic_write
-from changeanywhere.studio.keeping import set_folder
+from changeanywhere.studio.keeping import FOLDERS, set_folder
 
 FILE = "decisions.json"
 DECISIONS = ("keep", "drop", "flag")
@@ -135,34 +135,30 @@ class Review:
         out.parent.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=".new-") as place:
             view, new = Path(place) / "set" / self.folder.name, Path(place) / "out"
-            _link(self.pairs, kept, self.folder, view)
+            self._link(kept, view)
             report = export(ExportOptions(pairs=view, layout=layout, out=new))
             if out.exists():
                 shutil.rmtree(out)
             new.rename(out)
         return out, report
 
-
-def _link(pairs: PairDataset, kept: Sequence[str], folder: Path, view: Path) -> None:
-    """A set of the kept pairs alone, of links to the files of the whole one."""
-    view.mkdir(parents=True)
-    lines: list[str] = []
-    listed: dict[str, list[str]] = {split: [] for split in SPLITS}
-    numbers: Mapping[str, int] = {pairs.key_of(i): i for i in range(len(pairs))}
-    for key in sorted(kept):
-        record = pairs.record_of(numbers[key])
-        for what in ("A", "B", "label", "label1", "label2"):
-            name = str(record[f"{what}_file_name"])
-            file = folder / name
-            (view / what).mkdir(exist_ok=True)
-            (view / what / file.name).symlink_to(file.resolve())
-        lines.append(to_json(record, ensure_ascii=False))
-        listed[record["split"]].append(Path(str(record["A_file_name"])).name)
-    (view / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (view / "list").mkdir()
-    for split, names in listed.items():
-        (view / "list" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    (view / "legend.json").symlink_to((folder / "legend.json").resolve())
+    def _link(self, kept: Sequence[str], view: Path) -> None:
+        """A set of the kept pairs alone, of links to the files of the whole one."""
+        lines: list[str] = []
+        listed: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for folder in (*FOLDERS, "list"):
+            (view / folder).mkdir(parents=True)
+        for key in sorted(kept):
+            record = self.pairs.record_of(self.numbers[key])
+            for folder in FOLDERS:
+                file = self.folder / str(record[f"{folder}_file_name"])
+                (view / folder / file.name).symlink_to(file.resolve())
+            lines.append(to_json(record, ensure_ascii=False))
+            listed[record["split"]].append(Path(str(record["A_file_name"])).name)
+        (view / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for split, names in listed.items():
+            (view / "list" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        (view / "legend.json").symlink_to((self.folder / "legend.json").resolve())
 
 
 def _facts(record: Mapping[str, Any]) -> Facts:
