@@ -44,7 +44,7 @@ def ratio_bars(bins: Sequence[tuple[float, float, int]]) -> str:
         bar = f'<i style="height:{70 * count / most:.1f}%"></i><small>{count or ""}</small>'
         parts.append(pictures.asking(f"ratio:{low:g}:{high:g}", bar, f"{count} pairs of {low:g} to {high:g} % changed"))
     top = bins[-1][1] if bins else 0
-    whole = pictures.asking(f"ratio:0:{100:g}", "all of them")
+    whole = pictures.asking("ratio:0:100", "all of them")
     return (
         f'<div class="ca-bars">{"".join(parts)}</div>'
         f'<p class="ca-said ca-table">pairs by changed ground, 0 to {top:g} %: '

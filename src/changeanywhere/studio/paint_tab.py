@@ -158,8 +158,8 @@ class PaintTab:
     def _listen(self) -> None:
         on, legend = self.wiring.on, self.legend
         on(self.tile.input, self._chosen, [self.tile], self.shown)
-        self.wiring.asked(self.tiles, self._clicked, [], [self.tile, *self.shown])
-        on(self.take.click, self._uploaded, [self.image, self.mask], [self.image, self.mask, self.tile, *self.shown])
+        self.wiring.asked(self.tiles, self._clicked, [self.tile, *self.shown])
+        on(self.take.click, self._uploaded, [self.image, self.mask], [self.image, self.mask, *self.shown])
         edits = {
             self.apply: (lambda s, e: acts.apply_strokes(s, e, legend), [self.editor]),
             self.place: (lambda s, *v: acts.place_box(s, v[:4], v[4], legend), [*self.box, self.becomes]),
@@ -177,7 +177,7 @@ class PaintTab:
         self.wiring.stream(self.paint.click, lambda s, *v: self._paint(s, 1, *v), settings, outputs)
         self.wiring.stream(self.vary.click, lambda s, *v: self._paint(s, acts.VARIATIONS, *v), settings, outputs)
         on(self.cancel.click, self._stop, [], [self.progress])
-        self.wiring.asked(self.variations, self._take, [], outputs[:-1])
+        self.wiring.asked(self.variations, self._take, outputs[:-1])
         on(self.keep.click, self._keep, [self.name], [self.kept])
 
     def _after(self, act: Any) -> Any:
@@ -218,7 +218,7 @@ class PaintTab:
 
     def _uploaded(self, session: Session, image: str | None, mask: str | None) -> tuple[Any, ...]:
         acts.upload(self.studio, session, image, mask)
-        return None, None, gr.skip(), *self.look(session)
+        return None, None, *self.look(session)
 
     def _paint(self, session: Session, count: int, *values: Any) -> Iterator[tuple[Any, ...]]:
         steps, guidance, free, strength, own, seed = values

@@ -69,10 +69,10 @@ element.addEventListener('click', (e) => {
 """Buttons of ours: what their ``data-ask`` says is the event's ``asked``."""
 
 
-def asking(ask: str, inside: str, label: str = "", more: str = "") -> str:
+def asking(ask: str, inside: str, label: str = "") -> str:
     """A button that tells the page ``ask``; ``inside`` is HTML already."""
     named = f' aria-label="{xml(label)}"' if label else ""
-    return f'<button type="button" data-ask="{xml(ask)}"{named}{more}>{inside}</button>'
+    return f'<button type="button" data-ask="{xml(ask)}"{named}>{inside}</button>'
 
 
 def picture(image: Image8, words: str, side: int = SIDE) -> str:

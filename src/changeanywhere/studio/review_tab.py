@@ -93,8 +93,8 @@ class ReviewTab:
         for name, button in self.buttons.items():
             act = self._decision(name) if name in DECISIONS else self._step(1 if name == "next" else -1)
             on(button.click, act, [], self.seen, trigger_mode="multiple", concurrency_limit=1)
-        self.wiring.asked(self.sheet, self._asked, [], [*self.filters, *self.seen])
-        self.wiring.asked(self.charts, self._asked, [], [*self.filters, *self.seen])
+        self.wiring.asked(self.sheet, self._asked, [*self.filters, *self.seen])
+        self.wiring.asked(self.charts, self._asked, [*self.filters, *self.seen])
         on(self.export.click, self._export, [self.layout], [self.exported])
 
     def names(self, session: Session) -> tuple[Any, ...]:

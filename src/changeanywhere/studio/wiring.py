@@ -31,14 +31,14 @@ class Wiring:
 
         return event(run, list(inputs), [self.message, *outputs], **(HIDDEN | more))
 
-    def asked(self, html: Any, act: Act, inputs: Sequence[Any], outputs: Sequence[Any], **more: Any) -> Any:
-        """At a click on one of our buttons in ``html``: ``act(session, asked, *values)``."""
+    def asked(self, html: Any, act: Act, outputs: Sequence[Any]) -> Any:
+        """At a click on one of our buttons in ``html``: ``act(session, asked)``."""
 
-        def run(request: gr.Request, event: gr.EventData, *values: Any) -> tuple[Any, ...]:
+        def run(request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
             asked = str((event._data or {}).get("asked", ""))[:400]
-            return self._guarded(lambda: act(self._session(request), asked, *values), len(outputs))
+            return self._guarded(lambda: act(self._session(request), asked), len(outputs))
 
-        return html.click(run, list(inputs), [self.message, *outputs], **(HIDDEN | more))
+        return html.click(run, [], [self.message, *outputs], **HIDDEN)
 
     def stream(
         self, event: Any, act: Callable[..., Iterator[tuple[Any, ...]]], inputs: Sequence[Any], outputs: Sequence[Any]
