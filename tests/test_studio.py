@@ -16,6 +16,8 @@ from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError, InputError, OutputError, PairsError
 from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.legend import Legend, LegendClass
+from changeanywhere.pairs.pictures import data_uri
+from changeanywhere.sample import rgb8
 from changeanywhere.studio import acts, charts, looks, pictures
 from changeanywhere.studio.acts import Settings
 from changeanywhere.studio.edits import AS_BEFORE, request_of, snapped
@@ -26,6 +28,7 @@ from changeanywhere.studio.review import Filter, open_review, sets_in
 from changeanywhere.studio.session import MAX_SESSIONS, Session, Sessions
 from changeanywhere.studio.studio import Studio
 from conftest import write_source
+from raster_files import write_tif
 
 SETTINGS = Settings(num_steps=3, guidance_scale=1.0, free_fraction=0.1, own_strength=False, strength=0.6, seed=4)
 HOSTILE = "<img src=x onerror=alert(1)>\"&'"
@@ -242,6 +245,28 @@ def test_filters_and_charts_count_what_is_there(studio: Studio, session: Session
             looks.ask(session, bad)
     swipe, panels = looks.pair(session)
     assert swipe.count("<img") == 2 and panels.count("<figure>") == 3
+
+
+def test_dates_of_16_bits_are_shown_in_the_stretch_of_their_set(
+    studio: Studio, session: Session, tmp_path: Path
+) -> None:
+    """One stretch for both dates: with one each, ground that is the same would look changed."""
+    source = write_source(tmp_path / "source")
+    for file in sorted((source / "images").glob("*.png")):
+        write_tif(file.with_suffix(".tif"), np.asarray(Image.open(file)).astype(np.uint16) * 40)
+        file.unlink()
+    words = ["--source", str(source), "--method", "recolour", "--num-pairs", "2", "--tile-size", "64",]
+    words += ["--image-format", "geotiff", "--events.min-area", "16"]
+    assert run(["generate", *words, "--out", str(studio.options.out / "deep")]) == 0
+    review = looks.open_set(studio, session, "deep")
+    assert review.pairs[0].image_t1.dtype == np.uint16
+    assert looks.sheet(session).count("<img") == 4
+    pair = review.pairs[0]
+    first, second = rgb8(pair)
+    swipe, _ = looks.pair(session)
+    assert all(data_uri(image, "JPEG", pictures.SIDE) in swipe for image in (first, second))
+    same = (pair.image_t1 == pair.image_t2).all(2)
+    assert same.any() and (first[same] == second[same]).all()
 
 
 def test_sets_of_others_are_not_touched(studio: Studio, session: Session, tmp_path: Path) -> None:

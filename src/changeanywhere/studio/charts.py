@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from changeanywhere.pairs.codec import decode_image
+from changeanywhere.pairs.pictures import photo
 from changeanywhere.regular import read_regular
 from changeanywhere.studio import pictures
 from changeanywhere.studio.review import Review
@@ -62,11 +63,18 @@ def sheet(review: Review, keys: Sequence[str], current: str) -> str:
         facts = review.facts[key]
         score = "" if facts.fidelity is None else f", {100 * facts.fidelity:.0f} % read"
         words = f"{key}: {decision or 'undecided'}"
-        files = review.pairs.images_of(review.numbers[key])
-        images = "".join(pictures.picture(decode_image(read_regular(file), file.name), "", THUMB) for file in files)
+        images = "".join(pictures.picture(image, "", THUMB) for image in _dates(review, review.numbers[key]))
         caption = f"{xml(key)}<br><b>{xml(decision or '–')}</b> {facts.ratio:.1f} %{score}"
         parts.append(
             f'<figure class="{xml(decision)}"{place}>{pictures.asking(f"pair:{key}", images, words)}'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     return f'<div class="ca-sheet">{"".join(parts)}</div>'
+
+
+def _dates(review: Review, number: int) -> list[pictures.Image8]:
+    """Both dates through the stretch of their set, without reading the masks."""
+    stretch = review.pairs.record_of(number).get("normalisation") or {}
+    ends = stretch.get("low", ()), stretch.get("high", ())
+    files = review.pairs.images_of(number)
+    return [photo(decode_image(read_regular(file), file.name), *ends) for file in files]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from changeanywhere.errors import InputError
 from changeanywhere.legend import Legend
+from changeanywhere.sample import rgb8
 from changeanywhere.studio import charts, pictures
 from changeanywhere.studio.review import ANY, Filter, Review, open_review
 from changeanywhere.studio.session import Session
@@ -102,7 +101,7 @@ def pair(session: Session) -> tuple[str, str]:
     review = reviewed(session)
     found = review.pairs[review.numbers[session.at]]
     facts = review.facts[session.at]
-    first, second = (pictures.rgb(_eight_bit(image)) for image in (found.image_t1, found.image_t2))
+    first, second = rgb8(found)
     panels = []
     if found.mask_t1 is not None and found.mask_t2 is not None:
         legend = Legend.load(review.folder / "legend.json")
@@ -122,12 +121,3 @@ def overview(session: Session) -> str:
     review = reviewed(session)
     names = Legend.load(review.folder / "legend.json").names
     return charts.transition_matrix(review.transitions(), names) + charts.ratio_bars(review.ratios())
-
-
-def _eight_bit(image: np.ndarray) -> pictures.Image8:
-    """Images of other depths between their own darkest and brightest hundredth."""
-    if image.dtype == np.uint8:
-        return image
-    low, high = np.percentile(image, (1, 99))
-    shown: pictures.Image8 = (((image - low) / max(float(high - low), 1e-9)).clip(0, 1) * 255).astype(np.uint8)
-    return shown

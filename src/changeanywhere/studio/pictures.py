@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.pairs.pictures import data_uri
+from changeanywhere.pairs.pictures import data_uri, photo
 from changeanywhere.text import visible, xml
 
 Image8 = npt.NDArray[np.uint8]
@@ -19,8 +19,7 @@ CHANGED = (255, 40, 40)
 
 def rgb(image: npt.NDArray[np.uint8]) -> Image8:
     """Three bands to look at, of any number."""
-    image = image[..., None] if image.ndim == 2 else image
-    return np.ascontiguousarray(image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2))
+    return photo(image, (), ())
 
 
 def over(image: Image8, colours: npt.NDArray[np.uint8], where: npt.NDArray[np.bool_], share: float = 0.5) -> Image8:
