@@ -255,7 +255,16 @@ def test_dates_of_16_bits_are_shown_in_the_stretch_of_their_set(
     for file in sorted((source / "images").glob("*.png")):
         write_tif(file.with_suffix(".tif"), np.asarray(Image.open(file)).astype(np.uint16) * 40)
         file.unlink()
-    words = ["--source", str(source), "--method", "recolour", "--num-pairs", "2", "--tile-size", "64",]
+    words = [
+        "--source",
+        str(source),
+        "--method",
+        "recolour",
+        "--num-pairs",
+        "2",
+        "--tile-size",
+        "64",
+    ]
     words += ["--image-format", "geotiff", "--events.min-area", "16"]
     assert run(["generate", *words, "--out", str(studio.options.out / "deep")]) == 0
     review = looks.open_set(studio, session, "deep")

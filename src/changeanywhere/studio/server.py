@@ -38,7 +38,8 @@ HEADERS = {
 
 
 class Doorkeeper:
-    """Refuses hosts and origins that are not ours, and bodies that are too large, or do not say how large; says what a page may load."""
+    """Refuses hosts and origins that are not ours, and bodies that are too large or do not say how large; says what a
+    page may load."""
 
     def __init__(self, app: ASGIApp, studio: Studio) -> None:
         self._app, self._studio = app, studio
