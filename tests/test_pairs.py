@@ -23,6 +23,7 @@ from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, 
 from changeanywhere.pairs.sheet import BORDER, contact_sheet
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import finalise, write_pair
+from changeanywhere.preview import draw_pairs
 from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Normalisation, SourceItem, change_mask_of
 from changeanywhere.storage import LocalStore, atomic_write
 from conftest import shared
@@ -386,3 +387,16 @@ def test_datasets_of_the_field_in_their_own_folders(tmp_path: Path, first: str, 
         assert (pair.change_mask == changed).all() and (pair.image_t2 == pair.image_t1 + 1).all()
         assert pair.mask_t1 is None, "classes of changed ground alone are no semantic mask"
     assert "3 bi-temporal pairs" in check_path(tmp_path) and "2 bi-temporal pairs" in check_path(tmp_path)
+
+
+def test_a_preview_stretches_both_dates_alike(tmp_path: Path) -> None:
+    """What has not changed looks the same, however bright what has changed is."""
+    first = np.random.default_rng(0).integers(800, 1200, (256, 256, 3), dtype=np.uint16)
+    second = first.copy()
+    second[:100] = 9000
+    changed = (first != second).any(axis=-1)
+    draw_pairs([ChangePair("k", first, second, changed)], None, tmp_path / "preview.png")
+    with Image.open(tmp_path / "preview.png") as picture:
+        sheet = np.array(picture)
+    one, two = (sheet[36:, left : left + 256][150:256] for left in (6, 268))
+    assert np.array_equal(one, two) and one.std() > 0

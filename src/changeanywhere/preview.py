@@ -45,7 +45,7 @@ def draw_pairs(pairs: Sequence[ChangePair], legend: Legend | None, file: Path) -
     rows = []
     masked = legend is not None and all(pair.mask_t1 is not None and pair.mask_t2 is not None for pair in pairs)
     for pair in pairs:
-        first, second = (_stretched(image) for image in (pair.image_t1, pair.image_t2))
+        first, second = _stretched(pair.image_t1, pair.image_t2)
         red = np.broadcast_to(np.array(CHANGED, np.uint8), second.shape)
         panels = [first, second, _over(second, red, pair.change_mask)]
         if masked and legend is not None and pair.mask_t1 is not None and pair.mask_t2 is not None:
@@ -61,13 +61,15 @@ def _eight_bit(pixels: npt.NDArray[np.float32]) -> Pixels:
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 
-def _stretched(image: Image) -> Pixels:
-    """As it is in 8 bits; else between the 2nd and 98th percentile of all bands."""
-    image = image[..., None] if image.ndim == 2 else image
-    if image.dtype != np.uint8:
-        low, high = np.percentile(image, (2, 98))
-        image = np.clip((image.astype(np.float32) - low) / max(float(high - low), 1e-9) * 255, 0, 255).astype(np.uint8)
-    return np.asarray(image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2))
+def _stretched(*dates: Image) -> list[Pixels]:
+    """As they are in 8 bits; else between the 2nd and 98th percentile of all bands and dates: what has not changed must
+    not look as if it had."""
+    if any(image.dtype != np.uint8 for image in dates):
+        low, high = np.percentile(np.concatenate([image.ravel() for image in dates]), (2, 98))
+        scaled = ((image.astype(np.float32) - low) / max(float(high - low), 1e-9) * 255 for image in dates)
+        dates = tuple(np.clip(image, 0, 255).astype(np.uint8) for image in scaled)
+    columns = (image[..., None] if image.ndim == 2 else image for image in dates)
+    return [np.asarray(c[..., :3] if c.shape[2] >= 3 else np.repeat(c[..., :1], 3, axis=2)) for c in columns]
 
 
 def _in_colours(mask: Mask, legend: Legend) -> Pixels:
