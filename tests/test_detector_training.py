@@ -114,6 +114,7 @@ def test_fine_tuning_starts_from_a_folder_and_few_shot_from_a_list(recipe: Recip
         torch.testing.assert_close(new, old, msg=name)
     with pytest.raises(ConfigError, match=r"is a fc_siam_diff; detector\.name is fc_ef"):
         train_detector(replace(recipe, detector=replace(few, name="fc_ef"), init=str(folder)), tmp_path / "c")
+    assert not (tmp_path / "c/training/detector/leases").exists(), "what is refused holds nothing"
     (tmp_path / "few.txt").write_text("nothere\n")
     with pytest.raises(ConfigError, match="nothere is not in split 'train'"):
         train_detector(replace(recipe, detector=few), tmp_path / "d")

@@ -308,3 +308,24 @@ def test_a_model_that_paints_is_there_from_the_first_checkpoint(
     train_denoiser(source_of(recipe), recipe, tmp_path / "out")
     found = weights(tmp_path / "out" / "model")
     assert all(torch.equal(value, found[name]) for name, value in unbroken.items())
+
+
+def test_a_renewal_that_fails_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, for a moment: whoever holds the lease keeps it."""
+    monkeypatch.setattr(leases, "RENEWED_EVERY", 0.02)
+    store = LocalStore(tmp_path)
+    put, failed, renewed = store.put, threading.Event(), threading.Event()
+
+    def put_but_once(name: str, content: bytes) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OutputError(f"{name}: cannot be written (No space left on device)")
+        put(name, content)
+        renewed.set()
+
+    held = Leases(store)
+    assert held.claim("training")
+    monkeypatch.setattr(store, "put", put_but_once)
+    with held.renewed():
+        assert renewed.wait(10) and failed.is_set()
+    assert not (tmp_path / "leases").exists() or not list((tmp_path / "leases").iterdir())

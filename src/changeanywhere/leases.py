@@ -13,10 +13,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from changeanywhere.documents import parse_json
+from changeanywhere.errors import OutputError
 from changeanywhere.machine import read_file, this_machine
 from changeanywhere.storage import Store, process_is_alive
 
@@ -84,7 +85,11 @@ class Leases:
 
     @contextmanager
     def renewed(self) -> Iterator[None]:
-        """Renew all that are held, every :data:`RENEWED_EVERY` seconds, until the context ends."""
+        """Renew all that are held, every :data:`RENEWED_EVERY` seconds, until the context ends.
+
+        A renewal that cannot be written (a full disk, a service that is away) is made up for by the next; whoever holds
+        the lease writes to the same place, and says what is wrong with it.
+        """
         over = threading.Event()
 
         def renew() -> None:
@@ -92,7 +97,8 @@ class Leases:
                 with self._lock:
                     for name in self._held:
                         self._held[name] += 1
-                        self._store.put(_file(name), self._content(self._held[name]))
+                        with suppress(OutputError):
+                            self._store.put(_file(name), self._content(self._held[name]))
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()

@@ -46,12 +46,14 @@ def train_critic(
     recipe.check("critic")
     place = find_first_stage(out, first_stage_folder, recipe.init)
     processes = Processes(recipe.run)
-    folder = TrainingFolder(out, "critic", recipe, processes, source.fingerprint())
-    first_stage = load_first_stage(place).to(processes.device)
-    latents, views = out / "training" / "latents", range(recipe.denoiser.views)
-    tiles = mixture_of(source, recipe.data)
-    cache = build_latent_cache(latents, source, first_stage, views, tiles, processes, progress)
-    return train_stage(CriticTraining(recipe, processes, source, latents_hash(place), cache), folder, progress, stop)
+    with TrainingFolder(out, "critic", recipe, processes, source.fingerprint()) as folder:
+        first_stage = load_first_stage(place).to(processes.device)
+        latents, views = out / "training" / "latents", range(recipe.denoiser.views)
+        tiles = mixture_of(source, recipe.data)
+        cache = build_latent_cache(latents, source, first_stage, views, tiles, processes, progress)
+        return train_stage(
+            CriticTraining(recipe, processes, source, latents_hash(place), cache), folder, progress, stop
+        )
 
 
 class CriticTraining(Stage):

@@ -56,10 +56,10 @@ def train_denoiser(
     recipe.check("denoiser")
     first_stage_folder = find_first_stage(out, first_stage_folder, recipe.init)
     processes = Processes(recipe.run)
-    folder = TrainingFolder(out, "denoiser", recipe, processes, source.fingerprint())
-    first_stage = load_first_stage(first_stage_folder).to(processes.device)
-    cache = _tiles_of(recipe, source, first_stage, processes, out, progress)
-    return train_stage(DenoiserTraining(recipe, processes, source, first_stage, cache), folder, progress, stop)
+    with TrainingFolder(out, "denoiser", recipe, processes, source.fingerprint()) as folder:
+        first_stage = load_first_stage(first_stage_folder).to(processes.device)
+        cache = _tiles_of(recipe, source, first_stage, processes, out, progress)
+        return train_stage(DenoiserTraining(recipe, processes, source, first_stage, cache), folder, progress, stop)
 
 
 def _tiles_of(

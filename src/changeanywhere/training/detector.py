@@ -54,8 +54,8 @@ def train_detector(
         val = _validation_pairs(settings)
         val = val and val.keeping(recipe.run.keep_mib)
     processes = Processes(recipe.run)
-    folder = TrainingFolder(out, "detector", recipe, processes, _hash_of(train))
-    return train_stage(DetectorTraining(recipe, processes, train, val), folder, progress, stop)
+    with TrainingFolder(out, "detector", recipe, processes, _hash_of(train)) as folder:
+        return train_stage(DetectorTraining(recipe, processes, train, val), folder, progress, stop)
 
 
 def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None = None) -> PairDataset:

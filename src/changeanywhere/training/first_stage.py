@@ -41,8 +41,8 @@ def train_first_stage(
     """Train, or resume, in ``out/training/first_stage``; returns ``out/first_stage``, the finished folder."""
     recipe.check("first_stage")
     processes = Processes(recipe.run)
-    folder = TrainingFolder(out, "first_stage", recipe, processes, source.fingerprint())
-    return train_stage(FirstStageTraining(recipe, processes, source), folder, progress, stop)
+    with TrainingFolder(out, "first_stage", recipe, processes, source.fingerprint()) as folder:
+        return train_stage(FirstStageTraining(recipe, processes, source), folder, progress, stop)
 
 
 def chroma(images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ class TrainingFolder:
 
     The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference.
     Only ``num_steps`` and the :data:`ADJUSTABLE` settings of ``run`` may change, and ``content``, a hash of the
-    training data, must not. Of several processes the main one writes, the others only read.
+    training data, must not. Of several processes the main one writes, the others only read. As a context it gives the
+    folder back at its end, also where a training is refused before its first step.
     """
 
     def __init__(self, out: Path, stage: str, recipe: Recipe, processes: Processes, content: str) -> None:
@@ -67,6 +68,12 @@ class TrainingFolder:
                 self.close()
                 raise
         processes.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _refuse_links(self) -> None:
         """Nothing is written through a link that leads out of the folder of the run."""

@@ -37,8 +37,8 @@ def train_segmenter(
     content = source.fingerprint()
     if recipe.segmenter.decoded:
         content = f"{content}-{content_of(recipe.segmenter.first_stage)}"
-    folder = TrainingFolder(out, "segmenter", recipe, processes, content)
-    return train_stage(SegmenterTraining(recipe, processes, source), folder, progress, stop)
+    with TrainingFolder(out, "segmenter", recipe, processes, content) as folder:
+        return train_stage(SegmenterTraining(recipe, processes, source), folder, progress, stop)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
