@@ -19,7 +19,7 @@ from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptio
 from changeanywhere.benchmark.pictures import outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
 from changeanywhere.benchmark.published import read_published
-from changeanywhere.benchmark.statistics import paired_gain, scene_of, visible_gain
+from changeanywhere.benchmark.statistics import degrees_of_freedom, groups_of, paired_gain, scene_of, visible_gain
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
 from changeanywhere.benchmark.trainings import Cell, is_flat
@@ -181,7 +181,11 @@ def test_a_plan_before_the_run(options: BenchmarkOptions) -> None:
     plan = (options.out / "plan.md").read_text()
     assert "| fc_ef | pre-training on made | 1 | 4 | 4.00 |" in plan
     assert "| fc_ef | only-sup | 4 | 16 | 16.00 |" in plan, "both rates at the first of three seeds"
-    assert "3 seeds" in plan and "corrected for 2 comparisons" in plan
+    assert "One pre-training: no gain can be claimed." in plan
+    other = replace(dry, pretrain_seeds=[0, 1], out=options.out.parent / "other")
+    run_benchmark(other)
+    plan = (other.out / "plan.md").read_text()
+    assert "3 seeds at 2 pre-trainings" in plan and "corrected for 3 comparisons" in plan
     with pytest.raises(ConfigError, match="step_seconds"):
         replace(options, step_seconds={"bit_r18": 1.0}).check()
 
@@ -344,6 +348,75 @@ def test_the_gain_that_could_be_seen_is_seen_four_times_in_five() -> None:
         assert gain is not None
         seen += gain.is_certain(12)
     assert 0.68 < seen / 150 < 0.95
+
+
+def test_seeds_of_one_pretraining_are_drawn_together() -> None:
+    """Three pre-trainings of unequal luck: eight seeds are no eight draws of it; one pre-training claims nothing."""
+    luck = [0.02, 0.10, 0.18, 0.02, 0.10, 0.18, 0.02, 0.10]
+    before = [{"seed": s, "f1": 0.5} for s in range(8)]
+    alone = [{"seed": s, "f1": 0.5 + d} for s, d in enumerate(luck)]
+    shared = [{**cell, "pretraining_seed": s % 3} for s, cell in enumerate(alone)]
+    free, tied = paired_gain(alone, before), paired_gain(shared, before)
+    assert free is not None and tied is not None and free.gain == pytest.approx(tied.gain) == pytest.approx(0.09)
+    assert (free.seeds, free.pretrainings, free.freedom) == (8, 8, 7) and (tied.pretrainings, tied.freedom) == (3, 2)
+    assert free.error == pytest.approx(np.std(luck, ddof=1) / np.sqrt(8), rel=0.05)
+    sums = np.array([3 * 0.02, 3 * 0.10, 2 * 0.18]) - np.array([3, 3, 2]) * 0.09
+    assert tied.error == pytest.approx(np.sqrt(3 / 2 * (sums**2).sum()) / 8, rel=0.12), "between pre-trainings alone"
+    assert free.is_certain(1) and not tied.is_certain(1)
+    one = paired_gain([{**cell, "pretraining_seed": 0} for cell in alone], before)
+    assert one is not None and one.error == pytest.approx(free.error) and not one.is_certain(1)
+    assert one.interval(1) == (float("-inf"), float("inf")) and one.pretrainings == 1
+    base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None}
+    cells = [{**base, **cell, "arm": "only-sup"} for cell in before]
+    cells += [{**base, **cell, "arm": "made", "pretraining_seed": 0} for cell in alone]
+    (gain,) = (row["gains"]["only-sup"] for row in summarise(cells) if row["arm"] == "made")
+    assert gain["interval"] is None and gain_text(gain).endswith("(one pre-training: not claimed)")
+
+
+def test_groups_of_pretrainings() -> None:
+    def cells(*seeds: int | None) -> list[dict[str, int]]:
+        return [{} if seed is None else {"pretraining_seed": seed} for seed in seeds]
+
+    def groups(one: list[dict[str, int]], two: list[dict[str, int]]) -> list[list[int]]:
+        return groups_of(list(zip(one, two, strict=True)))
+
+    assert groups(cells(None, None, None), cells(None, None, None)) == [[0], [1], [2]]
+    assert groups(cells(0, 1, 0, 1), cells(None, None, None, None)) == [[0, 2], [1, 3]]
+    assert groups(cells(0, 1, 0, 1), cells(0, 1, 0, 1)) == [[0, 2], [1, 3]]
+    assert groups(cells(0, 1, 2), cells(5, 5, 6)) == [[0, 1], [2]], "the other arm's pre-training ties them"
+    assert groups(cells(0, 1, 0, 1), cells(0, 0, 1, 1)) == [[0, 1, 2, 3]]
+    values = np.array([1.0, 2.0, 4.0, 7.0])
+    assert degrees_of_freedom(values, [[0], [1], [2], [3]]) == 3 and degrees_of_freedom(values, [[0, 1, 2, 3]]) == 0
+    # Sums of groups about the mean of 3.5: 3 - 7 and 11 - 7; within: 2 × 0.25 and 2 × 2.25.
+    assert degrees_of_freedom(values, [[0, 1], [2, 3]]) == pytest.approx((32 + 5) ** 2 / (32**2 / 1 + 5**2 / 2))
+    assert degrees_of_freedom(np.ones(4), [[0, 1], [2, 3]]) == 1
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.5])
+def test_a_gain_that_is_none_is_seldom_claimed_where_pretrainings_are_shared(luck: float) -> None:
+    """``luck``: share of the variance that lies between pre-trainings. Drawn as eight seeds, 16 % are claimed."""
+    rng = np.random.default_rng(0)
+    claimed = 0
+    for _ in range(300):
+        noise = np.sqrt(luck) * rng.normal(size=3)[np.arange(8) % 3] + np.sqrt(1 - luck) * rng.normal(size=8)
+        cells = [{"seed": s, "f1": 0.5 + d, "pretraining_seed": s % 3} for s, d in enumerate(0.05 * noise)]
+        gain = paired_gain(cells, [{"seed": s, "f1": 0.5} for s in range(8)])
+        assert gain is not None
+        claimed += gain.is_certain(1)
+    assert claimed / 300 < 0.08
+
+
+def test_the_gain_that_could_be_seen_at_shared_pretrainings() -> None:
+    few, many, none = (visible_gain(0.05, 8, 12, count) for count in (3, 8, 1))
+    assert none is None and many == visible_gain(0.05, 8, 12) and few is not None and many is not None and few > many
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(150):
+        cells = [{"seed": s, "f1": 0.5 + d, "pretraining_seed": s % 3} for s, d in enumerate(rng.normal(few, 0.05, 8))]
+        gain = paired_gain(cells, [{"seed": s, "f1": 0.5} for s in range(8)])
+        assert gain is not None
+        seen += gain.is_certain(12)
+    assert 0.65 < seen / 150 < 0.95
 
 
 def test_gains_are_differences_seed_by_seed() -> None:

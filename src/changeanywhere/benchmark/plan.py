@@ -107,11 +107,13 @@ def power_note(options: BenchmarkOptions, cells: Sequence[Cell]) -> list[str]:
     if not count or not shares:
         return ["No arm is held against another: nothing to see."]
     seeds = min(options.count_of_seeds(share) for share in shares)
-    found = {spread: visible_gain(spread, seeds, count) for spread in SPREADS}
+    shared = len(options.pretrain_seeds)
+    found = {spread: visible_gain(spread, seeds, count, shared) for spread in SPREADS}
     if found[SPREADS[0]] is None:
-        return ["One seed: no gain can be claimed."]
+        return [f"{'One seed' if seeds < 2 else 'One pre-training'}: no gain can be claimed."]
     seen = ", ".join(f"{100 * s:g} → {100 * (gain or 0):.1f}" for s, gain in found.items())
     return [
-        f"Gain in F1 (points) that {seeds} seeds show four times in five, corrected for {count} comparisons, by the "
-        f"spread of single differences: {seen}."
+        f"Gain in F1 (points) that {seeds} seeds at {min(shared, seeds)} pre-trainings show four times in five, "
+        f"corrected for {count} comparisons, by the spread of single differences: {seen}. (Where pre-trainings differ "
+        "by more than seeds do, less is seen.)"
     ]

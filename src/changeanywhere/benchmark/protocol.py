@@ -161,8 +161,9 @@ class Benchmark:
             folder = trained.folder
             details |= {"learning_rate": trained.learning_rate, "steps": trained.steps, "validation_f1": trained.best}
             details |= {"candidates": options.candidates, "rates": len(options.rates), "curve": trained.curve}
-            if pretrained:
-                details["pretraining_seed"] = self.trainings.seed_of_pretraining(cell.seed)
+        if pretrained:  # of the pre-training that it goes on from: seeds that share one are drawn together
+            seed = self.trainings.seed_of_pretraining(cell.seed) if cell.share else cell.seed
+            details["pretraining_seed"] = self.trainings.first_alike(cell.detector, cell.arm, seed)
         scores = self._scores(folder, self.test)
         whole = sum_of(scores)
         seconds = round(time.perf_counter() - started, 1)

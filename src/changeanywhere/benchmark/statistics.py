@@ -1,5 +1,10 @@
-"""What a difference between two arms is worth: paired over seeds, resampled over seeds and test scenes, corrected for
-the number of comparisons; and, before a run, which difference could be seen."""
+"""What a difference between two arms is worth: paired over seeds, resampled over pre-trainings, seeds within them and
+test scenes, corrected for the number of comparisons; and, before a run, which difference could be seen.
+
+Seeds that go on from one pre-training share its luck. They are a cluster: pre-trainings are drawn first, then seeds
+within them (Davison & Hinkley 1997, §3.8), and Student's t has the degrees of freedom that Satterthwaite (1946) gives
+to a sum of two variances, between pre-trainings and within them.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +34,18 @@ class Gain:
 
     gain: float
     error: float
-    """Standard error over seeds and test scenes, drawn together; 0 with one seed: then nothing is claimed."""
+    """Standard error over pre-trainings, seeds and test scenes, drawn together; 0 with one seed."""
     seeds: int
+    pretrainings: int
+    """Independent groups of seeds: as many as ``seeds`` where none share a pre-training."""
+    freedom: float
+    """Degrees of freedom of the error; 0 with one pre-training, or one seed: then nothing is claimed."""
 
     def interval(self, comparisons: int) -> tuple[float, float]:
-        """That holds for all of so many comparisons at once with 95 % (Bonferroni, Student's t over seeds)."""
-        if self.seeds < 2:
+        """That holds for all of so many comparisons at once with 95 % (Bonferroni, Student's t)."""
+        if not self.freedom:
             return float("-inf"), float("inf")
-        reach = float(stats.t.ppf(1 - ALPHA / (2 * comparisons), self.seeds - 1)) * self.error
+        reach = float(stats.t.ppf(1 - ALPHA / (2 * comparisons), self.freedom)) * self.error
         return self.gain - reach, self.gain + reach
 
     def is_certain(self, comparisons: int) -> bool:
@@ -56,28 +65,73 @@ def paired_gain(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
     """Of ``cells`` over ``others``, seed by seed; None where they share no seed.
 
     Where cells hold counts by scene (``scenes``: scene → TP, FP, FN, TN), scenes are drawn anew too, the same ones for
-    both arms; else (cells of earlier editions) seeds alone.
+    both arms; else (cells of earlier editions) seeds alone. Cells with one ``pretraining_seed`` share a pre-training;
+    where all do, the error is that of seeds on this one.
     """
     own, other = ({cell["seed"]: cell for cell in group} for group in (cells, others))
     seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return None
     pairs = [(own[seed], other[seed]) for seed in seeds]
-    gain = float(np.mean([(one["f1"] or 0.0) - (two["f1"] or 0.0) for one, two in pairs]))
+    differences = np.array([[(one["f1"] or 0.0) - (two["f1"] or 0.0) for one, two in pairs]])
+    gain = float(differences.mean())
+    groups = groups_of(pairs)
     if len(seeds) < 2:
-        return Gain(gain, 0.0, 1)
+        return Gain(gain, 0.0, 1, 1, 0.0)
     rng = stream("benchmark.bootstrap", 0)
-    drawn = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), RESAMPLED) / len(seeds)
+    drawn, units = draws_of(groups, rng)
+    freedom = degrees_of_freedom(differences[0], groups)
     if all("scenes" in cell for pair in pairs for cell in pair):
         scenes = sorted(pairs[0][0]["scenes"])
         weights = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), RESAMPLED).astype(float)
         sides = [np.stack([_f1_of(cell, scenes, weights) for cell in side], 1) for side in zip(*pairs, strict=True)]
         differences = sides[0] - sides[1]
-    else:
-        differences = np.array([[(one["f1"] or 0.0) - (two["f1"] or 0.0) for one, two in pairs]])
     means = (differences * drawn).sum(1)
-    # Resampling n seeds shows (n - 1) / n of their variance.
-    return Gain(gain, float(means.std(ddof=1)) * float(np.sqrt(len(seeds) / (len(seeds) - 1))), len(seeds))
+    # Resampling n units shows (n - 1) / n of their variance.
+    error = float(means.std(ddof=1)) * float(np.sqrt(units / (units - 1)))
+    return Gain(gain, error, len(seeds), len(groups), freedom)
+
+
+def groups_of(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[list[int]]:
+    """Places of ``pairs`` that hang together: on either side they share a pre-training, or with one that does."""
+    groups: list[tuple[set[tuple[int, Any]], list[int]]] = []
+    for place, pair in enumerate(pairs):
+        names = {(side, cell["pretraining_seed"]) for side, cell in enumerate(pair) if "pretraining_seed" in cell}
+        places = [place]
+        for group in [group for group in groups if group[0] & names]:
+            groups.remove(group)
+            names, places = names | group[0], group[1] + places
+        groups.append((names, places))
+    return sorted(sorted(places) for _, places in groups)
+
+
+def draws_of(groups: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple[Floats, int]:
+    """Weights of seeds in every draw, float ``[draws, seeds]``, each row's sum 1, and how many units were drawn from:
+    groups, then seeds within each that was drawn; seeds alone where there is one group."""
+    if len(groups) == 1:
+        groups = [[place] for place in groups[0]]
+    count = len(groups)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), RESAMPLED)
+    weights = np.zeros((RESAMPLED, sum(map(len, groups))))
+    for group, times in zip(groups, drawn.T, strict=True):
+        weights[:, list(group)] = rng.multinomial(times * len(group), np.full(len(group), 1 / len(group)))
+    return weights / weights.sum(1, keepdims=True), count
+
+
+def degrees_of_freedom(differences: Floats, groups: Sequence[Sequence[int]]) -> float:
+    """Of the error that :func:`draws_of` shows, of differences float ``[seeds]``; 0 with one group.
+
+    Satterthwaite: (V1 + V2)² / (V1² / (groups - 1) + V2² / (seeds - groups)), V1 between groups, V2 within them.
+    """
+    count, seeds = len(groups), len(differences)
+    if count in (1, seeds):
+        return float(seeds - 1) if count > 1 else 0.0
+    parts = [differences[list(group)] for group in groups]
+    between = sum((part.sum() - len(part) * differences.mean()) ** 2 for part in parts)
+    within = sum(len(part) * part.var() for part in parts)
+    if not between + within:
+        return float(count - 1)
+    return float((between + within) ** 2 / (between**2 / (count - 1) + within**2 / (seeds - count)))
 
 
 def _f1_of(cell: Mapping[str, Any], scenes: Sequence[str], weights: Floats) -> Floats:
@@ -88,12 +142,19 @@ def _f1_of(cell: Mapping[str, Any], scenes: Sequence[str], weights: Floats) -> F
     return f1
 
 
-def visible_gain(spread: float, seeds: int, comparisons: int) -> float | None:
+def visible_gain(spread: float, seeds: int, comparisons: int, pretrainings: int | None = None) -> float | None:
     """The least true gain that ``seeds`` show four times in five, where single differences spread by ``spread``; None
-    with one seed."""
-    if seeds < 2:
+    with one seed, or one pre-training.
+
+    ``pretrainings``: at how many the seeds take turns; None: none are shared. That they differ by no more than seeds do
+    is assumed: where they do, less is seen.
+    """
+    count = seeds if pretrainings is None else min(pretrainings, seeds)
+    if count < 2:
         return None
-    needed = stats.t.ppf(1 - ALPHA / (2 * comparisons), seeds - 1) + stats.t.ppf(POWER, seeds - 1)
+    ratio = count * (seeds - count) / ((count - 1) * seeds)  # of the expected variance within to that between
+    freedom = (1 + ratio) ** 2 / (1 / (count - 1) + ratio**2 / max(seeds - count, 1))
+    needed = stats.t.ppf(1 - ALPHA / (2 * comparisons), freedom) * np.sqrt(1 + ratio) + stats.t.ppf(POWER, freedom)
     return float(needed * spread / np.sqrt(seeds))
 
 

@@ -21,10 +21,10 @@ from changeanywhere.text import csv_cell, markdown
 NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
     "confusion matrix over the whole test set. Gains are differences seed by seed (the same labels for\n"
-    "every arm), with their standard error over seeds and test scenes drawn together, and the interval that\n"
-    "holds for all {count} comparisons at once with 95 % (Bonferroni, Student's t over seeds); a gain whose\n"
-    "interval holds 0 is noise. Seeds take turns at the pre-trainings: the luck of one pre-training is in the\n"
-    "spread, but that seeds share one is not."
+    "every arm), with their standard error over pre-trainings, seeds within them and test scenes drawn\n"
+    "together, and the interval that holds for all {count} comparisons at once with 95 % (Bonferroni, Student's\n"
+    "t); a gain whose interval holds 0 is noise. Seeds that share one pre-training share its luck: where all\n"
+    "share one, nothing is claimed."
 )
 HEADINGS = (
     *("detector", "labels", "arm", "seeds", "steps on labels", "rates × candidates"),
@@ -52,7 +52,9 @@ def gain_text(gain: Mapping[str, Any]) -> str:
     if gain["interval"] and gain["claimed"]:
         low, high = gain["interval"]
         text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    text += "" if gain["certain"] else " (within noise)" if gain["claimed"] else " (not claimed)"
+    alone = gain["pretrainings"] == 1 < gain["seeds"]
+    unsure = "one pre-training: not claimed" if alone else "within noise" if gain["claimed"] else "not claimed"
+    text += "" if gain["certain"] else f" ({unsure})"
     if gain["collapsed"]:
         sound = "none is sound" if gain["sound_f1"] is None else f"{100 * gain['sound_f1']:+.1f} where neither has"
         text += f" (collapsed in {gain['collapsed']} pairs of cells: {sound})"

@@ -87,6 +87,16 @@ class Trainings:
         place = self.options.seeds.index(seed) if seed in self.options.seeds else seed
         return seeds[place % len(seeds)]
 
+    def first_alike(self, detector: str, arm: str, seed: int) -> int:
+        """The first seed of pre-training with the weights of ``seed``: a detector that was handed in may be one for all
+        seeds."""
+        place = self.options.pretrained.get(arm)
+        if place is None:
+            return seed
+        found = handed_in(place, detector, seed)
+        seeds = (other for other in self.options.pretrain_seeds if handed_in(place, detector, other) == found)
+        return next(seeds, seed)
+
     def pretrained(self, detector: str, arm: str, seed: int) -> Path:
         """The detector, pre-trained on the arm's set with ``seed``: last weights, no selection. Trained at first use,
         or as it was handed in."""
