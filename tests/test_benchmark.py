@@ -185,7 +185,7 @@ def test_a_plan_before_the_run(options: BenchmarkOptions) -> None:
     other = replace(dry, pretrain_seeds=[0, 1], out=options.out.parent / "other")
     run_benchmark(other)
     plan = (other.out / "plan.md").read_text()
-    assert "3 seeds at 2 pre-trainings" in plan and "corrected for 3 comparisons" in plan
+    assert "3 seeds at 2 pre-trainings" in plan and "corrected for 2 comparisons" in plan
     with pytest.raises(ConfigError, match="step_seconds"):
         replace(options, step_seconds={"bit_r18": 1.0}).check()
 
