@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import change_windows, cut
+from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
 

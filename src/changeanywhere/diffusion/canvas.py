@@ -14,11 +14,11 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls, NoiseSource, mask_conditions
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 
 GUARD = 2

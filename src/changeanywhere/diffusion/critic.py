@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import changed_cells
 from changeanywhere.diffusion.options import CriticOptions, Sampling
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.critic import Critic, cell_classes
 from changeanywhere.models.denoiser import Denoiser, one_hot
 from changeanywhere.seeds import pair_seed

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls, OnStep, changed_cells, mask_conditions, unknown_cells
@@ -22,6 +21,7 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import LatentWindow, change_windows, cut
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
 

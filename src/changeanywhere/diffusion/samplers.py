@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from changeanywhere.diffusion.options import SAMPLERS
 from changeanywhere.errors import ConfigError
+from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 SHARED_SETTINGS = (
     "num_train_timesteps",
@@ -61,6 +61,8 @@ def build_sampler(name: str, schedule: DDPMScheduler, num_steps: int, device: to
         sampler.set_timesteps(timesteps=falling_timesteps(num_steps, limit), device=device)
         return sampler
     else:
+        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler  # and scipy.stats with it
+
         sampler = UniPCMultistepScheduler(**shared, solver_order=2, timestep_spacing="trailing")
     sampler.set_timesteps(num_steps, device=device)
     return sampler

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls
@@ -26,6 +25,7 @@ from changeanywhere.diffusion.canvas import (
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import PlaceNoise
 from changeanywhere.diffusion.scene_groups import Cover, Group, SceneView, in_pixels
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 
 CODES = 32_767

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from changeanywhere.errors import LegendError, ModelError
 from changeanywhere.legend import Legend
+from changeanywhere.models.borrowed import UNet2DModel
 from changeanywhere.models.checkpoint import read_safetensors
 from changeanywhere.models.configuration import DENOISER, read_description
 from changeanywhere.models.denoiser import one_hot

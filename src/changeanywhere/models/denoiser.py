@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import ConfigMixin, ModelMixin, UNet2DModel
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from changeanywhere.models.borrowed import ConfigMixin, ModelMixin, UNet2DModel, register_to_config
 from changeanywhere.models.first_stage import DOWNSAMPLING
 
 

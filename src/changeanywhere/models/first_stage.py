@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from diffusers import VQModel
 from torch import Tensor, nn
+
+from changeanywhere.models.borrowed import VQModel
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, ModelMixin, UNet2DModel, VQModel
-from diffusers.configuration_utils import FrozenDict
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.legend import Legend
+from changeanywhere.models.borrowed import DDPMScheduler, FrozenDict, ModelMixin, UNet2DModel, VQModel
 from changeanywhere.models.checkpoint import read_safetensors
 from changeanywhere.models.configuration import (
     DENOISER,
@@ -213,11 +214,25 @@ def load_network(kind: Any, folder: Path, rules: Mapping[str, Rule], dtype: torc
     """A network of diffusers: its configuration looked at, built without memory, then given weights that fit."""
     place = folder / "config.json"
     known, unknown = read_configuration(place, kind.__name__, rules)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         network = _built(kind, known, unknown, place)
     torch.nn.Module.to(network, dtype)  # diffusers' own says that weights should be cast while they are read
     load_weights(network, _weights_of(folder), folder, f"the {kind.__name__} of config.json")
     return network.eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Weights are not drawn: others are put in their place. On a device without memory torch draws them by way of its
+    compiler, whose import takes longer than all else here."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        """As torch calls it: ``function`` with its arguments, unless it is one of ``torch.nn.init``."""
+        named = named or {}
+        if getattr(function, "__module__", "") == init.__name__:
+            return named["tensor"] if "tensor" in named else arguments[0]
+        return function(*arguments, **named)
 
 
 def _built(kind: Any, known: Mapping[str, Any], unknown: Mapping[str, Any], place: Path) -> Any:

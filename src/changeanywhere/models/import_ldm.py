@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel, VQModel
 from torch import Tensor
 
 from changeanywhere.errors import ModelError
 from changeanywhere.legend import Legend
+from changeanywhere.models.borrowed import DDPMScheduler, UNet2DModel, VQModel
 from changeanywhere.models.checkpoint import read_weights_file
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage, build_vq_model

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import VQModel
 from torch import Tensor, nn
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.models.borrowed import VQModel
 from changeanywhere.models.first_stage import DOWNSAMPLING
 
 LEVEL = 2.0  # of the constant carriers; images are in [-1, 1]. Larger: more exactly linear, and slower to train

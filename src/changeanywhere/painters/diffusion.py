@@ -31,6 +31,10 @@ EXACT = partial(torch.backends.cudnn.flags, enabled=True, deterministic=True, al
 """float32 is float32 on a GPU too (convolutions have 10 bits of mantissa unless told otherwise), and the same twice."""
 
 
+NO_WORKSPACE = ("unable to find an engine", "CUDNN_STATUS_NOT_SUPPORTED", "_STATUS_ALLOC_FAILED")
+"""What convolutions and products say that got no memory to work in: no :class:`torch.OutOfMemoryError`."""
+
+
 class DiffusionPainter:
     """encode (each tile once) → blended diffusion → decode, on one device."""
 
@@ -93,7 +97,9 @@ class DiffusionPainter:
             try:
                 with EXACT():
                     return self._paint(batch)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not is_out_of_memory(error):
+                    raise
                 if len(batch) == 1:
                     raise ConfigError(
                         f"device {self.pipeline.device} has no memory for one pair; give a smaller --tile-size or "
@@ -163,6 +169,11 @@ class DiffusionPainter:
         return batch.exemplars or exemplars_of(
             images, batch.samples, batch.plans, batch.donors, self.sampling, self.pipeline.legend
         )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a smaller batch may succeed where this was raised."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_WORKSPACE)
 
 
 def critic_of(settings: PainterSettings, pipeline: ChangePairPipeline) -> Critic | None:

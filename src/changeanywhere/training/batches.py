@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -156,6 +157,19 @@ def loaded(batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         raise ChangeAnywhereError(
             f"a process that reads for the training failed: {last}; the same command resumes"
         ) from error
+
+
+def drawn_ahead(draw: Callable[[int], Batch], steps: range, beside: bool) -> Generator[Batch, None, None]:
+    """``draw(step)`` of each step in their order; ``beside``: in a thread, while the step before it is taken."""
+    if not beside:
+        yield from map(draw, steps)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[Batch] | None = None
+        for step in steps:
+            drawn = ahead.result() if ahead else draw(step)
+            ahead = pool.submit(draw, step + 1) if step + 1 in steps else None
+            yield drawn
 
 
 def outlive_sigterm(_: int) -> None:

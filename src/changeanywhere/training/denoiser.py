@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Cells, sample_latents
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.errors import ModelError, OutputError
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
@@ -25,7 +26,7 @@ from changeanywhere.sample import SourceItem
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import JoinedSource, Source
 from changeanywhere.terminal import say
-from changeanywhere.training.batches import mixture_of
+from changeanywhere.training.batches import drawn_ahead, mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initialise_denoiser
@@ -176,6 +177,9 @@ class DenoiserTraining(Stage):
         )
         self.learners = (Learner(self.denoiser, optimizer, settings.gradient_clip),)
         self.schedule = noise_schedule(settings.prediction_type)
+        # Where steps read it: a recording copies nothing from the host.
+        self.schedule.alphas_cumprod = self.schedule.alphas_cumprod.to(processes.device)
+        self.recordable = self.num_parts == 1 and not recipe.run.compile
 
     def _fresh(self) -> Denoiser:
         latent_channels = self.first_stage.latent_mean.numel()
@@ -199,15 +203,21 @@ class DenoiserTraining(Stage):
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
-        settings, rows = self.settings, self.rows
+        settings, rows, processes = self.settings, self.rows, self.processes
         num_timesteps = int(self.schedule.config.num_train_timesteps)
-        for step in range(first_step, self.num_steps):
-            latents, masks = self.cache.batch(self.batch_size, self.seed, step, rows)
+        shape = self.cache.latent_shape
+
+        def noise_of(step: int) -> Batch:
             generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
-            noise = draw_noise(
-                latents.shape[1:], self.batch_size, rows, settings.mask_dropout, num_timesteps, generator
-            )
-            yield tuple(t.to(self.processes.device, non_blocking=True) for t in (latents, masks, *noise))
+            drawn = draw_noise(shape, self.batch_size, rows, settings.mask_dropout, num_timesteps, generator)
+            return tuple(processes.pinned(tensor) for tensor in drawn)
+
+        steps = range(first_step, self.num_steps)
+        # A GPU takes a step in the time in which a processor draws the noise of the next one.
+        with closing(drawn_ahead(noise_of, steps, processes.device.type == "cuda")) as noises:
+            for step, noise in zip(steps, noises, strict=True):
+                tiles = (processes.pinned(t) for t in self.cache.batch(self.batch_size, self.seed, step, rows))
+                yield tuple(t.to(processes.device, non_blocking=True) for t in (*tiles, *noise))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """The error of the predicted noise."""
@@ -243,7 +253,8 @@ class DenoiserTraining(Stage):
         optimizer = self.learners[0].optimizer
         fused = optimizer.param_groups[0]["fused"]
         optimizer.load_state_dict(state["optimizer"])
-        optimizer.param_groups[0]["fused"] = fused  # this device's, whichever the run began on
+        # This device's, whichever the run began on; and a recorded run's steps are recorded anew.
+        optimizer.param_groups[0] |= {"fused": fused, "capturable": False}
 
     def finished_model(self) -> Model:
         """First stage and averaged denoiser, on the device."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Legend
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import FirstStage
 from changeanywhere.models.folder import find_model, load_first_stage, load_model

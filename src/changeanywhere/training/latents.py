@@ -54,6 +54,11 @@ class LatentCache:
         masks = np.stack([dihedral(self.masks[tiles[row]], self.views[int(views[row])]) for row in rows])
         return torch.from_numpy(latents), torch.from_numpy(masks.astype(np.int64))
 
+    @property
+    def latent_shape(self) -> torch.Size:
+        """Of one tile: channels, height, width."""
+        return torch.Size(self.latents.shape[2:])
+
     def keep_on(self, device: torch.device) -> None:
         """Keep everything on a GPU that has room for it; on the CPU the file is as near."""
         if device.type != "cuda":
@@ -69,11 +74,11 @@ class LatentCache:
         """:meth:`batch` on the device that keeps them."""
         assert self._resident is not None
         latents, masks = self._resident
-        where, seen = (torch.tensor(numbers).to(latents.device, non_blocking=True) for numbers in (tiles, views))
+        where, seen = (there(numbers, latents.device) for numbers in (tiles, views))
         own = masks[where]
         turned = torch.empty_like(own)
         for view in set(views):  # each of the few views at once
-            rows = torch.tensor([row for row, each in enumerate(views) if each == view]).to(own.device)
+            rows = there([row for row, each in enumerate(views) if each == view], own.device)
             part = torch.rot90(own[rows], self.views[view] % 4, (1, 2))
             turned[rows] = part.flip(2) if self.views[view] >= 4 else part
         return latents[where, seen].float(), turned.long()
@@ -86,6 +91,12 @@ class LatentCache:
         latents = np.stack([self.latents[tile, 0] for tile in tiles]).astype(np.float32)
         masks = np.stack([self.masks[tile] for tile in tiles]).astype(np.int64)
         return torch.from_numpy(latents), torch.from_numpy(masks)
+
+
+def there(numbers: list[int], device: torch.device) -> Tensor:
+    """int64 ``[N]`` on a device, which is not waited for."""
+    here = torch.tensor(numbers)
+    return (here.pin_memory() if device.type == "cuda" else here).to(device, non_blocking=True)
 
 
 def _noted(marker: Path) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from changeanywhere.models.first_stage import FirstStage
+from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
@@ -45,6 +45,12 @@ class LiveTiles:
         self.masks = torch.stack(masks).to(processes.device)
         self.crop_size = crop_size or self.masks.shape[1]
         self.fingerprint = latents_fingerprint(source, first_stage, ["live", self.crop_size, mirrored])
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """Of one crop: channels, height, width."""
+        side = self.crop_size // DOWNSAMPLING
+        return torch.Size([self._first_stage.latent_mean.numel(), side, side])
 
     def __len__(self) -> int:
         return len(self.masks)

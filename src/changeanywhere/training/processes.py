@@ -69,8 +69,14 @@ class Processes:
         """Images ``[B, C, H, W]`` onto the device, channels-last; masks ``[B, H, W]`` as they are."""
         formats = (torch.channels_last if tensor.dim() == 4 else torch.preserve_format for tensor in images)
         return tuple(
-            t.to(self.device, memory_format=f, non_blocking=True) for t, f in zip(images, formats, strict=True)
+            self.pinned(t).to(self.device, memory_format=f, non_blocking=True)
+            for t, f in zip(images, formats, strict=True)
         )
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """Where a copy to the device is not waited for; what lies there already, or need not be copied, as it is."""
+        copied = self.device.type == "cuda" and tensor.device.type == "cpu"
+        return tensor.pin_memory() if copied else tensor
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes."""

@@ -48,7 +48,7 @@ class Stage(ABC):
     """The metric that the progress bar shows."""
     learners: Sequence[Learner]
     recordable = False
-    """Whether a step is the same kernels whatever it computes, :meth:`after_step` and parts apart: it can be recorded
+    """Whether a step is the same kernels whatever it computes, what :meth:`after_step` does apart: it can be recorded
     as a CUDA graph."""
 
     def __init__(self, recipe: Recipe, processes: Processes) -> None:

@@ -68,14 +68,14 @@ class RecordedSteps:
         for own, given in zip(self._batch, batch, strict=True):
             own.copy_(given, non_blocking=True)
         self._graph.replay()
-        return self._values
+        return self._values | self._stage.after_step(step)
 
     def _eagerly(self, batch: Batch, step: int) -> dict[str, Tensor]:
         current = torch.cuda.current_stream(self._stage.processes.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             prepare(self._stage, step)
-            values = move(self._stage, batch, step)
+            values = move(self._stage, batch, step) | self._stage.after_step(step)
         current.wait_stream(self._stream)
         return values
 
@@ -89,6 +89,7 @@ class RecordedSteps:
             learner.optimizer.param_groups[0] |= {"lr": rate, "capturable": True}
             self._rates.append(rate)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # Watched in this thread alone: the loader's own thread pins memory meanwhile, which a recording forbids.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._values = move(stage, self._batch, step)
         return graph
