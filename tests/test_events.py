@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, signal
 
 from changeanywhere.errors import ConfigError, LegendError
 from changeanywhere.events import (
@@ -27,6 +27,7 @@ from changeanywhere.events import (
 )
 from changeanywhere.events.appearance import feasible_places
 from changeanywhere.events.bank import ShapeBank, find_shapes, references_of
+from changeanywhere.events.correlation import correlated
 from changeanywhere.events.disappearance import surrounding_class
 from changeanywhere.events.instances import find_instances
 from changeanywhere.events.transitions import learn_table, load_table
@@ -116,13 +117,15 @@ def test_feasible_places_are_exactly_those_of_brute_force(
     assert [tuple(place) for place in feasible_places(region, shape, margin)] == expected
 
 
-def test_placing_by_fft_agrees_with_direct_correlation(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    region = ndimage.binary_opening(ndimage.gaussian_filter(rng.normal(size=(80, 90)), 8) > -0.02)
-    shape = np.ones((5, 7), bool)
-    direct = feasible_places(region, shape, 2)
-    monkeypatch.setattr("changeanywhere.events.appearance.FFT_FROM", 0)
-    assert len(direct) and np.array_equal(direct, feasible_places(region, shape, 2))
+@settings(max_examples=80, deadline=None)
+@given(st.tuples(*[st.integers(1, 70)] * 4), st.integers(0, 2**32 - 1))
+def test_correlation_is_the_one_of_the_library_bit_by_bit(sides: tuple[int, int, int, int], seed: int) -> None:
+    rng, (height, width) = np.random.default_rng(seed), (max(sides[:2]), max(sides[2:]))
+    image = (rng.random((height, width)) < 0.5).astype(np.float32)
+    kernel = rng.random((min(sides[:2]), min(sides[2:]))).astype(np.float32)
+    expected = signal.fftconvolve(image, kernel[::-1, ::-1], mode="valid")
+    found = correlated(image, kernel)
+    assert found.dtype == expected.dtype == np.float32 and found.tobytes() == expected.tobytes()
 
 
 def test_placement_reaches_every_feasible_position() -> None:

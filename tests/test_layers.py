@@ -53,7 +53,8 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in name
 LIGHT = {"diffusion.options", "labelling.options", "models.info"}
 """Files of heavy rooms that hold words alone: whoever needs the words may read them, without torch."""
 INSIDE = {
-    "events": "options instances placement bank ground disappearance appearance regions transitions engine __init__",
+    "events": "options correlation instances placement bank ground disappearance appearance regions transitions engine "
+    "__init__",
     "rasters": "facts ground tiff flat gate values classes __init__",
     "sources": "options problems base joined files entries matching provenance official layouts drafts legends "
     "unchanged tiles __init__",

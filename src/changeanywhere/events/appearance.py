@@ -8,8 +8,9 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, signal
+from scipy import ndimage
 
+from changeanywhere.events.correlation import correlated
 from changeanywhere.events.disappearance import dissolve
 from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
@@ -18,7 +19,6 @@ from changeanywhere.sample import ShapeDonor
 
 MAX_REGIONS = 12  # receiving regions tried per donor before the next donor has its turn
 MAX_DONORS = 24  # donors tried before the tile counts as infeasible
-FFT_FROM = 2_000_000  # shape px × region px above which correlating by FFT is the faster way
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,7 @@ def feasible_places(region: Shape, shape: Shape, margin: int) -> npt.NDArray[np.
         return np.empty((0, 2), np.int64)
     outside = ~region
     if not outside.any():
-        hits = np.zeros(room)
-    elif grown.size * region.size > FFT_FROM:
-        hits = signal.fftconvolve(outside.astype(np.float32), grown[::-1, ::-1].astype(np.float32), mode="valid")
+        hits = np.zeros(room, np.float32)
     else:
-        hits = signal.correlate(outside.astype(np.float32), grown.astype(np.float32), mode="valid", method="direct")
+        hits = correlated(outside.astype(np.float32), grown.astype(np.float32))
     return np.argwhere(hits < 0.5) + margin

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.events.correlation import correlated
 from changeanywhere.legend import Legend
 from changeanywhere.painters.base import Donors, Exemplar, Pixels
 from changeanywhere.sample import ChangeEvent, ChangePlan, ShapeDonor, SourceItem, SourceSample
@@ -207,9 +208,7 @@ def _nearest_cover(source: Shape, shape: Shape) -> tuple[float, tuple[int, int]]
         return 0.0, (0, 0)
     box = _box(shape, 0)
     part = shape[box].astype(np.float32)
-    from scipy import signal  # here: it brings scipy.stats, a second that a finished set need not wait for
-
-    hits = signal.fftconvolve(source.astype(np.float32), part[::-1, ::-1], mode="valid") / part.sum()
+    hits = correlated(source.astype(np.float32), part) / part.sum()
     rows, columns = np.indices(hits.shape)
     way = np.hypot(rows - box[0].start, columns - box[1].start)
     good = hits >= COVERED
