@@ -79,6 +79,12 @@ def evaluate_detector_command(arguments: list[str]) -> None:
     for name in SCORES:
         value = values[name]
         say(f"  {name:<10} {'undefined' if value is None else f'{value:.4f}'}")
+    if evaluation.semantic is not None:
+        say("classes of both dates, from one confusion matrix")
+        for name, value in evaluation.semantic.to_dict().items():
+            say(f"  {name:<13} {'undefined' if value is None else f'{value:.4f}'}")
+    elif evaluation.without:
+        say(f"no scores in classes: {one_line(evaluation.without)}")
     say(f"report: {options.out / 'evaluation.html'}")
 
 

@@ -37,8 +37,9 @@ from changeanywhere.seeds import HELD_OUT_SEED, stream
 from changeanywhere.storage import LocalStore, atomic_write, refuse_way_out
 from changeanywhere.terminal import say
 from changeanywhere.training.detection import ChangeScores, sum_of
-from changeanywhere.training.detector import evaluate_pairs, select_pairs
+from changeanywhere.training.detector import evaluate_classes, select_pairs
 from changeanywhere.training.pair_batches import label_of
+from changeanywhere.training.semantic import SemanticScores
 
 ALL_CHANGED = 0.95
 """A net that calls more than this share of the ground changed …"""
@@ -164,16 +165,18 @@ class Benchmark:
         if pretrained:  # of the pre-training that it goes on from: seeds that share one are drawn together
             seed = self.trainings.seed_of_pretraining(cell.seed) if cell.share else cell.seed
             details["pretraining_seed"] = self.trainings.first_alike(cell.detector, cell.arm, seed)
-        scores = self._scores(folder, self.test)
+        scores, classes = self._scores(folder, self.test)
         whole = sum_of(scores)
+        if classes is not None:
+            details["semantic"] = classes.to_dict()
         seconds = round(time.perf_counter() - started, 1)
         scenes = self._by_scene(scores)
         return {**vars(cell), **whole.to_dict(), **details, **flags(whole), "seconds": seconds, "scenes": scenes}
 
-    def _scores(self, folder: Path, pairs: PairDataset) -> list[ChangeScores]:
+    def _scores(self, folder: Path, pairs: PairDataset) -> tuple[list[ChangeScores], SemanticScores | None]:
         net = channels_last(load_detector(folder)[1].to(self.device))
         run = self.options.run
-        return evaluate_pairs(net, pairs, 8, self.device, run.mixed_precision, run.num_workers)
+        return evaluate_classes(net, pairs, 8, self.device, run.mixed_precision, run.num_workers)
 
     def _by_scene(self, scores: list[ChangeScores]) -> dict[str, list[int]]:
         """Counts of the test pairs, added up by scene."""

@@ -8,15 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.paper_shape import constant_cells, latex, score_cells, shaped_tables
 from changeanywhere.benchmark.pictures import curves, learning_curves, write_panels
 from changeanywhere.benchmark.published import read_published
-from changeanywhere.benchmark.summary import ALL_CHANGED, SCORES, summarise
+from changeanywhere.benchmark.summary import ALL_CHANGED, SCORES, standard_error, summarise
 from changeanywhere.documents import DocumentError, read_json_object, to_json
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import csv_cell, markdown
+from changeanywhere.training.semantic import SCORES as SEMANTIC_SCORES
+from changeanywhere.training.semantic import TITLES as SEMANTIC_TITLES
 
 NOTE = (
     "Mean ± standard error over seeds; F1, precision, recall and IoU of the change class in %, each from one\n"
@@ -26,6 +30,7 @@ NOTE = (
     "t); a gain whose interval holds 0 is noise. Seeds that share one pre-training share its luck: where all\n"
     "share one, nothing is claimed."
 )
+SEMANTIC = "Classes of both dates (SeK, F_scd, mIoU of unchanged and changed ground, mIoU of from-tos)"
 HEADINGS = (
     *("detector", "labels", "arm", "seeds", "steps on labels", "rates × candidates"),
     *("F1", "precision", "recall", "IoU"),
@@ -68,7 +73,7 @@ def write_results(
     test: PairDataset,
 ) -> None:
     """``results.json``, ``table.md``, ``table.csv``, ``table.tex``, ``cells.csv``, ``curves.svg``, ``learning.svg``,
-    ``panels.png``.
+    ``panels.png``; where a detector speaks of classes, ``semantic.csv``.
 
     Markdown and LaTeX in the shape of the paper's tables; CSV, and the end of the Markdown, a line per arm and share.
     """
@@ -85,12 +90,16 @@ def write_results(
     shaped = shaped_tables(rows, constants, paper)
     count = sum(gain["claimed"] for row in rows for gain in row["gains"].values())
     page = [f"# {markdown(options.name)}", "", NOTE.format(count=count), "", *said_of_sets(options)]
-    for title, table in (*shaped, ("Every arm beside its references", [list(headings), *lines])):
+    classes = semantic_table(records)
+    semantic = [(SEMANTIC, classes)] if classes else []
+    for title, table in (*shaped, *semantic, ("Every arm beside its references", [list(headings), *lines])):
         page += ["", f"## {title}", "", _line(table[0]), "|---" * len(table[0]) + "|", *map(_line, table[1:])]
     atomic_write(options.out / "table.md", ("\n".join(page) + "\n").encode())
     _write_csv(options.out / "table.csv", [headings, *lines])
     write_cells(options.out / "cells.csv", records)
-    atomic_write(options.out / "table.tex", latex(shaped).encode())
+    if classes:
+        write_semantic_cells(options.out / "semantic.csv", records)
+    atomic_write(options.out / "table.tex", latex([*shaped, *semantic]).encode())
     named = {name: {k: v for k, v in scores.items() if k != "scenes"} for name, scores in constants.items()}
     content = {"rows": rows, "constants": named, "cells": [dict(record) for record in records]}
     atomic_write(options.out / "results.json", (to_json(content, indent=1) + "\n").encode())
@@ -103,6 +112,33 @@ def write_cells(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """A line per cell: detector, arm, share, seed, rate, scores."""
     keys = ("detector", "arm", "share", "seed", "learning_rate", *SCORES, "predicted_share", "collapsed")
     _write_csv(file, [keys, *([record.get(key) for key in keys] for record in records)])
+
+
+def semantic_table(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Scores in classes of every detector, share and arm that has any, mean ± standard error over seeds in %; empty
+    where none has."""
+    groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record.get("semantic"):
+            groups.setdefault((record["detector"], record["share"], record["arm"]), []).append(record["semantic"])
+    lines = []
+    for (detector, share, arm), cells in groups.items():
+        values = {name: np.array([cell[name] or 0.0 for cell in cells]) for name in SEMANTIC_SCORES}
+        shown = [
+            f"{100 * v.mean():.1f}" + (f" ± {100 * standard_error(v):.1f}" if len(v) > 1 else "")
+            for v in values.values()
+        ]
+        lines.append([detector, f"{share} %", arm, str(len(cells)), *shown])
+    return [["detector", "labels", "arm", "seeds", *SEMANTIC_TITLES], *lines] if lines else []
+
+
+def write_semantic_cells(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A line per cell with scores in classes."""
+    keys = ("detector", "arm", "share", "seed")
+    named = [record for record in records if record.get("semantic")]
+    names = list(named[0]["semantic"])
+    rows = [[*(record[key] for key in keys), *(record["semantic"][name] for name in names)] for record in named]
+    _write_csv(file, [[*keys, *names], *rows])
 
 
 def said_of_sets(options: BenchmarkOptions) -> list[str]:

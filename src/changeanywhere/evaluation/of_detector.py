@@ -11,17 +11,19 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from changeanywhere.diffusion.pipeline import find_device
 from changeanywhere.documents import to_json
 from changeanywhere.errors import OutputError
 from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
-from changeanywhere.models.detectors import Detector
+from changeanywhere.models.detectors import Detector, SemanticDetector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.pictures import data_uri
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.semantics import NO_CLASSES, legend_of
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import rgb8
 from changeanywhere.shipped import page as filled
@@ -29,6 +31,9 @@ from changeanywhere.storage import atomic_write
 from changeanywhere.text import csv_cell, visible, xml
 from changeanywhere.training.detection import IGNORE, ChangeScores, score_pairs, sum_of
 from changeanywhere.training.pair_batches import label_of, to_tensors, whole_batches
+from changeanywhere.training.semantic import SCORES as SEMANTIC_SCORES
+from changeanywhere.training.semantic import TITLES as SEMANTIC_TITLES
+from changeanywhere.training.semantic import SemanticScores, score_classes
 
 SCORES = ("precision", "recall", "f1", "iou")
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
@@ -43,6 +48,10 @@ class DetectorEvaluation:
 
     detector: str
     pairs: dict[str, ChangeScores]
+    semantic: SemanticScores | None = None
+    """Of all pairs together, in the classes of their set; None of a detector of change alone."""
+    without: str = ""
+    """Why a semantic detector has no scores in classes."""
 
     @property
     def overall(self) -> ChangeScores:
@@ -62,8 +71,8 @@ def evaluate_on_pairs(options: DetectorEvaluationOptions, progress: Progress = s
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{options.out}: cannot be written ({error.strerror})") from error
-    scores = list(_scores(net, pairs, options, progress))
-    evaluation = DetectorEvaluation(name, {pairs.key_of(n): each for n, each in enumerate(scores)})
+    scores, semantic, without = _scores(net, pairs, options, progress)
+    evaluation = DetectorEvaluation(name, {pairs.key_of(n): each for n, each in enumerate(scores)}, semantic, without)
     _write(options, evaluation, _panels(net, pairs, scores, options.num_panels))
     return evaluation
 
@@ -77,12 +86,24 @@ def _selected(options: DetectorEvaluationOptions) -> PairDataset:
 
 def _scores(
     net: Detector, pairs: PairDataset, options: DetectorEvaluationOptions, progress: Progress
-) -> Iterator[ChangeScores]:
-    done, device = 0, next(net.parameters()).device
-    for batch in whole_batches(pairs, options.batch_size, net.in_channels, options.num_workers):
-        yield from score_pairs(net, [batch], device)
-        done += len(batch[0])
-        progress("scoring pairs", done, len(pairs))
+) -> tuple[list[ChangeScores], SemanticScores | None, str]:
+    """Of each pair; of all of them in classes, or why there are none."""
+    device, legend = next(net.parameters()).device, legend_of(pairs)
+
+    def counted(semantic: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        done = 0
+        for batch in whole_batches(pairs, options.batch_size, net.in_channels, options.num_workers, semantic):
+            yield batch
+            done += len(batch[0])
+            progress("scoring pairs", done, len(pairs))
+
+    if not isinstance(net, SemanticDetector):
+        return score_pairs(net, counted(False), device), None, ""
+    if legend is None:
+        return score_pairs(net, counted(False), device), None, f"{pairs.folder}: {NO_CLASSES}"
+    scores, semantic = score_classes(net, counted(True), device, legend)
+    strangers = f"the detector knows none of {', '.join(legend.names)}"
+    return scores, semantic, "" if semantic else strangers
 
 
 def _panels(net: Detector, pairs: PairDataset, scores: Sequence[ChangeScores], count: int) -> list[str]:
@@ -132,6 +153,8 @@ def _write(options: DetectorEvaluationOptions, evaluation: DetectorEvaluation, p
         "options": given,
         "detector": evaluation.detector,
         "overall": evaluation.overall.to_dict(),
+        **({"semantic": evaluation.semantic.to_dict()} if evaluation.semantic else {}),
+        **({"no_semantic_scores": evaluation.without} if evaluation.without else {}),
         "pairs": {key: scores.to_dict() for key, scores in evaluation.pairs.items()},
     }
     atomic_write(options.out / "evaluation.json", (to_json(record, indent=1) + "\n").encode())
@@ -151,11 +174,23 @@ def _page(evaluation: DetectorEvaluation, panels: Sequence[str], given: dict[str
     return filled(
         "detector",
         title=xml(f"{evaluation.detector} on {len(rows)} pairs"),
-        overall=f"<table>{_head('')}{_row('all pairs', evaluation.overall)}</table>",
+        overall=f"<table>{_head('')}{_row('all pairs', evaluation.overall)}</table>{_in_classes(evaluation)}",
         panels="".join(panels),
         pairs=f"<table>{_head('')}{''.join(_row(key, scores) for key, scores in rows[:SHOWN_ROWS])}</table>{left}",
         made=html.escape(visible("\n".join(f"{name}: {value}" for name, value in given.items()))),
     )
+
+
+def _in_classes(evaluation: DetectorEvaluation) -> str:
+    """The scores of both dates' classes; nothing of a detector of change alone."""
+    if evaluation.without:
+        return f"<p>No scores in classes: {xml(evaluation.without)}.</p>"
+    if evaluation.semantic is None:
+        return ""
+    values = evaluation.semantic.to_dict()
+    names = "".join(f"<th>{title}</th>" for title in SEMANTIC_TITLES)
+    cells = "".join(f"<td>{'–' if values[key] is None else f'{values[key]:.4f}'}</td>" for key in SEMANTIC_SCORES)
+    return f'<table><tr><th></th>{names}</tr><tr><th scope="row">classes of both dates</th>{cells}</tr></table>'
 
 
 def _head(name: str) -> str:

@@ -91,7 +91,8 @@ class PairDataset:
         self.kept = Kept(0)
         """What those who read decode from the pairs, and want to have again; shared by all subsets."""
         file = folder / "legend.json"
-        self._legend = Legend.load(file) if layout.masks and file.is_file() else None
+        self.legend = Legend.load(file) if layout.masks and file.is_file() else None
+        """Of the semantic masks; None where there are none, or nobody says what their numbers mean."""
         self._labels = LabelReader(
             self._some_labels,
             layout.names_classes,
@@ -133,15 +134,15 @@ class PairDataset:
         if layout.says == "bands":
             return *_of_bands(label, self.max_megapixels), masks
         for folder in layout.masks:
-            file = self._find(folder, name) if layout.says == "label" else self._file(folder, name)
+            file = self.find(folder, name) if layout.says == "label" else self._file(folder, name)
             if file is not None:
-                masks[folder] = _read_mask(file, self._legend, self.max_megapixels)
+                masks[folder] = _read_mask(file, self.legend, self.max_megapixels)
         if layout.says == "label":
             return *self._labels.read(label), masks
         first, second = masks.values()
         if first.shape != second.shape:
             raise PairsError(f"{label}: {first.shape} px, the mask of date 2 has {second.shape}")
-        return first != second, None, masks if self._legend else {}  # numbers without names are nobody's classes
+        return first != second, None, masks if self.legend else {}  # numbers without names are nobody's classes
 
     def key_of(self, index: int) -> str:
         """The name of a pair."""
@@ -234,11 +235,11 @@ class PairDataset:
             digest.update(name.encode())
             digest.update(repr([self._file(folder, name).stat().st_size for folder in self._layout.images]).encode())
             for folder in (self._layout.change, *self._layout.masks):
-                file = self._find(folder, name)
+                file = self.find(folder, name)
                 digest.update(hashlib.sha256(read_regular(file)).digest() if file else b"none")
         return digest.hexdigest()[:16]
 
-    def _find(self, folder: str, name: str) -> Path | None:
+    def find(self, folder: str, name: str) -> Path | None:
         """The file of a pair in a folder of the layout: of that name, else of another suffix."""
         if folder not in self._files:
             self._files[folder] = by_name(self._layout.files(self.folder, folder))
@@ -246,7 +247,7 @@ class PairDataset:
         return files.get(composed(name)) or files.get(stem_of(composed(name)))
 
     def _file(self, folder: str, name: str) -> Path:
-        file = self._find(folder, name)
+        file = self.find(folder, name)
         if file is None:
             raise PairsError(f"{self.folder / folder / name}: missing")
         return file

@@ -20,7 +20,8 @@ class PredictOptions:
     """A folder of pairs (A/ and B/, or another layout; labels are not needed), or two images of the same ground, date 1
     first; the same without the flag's name."""
     out: Path
-    """Folder to write: change/ and probability/ (of two images change.tif and probability.tif), changes.csv."""
+    """Folder to write: change/ and probability/ (of two images change.tif and probability.tif), changes.csv; of a
+    semantic change detector also label1/, label2/ (label1.tif, label2.tif) and legend.json."""
     split: str | None = None
     """train, val or test of a folder that says which pairs these are; default: all."""
     threshold: float = 0.5

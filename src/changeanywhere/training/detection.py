@@ -118,9 +118,17 @@ def score_pairs(
         images = (x.to(device, memory_format=torch.channels_last) for x in (first, second))
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
             logits = net(*images)
-        found, truth = logits.argmax(1) == 1, labels.to(device)
-        sides = [(found, truth == 1), (found, truth == 0), (~found, truth == 1), (~found, truth == 0)]
-        counts.append(torch.stack([(one & two).sum((1, 2)) for one, two in sides], 1))
+        counts.append(_counts(logits.argmax(1) == 1, labels.to(device)))
     net.train(training)
     rows = torch.cat(counts).tolist() if counts else []
     return [ChangeScores(*row) for row in rows]
+
+
+def scores_of(found: Tensor, truth: Tensor) -> list[ChangeScores]:
+    """Of each pair: called changed, bool ``[B, H, W]``, against labels int64 ``[B, H, W]`` (0, 1, 255 = ignored)."""
+    return [ChangeScores(*row) for row in _counts(found, truth).tolist()]
+
+
+def _counts(found: Tensor, truth: Tensor) -> Tensor:
+    sides = [(found, truth == 1), (found, truth == 0), (~found, truth == 1), (~found, truth == 0)]
+    return torch.stack([(one & two).sum((1, 2)) for one, two in sides], 1)

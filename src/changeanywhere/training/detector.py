@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from changeanywhere.errors import ConfigError, EmptySplitError, require
-from changeanywhere.models.detectors import Detector, build_detector
+from changeanywhere.models.detectors import Detector, SemanticDetector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.semantics import NO_CLASSES, legend_of
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair
 from changeanywhere.seeds import step_seed
@@ -29,6 +30,7 @@ from changeanywhere.training.loop import train_stage
 from changeanywhere.training.pair_batches import training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
+from changeanywhere.training.semantic import SemanticScores, score_classes, semantic_loss
 from changeanywhere.training.stage import Batch, Learner, Stage
 
 Pairs = Sequence[ChangePair] | PairDataset
@@ -89,8 +91,21 @@ def _hash_of(pairs: Pairs) -> str:
     return digest.hexdigest()[:16]
 
 
-def start_detector(recipe: DetectorRecipe, init: str | None) -> Detector:
-    """Random weights, those of ``init`` (a detector folder), or a backbone from a file."""
+def start_detector(recipe: DetectorRecipe, init: str | None, train: Pairs = ()) -> Detector:
+    """Random weights, those of ``init`` (a detector folder), or a backbone from a file; a semantic change detector in
+    the classes of ``train``."""
+    net = _started(recipe, init)
+    if isinstance(net, SemanticDetector):
+        legend = legend_of(train) if isinstance(train, PairDataset) else None
+        if legend is None:
+            raise ConfigError(f"{recipe.pairs}: {NO_CLASSES}, from which a {recipe.name} learns")
+        fresh = net.adopt(legend)
+        if init is not None and fresh:
+            say(f"{init}: knows nothing of {', '.join(fresh)}; these classes begin at random")
+    return net
+
+
+def _started(recipe: DetectorRecipe, init: str | None) -> Detector:
     if init is None:
         net = build_detector(recipe.name)
         if recipe.backbone_weights is not None:
@@ -127,8 +142,25 @@ def evaluate_pairs(
     return score_pairs(net, batches, device, mixed_precision)
 
 
+def evaluate_classes(
+    net: Detector,
+    pairs: Pairs,
+    batch_size: int,
+    device: torch.device,
+    mixed_precision: str = "no",
+    num_workers: int = 0,
+) -> tuple[list[ChangeScores], SemanticScores | None]:
+    """As :func:`evaluate_pairs`, and the scores of all pairs in the classes of their set; None of a detector of change
+    alone, for pairs without classes, and where the detector knows none of these."""
+    legend = legend_of(pairs) if isinstance(net, SemanticDetector) and isinstance(pairs, PairDataset) else None
+    if legend is None or not isinstance(net, SemanticDetector):
+        return evaluate_pairs(net, pairs, batch_size, device, mixed_precision, num_workers), None
+    batches = whole_batches(pairs, batch_size, net.in_channels, num_workers, semantic=True)
+    return score_classes(net, batches, device, legend, mixed_precision)
+
+
 class DetectorTraining(Stage):
-    """A change detector. A batch: ``(image t1, image t2, label)``."""
+    """A change detector. A batch: ``(image t1, image t2, label)``; the label of a semantic one has classes too."""
 
     name = "detector"
 
@@ -137,12 +169,12 @@ class DetectorTraining(Stage):
         self.settings, self.train, self.val = recipe.detector, train, val
         settings = recipe.detector
         torch.manual_seed(self.seed)
-        net = start_detector(settings, recipe.init)
+        net = start_detector(settings, recipe.init, train)
         side, least = net.size_multiple, net.smallest_batch * processes.count
         require(settings.crop_size >= side, "detector.crop_size", settings.crop_size, f"{side} and more")
         what = f"{least} and more for {processes.count} process(es) of a {settings.name}"
         require(settings.batch_size >= least, "detector.batch_size", settings.batch_size, what)
-        self.net = channels_last(net.to(processes.device)).train()
+        self.net, self.semantic = channels_last(net.to(processes.device)).train(), isinstance(net, SemanticDetector)
         # Fused: on a CPU too the update takes about half the time.
         fused = processes.device.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(
@@ -169,7 +201,7 @@ class DetectorTraining(Stage):
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
         views = training_batches(
-            self.train, self.settings, self.recipe.run, first_step, self.rows, self.net.in_channels
+            self.train, self.settings, self.recipe.run, first_step, self.rows, self.net.in_channels, self.semantic
         )
         with closing(loaded(views)) as batches:
             for batch in batches:
@@ -180,11 +212,18 @@ class DetectorTraining(Stage):
         torch.manual_seed(step_seed("training.dropout", self.seed, step, self.processes.rank))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
-        """Cross-entropy of the head, and of auxiliary heads with their weight."""
+        """Cross-entropy of the head, and of auxiliary heads with their weight; :func:`semantic_loss`."""
         first, second, labels = part
+        hard = OHEM if self.settings.hard_examples else None
+        if isinstance(self.net, SemanticDetector):
+            with self.processes.accelerator.autocast():
+                change, one, two = self.net.semantic_logits(first, second)
+            losses = semantic_loss((change.float(), one.float(), two.float()), labels, hard)
+            self.add_gradients(losses["loss"])
+            return losses
         with self.processes.accelerator.autocast():
             heads = self.net.all_logits(first, second)
-        loss = detection_loss(heads[0].float(), labels, OHEM if self.settings.hard_examples else None)
+        loss = detection_loss(heads[0].float(), labels, hard)
         for logits in heads[1:]:
             loss = loss + self.net.auxiliary_weight * detection_loss(logits.float(), labels)
         self.add_gradients(loss)
@@ -196,10 +235,11 @@ class DetectorTraining(Stage):
         if self.val is None or not due or not self.processes.is_main:
             return
         precision = self.processes.accelerator.mixed_precision
-        scores = evaluate_detector(
+        by_pair, classes = evaluate_classes(
             self.net, self.val, self.batch_size, self.processes.device, precision, self.recipe.run.num_workers
         )
-        folder.log_validation(done, scores.to_dict())
+        scores = sum_of(by_pair)
+        folder.log_validation(done, scores.to_dict() | (classes.to_dict() if classes else {}))
         if (scores.f1 or 0.0) > self.best:
             self.best = scores.f1 or 0.0
             save_detector(self.net, self.settings.name, folder.out / "detector_best")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from changeanywhere.errors import PairsError
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.semantics import classes_of
 from changeanywhere.sample import ChangePair, rgb8
 from changeanywhere.seeds import stream
 from changeanywhere.training.batches import StepSampler, outlive_sigterm
@@ -38,7 +39,9 @@ def label_of(pair: ChangePair) -> Array:
 
 
 def to_tensors(first: Array, second: Array, label: Array) -> tuple[Tensor, Tensor, Tensor]:
-    """Images uint8 ``[H, W, C]`` → float32 ``[C, H, W]`` in [-1, 1]; label int64 ``[H, W]``."""
+    """Images uint8 ``[H, W, C]`` → float32 ``[C, H, W]`` in [-1, 1]; label uint8 ``[H, W]`` → int64 ``[H, W]``, with
+    classes ``[H, W, 3]`` → ``[3, H, W]``."""
+    label = label.transpose(2, 0, 1) if label.ndim == 3 else label
     scaled = [np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / 127.5 - 1 for image in (first, second)]
     return torch.from_numpy(scaled[0]), torch.from_numpy(scaled[1]), torch.from_numpy(label.astype(np.int64))
 
@@ -47,44 +50,63 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Augmented pairs: rotation, crop, flips, colours of each date on its own, exchange of dates; in this order."""
 
     def __init__(
-        self, pairs: Sequence[ChangePair] | PairDataset, recipe: DetectorRecipe, seed: int, in_channels: int = 3
+        self,
+        pairs: Sequence[ChangePair] | PairDataset,
+        recipe: DetectorRecipe,
+        seed: int,
+        in_channels: int = 3,
+        semantic: bool = False,
     ) -> None:
         self.pairs, self.recipe, self.seed, self.in_channels = pairs, recipe, seed, in_channels
+        self.semantic = semantic
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
         number, step, row = place
-        arrays = decoded(self.pairs, number, self.in_channels)
-        if min(arrays[2].shape) < self.recipe.crop_size:
+        arrays = decoded(self.pairs, number, self.in_channels, self.semantic)
+        if min(arrays[2].shape[:2]) < self.recipe.crop_size:
             raise PairsError(
-                f"{self.pairs[number].key}: {arrays[2].shape} px; detector.crop_size is {self.recipe.crop_size}"
+                f"{self.pairs[number].key}: {arrays[2].shape[:2]} px; detector.crop_size is {self.recipe.crop_size}"
             )
         return to_tensors(*augment(*arrays, self.recipe, stream("training.augment", self.seed, step, row)))
 
 
-def decoded(pairs: Sequence[ChangePair] | PairDataset, number: int, in_channels: int) -> tuple[Array, Array, Array]:
-    """Images uint8 ``[H, W, in_channels]`` and label uint8 ``[H, W]`` of a pair, once decoded where there is room."""
+def decoded(
+    pairs: Sequence[ChangePair] | PairDataset, number: int, in_channels: int, semantic: bool = False
+) -> tuple[Array, Array, Array]:
+    """Images uint8 ``[H, W, in_channels]`` and label uint8 ``[H, W]`` of a pair, once decoded where there is room.
+
+    ``semantic``: label uint8 ``[H, W, 3]``, change and the classes of both dates in the set's legend.
+    """
 
     def made() -> tuple[Array, Array, Array]:
         pair = pairs[number]
-        return *rgb8(pair, in_channels), label_of(pair)
+        return *rgb8(pair, in_channels), labels_of(pairs, number, pair) if semantic else label_of(pair)
 
     if not isinstance(pairs, PairDataset):
         return made()
-    first, second, label = pairs.kept.of((pairs.names[number], in_channels), made)
+    first, second, label = pairs.kept.of((pairs.names[number], in_channels, semantic), made)
     return first, second, label
+
+
+def labels_of(pairs: Sequence[ChangePair] | PairDataset, number: int, pair: ChangePair) -> Array:
+    """uint8 ``[H, W, 3]``: :func:`label_of`, and the classes of both dates, 0 = unknown."""
+    if not isinstance(pairs, PairDataset):
+        raise PairsError(f"{pair.key}: is in memory, without a legend of its classes; allowed: a set on disk")
+    return np.stack([label_of(pair), *classes_of(pairs, number, pair)], -1)
 
 
 def augment(
     first: Array, second: Array, label: Array, recipe: DetectorRecipe, rng: np.random.Generator
 ) -> tuple[Array, Array, Array]:
-    """One random view; images uint8 ``[crop, crop, C]``, label uint8 ``[crop, crop]``."""
+    """One random view; images uint8 ``[crop, crop, C]``, label uint8 ``[crop, crop]`` or ``[crop, crop, 3]``."""
     if recipe.rotate_degrees and rng.random() < 0.5:
         angle = float(rng.uniform(-recipe.rotate_degrees, recipe.rotate_degrees))
-        label = np.asarray(Image.fromarray(label).rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE))
-        window = _crop(label, recipe, rng)
+        outside = IGNORE if label.ndim == 2 else (IGNORE, 0, 0)
+        label = np.asarray(Image.fromarray(label).rotate(angle, Image.Resampling.NEAREST, fillcolor=outside))
+        window = _crop(_change(label), recipe, rng)
         first, second = (rotated(image, angle, window) for image in (first, second))
     else:
-        window = _crop(label, recipe, rng)
+        window = _crop(_change(label), recipe, rng)
         first, second = first[window], second[window]
     label = label[window]
     for axis in (0, 1):
@@ -94,7 +116,12 @@ def augment(
         first, second = (distort_colours(np.ascontiguousarray(image), rng) for image in (first, second))
     if recipe.exchange_dates and rng.random() < 0.5:
         first, second = second, first
+        label = label if label.ndim == 2 else label[..., [0, 2, 1]]
     return first, second, label
+
+
+def _change(label: Array) -> Array:
+    return label if label.ndim == 2 else label[..., 0]
 
 
 def rotated(image: Array, degrees: float, window: tuple[slice, slice]) -> Array:
@@ -162,22 +189,26 @@ def turn_hue(image: Array, degrees: float) -> Array:
 class WholePairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Pairs as they are."""
 
-    def __init__(self, pairs: Sequence[ChangePair] | PairDataset, in_channels: int) -> None:
-        self.pairs, self.in_channels = pairs, in_channels
+    def __init__(self, pairs: Sequence[ChangePair] | PairDataset, in_channels: int, semantic: bool = False) -> None:
+        self.pairs, self.in_channels, self.semantic = pairs, in_channels, semantic
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        return to_tensors(*decoded(self.pairs, number, self.in_channels))
+        return to_tensors(*decoded(self.pairs, number, self.in_channels, self.semantic))
 
 
 def whole_batches(
-    pairs: Sequence[ChangePair] | PairDataset, batch_size: int, in_channels: int = 3, num_workers: int = 0
+    pairs: Sequence[ChangePair] | PairDataset,
+    batch_size: int,
+    in_channels: int = 3,
+    num_workers: int = 0,
+    semantic: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Whole pairs as they are, in their order, for validation and test; at most ``batch_size`` of one size together."""
     held: list[tuple[Tensor, Tensor, Tensor]] = []
-    read = WholePairs(pairs, in_channels)
+    read = WholePairs(pairs, in_channels, semantic)
     for tensors in DataLoader(read, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_sigterm):
         if held and (len(held) == batch_size or held[0][2].shape != tensors[2].shape):
             yield _stacked(held)
@@ -199,10 +230,11 @@ def training_batches(
     first_step: int,
     rows: range,
     in_channels: int = 3,
+    semantic: bool = False,
 ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
     """Loader of the ``rows`` of each batch from ``first_step`` on."""
     return DataLoader(
-        TrainingPairs(pairs, recipe, run.seed, in_channels),
+        TrainingPairs(pairs, recipe, run.seed, in_channels, semantic),
         batch_sampler=StepSampler(len(pairs), recipe.batch_size, run.seed, first_step, recipe.num_steps, rows),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,

@@ -14,12 +14,14 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.legend import Legend
 from changeanywhere.models.detectors.base import Detector
 from changeanywhere.models.detectors.bit import BIT
 from changeanywhere.models.detectors.changeformer import ChangeFormer
 from changeanywhere.models.detectors.changer import ChangerEx
 from changeanywhere.models.detectors.fcsn import FCEF, FCSiam
 from changeanywhere.models.detectors.lightcdnet import LightCDNet
+from changeanywhere.models.detectors.semantic import SemanticDetector, SemanticUNetLite0
 from changeanywhere.models.detectors.siam_unet import SiamUNetLite0
 from changeanywhere.models.detectors.snunet import SNUNet
 from changeanywhere.models.outside import built
@@ -38,6 +40,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "lightcdnet_b": partial(LightCDNet, "b"),
     "lightcdnet_l": partial(LightCDNet, "l"),
     "siam_unet_lite0": SiamUNetLite0,
+    "semantic_unet_lite0": SemanticUNetLite0,
 }
 """Those of this package; nobody else takes these names."""
 GROUP = "changeanywhere.detectors"
@@ -48,8 +51,20 @@ def detector_names() -> list[str]:
     return [*DETECTORS, *_outside()]
 
 
-def build_detector(name: str) -> Detector:
-    """A detector with random weights; :class:`ConfigError` for an unknown name, or one whose package fails."""
+def build_detector(name: str, legend: Legend | None = None) -> Detector:
+    """A detector with random weights; :class:`ConfigError` for an unknown name, or one whose package fails.
+
+    ``legend``: the classes of a :class:`SemanticDetector` (default: ``mini``); detectors of change alone have none.
+    """
+    net = _built(name)
+    if legend is not None:
+        if not isinstance(net, SemanticDetector):
+            raise ConfigError(f"{name}: detects change alone; allowed: no legend")
+        net.adopt(legend)
+    return net
+
+
+def _built(name: str) -> Detector:
     if name in DETECTORS:
         return DETECTORS[name]()
     outside = _outside()
@@ -62,4 +77,4 @@ def _outside() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP)) if entry.name not in DETECTORS}
 
 
-__all__ = ["DETECTORS", "Detector", "build_detector", "detector_names"]
+__all__ = ["DETECTORS", "Detector", "SemanticDetector", "build_detector", "detector_names"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,10 @@ NUM_CLASSES = 2
 # ImageNet statistics on 0-255, as published weights expect them.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+
+
+Heads = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""Normalised images of both dates → logits of each head."""
 
 
 class Detector(nn.Module, ABC):
@@ -71,11 +76,15 @@ class Detector(nn.Module, ABC):
     def all_logits(self, image_t1: Tensor, image_t2: Tensor) -> list[Tensor]:
         """Images ``[B, in_channels, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` of the head, then of the auxiliary
         heads."""
+        return self.at_full_size(self.heads, image_t1, image_t2)
+
+    def at_full_size(self, heads: Heads, image_t1: Tensor, image_t2: Tensor) -> list[Tensor]:
+        """Images in [-1, 1] → what ``heads`` give of them normalised and padded, at the images' size."""
         height, width = image_t1.shape[2:]
         pad = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
         first, second = (F.pad(self._normalise(image), pad) for image in (image_t1, image_t2))
         padded = first.shape[2:]
-        return [resize(logits, padded)[..., :height, :width] for logits in self.heads(first, second)]
+        return [resize(logits, padded)[..., :height, :width] for logits in heads(first, second)]
 
     def forward(self, image_t1: Tensor, image_t2: Tensor) -> Tensor:
         """Images ``[B, in_channels, H, W]`` in [-1, 1] → logits ``[B, 2, H, W]`` (0 = unchanged, 1 = changed)."""
@@ -87,13 +96,14 @@ class Detector(nn.Module, ABC):
 
 
 class FCNHead(nn.Module):
-    """Dropout of whole channels and a 1×1 convolution to two classes; before it, optionally, one 3×3 convolution."""
+    """Dropout of whole channels and a 1×1 convolution to the classes, two of them where nothing else is said; before
+    it, optionally, one 3×3 convolution."""
 
-    def __init__(self, channels: int, dropout: float = 0.1, num_convs: int = 0) -> None:
+    def __init__(self, channels: int, dropout: float = 0.1, num_convs: int = 0, num_classes: int = NUM_CLASSES) -> None:
         super().__init__()
         self.convs = nn.ModuleList(ConvNormAct(channels, channels, 3) for _ in range(num_convs))
         self.dropout = nn.Dropout2d(dropout)
-        self.conv_seg = nn.Conv2d(channels, NUM_CLASSES, 1)
+        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)
         nn.init.zeros_(self.conv_seg.bias)  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ absolute difference, so that an exchange of dates changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,12 +31,7 @@ class SiamUNetLite0(Detector):
         self.backbone = EfficientNetLite0()
         for name in CLASSIFIER:  # what follows the maps that are used
             delattr(self.backbone, name)
-        channels = self.backbone.pyramid_channels
-        inputs = [2 * c for c in channels]
-        below = [*WIDTHS[1:], inputs[-1]]
-        self.decoder = nn.ModuleList(
-            ConvNormAct(b + c, width, 3) for b, c, width in zip(below, inputs[:-1], WIDTHS, strict=True)
-        )
+        self.decoder = blocks([2 * channels for channels in self.backbone.pyramid_channels])
         self.decode_head = FCNHead(WIDTHS[0])
         # As torch begins: with the reference heads' deviation of 0.01, 300 steps on 14 pairs found nothing.
         self.decode_head.conv_seg.reset_parameters()
@@ -48,12 +44,31 @@ class SiamUNetLite0(Detector):
 
     def heads(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Detector.heads`."""
-        both = self.backbone.normalised_pyramid(torch.cat([first, second]))  # of normalised images
+        return (self.change_of(self.pyramid_of(first, second)),)
+
+    def pyramid_of(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Maps ``[2 B, C, h, w]`` of normalised images, date 1 before date 2, at strides 2 to 32."""
+        return self.backbone.normalised_pyramid(torch.cat([first, second]))
+
+    def change_of(self, both: Sequence[Tensor]) -> Tensor:
+        """Logits ``[B, 2, h, w]`` of change."""
         joined = []
         for x in both:
             one, two = x.chunk(2)
             joined.append(torch.cat([(one + two) / 2, (one - two).abs()], 1))
-        x = joined[-1]
-        for block, skip in zip(reversed(self.decoder), reversed(joined[:-1]), strict=True):
-            x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], 1))
-        return (self.decode_head(x),)
+        logits: Tensor = self.decode_head(decoded(self.decoder, joined))
+        return logits
+
+
+def blocks(channels: Sequence[int]) -> nn.ModuleList:
+    """Of a U-Net's decoder, finest first, for maps of so many channels at strides 2 to 32."""
+    below = [*WIDTHS[1:], channels[-1]]
+    return nn.ModuleList(ConvNormAct(b + c, width, 3) for b, c, width in zip(below, channels[:-1], WIDTHS, strict=True))
+
+
+def decoded(decoder: nn.ModuleList, maps: Sequence[Tensor]) -> Tensor:
+    """Maps, finest first → features ``[B, WIDTHS[0], h, w]`` at the finest one's size."""
+    x = maps[-1]
+    for block, skip in zip(reversed(decoder), reversed(maps[:-1]), strict=True):
+        x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], 1))
+    return x
