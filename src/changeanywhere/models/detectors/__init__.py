@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Legend
@@ -44,6 +45,8 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
 }
 """Those of this package; nobody else takes these names."""
 GROUP = "changeanywhere.detectors"
+ADAPTER = "changeanywhere.models.detectors.torchgeo"
+"""Module of the change models of torchgeo."""
 
 
 def detector_names() -> list[str]:
@@ -68,13 +71,19 @@ def _built(name: str) -> Detector:
     if name in DETECTORS:
         return DETECTORS[name]()
     outside = _outside()
+    if name.startswith("torchgeo_") and name not in outside and find_spec("torchgeo") is None:
+        raise ConfigError(f"detector {name!r} is torchgeo's, which is not installed; pip install torchgeo")
     if name not in outside:
         raise ConfigError(f"unknown detector {name!r}; allowed: {', '.join(detector_names())}")
     return built("detector", outside[name], Detector)  # type: ignore[type-abstract]
 
 
 def _outside() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in sorted(entry_points(group=GROUP)) if entry.name not in DETECTORS}
+    """Entry points; torchgeo's, which this package adapts, where torchgeo is there."""
+    found = {entry.name: entry for entry in sorted(entry_points(group=GROUP)) if entry.name not in DETECTORS}
+    if find_spec("torchgeo") is None:
+        found = {name: entry for name, entry in found.items() if entry.module != ADAPTER}
+    return found
 
 
 __all__ = ["DETECTORS", "Detector", "SemanticDetector", "build_detector", "detector_names"]
