@@ -7,16 +7,9 @@ this process paints. Leases, stopping and the order of shards stay where they ar
 
 from __future__ import annotations
 
-import os
-import pickle
 import queue
-import signal
-import socket
-import struct
 import subprocess
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +20,7 @@ import numpy as np
 
 from changeanywhere.buckets import store_at
 from changeanywhere.errors import ChangeAnywhereError
+from changeanywhere.generation.channel import Channel, GoneError, begin_process, other_end, sendable
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.plan import load_shard, load_summary
 from changeanywhere.generation.shard import StoppedError, paint_shard
@@ -38,10 +32,6 @@ from changeanywhere.storage import Store
 
 MOST = 14
 """Processes for one device; more had nothing to do where it was tried."""
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""A process here is one of many: its libraries start no threads of their own."""
-START = "import sys; sys.path[:] = sys.argv[2:]\nfrom changeanywhere.generation.hands import main\nmain(sys.argv[1])"
-SIZES = struct.Struct("<Q")
 
 
 def hands_for(job: Job, num_shards: int) -> int:
@@ -49,54 +39,6 @@ def hands_for(job: Job, num_shards: int) -> int:
     if job.machine is None or job.machine.device == "cpu":
         return 0
     return max(0, min(usable_processors() - 1, MOST, num_shards))
-
-
-class GoneError(Exception):
-    """Nobody is at the other end of a channel."""
-
-
-class Channel:
-    """One end of a socket: objects pass with their arrays beside them, uncopied but by the socket itself."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-
-    def send(self, content: Any) -> None:
-        """Send an object; :class:`GoneError` where nobody is at the other end."""
-        buffers: list[pickle.PickleBuffer] = []
-        body = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
-        parts = [memoryview(body), *(buffer.raw() for buffer in buffers)]
-        sizes = b"".join(SIZES.pack(len(part)) for part in parts)
-        try:
-            self._end.sendall(SIZES.pack(len(parts)) + sizes)
-            for part in parts:
-                self._end.sendall(part)
-        except OSError as error:
-            raise GoneError from error
-
-    def receive(self) -> Any:
-        """The next object; :class:`GoneError` where nobody is at the other end."""
-        (count,) = SIZES.unpack(self._take(SIZES.size))
-        sizes = self._take(SIZES.size * count)
-        parts = [self._take(SIZES.unpack_from(sizes, SIZES.size * i)[0]) for i in range(count)]
-        return pickle.loads(parts[0], buffers=parts[1:])
-
-    def _take(self, size: int) -> memoryview:
-        taken = np.empty(size, np.uint8).data
-        place = 0
-        while place < size:
-            try:
-                count = self._end.recv_into(taken[place:])
-            except OSError as error:
-                raise GoneError from error
-            if not count:
-                raise GoneError
-            place += count
-        return taken
-
-    def close(self) -> None:
-        """Nobody is at this end any more."""
-        self._end.close()
 
 
 @dataclass(frozen=True)
@@ -141,13 +83,7 @@ class Hands:
             process.wait()
 
     def _begin(self, first: tuple[Job, Tiles, str]) -> subprocess.Popen[bytes]:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-c", START, str(theirs.fileno()), *sys.path]
-        environment = os.environ | dict.fromkeys(ONE_THREAD, "1")
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
-        theirs.close()
-        channel = Channel(ours)
-        channel.send(first)
+        process, channel = begin_process(__name__, first)
         self._idle.put(channel)
         return process
 
@@ -179,7 +115,7 @@ class Hands:
                     batch = self._with_donors(what.batch)
                     answer: Any = _replies(batch, painter.paint(batch))
                 except Exception as error:  # whoever asked deals with it
-                    answer = _sendable(error)
+                    answer = sendable(error)
                 channel.send(answer)
         if what.error is not None:
             raise what.error
@@ -240,21 +176,9 @@ class _Device:
         self._channel.send(_Painted(count))
 
 
-def _sendable(error: BaseException) -> BaseException:
-    """``error`` itself where it survives the way, with where it came from; else its words."""
-    if not isinstance(error, (ChangeAnywhereError, StoppedError)):
-        error.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # an exception of any library may refuse, in any way
-        return ChangeAnywhereError(f"{type(error).__name__}: {error}")
-    return error
-
-
 def main(descriptor: str) -> None:
     """What a process does: a shard for every number that comes, until nobody is at the other end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run says when to stop
-    channel = Channel(socket.socket(fileno=int(descriptor)))
+    channel = other_end(descriptor)
     try:
         job, tiles, place = channel.receive()
         job, store = job.opened_with(tiles), store_at(Path(place))
@@ -267,7 +191,7 @@ def main(descriptor: str) -> None:
             except GoneError:
                 raise
             except Exception as raised:  # the run deals with it
-                error = _sendable(raised)
+                error = raised if isinstance(raised, StoppedError) else sendable(raised)
             channel.send(_Ended(error))
     except GoneError:
         return

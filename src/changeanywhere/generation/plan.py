@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from changeanywhere.errors import OutputError, SourceError
 from changeanywhere.events import EventRequest, simulate
 from changeanywhere.generation.job import FILE as JOB
 from changeanywhere.generation.job import identity_of_job
+from changeanywhere.generation.planners import Planners, Question, is_feasible
 from changeanywhere.generation.targets import Requests
 from changeanywhere.generation.tiles import EventSettings, Tiles
 from changeanywhere.legend import Mask
@@ -185,38 +187,42 @@ def _shard_file(number: int) -> str:
 
 def _placed(tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventRequest]) -> Iterator[PlannedPair]:
     """A pair for every request that finds a tile, in the order of finding; what does not is counted in ``missing``."""
-    source, events = tiles.source, tiles.events
-    order = stream("plan.order", seed).permutation(len(source))
-
-    def attempt(place: int, round_number: int, request: EventRequest) -> PlannedPair | None:
-        index = int(order[place])
-        item = source.items[index]
-        number = pair_seed(seed, item.key, round_number)
-        mask, context = source.read_mask(index), tiles.context_of(index)
-        plan = simulate(mask, source.legend, number, options=events.options, context=context, request=request)
-        return PlannedPair(f"{item.key}_{round_number}", item.key, index, request, number) if plan else None
-
+    items, order = tiles.source.items, stream("plan.order", seed).permutation(len(tiles.source))
     num_tiles, num_rounds = len(order), -(-len(requests) // len(order))
-    for round_number in range(num_rounds):
-        slots = requests.part(round_number * num_tiles, (round_number + 1) * num_tiles)
-        infeasible = set()
-        # In the source's order, though drawn in another: windows of one large file are then read one after the other.
-        for place in sorted(range(len(slots)), key=lambda place: int(order[place])):
-            pair = attempt(place, round_number, slots[place])
-            if pair is not None:
-                yield pair
-            else:
-                infeasible.add(place)
-        missing.update(slots[place] for place in sorted(infeasible))
+
+    def asked(place: int, round_number: int, request: EventRequest) -> Question:
+        return Question(place, int(order[place]), round_number, request)
+
+    def pair_of(one: Question) -> PlannedPair:
+        key, number = items[one.index].key, one.round_number
+        return PlannedPair(f"{key}_{number}", key, one.index, one.request, pair_seed(seed, key, number))
+
+    def rounds() -> Iterator[Question]:
+        for number in range(num_rounds):
+            slots = requests.part(number * num_tiles, (number + 1) * num_tiles)
+            # In the source's order, though drawn in another: windows of one large file are then read one after the
+            # other.
+            for place in sorted(range(len(slots)), key=lambda place: int(order[place])):
+                yield asked(place, number, slots[place])
+
+    with Planners(tiles, seed, len(requests)) as planners:
+        for _, answers in groupby(planners.answered(rounds()), lambda answer: answer[0].round_number):
+            infeasible = {}
+            for one, found in answers:
+                if found:
+                    yield pair_of(one)
+                else:
+                    infeasible[one.place] = one.request
+            missing.update(infeasible[place] for place in sorted(infeasible))
     for request in list(missing):
         last_round = num_rounds + MAX_EXTRA_ROUNDS
         while missing[request] and num_rounds < last_round:
             before = missing[request]
             for place in range(num_tiles):
-                pair = attempt(place, num_rounds, request) if missing[request] else None
-                if pair is not None:
+                one = asked(place, num_rounds, request)
+                if missing[request] and is_feasible(tiles, seed, one):
                     missing[request] -= 1
-                    yield pair
+                    yield pair_of(one)
             num_rounds += 1
             if missing[request] == before:
                 break
