@@ -18,6 +18,7 @@ from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import change_windows, cut
 from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler
+from changeanywhere.models.copies import onto
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
 
@@ -77,7 +78,7 @@ def paint_latents(
     ``masks_t2`` int64 and ``change_masks`` bool ``[B, H, W]``; ``seeds`` one per pair: its noise does not depend on
     its batch. ``on_step(i, x)`` sees the input of each call.
     """
-    masks_t2, change_masks = masks_t2.to(latents_t1.device), change_masks.to(latents_t1.device)
+    masks_t2, change_masks = onto(masks_t2, latents_t1.device), onto(change_masks, latents_t1.device)
     changed = changed_cells(change_masks, sampling.dilate_cells)
     cells = Cells(changed, unknown_cells(masks_t2, changed))
     noise = NoiseStreams(seeds, latents_t1.shape[1:], latents_t1.device)

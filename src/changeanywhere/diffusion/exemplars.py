@@ -22,6 +22,7 @@ from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.diffusion.windows import LatentWindow, change_windows, cut
 from changeanywhere.models.borrowed import DDPMScheduler
+from changeanywhere.models.copies import onto
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
 
@@ -70,18 +71,18 @@ def paint_from_exemplars(
     ``on_step(i, x)`` sees the input of each call, which is that of windows alone while they are painted.
     """
     # What is painted when and where is settled on the CPU: a device asked for it would be waited for.
-    where, masks_t2 = changed_cells(masks[1].cpu(), sampling.dilate_cells), masks[0].to(known.device)
+    where, masks_t2 = changed_cells(masks[1].cpu(), sampling.dilate_cells), onto(masks[0], known.device)
     streams = NoiseStreams(seeds, known.shape[1:], known.device)
     calls = Calls(denoiser, schedule, sampling, streams, on_step)
     num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
     start = first_calls(exemplars.strength.cpu(), masks[1].cpu(), calls.timesteps, num_held, sampling)
     start = torch.where(where, start, sampling.num_steps)
-    changed = where.to(known.device, non_blocking=True)
+    changed = onto(where, known.device)
     scene = _Scene(
         target=torch.where(changed, exemplars.latents.to(known.device), known),
         noise=streams.draw("known").to(known) if sampling.known_noise == "fixed" else None,
         changed=changed,
-        start=start.to(known.device, non_blocking=True),
+        start=onto(start, known.device),
         conditions=mask_conditions(denoiser, masks_t2, sampling.guidance_scale),
     )
     x = calls.noised(scene.target, _noise(scene, streams), num_held)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Calls
+from changeanywhere.models.copies import onto
 
 JOINT_SAMPLERS = ("ddim", "dpmsolver++")
 """Those whose steps may be taken window by window; the others' windows are painted together where they begin alike."""
@@ -35,7 +36,7 @@ class Begins:
         table = torch.zeros(num_calls, len(self.calls), dtype=torch.bool)
         for window, own in enumerate(self.calls):
             table[list(own), window] = True
-        return table.to(device, non_blocking=True).view(num_calls, -1, 1, 1, 1)
+        return onto(table, device).view(num_calls, -1, 1, 1, 1)
 
 
 @dataclass(frozen=True)

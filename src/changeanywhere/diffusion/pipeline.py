@@ -24,6 +24,7 @@ from changeanywhere.diffusion.scene_windows import Networks
 from changeanywhere.diffusion.windows import SIDE_STEP
 from changeanywhere.errors import ConfigError, InputError, ModelError
 from changeanywhere.legend import Legend
+from changeanywhere.models.copies import onto
 from changeanywhere.models.first_stage import DOWNSAMPLING, channels_last
 from changeanywhere.models.folder import Model, find_model, load_model, save_model
 from changeanywhere.sample import Normalisation
@@ -114,7 +115,7 @@ class ChangePairPipeline:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images f32 ``[B, C, H, W]`` in [-1, 1] → standardised latents f32 ``[B, 3, H/4, W/4]``."""
-        return self.first_stage.encode(images.to(self.device, memory_format=torch.channels_last))
+        return self.first_stage.encode(onto(images, self.device, torch.channels_last))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from changeanywhere.models.copies import onto
+
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -100,7 +102,7 @@ class NoiseStreams:
         if self._device.type == "cpu":  # pair by pair, so that what is worked on stays in the cache
             each = [normals(seed, purpose, call, rows, columns, channels) for seed in self._seeds]
             return torch.stack(each) if each else torch.empty(0, *self._shape)
-        seeds = torch.tensor(self._seeds, dtype=torch.int64).view(-1, 1, 1).to(self._device)
+        seeds = onto(torch.tensor(self._seeds, dtype=torch.int64), self._device).view(-1, 1, 1)
         return normals(seeds, purpose, call, rows, columns, channels).transpose(0, 1)
 
 

@@ -18,6 +18,7 @@ from changeanywhere.diffusion.exemplars import Exemplars, begun_at, paint_from_e
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import ConfigError, require
+from changeanywhere.models.copies import onto, to_host
 from changeanywhere.models.critic import Critic
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import channels_last
@@ -117,18 +118,23 @@ class DiffusionPainter:
         return painted
 
     def _paint(self, batch: Batch) -> list[Painting]:
-        latents = encoded(self.pipeline, batch)[list(batch.rows)]
-        masks = torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans]).astype(np.int64))
+        latents = encoded(self.pipeline, batch)
+        latents = latents[onto(torch.tensor(batch.rows), latents.device)]
+        device = self.pipeline.device
+        masks = onto(torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans])), device).long()
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
         denoiser, schedule = self._denoiser(changes), self.pipeline.model.schedule
         donors: list[list[SourceItem]] = [[] for _ in batch.plans]
         how: list[list[FromExemplar]] = [[] for _ in batch.plans]
-        given, exemplars, real = (masks, changes), None, batch.images[list(batch.rows)]
-        if self.sampling.from_exemplars:
+        given, exemplars = (masks, changes), None
+        if not self.sampling.from_exemplars:
+            real = to_tensor(batch.images[list(batch.rows)])
+        else:
             made = self._made(batch)
-            real, donors = np.stack([each.image for each in made]), [list(each.donors) for each in made]
+            donors = [list(each.donors) for each in made]
+            real = onto(to_tensor(np.stack([each.image for each in made])), device)  # encoded, and compared with
             strength = np.stack([each.strengths[plan.mask_t2] for each, plan in zip(made, batch.plans, strict=True)])
-            exemplars = Exemplars(self.pipeline.encode(to_tensor(real)), torch.from_numpy(strength))
+            exemplars = Exemplars(self.pipeline.encode(real), torch.from_numpy(strength))
             how = [self._how(plan, each.strengths) for plan, each in zip(batch.plans, made, strict=True)]
 
         def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
@@ -141,7 +147,7 @@ class DiffusionPainter:
             seeds = best_seeds(paint_seeds, self.critic, given, seeds, self.sampling, self.critic_options)
         painted = paint_seeds(seeds, self.sampling)
         clean = latents if exemplars is None else exemplars.latents
-        images = to_pixels(self.pipeline.decode_painted(painted, to_tensor(real), clean, self.sampling))
+        images = to_pixels(self.pipeline.decode_painted(painted, real, clean, self.sampling))
         return [
             Painting(i, plan, batch.images[row], images[i], donors[i], how[i])
             for i, (plan, row) in enumerate(zip(batch.plans, batch.rows, strict=True))
@@ -213,8 +219,7 @@ class Reconstructed:
 def encoded(pipeline: ChangePairPipeline, batch: Batch) -> Tensor:
     """Latents of the batch's tiles ``[N, 3, h, w]``, computed once for a batch and all that is painted again of it."""
     if "latents" not in batch.memo:
-        pixels = to_tensor(batch.images)
-        batch.memo["latents"] = pipeline.encode(pixels.pin_memory() if pipeline.device.type == "cuda" else pixels)
+        batch.memo["latents"] = pipeline.encode(to_tensor(batch.images))
     latents: Tensor = batch.memo["latents"]
     return latents
 
@@ -226,5 +231,5 @@ def to_tensor(images: Pixels) -> Tensor:
 
 def to_pixels(images: Tensor) -> Pixels:
     """``[N, C, H, W]`` on any device → float32 ``[N, H, W, C]``, clipped to [-1, 1]."""
-    pixels: Pixels = images.permute(0, 2, 3, 1).float().cpu().numpy().clip(-1, 1)
+    pixels: Pixels = to_host(images.permute(0, 2, 3, 1).float()).numpy().clip(-1, 1)
     return pixels

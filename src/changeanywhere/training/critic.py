@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from changeanywhere.errors import OutputError
+from changeanywhere.models.copies import onto
 from changeanywhere.models.critic import Critic, cell_classes, latents_hash
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.folder import load_first_stage, noise_schedule
@@ -86,7 +87,7 @@ class CriticTraining(Stage):
                 latents.shape[1:], self.batch_size, self.rows, 0.0, len(self.alphas), generator
             )
             classes = cell_classes(masks, self.critic.legend.num_classes)
-            yield tuple(t.to(self.processes.device, non_blocking=True) for t in (latents, classes, times, noise))
+            yield tuple(onto(tensor, self.processes.device) for tensor in (latents, classes, times, noise))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy on known cells."""

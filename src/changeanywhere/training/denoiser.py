@@ -17,6 +17,7 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.models.borrowed import DDPMScheduler
+from changeanywhere.models.copies import onto, pinned
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
 from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
@@ -203,21 +204,21 @@ class DenoiserTraining(Stage):
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
-        settings, rows, processes = self.settings, self.rows, self.processes
+        settings, rows, device = self.settings, self.rows, self.processes.device
         num_timesteps = int(self.schedule.config.num_train_timesteps)
         shape = self.cache.latent_shape
 
         def noise_of(step: int) -> Batch:
             generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
             drawn = draw_noise(shape, self.batch_size, rows, settings.mask_dropout, num_timesteps, generator)
-            return tuple(processes.pinned(tensor) for tensor in drawn)
+            return tuple(pinned(tensor, device) for tensor in drawn)
 
         steps = range(first_step, self.num_steps)
         # A GPU takes a step in the time in which a processor draws the noise of the next one.
-        with closing(drawn_ahead(noise_of, steps, processes.device.type == "cuda")) as noises:
+        with closing(drawn_ahead(noise_of, steps, device.type == "cuda")) as noises:
             for step, noise in zip(steps, noises, strict=True):
-                tiles = (processes.pinned(t) for t in self.cache.batch(self.batch_size, self.seed, step, rows))
-                yield tuple(t.to(processes.device, non_blocking=True) for t in (*tiles, *noise))
+                tiles = self.cache.batch(self.batch_size, self.seed, step, rows)
+                yield tuple(onto(tensor, device) for tensor in (*tiles, *noise))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """The error of the predicted noise."""

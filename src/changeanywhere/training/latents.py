@@ -14,6 +14,7 @@ from torch import Tensor
 
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import OutputError
+from changeanywhere.models.copies import onto
 from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import stream
@@ -74,11 +75,11 @@ class LatentCache:
         """:meth:`batch` on the device that keeps them."""
         assert self._resident is not None
         latents, masks = self._resident
-        where, seen = (there(numbers, latents.device) for numbers in (tiles, views))
+        where, seen = (onto(torch.tensor(numbers), latents.device) for numbers in (tiles, views))
         own = masks[where]
         turned = torch.empty_like(own)
         for view in set(views):  # each of the few views at once
-            rows = there([row for row, each in enumerate(views) if each == view], own.device)
+            rows = onto(torch.tensor([row for row, each in enumerate(views) if each == view]), own.device)
             part = torch.rot90(own[rows], self.views[view] % 4, (1, 2))
             turned[rows] = part.flip(2) if self.views[view] >= 4 else part
         return latents[where, seen].float(), turned.long()
@@ -91,12 +92,6 @@ class LatentCache:
         latents = np.stack([self.latents[tile, 0] for tile in tiles]).astype(np.float32)
         masks = np.stack([self.masks[tile] for tile in tiles]).astype(np.int64)
         return torch.from_numpy(latents), torch.from_numpy(masks)
-
-
-def there(numbers: list[int], device: torch.device) -> Tensor:
-    """int64 ``[N]`` on a device, which is not waited for."""
-    here = torch.tensor(numbers)
-    return (here.pin_memory() if device.type == "cuda" else here).to(device, non_blocking=True)
 
 
 def _noted(marker: Path) -> str:

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.models.copies import onto
 from changeanywhere.training.recipe import RunRecipe
 
 
@@ -68,15 +69,7 @@ class Processes:
     def put(self, *images: Tensor) -> tuple[Tensor, ...]:
         """Images ``[B, C, H, W]`` onto the device, channels-last; masks ``[B, H, W]`` as they are."""
         formats = (torch.channels_last if tensor.dim() == 4 else torch.preserve_format for tensor in images)
-        return tuple(
-            self.pinned(t).to(self.device, memory_format=f, non_blocking=True)
-            for t, f in zip(images, formats, strict=True)
-        )
-
-    def pinned(self, tensor: Tensor) -> Tensor:
-        """Where a copy to the device is not waited for; what lies there already, or need not be copied, as it is."""
-        copied = self.device.type == "cuda" and tensor.device.type == "cpu"
-        return tensor.pin_memory() if copied else tensor
+        return tuple(onto(t, self.device, f) for t, f in zip(images, formats, strict=True))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes."""
