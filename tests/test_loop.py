@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -170,6 +171,18 @@ def test_a_training_is_its_steps_written_out(tmp_path: Path) -> None:
         optimizer.step()
     for name, value in net.state_dict().items():
         assert torch.equal(value, trained[name]), name
+
+
+def test_crops_as_they_are(tmp_path: Path) -> None:
+    """One view is the ground itself; of eight some are turned or mirrored."""
+    source, _ = segmenter(tmp_path / "source")
+    whole = torch.from_numpy(source.read(0).mask.astype(np.int64)).unfold(0, 32, 1).unfold(1, 32, 1)
+
+    def untouched(views: int) -> int:
+        crops = CropDataset(source, 32, 0, views=views)
+        return sum(bool((whole == crops[0, step, 0][1]).all((2, 3)).any()) for step in range(12))
+
+    assert untouched(1) == 12 > untouched(8)
 
 
 @pytest.mark.numerical

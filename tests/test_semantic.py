@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, LegendError, ModelError, PairsError
@@ -19,7 +20,7 @@ from changeanywhere.models.detectors import SemanticDetector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.detectors.semantic import counterparts
 from changeanywhere.pairs import load_pairs
-from changeanywhere.pairs.semantics import classes_of, legend_of
+from changeanywhere.pairs.semantics import classes_of, hash_of, legend_of
 from changeanywhere.training.detector import evaluate_classes, start_detector, train_detector
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.pair_batches import augment, decoded, label_of
@@ -172,6 +173,16 @@ def test_no_loss_without_label_and_of_classes_where_these_are_unknown() -> None:
     assert with_row == pytest.approx(semantic_loss((change, one, two), labels)["consistency_loss"].item())
 
 
+def test_the_loss_looks_at_no_number() -> None:
+    """A GPU's step is recorded as it is: nothing may depend on how many pixels count."""
+    with FakeTensorMode():
+        logits = torch.randn(2, 2, 8, 8), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+        losses = semantic_loss(logits, torch.ones(2, 3, 8, 8, dtype=torch.int64))
+        assert losses["loss"].shape == ()
+        with pytest.raises(DataDependentOutputException):
+            float(losses["loss"])
+
+
 def test_two_semantic_heads_and_a_change_head() -> None:
     torch.manual_seed(0)
     net = build_detector(NAME, LEGEND).eval()
@@ -258,6 +269,20 @@ def test_classes_of_ours_and_of_second(tmp_path: Path) -> None:
         classes_of(bare, 0, bare[0])
     with pytest.raises(ConfigError, match="from which a semantic_unet_lite0 learns"):
         start_detector(recipe_of(tmp_path / "ours").detector, None, bare)
+
+
+def test_what_a_training_holds_to(tmp_path: Path) -> None:
+    """Other classes, or another label of date 2, are another training."""
+    root = write_set(tmp_path / "set", second=True)
+    found = {hash_of(load_pairs(root, "train"))}
+    assert hash_of(load_pairs(root, "train")) in found
+    mask = np.asarray(Image.open(root / "train" / "label2" / "train0.png")).copy()
+    mask[0, 0] = COLOURS["red"]
+    Image.fromarray(mask).save(root / "train" / "label2" / "train0.png")
+    found.add(hash_of(load_pairs(root, "train")))
+    Legend("squares", (*LEGEND.classes, LegendClass(4, "blue", (0, 0, 250)))).save(root / "legend.json")
+    found.add(hash_of(load_pairs(root, "train")))
+    assert len(found) == 3
 
 
 def test_grey_labels_of_second_are_numbers(tmp_path: Path) -> None:

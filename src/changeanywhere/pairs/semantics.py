@@ -3,6 +3,7 @@ changed ground alone."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.rasters.classes import read_classes
 from changeanywhere.rasters.facts import raising
 from changeanywhere.rasters.gate import inspect_whole, whole
+from changeanywhere.regular import read_regular
 from changeanywhere.sample import ChangePair
 
 SECOND = "second"
@@ -48,6 +50,18 @@ def classes_of(pairs: PairDataset, number: int, pair: ChangePair) -> tuple[Mask,
             where = pairs.folder / folder / pairs.names[number]
             raise PairsError(f"{where}: {mask.shape} px, the label has {pair.change_mask.shape}")
     return first, second
+
+
+def hash_of(pairs: PairDataset) -> str:
+    """As ``content_hash``, and of the names and colours of the classes, and of both of SECOND's labels."""
+    legend = legend_of(pairs)
+    digest = hashlib.sha256(repr((pairs.content_hash(), legend and legend.classes)).encode())
+    if legend is not None and pairs.legend is None:
+        for name in pairs.names:
+            for folder in MASK_FOLDERS:
+                file = pairs.find(folder, name)
+                digest.update(hashlib.sha256(read_regular(file)).digest() if file else b"none")
+    return digest.hexdigest()[:16]
 
 
 NO_CLASSES = (

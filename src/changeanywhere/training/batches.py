@@ -107,11 +107,12 @@ class StepSampler(Sampler[list[tuple[int, int, int]]]):
 class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     """Random crops with a random flip or rotation: image float32 ``[C, crop, crop]`` in [-1, 1], mask int64.
 
-    ``scale``: windows of ``crop_size`` divided, or multiplied, by up to ``1 + scale`` are brought to ``crop_size``.
+    ``views``: among how many flips and rotations one is drawn; 1: the crop as it is. ``scale``: windows of
+    ``crop_size`` divided, or multiplied, by up to ``1 + scale`` are brought to ``crop_size``.
     """
 
-    def __init__(self, source: Source, crop_size: int, seed: int, scale: float = 0.0) -> None:
-        self.source, self.crop_size, self.seed, self.scale = source, crop_size, seed, scale
+    def __init__(self, source: Source, crop_size: int, seed: int, scale: float = 0.0, views: int = 8) -> None:
+        self.source, self.crop_size, self.seed, self.scale, self.views = source, crop_size, seed, scale, views
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         tile, step, row = place
@@ -124,7 +125,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
             side = min(round(side * math.exp(rng.uniform(-most, most))), height, width)
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         window = slice(top, top + side), slice(left, left + side)
-        view = int(rng.integers(8))
+        view = int(rng.integers(self.views))
         image = dihedral(replace(sample, image=sample.image[window]).pixels(), view)
         mask = dihedral(sample.mask[window], view).astype(np.int64)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -194,7 +195,7 @@ def crop_batches(
     """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``."""
     seed = run.seed
     return DataLoader(
-        CropDataset(source, settings.crop_size, seed, getattr(settings, "scale", 0.0)),
+        CropDataset(source, settings.crop_size, seed, getattr(settings, "scale", 0.0), getattr(settings, "views", 8)),
         batch_sampler=StepSampler(tiles, settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,

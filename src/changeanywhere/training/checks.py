@@ -89,6 +89,7 @@ def _check_first_stage(recipe: Sections) -> None:
     require(len(fs.channels) == 3, "first_stage.channels", fs.channels, "three numbers (f = 4)")
     allowed = 16 <= fs.crop_size <= recipe.data.tile_size
     require(allowed, "first_stage.crop_size", fs.crop_size, "16 to data.tile_size")
+    require(1 <= fs.views <= 8, "first_stage.views", fs.views, "1 to 8")
     require(fs.crop_size % 16 == 0, "first_stage.crop_size", fs.crop_size, "a multiple of 16")
     require(
         not fs.linear_start or fs.norm_groups == 1,

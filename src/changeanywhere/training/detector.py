@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from changeanywhere.errors import ConfigError, EmptySplitError, require
-from changeanywhere.models.detectors import Detector, SemanticDetector, build_detector
+from changeanywhere.models.detectors import Detector, SemanticDetector, build_detector, names_classes
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
-from changeanywhere.pairs.semantics import NO_CLASSES, legend_of
+from changeanywhere.pairs.semantics import NO_CLASSES, hash_of, legend_of
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair
 from changeanywhere.seeds import step_seed
@@ -56,7 +56,7 @@ def train_detector(
         val = _validation_pairs(settings)
         val = val and val.keeping(recipe.run.keep_mib)
     processes = Processes(recipe.run)
-    with TrainingFolder(out, "detector", recipe, processes, _hash_of(train)) as folder:
+    with TrainingFolder(out, "detector", recipe, processes, _hash_of(train, recipe)) as folder:
         return train_stage(DetectorTraining(recipe, processes, train, val), folder, progress, stop)
 
 
@@ -79,10 +79,10 @@ def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
         return None
 
 
-def _hash_of(pairs: Pairs) -> str:
+def _hash_of(pairs: Pairs, recipe: Recipe) -> str:
     """Of the pairs in their order and of their labels: another one would change every step."""
     if isinstance(pairs, PairDataset):
-        return pairs.content_hash()
+        return hash_of(pairs) if names_classes(recipe.detector.name) else pairs.content_hash()
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(repr((pair.key, pair.change_mask.shape)).encode())

@@ -50,6 +50,8 @@ class FirstStageRecipe:
     """Begin as 4×4 colour means and plain enlargement instead of random weights (ours; needs norm_groups 1)."""
     crop_size: int = 256
     """Side of the square training crops, px."""
+    views: int = 8
+    """Among how many of the 8 flips and right-angle rotations of each crop one is drawn (1 = as it is)."""
     parts: str = "all"
     """``all``, or ``decoder``: encoder, codebook and latents of ``init`` stay as they are, and with them every denoiser
     that was trained on these latents."""

@@ -54,6 +54,12 @@ def detector_names() -> list[str]:
     return [*DETECTORS, *_outside()]
 
 
+def names_classes(name: str) -> bool:
+    """Whether a detector of this package is a :class:`SemanticDetector`, without building it."""
+    made = DETECTORS.get(name)
+    return isinstance(made, type) and issubclass(made, SemanticDetector)
+
+
 def build_detector(name: str, legend: Legend | None = None) -> Detector:
     """A detector with random weights; :class:`ConfigError` for an unknown name, or one whose package fails.
 
@@ -86,4 +92,4 @@ def _outside() -> dict[str, EntryPoint]:
     return found
 
 
-__all__ = ["DETECTORS", "Detector", "SemanticDetector", "build_detector", "detector_names"]
+__all__ = ["DETECTORS", "Detector", "SemanticDetector", "build_detector", "detector_names", "names_classes"]
