@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from changeanywhere.errors import ChangeAnywhereError, ModelError
+from changeanywhere.events.options import EventOptions
 from changeanywhere.generation import generate as generation
 from changeanywhere.generation.hands import Hands
 from changeanywhere.generation.options import GenerateOptions
@@ -37,6 +38,7 @@ def options(source_folder: Path, tiny_model_folder: Path, tmp_path: Path) -> Cal
             seed=3,
             exemplar_strength=0.5,
             reconstruct_t1=name == "reconstructed",
+            events=EventOptions(shape_bank=name == "shapes of the source"),
         )
 
     return of
@@ -51,7 +53,7 @@ def set_hands(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(generation, "hands_for", lambda job, num_shards: count)
 
 
-@pytest.mark.parametrize("name", ["plain", "reconstructed"])
+@pytest.mark.parametrize("name", ["plain", "reconstructed", "shapes of the source"])
 def test_the_same_bytes(
     name: str, options: Callable[[str], GenerateOptions], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -47,6 +47,10 @@ class ShapeBank:
         self._read_mask = read_mask
         self._shape = lru_cache(SHAPES_AT_HAND)(self._cut_out)
 
+    def __reduce__(self) -> tuple[type[ShapeBank], tuple[object, ...]]:
+        """To another process, without the shapes at hand: a cache stays where it is."""
+        return ShapeBank, (self.references, self._read_mask, self.connectivity)
+
     @cached_property
     def areas(self) -> dict[int, npt.NDArray[np.int64]]:
         """Px of each shape, by class."""

@@ -48,7 +48,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     height, width = x.shape[2:]
     rows, columns = (torch.linspace(-1, 1, length, dtype=x.dtype, device=x.device) for length in (height, width))
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
-    moved = grid + flow.permute(0, 2, 3, 1) / torch.tensor([width, height], dtype=x.dtype, device=x.device)
+    moved = grid + torch.stack([flow[:, 0] / width, flow[:, 1] / height], -1)
     return F.grid_sample(x, moved, align_corners=True)
 
 
