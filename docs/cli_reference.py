@@ -15,7 +15,7 @@ from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.generation.options import FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.generation.speed import SpeedOptions
-from changeanywhere.help import attribute_docstrings
+from changeanywhere.help import attribute_docstrings, choices_of, is_list
 from changeanywhere.init import InitOptions
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.models.import_options import ImportDetectorOptions, ImportOptions
@@ -71,6 +71,9 @@ def rows(kind: type, prefix: str = "") -> list[str]:
             lines += rows(typing.cast(type, hint), f"{prefix}{field.name}.")
             continue
         text = " ".join(texts[field.name].split()).replace("``", "`").replace("|", "\\|")
+        choices = choices_of(field)
+        if any(each not in text for each in choices):
+            text += f" {'Some' if is_list(hint) else 'One'} of {', '.join(f'`{each}`' for each in choices)}."
         lines.append(f"| `--{name}` | {default_of(field)} | {text} |")
     return lines
 

@@ -45,6 +45,11 @@ def test_bash_offers_commands_options_names_and_files(bash: str, tmp_path: Path)
     assert "--num-pairs" in offered(bash, "generate", "--num") and "--scene" in offered(bash, "generate", "--sc")
     assert offered(bash, "generate", "--out", "x", "--progress", "") == ["bars", "json", "none"]
     assert set(offered(bash, "check", "--on-error", "")) == {"stop", "skip"}, "choices that help shows"
+    assert "siam_unet_lite0" in offered(bash, "train", "detector", "--detector.name", "siam")
+    assert offered(bash, "train", "detector", "--run.mixed-precision", "") == ["no", "bf16"]
+    assert offered(bash, "export", "set", "--layout", "open") == ["opencd"]
+    assert set(offered(bash, "generate", "--method", "")) >= {"diffusion", "copy_paste"}
+    assert set(offered(bash, "generate", "--format", "")) == {"folder", "webdataset", "parquet"}
     assert offered(bash, "recipes", "") == list(recipes())
     assert "denoiser" in offered(bash, "train", "d")
     (tmp_path / "tiles").mkdir()

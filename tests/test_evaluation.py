@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +17,9 @@ from PIL import Image
 from scipy import ndimage
 
 from changeanywhere.cli import run as command
+from changeanywhere.evaluation.cases import Ranking, groups_of
 from changeanywhere.evaluation.differences import Difference, boundary_contrast, difference
-from changeanywhere.evaluation.distances import Array, against_halves, bootstrap_mean, frechet, kid
+from changeanywhere.evaluation.distances import Array, against_halves, bootstrap_mean, bootstrap_of_sums, frechet, kid
 from changeanywhere.evaluation.figures import Figure
 from changeanywhere.evaluation.of_model import real_tiles
 from changeanywhere.evaluation.of_pairs import (
@@ -25,6 +29,7 @@ from changeanywhere.evaluation.of_pairs import (
     real_first,
     shortcut,
 )
+from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.evaluation.probe import probe_accuracy
 from changeanywhere.evaluation.reading import Image as Picture
 from changeanywhere.evaluation.scores import Confusion, ReadInstance, matched_recall, read_instances
@@ -38,6 +43,7 @@ from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training.recipe import DataRecipe, Recipe, RunRecipe, SegmenterRecipe
 from changeanywhere.training.segmenter import train_segmenter
 from conftest import write_source
+from raster_files import write_tif
 
 
 @pytest.mark.numerical
@@ -366,8 +372,9 @@ def test_ignored_ground_is_unknown_to_every_figure(border: str, tmp_path: Path) 
         pairs = load_pairs(_set_with_a_border(tmp_path / kind, kind))
         names = load_legend("mini").names
         real = tmp_path / "nothing"
-        found = evaluate_pairs(pairs, names, _read_by_colour, _brightness, real, 4, 0)
-        return {figure.name: figure.value for figure in found}
+        options = EvaluateOptions(out=tmp_path / "out", pairs=tmp_path / kind, real_pairs=real, max_pairs=4)
+        found = evaluate_pairs(pairs, names, _read_by_colour, _brightness, options)
+        return {figure.name: figure.value for figure in found.figures}
 
     def _brightness(images: Sequence[Picture]) -> Array:
         return np.stack([image.astype(float).mean((1, 2)) for image in images])
@@ -411,7 +418,143 @@ def test_a_border_of_ignored_ground_is_no_seam(photo: np.ndarray) -> None:
         (Figure("s", "n", 0.5, 0.51), "About as real data."),
         (Figure("s", "n", 1.2, 0.6), "Higher than real data; whether by chance is not known."),
         (Figure("s", "n", 1.2), "Nothing is asked of it."),
+        (Figure("s", "n", 0.5, 0.1, 0.4, 0.6, beside="guessing"), "Higher than guessing, beyond chance."),
+        (
+            Figure("s", "n", 0.5, 0.5, target="at least 0.4", reached=True).where((3, 20, "pairs"), (9, 5, "scenes")),
+            "Too little to tell: 20 pairs are the least, here 3.",
+        ),
+        (
+            Figure("s", "n", 0.5, 0.5, target="at least 0.4", reached=True).where((20, 20, "x")),
+            "As asked: at least 0.4.",
+        ),
     ],
 )
 def test_a_figure_says_in_one_sentence_what_it_means(figure: Figure, said: str) -> None:
-    assert figure.verdict == said
+    assert figure.verdict == said and figure.to_dict()["verdict"] == said
+    assert not figure.few or (figure.reached is None and figure.few in figure.in_words())
+
+
+@pytest.mark.parametrize("shown", [1, 2, 3, 12, 30])
+@pytest.mark.parametrize("ranked", [0, 1, 2, 3, 9, 25])
+def test_worst_best_and_others_are_different_pairs(ranked: int, shown: int) -> None:
+    rng = np.random.default_rng(ranked)
+    values = {int(number): (float(rng.random()),) for number in rng.permutation(25)[:ranked]}
+    groups = {group.title: group.numbers for group in groups_of(Ranking("it", values), 25, shown)}
+    numbers = [number for some in groups.values() for number in some]
+    assert len(numbers) == len(set(numbers)) == min(shown, 25)
+    worst, best = groups.get("Worst", ()), groups.get("Best", ())
+    assert len(worst) == min(shown // 3, -(-ranked // 2)) and len(best) == min(shown // 3, ranked // 2)
+    order = sorted(values, key=lambda number: values[number])
+    assert list(worst) == order[: len(worst)] and list(best) == order[::-1][: len(best)]
+    assert list(groups.get("Others", ())) == sorted(groups.get("Others", ()))
+
+
+def test_an_interval_of_sums_holds_the_share_that_they_were_drawn_with() -> None:
+    def share(counts: Array) -> Array:
+        return counts[..., 0] / counts[..., 1]
+
+    hits = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        sizes = rng.integers(50, 400, 60)
+        counts = np.stack([rng.binomial(sizes, 0.3), sizes], 1).astype(float)
+        estimate = bootstrap_of_sums(counts, share, np.arange(60), seed, 300)
+        assert estimate.value == pytest.approx(counts[:, 0].sum() / counts[:, 1].sum())
+        hits += estimate.low <= 0.3 <= estimate.high
+    assert 50 <= hits <= 60
+    nothing = bootstrap_of_sums(np.zeros((3, 2)), lambda counts: counts[..., 0] * np.nan, np.arange(3))
+    assert np.isnan(nothing.value) and np.isnan(nothing.low)
+
+
+def write_set(folder: Path, count: int, dtype: str = "uint8", masked: bool = True) -> Path:
+    """Pairs of 96 px as generate writes them: new houses, the later ones with a bright rim, which is a seam; of other
+    than 8 bits four bands as GeoTIFF, with the stretch of the set."""
+    rng = np.random.default_rng(0)
+    legend, factor = load_legend("mini"), 1 if dtype == "uint8" else 40
+    lines = []
+    for number in range(count):
+        ground = ndimage.gaussian_filter(rng.normal(size=(96, 96, 4)), (2, 2, 0))
+        image = np.clip(120 + 400 * ground, 1, 250).astype(int)
+        first = np.ones((96, 96), np.uint8)
+        first[60:90, 10:40] = 2
+        second = first.copy()
+        second[10 : 40 + number % 3, 30:60] = 2
+        later = np.clip(image + rng.integers(-4, 5, image.shape), 1, 250)
+        rim = ndimage.binary_dilation(first != second) & (first == second)
+        later[rim] = np.clip(later[rim] + 8 * number, 1, 250)
+        content = {"A": image, "B": later, "label": (first != second) * 255}
+        content |= {"label1": first, "label2": second} if masked else {}
+        for name, array in content.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            if name in ("A", "B") and dtype != "uint8":
+                write_tif(folder / name / f"p{number:02}.tif", (array * factor).astype(dtype))
+                continue
+            pixels = array[..., :3] if name in ("A", "B") else array
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"p{number:02}.png")
+        stretch = {"low": [0.0] * 4, "high": [255.0 * factor] * 4}
+        record = {"key": f"p{number:02}", "scene": f"s{number}", "real_date": 1, "normalisation": stretch}
+        lines.append(json.dumps(record))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    if masked:
+        legend.save(folder / "legend.json")
+    return folder
+
+
+def pictures_of(page: str) -> list[np.ndarray]:
+    """Every JPEG of a page, as it is shown."""
+    found = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))) for each in found]
+
+
+@pytest.mark.parametrize(("dtype", "masked"), [("uint8", True), ("uint16", True), ("uint8", False), ("uint16", False)])
+def test_the_page_of_a_set_shows_its_worst_and_its_best_pairs(
+    dtype: str, masked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, out = write_set(tmp_path / "set", 9, dtype, masked), tmp_path / "out"
+    assert command(["evaluate", "--pairs", str(pairs), "--out", str(out), "--num-panels", "6"]) == 0
+    capsys.readouterr()
+    page = (out / "evaluation.html").read_text()
+    shown = re.findall(r'<figure class="pair"><figcaption><b>(\w+)</b>', page)
+    assert len(shown) == len(set(shown)) == 6 and page.count("<h3>") == 3
+    assert set(shown[:2]) <= {"p06", "p07", "p08"}, "the brightest rims are the worst"
+    assert set(shown[2:4]) <= {"p00", "p01", "p02", "p03"}
+    assert "9 of 9 pairs are ranked by" in page and page.count("20 pairs are the least, here 9") >= 2
+    assert ("mask t1" in page) == masked and not re.search(r'(src|href)="(?!data:|#)', page)
+    for image in pictures_of(page):  # in the set's stretch: neither black nor white
+        assert image.shape == (96, 96, 3) and 60 < image.mean() < 200 and image.std() > 10
+    figures = json.loads((out / "evaluation.json").read_text())["figures"]
+    assert all(figure["verdict"] for figure in figures)
+    assert "verdict" in (out / "evaluation.csv").read_text().splitlines()[0]
+    assert command(["evaluate", "--pairs", str(pairs), "--out", str(out), "--num-panels", "0"]) == 0
+    assert 'class="pair"' not in (out / "evaluation.html").read_text()
+
+
+def test_without_masks_there_is_nothing_for_a_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = write_set(tmp_path / "set", 4, masked=False)
+    arguments = ["evaluate", "--pairs", str(pairs), "--out", str(tmp_path / "out"), "--source", "examples"]
+    assert command(arguments) == 2
+    assert "has no legend.json and no semantic masks; allowed: without --source" in capsys.readouterr().err
+
+
+def test_a_judge_ranks_pairs_by_what_it_reads(tmp_path: Path) -> None:
+    """New houses of half of the pairs are black, which this judge reads as something else."""
+    pairs = load_pairs(write_set(tmp_path / "set", 8))
+    for number in range(0, 8, 2):
+        file = tmp_path / "set" / "B" / f"p{number:02}.png"
+        pixels = np.asarray(Image.open(file)).copy()
+        pixels[10:43, 30:60] = 0
+        Image.fromarray(pixels).save(file)
+
+    def judge(images: Sequence[Picture]) -> np.ndarray:
+        return np.stack([np.where((image == 0).all(-1), 3, 2) for image in images]).astype(np.uint8)
+
+    def features(images: Sequence[Picture]) -> Array:
+        return np.stack([image.astype(float).mean((1, 2)) for image in images])
+
+    options = EvaluateOptions(out=tmp_path / "out", pairs=tmp_path / "set", num_panels=8)
+    found = evaluate_pairs(pairs, load_legend("mini").names, judge, features, options)
+    groups = {group.title: group for group in found.groups}
+    assert {number % 2 for number in groups["Worst"].numbers} == {0}
+    assert {number % 2 for number in groups["Best"].numbers} == {1} and "judge reads" in groups["Best"].note
+    worst = found.shown[groups["Worst"].numbers[0]]
+    assert worst.read is not None and (worst.read == 3).any() and any("0% of its new" in each for each in worst.said)

@@ -17,13 +17,17 @@ from rasterio.transform import from_origin
 from torch import Tensor
 
 from changeanywhere.cli import run
+from changeanywhere.evaluation.detector_figures import NAMES, detector_figures
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.pairs import load_pairs
 from changeanywhere.prediction.windows import Rows, Tiling, rows_of
 from changeanywhere.rasters.facts import Window
+from changeanywhere.sample import rgb8
+from changeanywhere.training.detection import ChangeScores, sum_of
 from changeanywhere.training.detector import evaluate_pairs
 from test_detector_training import write_pairs
+from test_evaluation import pictures_of, write_set
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +206,61 @@ def test_scores_of_a_detector(detector: Path, tmp_path: Path, capsys: pytest.Cap
     rows = table(tmp_path / "out" / "evaluation.csv")
     assert [row["key"] for row in rows] == ["test0", "test1", "test2", "test3", "all pairs"]
     page = (tmp_path / "out" / "evaluation.html").read_text()
-    assert page.count('class="strip"') == 4 and not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count('class="strip"') == 4 and not re.search(r'(src|href)="(?!data:|#o)', page)
+    few = "20 pairs with a change are the least, here 3; 5 scenes with a change are the least, here 3"
+    assert [figure["verdict"] for figure in record["figures"]] == [f"Too little to tell: {few}."] * 4
     listing = tmp_path / "some.txt"
     listing.write_text("test2\n")
     assert run(["evaluate", *arguments, "--listing", str(listing)]) == 0
     assert "on 1 pairs" in capsys.readouterr().out
     assert run(["evaluate", "--detector", str(tmp_path), str(root), "--out", str(tmp_path / "out")]) == 2
+
+
+def scores_of(rows: list[tuple[int, int, int, int]]) -> list[ChangeScores]:
+    return [ChangeScores(*row) for row in rows]
+
+
+def test_a_detector_stands_beside_guessing() -> None:
+    """One that finds most is better, one that calls at random is not, and few pairs tell nothing."""
+    rng = np.random.default_rng(0)
+    good = scores_of([(80 + int(n), 20, 20 - int(n), 880) for n in rng.integers(-9, 10, 40)])
+    figures = {figure.name: figure for figure in detector_figures(good, [str(n) for n in range(40)])}
+    assert {figure.verdict for figure in figures.values()} == {"Higher than guessing, beyond chance."}
+    assert list(figures) == ["precision", "recall", "F1", "IoU"]
+    for name in ("precision", "recall", "f1", "iou"):
+        figure = figures[NAMES[name]]
+        assert figure.value == getattr(sum_of(good), name) and figure.ceiling is not None
+        assert figure.low is not None and figure.high is not None and figure.low < figure.value < figure.high
+    assert figures["precision"].ceiling == figures["IoU"].ceiling == pytest.approx(0.1)
+    found = rng.binomial(100, 0.3, 60), rng.binomial(900, 0.3, 60)
+    random = scores_of([(int(a), int(b), 100 - int(a), 900 - int(b)) for a, b in zip(*found, strict=True)])
+    verdicts = {figure.name: figure.verdict for figure in detector_figures(random, [str(n) for n in range(60)])}
+    assert verdicts["precision"] == verdicts["recall"] == "No difference to guessing that this many could show."
+    assert {figure.few for figure in detector_figures(good, ["a", "b"] * 20)} == {
+        "5 scenes with a change are the least, here 2"
+    }
+    silent = detector_figures(scores_of([(0, 0, 9, 91)] * 30), [str(n) for n in range(30)])
+    said = {figure.name: figure.note for figure in silent if figure.withheld}
+    assert said == dict.fromkeys(("precision", "F1"), "withheld: nothing was called changed")
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_detector_on_a_set_of_16_bits_shows_worst_and_best(
+    masked: bool, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, out = write_set(tmp_path / "set", 7, "uint16", masked), tmp_path / "out"
+    name, net = load_detector(detector)  # made to call half of the ground changed
+    with torch.no_grad():
+        logits = net(
+            *(torch.from_numpy(date).permute(2, 0, 1)[None] / 127.5 - 1 for date in rgb8(load_pairs(pairs)[0]))
+        )
+        [each for each in net.parameters() if each.shape == (2,)][-1][1] -= (logits[:, 1] - logits[:, 0]).median()
+    save_detector(net, name, tmp_path / "net")
+    arguments = ["evaluate", "--detector", str(tmp_path / "net"), str(pairs), "--num-panels", "6", "--out", str(out)]
+    assert run(arguments) == 0, capsys.readouterr().err
+    page, record = (out / "evaluation.html").read_text(), json.loads((out / "evaluation.json").read_text())
+    shown = re.findall(r'<figure class="pair"><figcaption><b>(\w+)</b>', page)
+    order = sorted(record["pairs"], key=lambda key: record["pairs"][key]["f1"])
+    assert shown[:2] == order[:2] and shown[2:4] == order[:-3:-1] and len(set(shown)) == 6
+    assert page.count('class="outline"') == 12 and page.count("prediction against label") == 12
+    assert all(60 < image.mean() < 200 for image in pictures_of(page))

@@ -373,7 +373,7 @@ def test_evaluate_in_classes(trained: tuple[Path, Path], tmp_path: Path, capsys:
         load_detector(out / "detector")[1], load_pairs(pairs, "test"), 8, torch.device("cpu")
     )
     assert whole is not None and found["semantic"] == pytest.approx(whole.to_dict()) and len(scores) == 3
-    assert "<th>SeK</th>" in (tmp_path / "a" / "evaluation.html").read_text()
+    assert '<th scope="row">SeK' in (tmp_path / "a" / "evaluation.html").read_text()
     for split in ("train", "val", "test"):
         (pairs / split / "legend.json").rename(pairs / split / "aside.json")
     try:

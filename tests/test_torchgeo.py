@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from changeanywhere.errors import ConfigError
-from changeanywhere.models.detectors import ADAPTER, DETECTORS, build_detector, detector_names
+from changeanywhere.models.detectors import DETECTORS, build_detector, detector_names
 from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.models.names import ADAPTER
 from changeanywhere.sample import ChangePair
 from changeanywhere.training.detector import train_detector
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe

@@ -29,7 +29,7 @@ from changeanywhere.commands import (
 )
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.flags import given_flags, names_option
-from changeanywhere.help import meant
+from changeanywhere.help import among, meant
 from changeanywhere.legend import load_legend
 from changeanywhere.progress import shown_progress
 from changeanywhere.shipped import find_source, with_shipped
@@ -258,7 +258,7 @@ def _train(arguments: list[str]) -> None:
         if arguments and arguments[0] in ("-h", "--help"):
             say_lines(f"usage: changeanywhere train {{{','.join(STAGES)}}} --config RECIPE --out DIR\n\n{EPILOG}")
             return
-        raise ConfigError(f"train needs a stage; allowed: {', '.join(STAGES)}")
+        raise ConfigError(f"train needs a stage; allowed: {among(''.join(arguments[:1]), STAGES)}")
     options = parse_options(f"train {arguments[0]}", TrainOptions, arguments[1:])
     with shown_progress() as progress, polite_stop(on_key=True) as stop:
         result = train(arguments[0], options, progress, stop, given_flags(arguments[1:]))
@@ -276,7 +276,7 @@ def _import(arguments: list[str]) -> None:
                 f"{EPILOG}"
             )
             return
-        raise ConfigError(f"import needs a family of checkpoints; allowed: {', '.join(FAMILIES)}")
+        raise ConfigError(f"import needs a family of checkpoints; allowed: {among(''.join(arguments[:1]), FAMILIES)}")
     positional = arguments[1:2] if arguments[1:] and not arguments[1].startswith("-") else []
     flags = ["--checkpoint", *positional] if positional else []
     rest = [*flags, *arguments[1 + len(positional) :]]

@@ -9,6 +9,7 @@ import typing
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.flags import parse, with_words
+from changeanywhere.help import among
 from changeanywhere.progress import shown_progress
 from changeanywhere.shipped import RecipesOptions, find_recipe, list_recipes
 from changeanywhere.terminal import PROGRESS, Manner, say, say_lines
@@ -52,7 +53,7 @@ def manner_of(arguments: list[str]) -> tuple[Manner, list[str]]:
         elif name == "--progress":
             kind, taken = (value, False) if equals else ("".join(arguments[i + 1 : i + 2]), True)
             if kind not in PROGRESS:
-                raise ConfigError(f"progress is {kind[:80]!r}; allowed: {', '.join(PROGRESS)}")
+                raise ConfigError(f"progress is {kind[:80]!r}; allowed: {among(kind, PROGRESS)}")
         elif argument == "--quiet":
             quiet = True
         else:
@@ -70,7 +71,8 @@ def evaluate_detector_command(arguments: list[str]) -> None:
     from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions as Options
 
     options = parse_options("evaluate", Options, with_words(arguments, Options, "pairs"))
-    from changeanywhere.evaluation.of_detector import SCORES, evaluate_on_pairs
+    from changeanywhere.evaluation.detector_figures import SCORES
+    from changeanywhere.evaluation.of_detector import evaluate_on_pairs
 
     with shown_progress() as progress:
         evaluation = evaluate_on_pairs(options, progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from changeanywhere.errors import ConfigError
-from changeanywhere.help import Option, options_of
+from changeanywhere.help import Option, one_of, options_of, require_one
 from changeanywhere.models.import_options import FAMILIES
 from changeanywhere.shipped import recipes
 from changeanywhere.terminal import PROGRESS
@@ -51,8 +51,8 @@ FOLDERS = ("out", "source", "model", "detector", "pairs", "init")
 class CompletionOptions:
     """Options of ``changeanywhere completion``."""
 
-    shell: str = "bash"
-    """One of bash, zsh, fish, powershell; the same without the flag's name."""
+    shell: str = one_of(SHELLS, "bash")
+    """Which shell; the same without the flag's name."""
 
 
 def completion(options: CompletionOptions, commands: Mapping[str, str]) -> str:
@@ -60,8 +60,7 @@ def completion(options: CompletionOptions, commands: Mapping[str, str]) -> str:
 
     Raises :class:`ConfigError` for another shell, and where shtab, which writes the script, is not installed.
     """
-    if options.shell not in SHELLS:
-        raise ConfigError(f"shell is {options.shell[:80]!r}; allowed: {', '.join(SHELLS)}")
+    require_one("shell", options.shell, SHELLS)
     try:
         import shtab
     except ModuleNotFoundError as error:
@@ -80,7 +79,7 @@ def completion(options: CompletionOptions, commands: Mapping[str, str]) -> str:
             if not option.value:
                 child.add_argument(f"--{option.name}", help=_shown(option.text), action="store_true")
                 continue
-            action = child.add_argument(f"--{option.name}", help=_shown(option.text), choices=_choices(option.value))
+            action = child.add_argument(f"--{option.name}", help=_shown(option.text), choices=option.choices or None)
             if (kind := _takes(option)) is not None:
                 action.complete = kinds[kind]  # type: ignore[attr-defined]
     return str(shtab.complete(parser, options.shell))
@@ -90,7 +89,7 @@ def _options(command: str) -> list[Option]:
     """All options of a command, each once, and those that every command has."""
     found = {
         "config": Option("config", "FILE", "", "YAML file with any of these options, or a recipe of the package", ""),
-        "progress": Option("progress", f"{{{','.join(PROGRESS)}}}", "", "how progress is shown", ""),
+        "progress": Option("progress", "KIND", "", "how progress is shown", "", PROGRESS),
         "quiet": Option("quiet", "", "", "neither bars nor remarks", ""),
     }
     for place in OPTIONS[command]:
@@ -99,11 +98,6 @@ def _options(command: str) -> list[Option]:
         for option in options_of(kind):
             found.setdefault(option.name, option)
     return list(found.values())
-
-
-def _choices(value: str) -> list[str] | None:
-    """``{bars,json,none}`` → its words."""
-    return value[1:-1].split(",") if value.startswith("{") and value != "{…}" else None
 
 
 def _takes(option: Option) -> str | None:

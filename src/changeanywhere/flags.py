@@ -18,7 +18,7 @@ import yaml
 from changeanywhere.documents import MAX_BYTES, DocumentError, check_yaml, parse_yaml
 from changeanywhere.errors import ConfigError
 from changeanywhere.folders import UTF_16, read_text
-from changeanywhere.help import help_text, meant, options_of
+from changeanywhere.help import check_choices, help_text, meant, options_of
 from changeanywhere.limits import check_limits
 from changeanywhere.regular import open_regular
 from changeanywhere.terminal import say_lines
@@ -44,6 +44,7 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
         raise ConfigError(_shorten(str(error), known)) from error
     options = _build(kind, values)
     check_limits(options)
+    check_choices(options)
     return options
 
 
@@ -79,9 +80,14 @@ def _lists_of_words(kind: type, prefix: str = "") -> set[str]:
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             found |= _lists_of_words(typing.cast(type, hint), f"{prefix}{name}.")
-        elif tuple[str, ...] in (hint, *typing.get_args(hint)):
+        elif _is_words(hint):
             found.add(f"--{prefix}{name}".replace("_", "-"))
     return found
+
+
+def _is_words(hint: Any) -> bool:
+    parts = typing.get_args(hint)
+    return bool({tuple[str, ...], list[str]} & {hint, *(parts if type(None) in parts else ())})
 
 
 def _with_lists(arguments: list[str], flags: set[str]) -> list[str]:

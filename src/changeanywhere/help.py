@@ -8,13 +8,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 import shutil
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+
+from changeanywhere.errors import require
 
 HEADINGS = {
     "SourceOptions": "what is read, and how",
@@ -24,6 +27,7 @@ HEADINGS = {
 }
 """Of the options that a class brings along; those of a command's own class stand under "options"."""
 PLACEHOLDERS = {"int": "N", "float": "X", "Path": "PATH", "bool": "true|false"}
+Choices = Sequence[typing.Any] | Callable[[], Iterable[str]]
 LISTS: dict[typing.Any, str] = {tuple: "[…]", list: "[…]", dict: "{…}"}
 NAME_WIDTH = 26
 ALL = "all"
@@ -31,24 +35,64 @@ ALL = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One flag: its name without dashes, what its value is, its default as text, its help, and who brings it."""
+    """One flag: its name without dashes, what its value is, its default as text, its help, and who brings it;
+    ``choices``: the words that it takes, or takes several of, where there are only some."""
 
     name: str
     value: str
     default: str
     text: str
     home: str
+    choices: tuple[str, ...] = ()
 
     @property
     def section(self) -> str:
         return self.name.partition(".")[0] if "." in self.name else ""
 
 
-def one_of(choices: Sequence[str], default: str | None = None) -> typing.Any:
-    """A field of options that takes one of these words, which help shows; ``check`` refuses all others."""
-    return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
+def one_of(choices: Choices, default: typing.Any = None) -> typing.Any:
+    """A field of options that takes one of these words, or, being a list, some of them. Help shows them;
+    :func:`check_choices` refuses all others. A function gives words that other packages may add to: those are refused
+    where they are looked up."""
+    return dataclasses.field(default=default, metadata=choose(choices))
 
 
+def choose(choices: Choices) -> dict[str, typing.Any]:
+    """The metadata of such a field, where it has no default, or a factory."""
+    return {"choices": choices if callable(choices) else tuple(choices)}
+
+
+def choices_of(field: dataclasses.Field[typing.Any]) -> tuple[str, ...]:
+    """The words that a field takes, as text; none where it takes any."""
+    choices = field.metadata.get("choices", ())
+    return tuple(map(str, choices() if callable(choices) else choices))
+
+
+def check_choices(options: typing.Any, prefix: str = "") -> None:
+    """:class:`ConfigError` naming the first word that its option does not take, in ``options`` and its sections."""
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), f"{prefix}{field.name}"
+        choices = field.metadata.get("choices")
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            check_choices(value, f"{name}.")
+        elif choices is not None and not callable(choices) and value is not None:
+            for each in value if isinstance(value, tuple | list) else (value,):
+                require_one(name, each, choices)
+
+
+def require_one(name: str, value: object, choices: Iterable[object]) -> None:
+    """Raise :class:`ConfigError` for an option whose value is none of ``choices``, with the one that was meant."""
+    known = list(choices)
+    require(value in known, name, value, among(value, known))
+
+
+def among(word: object, choices: Iterable[object]) -> str:
+    """What is allowed in place of ``word``, and which of it may have been meant."""
+    words = [str(each) for each in choices]
+    return f"{', '.join(words)}{meant(str(word), words)}"
+
+
+@functools.cache
 def attribute_docstrings(kind: type) -> dict[str, str]:
     """Field name → the string literal below it, base classes first."""
     texts: dict[str, str] = {}
@@ -72,21 +116,25 @@ def options_of(kind: type, prefix: str = "") -> Iterator[Option]:
             continue
         text = " ".join(texts.get(field.name, "").split()).replace("``", "").replace(":class:", "").replace("`", "")
         name = f"{prefix}{field.name}".replace("_", "-")
-        yield Option(name, _value_of(field, hint), _default_of(field), text, "" if prefix else homes[field.name])
+        home, choices = "" if prefix else homes[field.name], choices_of(field)
+        yield Option(name, _value_of(field, hint, choices), _default_of(field), text, home, choices)
 
 
-def _value_of(field: dataclasses.Field[typing.Any], hint: typing.Any) -> str:
-    if "choices" in field.metadata:
-        return "{" + ",".join(field.metadata["choices"]) + "}"
+def _value_of(field: dataclasses.Field[typing.Any], hint: typing.Any, choices: Sequence[str]) -> str:
+    if choices:
+        return f"{{{','.join(choices)}}}{'[,…]' if is_list(hint) else ''}"
     if hint is bool and field.default is False:
         return ""
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-    if typing.get_origin(hint) is typing.Literal:
-        return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     origin = next((typing.get_origin(each) for each in (hint, *kinds) if typing.get_origin(each) in LISTS), None)
     if origin is not None:
         return LISTS[origin]
     return PLACEHOLDERS.get(getattr(kinds[0], "__name__", ""), "TEXT")
+
+
+def is_list(hint: typing.Any) -> bool:
+    """Whether a field of this type takes several values."""
+    return bool({typing.get_origin(each) for each in (hint, *typing.get_args(hint))} & {tuple, list})
 
 
 def _default_of(field: dataclasses.Field[typing.Any]) -> str:
@@ -106,7 +154,7 @@ def help_text(command: str, kind: type, about: str, epilog: str, topic: str = ""
     options, width = list(options_of(kind)), min(shutil.get_terminal_size((100, 24)).columns, 140)
     if topic:
         return _in_full(command, options, topic.lstrip("-").replace("_", "-"), width)
-    needed = " ".join(f"--{each.name} {each.value}" for each in options if each.default == "required")
+    needed = " ".join(f"--{each.name} {_briefly(each)}" for each in options if each.default == "required")
     lines = [f"usage: changeanywhere {command} {needed} [OPTIONS]".replace("  ", " "), "", about]
     groups: dict[str, list[Option]] = {"needed": [each for each in options if each.default == "required"]}
     for each in options:
@@ -131,6 +179,11 @@ def help_text(command: str, kind: type, about: str, epilog: str, topic: str = ""
     return "\n".join([*lines, "", more, *textwrap.wrap(epilog, width)])
 
 
+def _briefly(option: Option) -> str:
+    """Its value, or, where that is long, its name for it."""
+    return option.value if len(option.value) <= 12 else option.name.rpartition(".")[2].upper()
+
+
 def _sections(kind: type) -> dict[str, str]:
     """Section → the first sentence about it."""
     hints, found = typing.get_type_hints(kind), {}
@@ -142,14 +195,28 @@ def _sections(kind: type) -> dict[str, str]:
 
 
 def _line(option: Option, width: int) -> str:
-    """One line: name, value or choices, the beginning of its text, its default."""
-    value = option.value if len(option.value) <= 12 else ""
-    start = f"  --{option.name} {value}".rstrip()
-    choices = f"{option.value} " if option.value.startswith("{") and not value else ""
+    """Name, value, the beginning of its text, its default, in one line; choices that do not fit beside a name have
+    lines of their own, as many as they take."""
+    short = len(option.value) <= 12
+    start = f"  --{option.name} {option.value if short else ''}".rstrip()
     default = f" [{option.default}]" if option.default not in ("", "required") else ""
     default = default if len(default) < 24 else ""
     start = f"{start:<{NAME_WIDTH + 2}}  "
-    return _fitted(f"{start}{choices}{_first_sentence(option.text)}", width - len(default)) + default
+    room = width - len(start)
+    beside = f"{option.value} " if option.choices and not short and len(option.value) <= room // 2 else ""
+    lines = [_fitted(f"{start}{beside}{_first_sentence(option.text)}", width - len(default)) + default]
+    if option.choices and not short and not beside:
+        indent = " " * len(start)
+        lines += _wrapped(option.value, width, indent, indent)
+    return "\n".join(lines)
+
+
+def _wrapped(value: str, width: int, first: str, others: str) -> list[str]:
+    """Choices in as many lines as they take, no word broken; "" is none."""
+    spaced = value.replace(",", ", ") if len(value) > width // 2 else value
+    return textwrap.wrap(
+        spaced, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _fitted(line: str, width: int) -> str:
@@ -167,14 +234,18 @@ def _in_full(command: str, options: Sequence[Option], topic: str, width: int) ->
     lines = [f"changeanywhere {command}", ""]
     for each in some:
         default = f" [{each.default}]" if each.default else ""
-        lines.append(f"  --{each.name} {each.value}".rstrip() + default)
+        value = _wrapped(each.value, width, f"  --{each.name} ", " " * 8) or [f"  --{each.name}"]
+        lines += [*value[:-1], value[-1] + default]
         lines += textwrap.wrap(each.text, width - 8, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
 def meant(word: str, words: Iterable[str]) -> str:
-    """``; did you mean …?``, or nothing where no word is near; the last part of a dotted name counts, too."""
+    """``; did you mean …?``, or nothing where no word is near; the beginning of a name counts, too, and the last part
+    of a dotted one."""
     known = list(dict.fromkeys(words))
-    near = difflib.get_close_matches(word, known, 1, 0.7)
+    asked, lower = word.lower(), [each.lower() for each in known]
+    near = [known[lower.index(each)] for each in difflib.get_close_matches(asked, lower, 1, 0.7)]
+    near = near or [each for each in known if len(asked.strip("-")) > 1 and each.lower().startswith(asked)][:2]
     near = near or [each for each in known if each.rpartition(".")[2] == word.rpartition(".")[2]][:2]
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.help import among, one_of
 from changeanywhere.text import is_plain_name, one_line
 
 ROOT = Path(__file__).parent
@@ -17,23 +18,23 @@ EXAMPLES = "examples"
 """As a source: twelve tiles under CC0-1.0 and CC-BY-4.0."""
 
 
-@dataclass(frozen=True)
-class RecipesOptions:
-    """Options of ``changeanywhere recipes``."""
-
-    name: str | None = None
-    """Recipe whose text is printed; the same without the flag's name; default: what recipes there are."""
-
-
 def recipes() -> dict[str, Path]:
     """Recipes of the package by name."""
     return {file.stem: file for file in sorted((ROOT / "recipes").glob("*.yaml"))}
 
 
+@dataclass(frozen=True)
+class RecipesOptions:
+    """Options of ``changeanywhere recipes``."""
+
+    name: str | None = one_of(recipes)
+    """Recipe whose text is printed; the same without the flag's name; default: what recipes there are."""
+
+
 def find_recipe(name: str) -> Path:
     """A recipe of the package; :class:`ConfigError` naming those there are."""
     if name not in recipes():
-        names = ", ".join(recipes())
+        names = among(name, recipes())
         raise ConfigError(f"config is {name!r}; allowed: a YAML file, or a recipe of the package: {names}")
     return recipes()[name]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.errors import ConfigError, require
+from changeanywhere.help import among, choose
 from changeanywhere.limits import check_limits
+from changeanywhere.models.names import detector_names
 from changeanywhere.storage import check_out
 from changeanywhere.text import is_plain_name
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
@@ -77,7 +79,7 @@ class BenchmarkOptions:
     """Percent of the training split that is held out as validation split, where the dataset has none (SECOND)."""
     test_split: str = "test"
     """Split that is scored, once per cell; nothing is selected on it."""
-    detectors: list[str] = field(default_factory=lambda: ["fc_siam_diff"])
+    detectors: list[str] = field(default_factory=lambda: ["fc_siam_diff"], metadata=choose(detector_names))
     """Detectors, by name."""
     pretraining: dict[str, str] = field(default_factory=dict)
     """Sets to pre-train on: name → folder of pairs."""
@@ -87,7 +89,7 @@ class BenchmarkOptions:
     """Where pre-trained detectors lie, so that several benchmarks share them; default: OUT/pretrain."""
     pretrain_seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of pre-training. Fine-tuning's first seed goes on from the first of them, and so on, in turns."""
-    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES), metadata=choose(BASELINES))
     """Arms without pre-training: ``only-sup`` (fine-tuning's schedule on labels alone), ``scratch-flat`` (until
     validation is flat), ``scratch-equal`` (as many steps as pre-training and fine-tuning together)."""
     change_classes: dict[str, list[str]] = field(default_factory=dict)
@@ -197,12 +199,15 @@ class BenchmarkOptions:
 
     def _protocol_rules(self) -> Iterator[Rule]:
         """What is measured, at which shares and seeds, with which learning rates."""
-        from changeanywhere.models.detectors import detector_names
-
         names = detector_names()
         unknown = [name for name in self.detectors if name not in names]
         yield "pairs", self.pairs, bool(self.pairs), "a folder"
-        yield "detectors", unknown or self.detectors, bool(self.detectors) and not unknown, ", ".join(names)
+        yield (
+            "detectors",
+            unknown or self.detectors,
+            bool(self.detectors) and not unknown,
+            among("".join(unknown[:1]), names),
+        )
         yield "shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"
         for name, values in (("detectors", self.detectors), ("shares", self.shares), ("seeds", self.seeds)):
             yield name, values, len(set(values)) == len(values), "each one once"
@@ -236,7 +241,7 @@ class BenchmarkOptions:
     def _arm_rules(self) -> Iterator[Rule]:
         """Names of arms."""
         unknown = [name for name in self.baselines if name not in BASELINES]
-        yield "baselines", unknown, not unknown, ", ".join(BASELINES)
+        yield "baselines", unknown, not unknown, among("".join(unknown[:1]), BASELINES)
         arms = set(self.arms)
         both = sorted(set(self.pretraining) & set(self.pretrained))
         yield "pretrained", both, not both, "names that pretraining does not have"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.errors import ConfigError, require
-from changeanywhere.help import one_of
+from changeanywhere.help import among, one_of
 
 SAMPLERS = ("ddim", "dpmsolver++", "unipc")
 KNOWN_NOISE = ("fresh", "fixed")
@@ -154,11 +154,11 @@ class Sampling:
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
         checks = [
-            ("sampler", self.sampler, self.sampler in SAMPLERS, ", ".join(SAMPLERS)),
+            ("sampler", self.sampler, self.sampler in SAMPLERS, among(self.sampler, SAMPLERS)),
             ("num_steps", self.num_steps, 1 <= self.num_steps < 1000, "1 to 999"),
             ("free_fraction", self.free_fraction, 0 <= self.free_fraction <= 1, "0 to 1"),
             ("guidance_scale", self.guidance_scale, 0 <= self.guidance_scale <= 30, "0 to 30"),
-            ("known_noise", self.known_noise, self.known_noise in KNOWN_NOISE, ", ".join(KNOWN_NOISE)),
+            ("known_noise", self.known_noise, self.known_noise in KNOWN_NOISE, among(self.known_noise, KNOWN_NOISE)),
             ("eta", self.eta, 0 <= self.eta <= 1, "0 to 1"),
             ("restore_detail", self.restore_detail, 0 <= self.restore_detail <= 1, "0 to 1"),
             ("dilate_cells", self.dilate_cells, 0 <= self.dilate_cells <= 16, "0 to 16"),

@@ -23,6 +23,7 @@ from changeanywhere.diffusion.scene_groups import SceneView
 from changeanywhere.diffusion.scene_windows import Networks
 from changeanywhere.diffusion.windows import SIDE_STEP
 from changeanywhere.errors import ConfigError, InputError, ModelError
+from changeanywhere.help import among
 from changeanywhere.legend import Legend
 from changeanywhere.models.copies import onto
 from changeanywhere.models.first_stage import DOWNSAMPLING, channels_last
@@ -95,7 +96,7 @@ class ChangePairPipeline:
         place = find_device(device)
         precision = dtype or default_dtype(place)
         if precision not in DTYPES:
-            raise ConfigError(f"dtype is {precision!r}; allowed: {', '.join(DTYPES)}")
+            raise ConfigError(f"dtype is {precision!r}; allowed: {among(precision, DTYPES)}")
         return cls(load_model(find_model(name_or_folder), DTYPES[precision]), place)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from changeanywhere.diffusion.options import SAMPLERS
 from changeanywhere.errors import ConfigError
+from changeanywhere.help import among
 from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 SHARED_SETTINGS = (
@@ -45,7 +46,7 @@ def build_sampler(name: str, schedule: DDPMScheduler, num_steps: int, device: to
     Raises :class:`ConfigError` for an unknown name or more steps than the model was trained with.
     """
     if name not in SAMPLERS:
-        raise ConfigError(f"sampler is {name!r}; allowed: {', '.join(SAMPLERS)}")
+        raise ConfigError(f"sampler is {name!r}; allowed: {among(name, SAMPLERS)}")
     limit = schedule.config.num_train_timesteps
     if not 1 <= num_steps < limit:
         raise ConfigError(f"num_steps is {num_steps}; allowed: 1 to {limit - 1}")

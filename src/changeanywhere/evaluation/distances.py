@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,6 +155,22 @@ def bootstrap_median(values: Array, groups: Groups, seed: int = 0, resamples: in
         counts = _counts(rng, int(group_of.max()) + 1)[group_of][order].cumsum()
         drawn.append(float(values[order][np.searchsorted(counts, counts[-1] / 2)]))
     return Estimate(float(np.median(values)), *_interval(drawn))
+
+
+def bootstrap_of_sums(
+    counts: Array, of: Callable[[Array], Array], groups: Groups, seed: int = 0, resamples: int = 1000
+) -> Estimate:
+    """``of`` the sums ``[…, K]`` of rows ``[N, K]``, resampled over ``groups`` ``[N]`` of rows that are drawn together.
+
+    Draws for which it is not defined (NaN) are left out; NaN where it is defined for none.
+    """
+    rng = stream("evaluation.share", seed)
+    group_of = np.unique(groups, return_inverse=True)[1]
+    sums = np.stack([np.bincount(group_of, column) for column in counts.T], 1)
+    times = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    drawn = of(times.astype(float) @ sums)
+    kept = drawn[~np.isnan(drawn)].tolist() or [np.nan]
+    return Estimate(float(of(sums.sum(0))), *_interval(kept))
 
 
 def _counts(rng: np.random.Generator, size: int) -> Array:

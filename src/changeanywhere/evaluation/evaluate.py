@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from changeanywhere.evaluation.of_model import evaluate_model
 from changeanywhere.evaluation.of_objects import Crops, compare, object_figures, object_pictures
 from changeanywhere.evaluation.of_pairs import evaluate_pairs
 from changeanywhere.evaluation.options import FIRST_STAGE, EvaluateOptions
-from changeanywhere.evaluation.page import Pictures, write_page
+from changeanywhere.evaluation.page import Cases, Pictures, write_page
 from changeanywhere.evaluation.reading import Reader, load_features, load_judge, refuse_filter
 from changeanywhere.legend import Legend
 from changeanywhere.pairs import load_pairs
@@ -58,13 +58,14 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent) -> Evaluatio
         raise OutputError(f"{options.out}: cannot be written ({error.strerror})") from error
     opened = _Opened(options, progress)
     figures: list[Figure] = []
-    pictures, crops = Pictures(), Crops()
+    pictures = Pictures()
     if opened.pipe is not None:
         figures, pictures = _of_model(opened, opened.pipe)
     if options.pairs is not None:
-        found, crops = _of_pairs(opened, options.pairs)
+        found, cases, crops = _of_pairs(opened, options.pairs)
         figures += found
-    _write(options, figures, pictures, crops)
+        pictures = replace(pictures, cases=cases, crops=crops)
+    _write(options, figures, pictures)
     if opened.skipped:
         atomic_write(options.out / "skipped.txt", "".join(f"{in_a_line(line)}\n" for line in opened.skipped).encode())
     return Evaluation(figures, opened.skipped)
@@ -117,21 +118,21 @@ def _of_model(opened: _Opened, pipe: ChangePairPipeline) -> tuple[list[Figure], 
     return figures, pictures
 
 
-def _of_pairs(opened: _Opened, folder: Path) -> tuple[list[Figure], Crops]:
+def _of_pairs(opened: _Opened, folder: Path) -> tuple[list[Figure], Cases, Crops]:
     options, features = opened.options, opened.features
-    dataset, legend = _open_pairs(folder, options.max_megapixels)
-    judge, given = opened.judge(legend), (options.real_pairs, options.max_pairs, options.seed)
-    figures = evaluate_pairs(dataset, legend.names, judge, features, *given, opened.progress)
-    if options.source is None:
-        return figures, {}
+    dataset, legend = _open_pairs(folder, options)
+    names, judge = (legend.names, opened.judge(legend)) if legend is not None else ((), None)
+    measured = evaluate_pairs(dataset, names, judge, features, options, opened.progress)
+    figures, cases = measured.figures, Cases(legend, measured.groups, measured.shown)
+    if options.source is None or legend is None:
+        return figures, cases, {}
     side = _side(dataset)
     sets = {options.column: painted_objects(dataset, options.max_pairs, judge, options.seed, opened.progress)}
     for name, other in options.also.items():
-        dataset, own = _open_pairs(Path(other), options.max_megapixels)
-        if own.names != legend.names:
-            raise LegendError(
-                f"{other}: has the classes {', '.join(own.names)}; {folder} has {', '.join(legend.names)}"
-            )
+        dataset, own = _open_pairs(Path(other), options)
+        theirs = own.names if own is not None else ()
+        if theirs != legend.names:
+            raise LegendError(f"{other}: has the classes {', '.join(theirs)}; {folder} has {', '.join(legend.names)}")
         sets[name] = painted_objects(dataset, options.max_pairs, judge, options.seed, opened.progress)
     real = opened.real(legend, side)
     decoded = real.decoded(opened.pipe) if opened.pipe is not None else None
@@ -139,10 +140,10 @@ def _of_pairs(opened: _Opened, folder: Path) -> tuple[list[Figure], Crops]:
     if decoded is not None:
         sets[FIRST_STAGE] = decoded
     figures += object_figures(compared, legend.names, options.seed)
-    return figures, object_pictures(sets, real.raw, compared, matched, legend.names)
+    return figures, cases, object_pictures(sets, real.raw, compared, matched, legend.names)
 
 
-def _write(options: EvaluateOptions, figures: list[Figure], pictures: Pictures, crops: Crops) -> None:
+def _write(options: EvaluateOptions, figures: list[Figure], pictures: Pictures) -> None:
     """What was measured, in three forms."""
     given = {name: str(value) for name, value in vars(options).items() if value not in (None, {}) and name != "out"}
     record = {
@@ -153,20 +154,24 @@ def _write(options: EvaluateOptions, figures: list[Figure], pictures: Pictures, 
     }
     atomic_write(options.out / "evaluation.json", (to_json(record, indent=1) + "\n").encode())
     table = io.StringIO()
-    rows = csv.DictWriter(table, [field.name for field in fields(Figure)], lineterminator="\n")
+    rows = csv.DictWriter(table, [*(field.name for field in fields(Figure)), "verdict"], lineterminator="\n")
     rows.writeheader()
     for figure in figures:
         rows.writerow(figure.to_dict() | ({"value": None} if figure.withheld else {}))
     atomic_write(options.out / "evaluation.csv", table.getvalue().encode())
-    write_page(options.out / "evaluation.html", figures, pictures, crops, given)
+    write_page(options.out / "evaluation.html", figures, pictures, given)
 
 
-def _open_pairs(folder: Path, max_megapixels: float | None) -> tuple[PairDataset, Legend]:
-    dataset = load_pairs(folder, max_megapixels=max_megapixels)
+def _open_pairs(folder: Path, options: EvaluateOptions) -> tuple[PairDataset, Legend | None]:
+    """The pairs, and their classes where they have any: what a judge reads, and what objects are of."""
+    dataset = load_pairs(folder, max_megapixels=options.max_megapixels)
     file = dataset.folder / "legend.json"
-    if not file.is_file():
-        raise PairsError(f"{folder}: has no legend.json and no semantic masks; only generated sets can be evaluated")
-    return dataset, Legend.load(file)
+    if file.is_file():
+        return dataset, Legend.load(file)
+    asking = [f"--{name}" for name in ("judge", "source") if getattr(options, name) is not None]
+    if asking:
+        raise PairsError(f"{folder}: has no legend.json and no semantic masks; allowed: without {' and '.join(asking)}")
+    return dataset, None
 
 
 def _side(dataset: PairDataset) -> int:

@@ -161,16 +161,16 @@ def places_of(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return str(record.get("source_key", key)), *map(str, donors)  # first editions list keys alone
 
 
-def readable(pair: ChangePair) -> ChangePair:
-    """With images uint8 ``[H, W, 3]``, and sure to have semantic masks; ignored ground is unknown in them."""
-    if pair.mask_t1 is None or pair.mask_t2 is None:
+def readable(pair: ChangePair, masks: bool = True) -> ChangePair:
+    """With images uint8 ``[H, W, 3]``, and sure to have semantic ``masks``; ignored ground is unknown in them."""
+    if masks and (pair.mask_t1 is None or pair.mask_t2 is None):
         raise PairsError(f"{pair.key}: has no semantic masks (label1/, label2/); they are what is evaluated")
     first, second = rgb8(pair)
     pair = replace(pair, image_t1=first, image_t2=second)
     if pair.ignored is None:
         return pair
     known = ~pair.ignored
-    mask_t1, mask_t2 = (mask * known for mask in (pair.mask_t1, pair.mask_t2) if mask is not None)
+    mask_t1, mask_t2 = (None if mask is None else mask * known for mask in (pair.mask_t1, pair.mask_t2))
     return replace(pair, change_mask=pair.change_mask & known, mask_t1=mask_t1, mask_t2=mask_t2)
 
 

@@ -1,9 +1,8 @@
-"""``changeanywhere evaluate --detector``: scores of the change class, of all pairs and of each."""
+"""``changeanywhere evaluate --detector``: scores of the change class, of all pairs and of each, and their page."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,28 +15,38 @@ from torch import Tensor
 from changeanywhere.diffusion.pipeline import find_device
 from changeanywhere.documents import to_json
 from changeanywhere.errors import OutputError
+from changeanywhere.evaluation.cases import groups_of, sheets
+from changeanywhere.evaluation.detector_figures import (
+    COUNTS,
+    SCORES,
+    class_figures,
+    detector_figures,
+    rank_of,
+    ranking,
+)
 from changeanywhere.evaluation.detector_options import DetectorEvaluationOptions
+from changeanywhere.evaluation.figures import Figure
+from changeanywhere.evaluation.page import HOVER, in_lines, tables
 from changeanywhere.models.detectors import Detector, SemanticDetector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
-from changeanywhere.pairs.pictures import data_uri
+from changeanywhere.pairs.pictures import class_item, dates, img
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.semantics import NO_CLASSES, legend_of
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import rgb8
 from changeanywhere.shipped import page as filled
 from changeanywhere.storage import atomic_write
-from changeanywhere.text import csv_cell, visible, xml
+from changeanywhere.text import csv_cell, xml
 from changeanywhere.training.detection import IGNORE, ChangeScores, score_pairs, sum_of
 from changeanywhere.training.pair_batches import label_of, to_tensors, whole_batches
-from changeanywhere.training.semantic import SCORES as SEMANTIC_SCORES
-from changeanywhere.training.semantic import TITLES as SEMANTIC_TITLES
 from changeanywhere.training.semantic import SemanticScores, score_classes
 
-SCORES = ("precision", "recall", "f1", "iou")
-COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 FOUND, FALSE, MISSED, UNKNOWN = (255, 255, 255), (222, 80, 60), (70, 130, 230), (110, 110, 110)
+COLOURS = {"found": FOUND, "called changed and is not": FALSE, "missed": MISSED, "no label": UNKNOWN}
+AGAINST = "prediction against label"
+PROBABILITY = "probability of change, white: sure"
 SHOWN_ROWS = 500
 """Pairs in the table of the page; the CSV has all."""
 
@@ -48,6 +57,8 @@ class DetectorEvaluation:
 
     detector: str
     pairs: dict[str, ChangeScores]
+    figures: Sequence[Figure] = ()
+    """Those of all pairs, each with its interval, beside what guessing gives, and those of classes."""
     semantic: SemanticScores | None = None
     """Of all pairs together, in the classes of their set; None of a detector of change alone."""
     without: str = ""
@@ -72,8 +83,12 @@ def evaluate_on_pairs(options: DetectorEvaluationOptions, progress: Progress = s
     except OSError as error:
         raise OutputError(f"{options.out}: cannot be written ({error.strerror})") from error
     scores, semantic, without = _scores(net, pairs, options, progress)
-    evaluation = DetectorEvaluation(name, {pairs.key_of(n): each for n, each in enumerate(scores)}, semantic, without)
-    _write(options, evaluation, _panels(net, pairs, scores, options.num_panels))
+    keys = [pairs.key_of(n) for n in range(len(pairs))]
+    scenes = [str(pairs.record_of(n).get("scene", key)) for n, key in enumerate(keys)]
+    figures = detector_figures(scores, scenes) + (class_figures(semantic, scores, scenes) if semantic else [])
+    evaluation = DetectorEvaluation(name, dict(zip(keys, scores, strict=True)), figures, semantic, without)
+    groups = groups_of(ranking(scores), len(pairs), options.num_panels)
+    _write(options, evaluation, sheets(groups, lambda number: _panel(net, pairs, number, scores[number])))
     return evaluation
 
 
@@ -106,21 +121,14 @@ def _scores(
     return scores, semantic, "" if semantic else strangers
 
 
-def _panels(net: Detector, pairs: PairDataset, scores: Sequence[ChangeScores], count: int) -> list[str]:
-    """Pairs as pictures: those with most wrong pixels first, then others, evenly spaced."""
-    order = sorted(range(len(pairs)), key=lambda n: -(scores[n].false_positives + scores[n].false_negatives))
-    worst = order[: (count + 1) // 2]
-    rest = sorted(set(order) - set(worst))
-    spaced = np.unique(np.linspace(0, len(rest) - 1, min(count - len(worst), len(rest))).round().astype(int))
-    return [_panel(net, pairs, n, scores[n]) for n in [*worst, *(rest[int(i)] for i in spaced)]]
-
-
 @torch.no_grad()
 def _panel(net: Detector, pairs: PairDataset, number: int, scores: ChangeScores) -> str:
     pair, device = pairs[number], next(net.parameters()).device
     images, label = rgb8(pair, net.in_channels), label_of(pair)
     tensors = to_tensors(*images, label)[:2]
-    found = net(*(date.unsqueeze(0).to(device) for date in tensors)).argmax(1)[0].cpu().numpy() == 1
+    logits = net(*(date.unsqueeze(0).to(device) for date in tensors))
+    found = logits.argmax(1)[0].cpu().numpy() == 1
+    probability = (logits.softmax(1)[0, 1].cpu().numpy() * 255).round().astype(np.uint8)
     shown = np.zeros((*label.shape, 3), np.uint8)
     for where, colour in (
         (found & (label == 1), FOUND),
@@ -130,22 +138,25 @@ def _panel(net: Detector, pairs: PairDataset, number: int, scores: ChangeScores)
         shown[where] = colour
     shown[label == IGNORE] = UNKNOWN
     first, second = (
-        data_uri(np.ascontiguousarray(image[..., :3] if image.shape[2] > 2 else image[..., [0, 0, 0]]), "JPEG")
-        for image in images
+        np.ascontiguousarray(image[..., :3] if image.shape[2] > 2 else image[..., [0, 0, 0]]) for image in images
     )
-    cells = ((first, "date 1"), (second, "date 2"), (data_uri(shown, "PNG"), _in_words(scores)))
-    strip = "".join(f'<div><img src="{uri}" alt=""><small>{xml(what)}</small></div>' for uri, what in cells)
-    return f'<div><small>{xml(pair.key)}</small><div class="strip">{strip}</div></div>'
+    both = dates(first, second, label == 1, ("image t1", "image t2"), str(number))
+    maps = [(img(shown, "PNG", AGAINST), AGAINST), (img(probability, "JPEG", PROBABILITY), PROBABILITY)]
+    below = "".join(f'<div><div class="view">{tag}</div><small>{what}</small></div>' for tag, what in maps)
+    said = f"<span>{xml(_in_words(scores))}</span><span>{(label == 1).mean():.2%} changed</span>"
+    return (
+        f'<figure class="pair"><figcaption><b>{xml(pair.key)}</b>{said}</figcaption>'
+        f'<div class="strip">{both}{below}</div></figure>'
+    )
 
 
 def _in_words(scores: ChangeScores) -> str:
-    if scores.f1 is not None:
-        return f"F1 {scores.f1:.3f}"
     wrong = scores.false_positives + scores.false_negatives
-    return "nothing changed, nothing called so" if not wrong else f"{wrong} px wrong"
+    f1 = rank_of(scores)
+    return "nothing changed, nothing called so" if f1 is None else f"F1 {f1:.3f}, {wrong:,} px wrong"
 
 
-def _write(options: DetectorEvaluationOptions, evaluation: DetectorEvaluation, panels: Sequence[str]) -> None:
+def _write(options: DetectorEvaluationOptions, evaluation: DetectorEvaluation, panels: str) -> None:
     given = {name: str(value) for name, value in vars(options).items() if value is not None and name != "out"}
     record = {
         "version": version("changeanywhere"),
@@ -155,6 +166,7 @@ def _write(options: DetectorEvaluationOptions, evaluation: DetectorEvaluation, p
         "overall": evaluation.overall.to_dict(),
         **({"semantic": evaluation.semantic.to_dict()} if evaluation.semantic else {}),
         **({"no_semantic_scores": evaluation.without} if evaluation.without else {}),
+        "figures": [figure.to_dict() for figure in evaluation.figures],
         "pairs": {key: scores.to_dict() for key, scores in evaluation.pairs.items()},
     }
     atomic_write(options.out / "evaluation.json", (to_json(record, indent=1) + "\n").encode())
@@ -168,37 +180,33 @@ def _write(options: DetectorEvaluationOptions, evaluation: DetectorEvaluation, p
     atomic_write(options.out / "evaluation.html", _page(evaluation, panels, given).encode())
 
 
-def _page(evaluation: DetectorEvaluation, panels: Sequence[str], given: dict[str, str]) -> str:
-    rows = sorted(evaluation.pairs.items(), key=lambda item: (item[1].f1 is None, item[1].f1 or 0.0, item[0]))
+def _page(evaluation: DetectorEvaluation, panels: str, given: dict[str, str]) -> str:
+    places = {key: 2.0 if (rank := rank_of(scores)) is None else rank for key, scores in evaluation.pairs.items()}
+    rows = sorted(evaluation.pairs.items(), key=lambda item: (places[item[0]], item[0]))
     left = f"<p>{len(rows) - SHOWN_ROWS} more in evaluation.csv.</p>" if len(rows) > SHOWN_ROWS else ""
+    table = f"{_head()}{_row('all pairs', evaluation.overall)}"
+    table += "".join(_row(key, scores) for key, scores in rows[:SHOWN_ROWS])
+    without = f"<p>No scores in classes: {xml(evaluation.without)}.</p>" if evaluation.without else ""
+    count = panels.count('<figure class="pair"')
     return filled(
         "detector",
         title=xml(f"{evaluation.detector} on {len(rows)} pairs"),
-        overall=f"<table>{_head('')}{_row('all pairs', evaluation.overall)}</table>{_in_classes(evaluation)}",
-        panels="".join(panels),
-        pairs=f"<table>{_head('')}{''.join(_row(key, scores) for key, scores in rows[:SHOWN_ROWS])}</table>{left}",
-        made=html.escape(visible("\n".join(f"{name}: {value}" for name, value in given.items()))),
+        overall=tables(evaluation.figures) + without,
+        note=f"{count} of {len(rows)} pairs.",
+        hover=HOVER,
+        colours="".join(class_item(name, colour) for name, colour in COLOURS.items()),
+        panels=panels,
+        pairs=f'<div class="scroll"><table>{table}</table></div>{left}',
+        made=in_lines(given),
     )
 
 
-def _in_classes(evaluation: DetectorEvaluation) -> str:
-    """The scores of both dates' classes; nothing of a detector of change alone."""
-    if evaluation.without:
-        return f"<p>No scores in classes: {xml(evaluation.without)}.</p>"
-    if evaluation.semantic is None:
-        return ""
-    values = evaluation.semantic.to_dict()
-    names = "".join(f"<th>{title}</th>" for title in SEMANTIC_TITLES)
-    cells = "".join(f"<td>{'–' if values[key] is None else f'{values[key]:.4f}'}</td>" for key in SEMANTIC_SCORES)
-    return f'<table><tr><th></th>{names}</tr><tr><th scope="row">classes of both dates</th>{cells}</tr></table>'
-
-
-def _head(name: str) -> str:
-    return f"<tr><th>{name}</th><th>precision</th><th>recall</th><th>F1</th><th>IoU</th><th>changed px</th></tr>"
+def _head() -> str:
+    return "<tr><th></th><th>F1</th><th>precision</th><th>recall</th><th>IoU</th><th>changed px</th></tr>"
 
 
 def _row(key: str, scores: ChangeScores) -> str:
     values = scores.to_dict()
-    shown = ("–" if values[name] is None else f"{values[name]:.4f}" for name in SCORES)
+    shown = ("–" if values[name] is None else f"{values[name]:.4f}" for name in ("f1", "precision", "recall", "iou"))
     cells = "".join(f"<td>{value}</td>" for value in shown)
     return f'<tr><th scope="row">{xml(key)}</th>{cells}<td>{scores.true_positives + scores.false_negatives:,}</td></tr>'

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from changeanywhere.evaluation.distances import bootstrap_mean, kid_of_places
-from changeanywhere.evaluation.figures import Figure, estimated
+from changeanywhere.evaluation.figures import FEWEST, MIN_OBJECTS, MIN_TILES, Figure, estimated
 from changeanywhere.evaluation.object_sets import MAX_OBJECTS, Looked, ObjectSet, look
-from changeanywhere.evaluation.of_objects import MIN_OBJECTS, MIN_TILES
 from changeanywhere.evaluation.reading import Extractor, to_tensor
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.seeds import stream
@@ -37,6 +36,7 @@ def first_stage_figures(
         estimated(section, "PSNR (dB)", bootstrap_mean(np.array(noise), seed), note=note),
         estimated(section, "ST-LPIPS", bootstrap_mean(np.array(distance), seed), 0.0, note),
     ]
+    figures = [replace(figure, count=len(noise)).where((len(noise), FEWEST, "tiles")) for figure in figures]
     rng = stream("evaluation.objects", seed, 5)
     for class_index in sorted({spot.class_index for spot in real.spots}):
         spots = [spot for spot in real.spots if spot.class_index == class_index]

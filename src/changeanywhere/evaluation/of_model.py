@@ -11,7 +11,7 @@ import torch
 from changeanywhere.diffusion.pipeline import ChangePairPipeline, to_uint8
 from changeanywhere.evaluation.differences import boundary_contrast
 from changeanywhere.evaluation.distances import bootstrap_mean, frechet, kid
-from changeanywhere.evaluation.figures import Figure, estimated, share_of_ceiling
+from changeanywhere.evaluation.figures import FEWEST, Figure, estimated, share_of_ceiling
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.evaluation.reading import FEATURES, Extractor, Image, Reader, to_tensor
 from changeanywhere.evaluation.scores import Confusion, Mask
@@ -100,7 +100,12 @@ def _mask_fidelity(
     for name, one, other, frequent in zip(names, ours.iou(), ceiling.iou(), classes, strict=True):
         if frequent:
             figures.append(Figure(section, f"IoU of {name}", float(one), float(other)))
-    return figures
+    return [figure.where(*_enough(painted, real)) for figure in figures]
+
+
+def _enough(painted: Sequence[Image], real: Sequence[Image]) -> list[tuple[int, int, str]]:
+    """What a verdict takes."""
+    return [(len(painted), FEWEST, "painted images"), (len(real), FEWEST, "real tiles")]
 
 
 def _realism(
@@ -117,7 +122,7 @@ def _realism(
     if len(painted) < MIN_REALISM_IMAGES:
         note += f"; fewer than {MIN_REALISM_IMAGES:,} painted: a rough figure"
     some = rng.permutation(len(ours))[:size]
-    return [
+    figures = [
         estimated(section, "KID", kid(ours, theirs, seed, groups=np.asarray(mask_of)), between.value, note),
         Figure(
             section,
@@ -127,6 +132,7 @@ def _realism(
             note=f"sets of {size}: biased upwards, compare within this line only",
         ),
     ]
+    return [figure.where(*_enough(painted, real)) for figure in figures]
 
 
 def _diversity(
@@ -142,11 +148,10 @@ def _diversity(
         between = metric(to_tensor(painted[:number]), to_tensor(again)).numpy().astype(float)
         others = metric(to_tensor(real[:number]), to_tensor(real[1:number] + real[:1])).numpy().astype(float)
     note = f"ST-LPIPS, {number} masks; beside it between different real tiles"
-    return [
-        estimated(
-            "diversity", "between two seeds of one mask", bootstrap_mean(between, options.seed), others.mean(), note
-        )
-    ]
+    figure = estimated(
+        "diversity", "between two seeds of one mask", bootstrap_mean(between, options.seed), others.mean(), note
+    )
+    return [figure.where((number, FEWEST, "masks"))]
 
 
 def _borders(real: list[Image], masks: list[Mask], painted: list[Image], asked: list[Mask]) -> list[Figure]:
@@ -162,4 +167,5 @@ def _borders(real: list[Image], masks: list[Mask], painted: list[Image], asked: 
                 values.append(value)
         contrasts.append(float(np.median(values)) if values else float("nan"))
     note = "median of gradient on the border over gradient 4 to 12 px away; edges as sharp as real ones = equal"
-    return [Figure("borders", "contrast at class borders", contrasts[0], contrasts[1], note=note)]
+    figure = Figure("borders", "contrast at class borders", contrasts[0], contrasts[1], note=note)
+    return [figure.where(*_enough(painted, real))]

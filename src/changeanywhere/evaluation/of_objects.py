@@ -10,17 +10,13 @@ import numpy.typing as npt
 
 from changeanywhere.evaluation.classifier import real_or_painted
 from changeanywhere.evaluation.distances import Array, Estimate, bootstrap_mean, bootstrap_median, kid_of_places
-from changeanywhere.evaluation.figures import Figure
+from changeanywhere.evaluation.figures import GUESSING, MIN_OBJECTS, MIN_TILES, Figure
 from changeanywhere.evaluation.object_sets import Looked, ObjectSet, look
 from changeanywhere.evaluation.objects import SHOWN, Spot, counterparts, crops
 from changeanywhere.evaluation.options import FIRST_STAGE, REAL
 from changeanywhere.evaluation.reading import Extractor, Image
 from changeanywhere.seeds import stream
 
-MIN_OBJECTS = 30
-"""Fewer objects on a side than this say nothing of a class."""
-MIN_TILES = 5
-"""From fewer tiles no interval can be drawn."""
 MIN_CROPS = 200
 """Crops on a side from which a classifier is trained."""
 MAX_CROPS = 400
@@ -155,7 +151,7 @@ def _seam(blank: Figure, withheld: Figure, both: Compared, seed: int) -> Figure:
 
 def _told(blank: Figure, kind: str, both: Compared, features: tuple[Array, Array], seed: int, asked: bool) -> Figure:
     """How well a classifier tells painted from real; nobody could at 0.5."""
-    blank = replace(blank, name=f"real or painted (AUC), {kind}")
+    blank = replace(blank, name=f"real or painted (AUC), {kind}", beside=GUESSING)
     if len(both.painted) < MIN_CROPS:
         note = f"withheld: {len(both.painted)} crops a side; {MIN_CROPS} are the least"
         return replace(blank, note=note)

@@ -24,7 +24,7 @@ class EvaluateOptions(SourceOptions):
     out: Path
     """Folder of evaluation.json and evaluation.html."""
     pairs: Path | None = None
-    """Folder that generate wrote."""
+    """Folder that generate wrote, or other pairs; without semantic masks neither ``judge`` nor ``source`` has a use."""
     also: dict[str, str] = field(default_factory=dict)
     """Other sets, whose objects stand beside those of ``pairs``: name → folder, ``{copy-paste: DIR}``."""
     model: str | None = None
@@ -48,6 +48,8 @@ class EvaluateOptions(SourceOptions):
     """Denoiser calls; default: the model's own."""
     max_pairs: int = 1000
     """Pairs of a set to look at, evenly spaced."""
+    num_panels: int = 12
+    """Pairs of the set to show: a third the worst, a third the best, the others evenly spaced."""
     batch_size: int = 8
     """Images at once."""
     seed: int = 0
@@ -80,7 +82,7 @@ class EvaluateOptions(SourceOptions):
         if self.source is None:
             self._refuse("--source", *of_source, "legend_map", "also")
         if self.pairs is None:
-            self._refuse("--pairs", "real_pairs", "max_pairs", "also")
+            self._refuse("--pairs", "real_pairs", "max_pairs", "num_panels", "also")
 
     def _check_also(self) -> None:
         """Every set has a name of its own, that of its column."""

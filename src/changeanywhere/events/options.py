@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from changeanywhere.errors import ConfigError
-from changeanywhere.help import one_of
+from changeanywhere.help import among, one_of
 
 PAPER_KINDS = ("appearance", "disappearance")
 KINDS = (*PAPER_KINDS, "conversion", "growth", "shrinkage", "rebuild")
@@ -23,7 +23,7 @@ ROTATIONS = ("none", "right_angles", "any")
 class EventOptions:
     """Options of the change-event simulator; areas in px, shares of the whole tile."""
 
-    kinds: tuple[str, ...] = PAPER_KINDS
+    kinds: tuple[str, ...] = one_of(KINDS, PAPER_KINDS)
     """Kinds of events, in the order in which a tile's pairs take them."""
     events_per_pair: tuple[int, int] = (1, 1)
     """Fewest and most events in one pair (drawn evenly; fewer where no more fit)."""
@@ -40,7 +40,7 @@ class EventOptions:
     areas: tuple[int, ...] = ()
     """Rising sizes of events, px: each event lies between two neighbouring ones, all alike, so that quantiles of real
     objects' sizes give objects of like sizes; within the limits above."""
-    connectivity: int = 8
+    connectivity: int = one_of((4, 8), 8)
     """Neighbours that join pixels to an instance: 4 or 8."""
     margin: int = 2
     """Px of the receiving region that must remain around an appearance."""
@@ -48,7 +48,7 @@ class EventOptions:
     """Homogeneity: largest share of the receiving region that an appearance may cover."""
     shape_bank: bool = False
     """Take shapes of appearances from all tiles of the source, not from this tile alone."""
-    rotate: str = "none"
+    rotate: str = one_of(ROTATIONS, "none")
     """Rotation of appearing shapes: none, right_angles or any."""
     flip: bool = False
     """Mirror appearing shapes at random."""
@@ -73,9 +73,10 @@ class EventOptions:
     def __post_init__(self) -> None:
         for name in ("kinds", "events_per_pair", "scale", "spread", "areas", "objects"):  # YAML and flags give lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
         few, many = self.events_per_pair if len(self.events_per_pair) == 2 else (0, 0)
         checks: list[tuple[str, object, bool, str]] = [
-            ("kinds", self.kinds, bool(self.kinds) and set(self.kinds) <= set(KINDS), ", ".join(KINDS)),
+            ("kinds", self.kinds, bool(self.kinds) and not unknown, among("".join(unknown[:1]), KINDS)),
             ("events_per_pair", self.events_per_pair, 1 <= few <= many <= 64, "two counts, 1 to 64, rising"),
             ("min_area", self.min_area, self.min_area >= 1, "1 or more px"),
             ("max_share", self.max_share, 0 < self.max_share <= 1, "above 0 to 1"),
@@ -93,11 +94,11 @@ class EventOptions:
             ("connectivity", self.connectivity, self.connectivity in (4, 8), "4, 8"),
             ("margin", self.margin, 0 <= self.margin <= 64, "0 to 64 px"),
             ("max_coverage", self.max_coverage, 0 < self.max_coverage <= 1, "above 0 to 1"),
-            ("rotate", self.rotate, self.rotate in ROTATIONS, ", ".join(ROTATIONS)),
+            ("rotate", self.rotate, self.rotate in ROTATIONS, among(self.rotate, ROTATIONS)),
             ("scale", self.scale, len(self.scale) == 2 and 0.1 <= self.scale[0] <= self.scale[1] <= 10, "0.1 to 10"),
             ("group_size", self.group_size, 1 <= self.group_size <= 32, "1 to 32"),
-            ("placement", self.placement, self.placement in PLACEMENTS, ", ".join(PLACEMENTS)),
-            ("fill", self.fill, self.fill in FILLS, ", ".join(FILLS)),
+            ("placement", self.placement, self.placement in PLACEMENTS, among(self.placement, PLACEMENTS)),
+            ("fill", self.fill, self.fill in FILLS, among(self.fill, FILLS)),
             (
                 "spread",
                 self.spread,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from changeanywhere.errors import require
+from changeanywhere.help import choose, require_one
 from changeanywhere.limits import check_limits
 from changeanywhere.storage import check_out
 
@@ -23,9 +24,8 @@ class ExportOptions:
 
     pairs: Path
     """Folder of pairs: a generated set, or any dataset that load_pairs reads; the same without the flag's name."""
-    layout: str
-    """levir, second, opencd, torchgeo, huggingface, torchange, whu-gcd, xview2, coco, yolo-seg or taco: docs/layouts.md
-    says what each can carry."""
+    layout: str = field(metadata=choose(LAYOUT_NAMES))
+    """Layout to write; docs/layouts.md says what each can carry."""
     out: Path
     """Folder to write; what is there already is written again."""
     link: bool = False
@@ -43,7 +43,7 @@ class ExportOptions:
         """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing. ``inside``:
         ``out`` may lie in ``pairs``."""
         check_limits(self)
-        require(self.layout in LAYOUT_NAMES, "layout", self.layout, ", ".join(LAYOUT_NAMES))
+        require_one("layout", self.layout, LAYOUT_NAMES)
         idle = self.link and self.layout in IN_TABLES
         require(not idle, "link", True, f"false with {self.layout}, whose images lie inside its own files")
         alone = self.legend_map is None or self.legend is not None

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.errors import ConfigError, require
+from changeanywhere.help import one_of, require_one
 
 Pixels = npt.NDArray[np.float32]
 """Image ``[H, W, C]``, float32; 0 and 1 are the ends of the tile's stretch (black and white of 8-bit images)."""
@@ -34,7 +35,7 @@ def _off() -> list[float]:
 class NuisanceOptions:
     """Ranges, as [low, high]; every image draws its amount uniformly. [0, 0] is off."""
 
-    dates: str = "second"
+    dates: str = one_of(DATES, "second")
     """Which images are changed: ``second``, or ``both``, each with amounts of its own."""
     season: list[float] = field(default_factory=_off)
     """How far mean and spread of every band move towards those of another tile of the source, 0 to 1."""
@@ -57,8 +58,7 @@ class NuisanceOptions:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
-        if self.dates not in DATES:
-            raise ConfigError(f"nuisances.dates is {self.dates!r}; allowed: {', '.join(DATES)}")
+        require_one("nuisances.dates", self.dates, DATES)
         idle = self.dates != NuisanceOptions.dates and not self.any
         require(not idle, "nuisances.dates", self.dates, "beside a nuisance that is on")
         for name, (least, most) in _LIMITS.items():

@@ -12,9 +12,10 @@ from changeanywhere.events import EventOptions
 from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.generation.nuisances import NuisanceOptions
 from changeanywhere.generation.targets import SetTargets
-from changeanywhere.help import one_of
+from changeanywhere.help import one_of, require_one
 from changeanywhere.limits import check_limits
-from changeanywhere.pairs.containers import check_format
+from changeanywhere.painters.registry import painter_names
+from changeanywhere.pairs.containers import FORMATS, check_format
 from changeanywhere.pairs.names import FileKinds, ImageFormat
 from changeanywhere.sources.options import SourceOptions
 from changeanywhere.storage import address_of, check_place
@@ -108,7 +109,7 @@ class FilterOptions:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
-        require(self.action in FILTER_ACTIONS, "filter.action", self.action, ", ".join(FILTER_ACTIONS))
+        require_one("filter.action", self.action, FILTER_ACTIONS)
         require(0 <= self.min_score <= 1, "filter.min_score", self.min_score, "0 to 1")
         require(self.attempts >= 1, "filter.attempts", self.attempts, "1 and more")
         if self.model is None and self != FilterOptions():
@@ -152,7 +153,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
     GPU 64."""
     masks_t2: Path | None = None
     """Folder of your own second masks, named like the source's masks and in its legend; no events are simulated."""
-    method: str = "diffusion"
+    method: str = one_of(painter_names, "diffusion")
     """How date 2 is made: ``diffusion``; for comparison ``copy_paste``, ``recolour``, ``patch_exchange``; or a painter
     that another package registers."""
     critic: CriticOptions = field(default_factory=CriticOptions)
@@ -166,7 +167,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
     filter: FilterOptions = field(default_factory=FilterOptions)
     image_format: str = one_of(IMAGE_FORMATS, "png")
     """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
-    format: str = "folder"
+    format: str = one_of(FORMATS, "folder")
     """What pairs lie in: ``folder`` (a file per image), ``webdataset`` (a tar per shard) or ``parquet`` (a table per
     shard, for Hugging Face datasets and pandas)."""
     layout: str = one_of(LAYOUT_NAMES, "levir")
@@ -204,12 +205,12 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
         for name in ("shard_size", "batch_size", "num_threads"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "1 or more")
-        require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))
+        require_one("image_format", self.image_format, IMAGE_FORMATS)
         check_format(self.format)
-        require(self.layout in LAYOUT_NAMES, "layout", self.layout, ", ".join(LAYOUT_NAMES))
+        require_one("layout", self.layout, LAYOUT_NAMES)
         folder = self.layout == GenerateOptions.layout or address_of(self.out) is None
         require(folder, "layout", self.layout, "with a folder of this machine as out; else export the set afterwards")
-        require(self.executor in EXECUTORS, "executor", self.executor, ", ".join(EXECUTORS))
+        require_one("executor", self.executor, EXECUTORS)
         for name in ("address", "workers"):
             value = getattr(self, name)
             require(value is None or self.executor == "ray", name, value, "with executor ray, which alone reads it")

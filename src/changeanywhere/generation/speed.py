@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from changeanywhere.diffusion.options import DTYPES
 from changeanywhere.errors import require
 from changeanywhere.generation.finish import finished_pair
 from changeanywhere.generation.generate import generate, painter_of, threads_of
@@ -20,6 +21,7 @@ from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import load_shard
 from changeanywhere.generation.prepare import get_plan, job_of
 from changeanywhere.generation.shard import read
+from changeanywhere.help import one_of
 from changeanywhere.limits import check_limits
 from changeanywhere.machine import read_file, usable_processors
 from changeanywhere.painters.base import Painter
@@ -54,7 +56,7 @@ class SpeedOptions:
     """Pairs painted at once; default: that of generate."""
     device: str | None = None
     """cpu, cuda, …; default: cuda where there is one."""
-    dtype: str | None = None
+    dtype: str | None = one_of(DTYPES)
     """float32, bfloat16 or float16; default: that of generate."""
     num_threads: int | None = None
     """CPU threads of the model; default: all."""

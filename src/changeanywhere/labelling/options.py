@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from changeanywhere.errors import require
-from changeanywhere.help import one_of
+from changeanywhere.help import one_of, require_one
 from changeanywhere.storage import check_out
 
 LINKS = ("link", "copy")
@@ -83,7 +83,7 @@ class LabelOptions:
             require(read, name, value, "nothing beside predictions, which are not read again")
         mapped = self.legend_map is None or self.legend is not None
         require(mapped, "legend_map", str(self.legend_map), "with legend, into which it leads")
-        require(self.images in LINKS, "images", self.images, ", ".join(LINKS))
+        require_one("images", self.images, LINKS)
         sound = len(self.bands) == 3 and min(self.bands) >= 1
         require(sound, "bands", list(self.bands), "three band numbers from 1")
         low, high = (*self.stretch, 0.0, 0.0)[:2]

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.help import among
 from changeanywhere.painters.base import PainterKind
 
 GROUP = "changeanywhere.painters"
@@ -41,7 +42,7 @@ def find_painter(name: str) -> type[PainterKind]:
         return cast(type[PainterKind], getattr(import_module(module), attribute))
     points = _points_of(name)
     if not points:
-        raise ConfigError(f"method is {name!r}; allowed: {', '.join(painter_names())}")
+        raise ConfigError(f"method is {name!r}; allowed: {among(name, painter_names())}")
     if len(points) > 1:
         values = ", ".join(sorted(point.value for point in points))
         raise ConfigError(f"method {name!r}: several packages register it ({values}); allowed: one of them")

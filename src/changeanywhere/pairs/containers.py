@@ -24,6 +24,7 @@ import numpy as np
 from changeanywhere.buckets import cache_folder, store_at
 from changeanywhere.documents import DocumentError, parse_json, to_json
 from changeanywhere.errors import ConfigError, PairsError
+from changeanywhere.help import require_one
 from changeanywhere.pairs.codec import decode_image
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.pairs.record import FILE_FOLDERS, PairRecord
@@ -84,8 +85,7 @@ class Packing:
 
 def check_format(name: str) -> None:
     """:class:`ConfigError` for a format that is none, or whose library is not there."""
-    if name not in FORMATS:
-        raise ConfigError(f"format is {name!r}; allowed: {', '.join(FORMATS)}")
+    require_one("format", name, FORMATS)
     if name == "parquet":
         _pyarrow()
 

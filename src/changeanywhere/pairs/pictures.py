@@ -95,8 +95,12 @@ def dates(first: Pixels, second: Pixels, change: npt.NDArray[np.bool_], names: S
 def masks(first: Mask, second: Mask, change: npt.NDArray[np.bool_], legend: Legend) -> str:
     """Both masks and the change, small."""
     shown = [(legend.colorize(first), "mask t1"), (legend.colorize(second), "mask t2")]
-    shown.append((change.astype(np.uint8) * 255, "change"))
-    cells = "".join(f"<div>{img(pixels, 'PNG', name)}<small>{name}</small></div>" for pixels, name in shown)
+    return small([*shown, (change.astype(np.uint8) * 255, "change")])
+
+
+def small(shown: Sequence[tuple[Pixels, str]]) -> str:
+    """Masks beside the dates, small: uint8 ``[H, W]`` or ``[H, W, 3]`` and what each is."""
+    cells = "".join(f"<div>{img(pixels, 'PNG', name)}<small>{xml(name)}</small></div>" for pixels, name in shown)
     return f'<div class="masks">{cells}</div>'
 
 

@@ -9,7 +9,7 @@ from changeanywhere.diffusion.options import SamplingOptions
 from changeanywhere.errors import require
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.options import IMAGE_FORMATS, refuse_idle_events
-from changeanywhere.help import one_of
+from changeanywhere.help import one_of, require_one
 from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, SourceOptions
 from changeanywhere.storage import check_out
@@ -96,9 +96,9 @@ class SceneOptions(SamplingOptions):
         require(len(self.mask) == len(self.scene), "mask", list(self.mask), f"as many as scenes: {len(self.scene)}")
         check_out(self.out, *(place for place in (*self.scene, *self.mask) if Path(place).is_dir()))
         self.of_source()
-        require(self.other_bands in OTHER_BANDS, "other_bands", self.other_bands, ", ".join(OTHER_BANDS))
-        require(self.events_format in EVENT_FORMATS, "events_format", self.events_format, ", ".join(EVENT_FORMATS))
-        require(self.image_format in IMAGE_FORMATS, "image_format", self.image_format, ", ".join(IMAGE_FORMATS))
+        require_one("other_bands", self.other_bands, OTHER_BANDS)
+        require_one("events_format", self.events_format, EVENT_FORMATS)
+        require_one("image_format", self.image_format, IMAGE_FORMATS)
         used = self.tiles is not None or self.image_format == SceneOptions.image_format
         require(used, "image_format", self.image_format, "with tiles, whose images it is of")
         share = self.change_share

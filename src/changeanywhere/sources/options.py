@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from changeanywhere.errors import require
-from changeanywhere.help import one_of
+from changeanywhere.help import one_of, require_one
 from changeanywhere.legend import MAX_CLASSES, UNKNOWN
 
 DEFAULT_TILE_SIZE = 256
@@ -22,7 +22,7 @@ class SourceOptions:
     """Legend of the source, a name or file; default: legend.json or classes.json there or in a parent folder."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, in the order of their numbers, where there is no legend: water,building,road."""
-    first_class: int | None = None
+    first_class: int | None = one_of((0, 1))
     """Number of the first class in the masks: 1 (0 is unknown ground) or 0; default: what the legend says, else 1."""
     ignore_value: int | None = None
     """Number in the masks that stands for ground without a class (255); default: what the legend says."""
@@ -46,7 +46,7 @@ class SourceOptions:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._check_classes()
-        require(self.on_error in ON_ERROR, "on_error", self.on_error, ", ".join(ON_ERROR))
+        require_one("on_error", self.on_error, ON_ERROR)
         size, bands, stretch = self.tile_size, self.bands, self.stretch
         require(size is None or (size >= 16 and size % 16 == 0), "tile_size", size, "a multiple of 16 px")
         require(bands is None or (bool(bands) and min(bands) >= 1), "bands", bands, "band numbers from 1")

@@ -19,6 +19,7 @@ from changeanywhere.documents import DocumentError, read_json_object, to_json
 from changeanywhere.errors import InputError, PairsError, require
 from changeanywhere.exporting.export import ExportReport, export
 from changeanywhere.exporting.options import LAYOUT_NAMES, ExportOptions
+from changeanywhere.help import require_one
 from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.pairs.record import transitions_of
@@ -92,7 +93,7 @@ class Review:
 
     def decide(self, key: str, decision: str) -> None:
         """Saved, whole, before this returns; others' decisions on other pairs stay."""
-        require(decision in DECISIONS, "decision", decision, ", ".join(DECISIONS))
+        require_one("decision", decision, DECISIONS)
         if key not in self.numbers:
             raise PairsError(f"{self.folder}: no pair {key!r}")
         with _LOCK:
@@ -127,7 +128,7 @@ class Review:
     def export_kept(self, layout: str) -> tuple[Path, ExportReport]:
         """The kept pairs in a layout of ``export``, and where; :class:`InputError` where none is kept. What was
         exported of this set in this layout before goes."""
-        require(layout in LAYOUT_NAMES, "layout", layout, ", ".join(LAYOUT_NAMES))
+        require_one("layout", layout, LAYOUT_NAMES)
         kept = [key for key, decision in self.decisions.items() if decision == "keep" and key in self.numbers]
         if not kept:
             raise InputError("no pair is kept yet: Keep, or the key K, keeps the one that is shown")

@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from changeanywhere.errors import ConfigError, require
-from changeanywhere.training.sections import RunRecipe, Sections
+from changeanywhere.help import require_one
+from changeanywhere.models.names import BACKBONES, detector_names
+from changeanywhere.training.sections import (
+    FLIPS,
+    LOSSES,
+    PARTS,
+    PERCEPTUAL_FEATURES,
+    PRECISIONS,
+    PREDICTIONS,
+    SCHEDULES,
+    TRACKERS,
+    RunRecipe,
+    Sections,
+)
 
 RecipeT = TypeVar("RecipeT", bound=Sections)
-PRECISIONS = ("no", "bf16")
-PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
-PREDICTIONS = ("epsilon", "v_prediction")
-LOSSES = ("l1", "l2")
-PARTS = ("all", "decoder")
-FLIPS = ("none", "horizontal")
-TRACKERS = ("mlflow", "wandb")
-"""Services that a training's numbers may go to."""
-SCHEDULES = ("linear", "constant")
-
 READ_BY = {
     "first_stage": ("data", "first_stage", "run", "track", "init", "out"),
     "denoiser": ("data", "denoiser", "run", "track", "init", "out", "first_stage_from"),
@@ -61,7 +64,7 @@ def check_recipe(recipe: Sections, stages: Sequence[str]) -> None:
         _check_sizes(stage, getattr(recipe, stage))
     _check_run(recipe.run, stages)
     for name in recipe.track:
-        require(name in TRACKERS, "track", name, ", ".join(TRACKERS))
+        require_one("track", name, TRACKERS)
     for option in _idle(recipe, stages):
         value, switch = _value(recipe, option.name), _value(recipe, option.switch)
         raise ConfigError(f"{option.name} is {value!r}, which does nothing while {option.switch} is {switch!r}")
@@ -98,8 +101,7 @@ def _check_first_stage(recipe: Sections) -> None:
         f"false (it needs norm_groups 1, which is {fs.norm_groups})",
     )
     features, file = fs.perceptual_features, fs.perceptual_weights
-    allowed = features in PERCEPTUAL_FEATURES
-    require(allowed, "first_stage.perceptual_features", features, ", ".join(PERCEPTUAL_FEATURES))
+    require_one("first_stage.perceptual_features", features, PERCEPTUAL_FEATURES)
     require(
         bool(file) or features != "vgg16" or not fs.perceptual_weight,
         "first_stage.perceptual_weights",
@@ -118,7 +120,7 @@ def _check_first_stage(recipe: Sections) -> None:
 
 def _check_parts(recipe: Sections) -> None:
     fs = recipe.first_stage
-    require(fs.parts in PARTS, "first_stage.parts", fs.parts, ", ".join(PARTS))
+    require_one("first_stage.parts", fs.parts, PARTS)
     whole = fs.parts == "all"
     given = "all, unless init names the model whose encoder stays"
     require(whole or bool(recipe.init), "first_stage.parts", fs.parts, given)
@@ -131,13 +133,12 @@ def _check_parts(recipe: Sections) -> None:
 
 def _check_denoiser(recipe: Sections) -> None:
     dn = recipe.denoiser
-    require(dn.flip in FLIPS, "denoiser.flip", dn.flip, ", ".join(FLIPS))
+    require_one("denoiser.flip", dn.flip, FLIPS)
     crop = dn.crop_size
     allowed = crop is None or (16 <= crop <= recipe.data.tile_size and crop % 16 == 0)
     require(allowed, "denoiser.crop_size", crop, "a multiple of 16, up to data.tile_size")
-    require(dn.loss in LOSSES, "denoiser.loss", dn.loss, ", ".join(LOSSES))
-    allowed = dn.prediction_type in PREDICTIONS
-    require(allowed, "denoiser.prediction_type", dn.prediction_type, ", ".join(PREDICTIONS))
+    require_one("denoiser.loss", dn.loss, LOSSES)
+    require_one("denoiser.prediction_type", dn.prediction_type, PREDICTIONS)
     allowed = dn.min_snr_gamma is None or dn.min_snr_gamma > 0
     require(allowed, "denoiser.min_snr_gamma", dn.min_snr_gamma, "above 0")
     require(dn.gradient_clip > 0, "denoiser.gradient_clip", dn.gradient_clip, "above 0")
@@ -170,10 +171,10 @@ def _check_critic(recipe: Sections) -> None:
 def _check_segmenter(recipe: Sections) -> None:
     if recipe.init:
         raise ConfigError("init is for first stage, denoiser and detector; a segmenter starts from its backbone")
-    from changeanywhere.models.segmenter import BACKBONES, Segmenter
+    from changeanywhere.models.segmenter import Segmenter
 
     sg, side = recipe.segmenter, Segmenter.size_multiple
-    require(sg.backbone in BACKBONES, "segmenter.backbone", sg.backbone, ", ".join(BACKBONES))
+    require_one("segmenter.backbone", sg.backbone, BACKBONES)
     allowed = side <= sg.crop_size <= recipe.data.tile_size
     require(allowed, "segmenter.crop_size", sg.crop_size, f"{side} to data.tile_size")
     require(sg.crop_size % side == 0, "segmenter.crop_size", sg.crop_size, f"a multiple of {side}")
@@ -186,15 +187,12 @@ def _check_segmenter(recipe: Sections) -> None:
 
 
 def _check_detector(recipe: Sections) -> None:
-    from changeanywhere.models.detectors import detector_names
-
     de = recipe.detector
-    names = detector_names()
-    require(de.name in names, "detector.name", de.name, ", ".join(names))
+    require_one("detector.name", de.name, detector_names())
     require(bool(de.pairs), "detector.pairs", de.pairs, "a folder")
     require(de.crop_size > 0, "detector.crop_size", de.crop_size, "above 0")
     require(0 <= de.rotate_degrees <= 180, "detector.rotate_degrees", de.rotate_degrees, "0 to 180")
-    require(de.schedule in SCHEDULES, "detector.schedule", de.schedule, ", ".join(SCHEDULES))
+    require_one("detector.schedule", de.schedule, SCHEDULES)
     require(0 <= de.change_crops <= 1, "detector.change_crops", de.change_crops, "0 to 1")
     require(de.weight_decay >= 0, "detector.weight_decay", de.weight_decay, "0 and more")
     require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")
@@ -213,7 +211,7 @@ _CHECKS: dict[str, Callable[[Sections], None]] = {
 
 def _check_run(run: RunRecipe, stages: Sequence[str]) -> None:
     require(run.num_workers >= 0, "run.num_workers", run.num_workers, "0 and more")
-    require(run.mixed_precision in PRECISIONS, "run.mixed_precision", run.mixed_precision, ", ".join(PRECISIONS))
+    require_one("run.mixed_precision", run.mixed_precision, PRECISIONS)
     for name in ("accumulation_steps", "log_every", "save_every"):
         require(getattr(run, name) > 0, f"run.{name}", getattr(run, name), "above 0")
     for stage in stages:

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.help import one_of
 from changeanywhere.legend import load_legend
 from changeanywhere.limits import check_limits
 from changeanywhere.models.info import find_model, read_info
@@ -29,6 +30,7 @@ from changeanywhere.training.recipe import (
     RunRecipe,
     SegmenterRecipe,
 )
+from changeanywhere.training.sections import TRACKERS
 
 STAGES = ("first-stage", "denoiser", "critic", "segmenter", "detector")
 
@@ -44,7 +46,7 @@ class TrainOptions:
     init: str | None = None
     """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number.
     For a detector: its folder."""
-    track: tuple[str, ...] = ()
+    track: tuple[str, ...] = one_of(TRACKERS, ())
     """Services that get each line of metrics.jsonl too: ``mlflow``, ``wandb`` (each to be installed; they read their
     own variables and logins, as MLFLOW_TRACKING_URI, WANDB_MODE). A resumed training goes on in its run."""
     data: DataRecipe = field(default_factory=DataRecipe)

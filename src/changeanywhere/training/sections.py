@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from changeanywhere.help import one_of
+from changeanywhere.models.names import BACKBONES, detector_names
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE, SourceOptions
 
+PRECISIONS = ("no", "bf16")
+PERCEPTUAL_FEATURES = ("st_lpips", "vgg16")
+PREDICTIONS = ("epsilon", "v_prediction")
+LOSSES = ("l1", "l2")
+PARTS = ("all", "decoder")
+FLIPS = ("none", "horizontal")
+TRACKERS = ("mlflow", "wandb")
+"""Services that a training's numbers may go to."""
+SCHEDULES = ("linear", "constant")
 STAGE_SECTIONS = ("first_stage", "denoiser", "critic", "segmenter", "detector")
 
 
@@ -52,7 +63,7 @@ class FirstStageRecipe:
     """Side of the square training crops, px."""
     views: int = 8
     """Among how many of the 8 flips and right-angle rotations of each crop one is drawn (1 = as it is)."""
-    parts: str = "all"
+    parts: str = one_of(PARTS, "all")
     """``all``, or ``decoder``: encoder, codebook and latents of ``init`` stay as they are, and with them every denoiser
     that was trained on these latents."""
     quantise: bool = True
@@ -83,7 +94,7 @@ class FirstStageRecipe:
     """First step with the perceptual loss."""
     perceptual_weight: float = 1.0
     """Weight of the perceptual distance; 0 turns it off."""
-    perceptual_features: str = "st_lpips"
+    perceptual_features: str = one_of(PERCEPTUAL_FEATURES, "st_lpips")
     """``st_lpips`` (shift-tolerant LPIPS, AlexNet, of the package stlpips-pytorch) or ``vgg16``."""
     perceptual_weights: str | None = None
     """Weight file of the features: any for ``vgg16`` (torchvision's names); default: the installed package's."""
@@ -121,15 +132,15 @@ class DenoiserRecipe:
     """Channels that encode the mask."""
     mask_dropout: float = 0.1
     """Probability that a training mask is replaced by the null condition; 0 = no guidance possible later."""
-    prediction_type: str = "epsilon"
+    prediction_type: str = one_of(PREDICTIONS, "epsilon")
     """``epsilon`` (the paper's) or ``v_prediction`` (Salimans & Ho 2022)."""
-    loss: str = "l1"
+    loss: str = one_of(LOSSES, "l1")
     """``l1`` or ``l2`` on the predicted noise."""
     min_snr_gamma: float | None = None
     """Min-SNR weighting (Hang et al. 2023) with this γ; default: none."""
     views: int = 1
     """How many of the 8 flips and right-angle rotations of each tile are encoded (1 = as it is)."""
-    flip: str = "none"
+    flip: str = one_of(FLIPS, "none")
     """``horizontal``: every second tile is mirrored left to right, by which shadows keep their length, and in the north
     their side; in place of ``views``."""
     crop_size: int | None = None
@@ -172,7 +183,7 @@ class CriticRecipe:
 class SegmenterRecipe:
     """A segmentation network that reads land cover: the judge of generated images, or the filter of pairs."""
 
-    backbone: str = "lite0"
+    backbone: str = one_of(BACKBONES, "lite0")
     """``lite0``, ``lite1`` (EfficientNet-Lite0 and -Lite1 with ImageNet weights) or ``unet`` (from random weights)."""
     frozen_levels: int = 0
     """Finest levels of the backbone, of 5, that keep their ImageNet weights: fewer gradients to compute."""
@@ -202,7 +213,7 @@ class SegmenterRecipe:
 class DetectorRecipe:
     """A change detector: what it is, what it sees, how it learns. Defaults are the paper's (§3.2)."""
 
-    name: str = "changer_ex_r18"
+    name: str = one_of(detector_names, "changer_ex_r18")
     """Which detector."""
     pairs: str = ""
     """Folder of bi-temporal pairs (generated, or A/B/label in any of the usual trees)."""
@@ -228,7 +239,7 @@ class DetectorRecipe:
     """Optimiser steps."""
     learning_rate: float = 1.0e-3
     """AdamW's learning rate; falls along a straight line to 0 (``schedule`` linear)."""
-    schedule: str = "linear"
+    schedule: str = one_of(SCHEDULES, "linear")
     """``linear``, or ``constant`` after the warm-up: a training that others go on from."""
     weight_decay: float = 0.05
     """AdamW's weight decay."""
@@ -256,7 +267,7 @@ class RunRecipe:
 
     seed: int = 0
     """Every random number of the run follows from it."""
-    mixed_precision: str = "no"
+    mixed_precision: str = one_of(PRECISIONS, "no")
     """``no`` or ``bf16`` (the codebook and its search stay in float32)."""
     compile: bool = False
     """Compile first stage and denoiser with torch.compile; GPUs only (on CPUs torch 2.13 compiles wrong gradients)."""

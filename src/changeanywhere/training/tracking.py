@@ -15,7 +15,7 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.storage import atomic_write
 from changeanywhere.terminal import say
 from changeanywhere.text import one_line
-from changeanywhere.training.checks import TRACKERS
+from changeanywhere.training.sections import TRACKERS
 
 PROJECT = "changeanywhere"
 RUNS = "tracking.json"
@@ -33,7 +33,7 @@ class Tracking:
     """The services of one training; of several processes the main one has it."""
 
     def __init__(self, names: Sequence[str], folder: Path, stage: str, recipe: Mapping[str, Any]) -> None:
-        """Begin, or go on with, a run in each of ``names`` (``checks.TRACKERS``); ``recipe``: what it is filed under.
+        """Begin, or go on with, a run in each of ``names`` (``sections.TRACKERS``); ``recipe``: what it is filed under.
 
         :class:`ConfigError` if one of them is not installed or does not let us in.
         """

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 
 from changeanywhere.errors import ConfigError
+from changeanywhere.help import among
 from changeanywhere.legend import Legend
 from changeanywhere.models.detectors.base import Detector
 from changeanywhere.models.detectors.bit import BIT
@@ -25,6 +25,7 @@ from changeanywhere.models.detectors.lightcdnet import LightCDNet
 from changeanywhere.models.detectors.semantic import SemanticDetector, SemanticUNetLite0
 from changeanywhere.models.detectors.siam_unet import SiamUNetLite0
 from changeanywhere.models.detectors.snunet import SNUNet
+from changeanywhere.models.names import detector_names, outside_detectors
 from changeanywhere.models.outside import built
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
@@ -43,15 +44,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "siam_unet_lite0": SiamUNetLite0,
     "semantic_unet_lite0": SemanticUNetLite0,
 }
-"""Those of this package; nobody else takes these names."""
-GROUP = "changeanywhere.detectors"
-ADAPTER = "changeanywhere.models.detectors.torchgeo"
-"""Module of the change models of torchgeo."""
-
-
-def detector_names() -> list[str]:
-    """All names that :func:`build_detector` takes."""
-    return [*DETECTORS, *_outside()]
+"""Those of :data:`changeanywhere.models.names.DETECTORS`."""
 
 
 def names_classes(name: str) -> bool:
@@ -76,20 +69,12 @@ def build_detector(name: str, legend: Legend | None = None) -> Detector:
 def _built(name: str) -> Detector:
     if name in DETECTORS:
         return DETECTORS[name]()
-    outside = _outside()
+    outside = outside_detectors()
     if name.startswith("torchgeo_") and name not in outside and find_spec("torchgeo") is None:
         raise ConfigError(f"detector {name!r} is torchgeo's, which is not installed; pip install torchgeo")
     if name not in outside:
-        raise ConfigError(f"unknown detector {name!r}; allowed: {', '.join(detector_names())}")
+        raise ConfigError(f"unknown detector {name!r}; allowed: {among(name, detector_names())}")
     return built("detector", outside[name], Detector)  # type: ignore[type-abstract]
-
-
-def _outside() -> dict[str, EntryPoint]:
-    """Entry points; torchgeo's, which this package adapts, where torchgeo is there."""
-    found = {entry.name: entry for entry in sorted(entry_points(group=GROUP)) if entry.name not in DETECTORS}
-    if find_spec("torchgeo") is None:
-        found = {name: entry for name, entry in found.items() if entry.module != ADAPTER}
-    return found
 
 
 __all__ = ["DETECTORS", "Detector", "SemanticDetector", "build_detector", "detector_names", "names_classes"]
