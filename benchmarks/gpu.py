@@ -174,7 +174,7 @@ def denoiser(bench: Bench, name: str = "denoiser recorded") -> None:
 
 def denoiser_alone(bench: Bench) -> None:
     """The same, its steps taken one by one."""
-    with patch.object(loop, "_recorded", lambda stage: None):
+    with patch.object(loop, "recorded_steps", lambda stage: None):
         denoiser(bench, "denoiser one by one")
 
 

@@ -44,7 +44,7 @@ from changeanywhere.storage import LocalStore
 from changeanywhere.training.denoiser import build_denoiser
 from host_stages import add_host, print_host
 from tiles import add_source, tile_size_of
-from training import ceiling, read_recipe
+from training import ceiling, gaps_between, read_recipe, watched
 
 STAGES = ("reading", "events", "exemplars", "encode", "UNet", "blending and solver", "decode", "finish", "PNG", "files")
 
@@ -211,31 +211,11 @@ def whole(options: GenerateOptions, alone: float) -> None:
     print(f"painting {paint / wall:.1%} of the wall time, waiting {1 - paint / wall:.1%}", flush=True)
 
 
-@contextmanager
-def watched() -> Iterator[list[tuple[int, int]]]:
-    """(begin, end) in ns of all that ran on a GPU within; nothing where there is none."""
-    kernels: list[tuple[int, int]] = []
-    if not torch.cuda.is_available():
-        yield kernels
-        return
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        yield kernels
-        torch.cuda.synchronize()
-    for event in profiler.profiler.kineto_results.events():
-        if event.device_type().name == "CUDA":
-            kernels.append((event.start_ns(), event.start_ns() + event.duration_ns()))
-
-
 def print_kernels(kernels: list[tuple[int, int]]) -> None:
     """How much of the time between the first and the last kernel one ran, and how long it stood still between two."""
     if not kernels:
         return
-    gaps, (first, end) = [], min(kernels)
-    for begin, until in sorted(kernels):
-        if begin > end:
-            gaps.append(begin - end)
-        end = max(end, until)
-    span = end - first
+    span, gaps = gaps_between(kernels)
     print(f"\ndevice busy {1 - sum(gaps) / span:.1%} of {span / 1e9:.2f} s, {len(kernels)} kernels; standing still:")
     print("| gap | share of the time | gaps |\n|---|---|---|")
     for name, low, high in GAPS:

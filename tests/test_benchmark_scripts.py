@@ -291,8 +291,10 @@ def test_training(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch, weigh
     """Also where the weights of the perceptual loss, an extra, are not installed."""
     if not weights:
         monkeypatch.setattr("changeanywhere.models.perceptual.find_weights", lambda: None)
-    printed = run("training", "--config", recipe, "--steps", 1, "--shrink-ceiling", 16)
-    assert len(rows(printed)) == 2 and ("without the perceptual loss" in printed) is not weights
+    flags = ["--steps", 1, "--shrink-ceiling", 16, "--detector", "fc_ef", "--batch", 2]
+    printed = run("training", "--config", recipe, *flags)
+    assert len(rows(printed)) == 3 and all(int(row.split("|")[-3].strip(" %")) > 0 for row in rows(printed))
+    assert ("without the perceptual loss" in printed) is not weights
 
 
 def test_unchanged(run: Run, pairs: Path, tiny_model_folder: Path) -> None:

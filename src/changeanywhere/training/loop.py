@@ -60,7 +60,7 @@ def _train(stage: Stage, folder: TrainingFolder, progress: Progress, stop: Event
     processes, settings = stage.processes, stage.recipe.run
     first_step = _resume(stage, folder)
     metrics = Metrics(folder, stage.batch_size, first_step)
-    recorded = _recorded(stage)
+    recorded = recorded_steps(stage)
     with closing(stage.batches(first_step)) as batches:
         for step, batch in enumerate(batches, first_step):
             metrics.add(recorded.take(batch, step) if recorded else take_step(stage, batch, step))
@@ -129,7 +129,7 @@ def take_step(stage: Stage, batch: Batch, step: int) -> dict[str, Tensor]:
     return move(stage, batch, step) | stage.after_step(step)
 
 
-def _recorded(stage: Stage) -> RecordedSteps | None:
+def recorded_steps(stage: Stage) -> RecordedSteps | None:
     """Steps as a CUDA graph, where there is a GPU for it and nothing in a step depends on what it computes."""
     alone = stage.processes.count == 1 and stage.processes.device.type == "cuda"
     return RecordedSteps(stage) if alone and stage.recordable else None
