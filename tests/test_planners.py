@@ -12,6 +12,7 @@ import pytest
 
 from changeanywhere.errors import ChangeAnywhereError, InputError
 from changeanywhere.events import EventRequest
+from changeanywhere.events.options import EventOptions
 from changeanywhere.generation import planners
 from changeanywhere.generation.channel import Channel, begin_process
 from changeanywhere.generation.options import GenerateOptions
@@ -28,15 +29,17 @@ def source(tmp_path: Path) -> Path:
     return write_source(tmp_path / "source", num_tiles=7)
 
 
+def options_of(source: Path, out: Path, events: EventOptions) -> GenerateOptions:
+    return GenerateOptions(source=source, out=out, num_pairs=60, tile_size=64, seed=3, shard_size=16, events=events)
+
+
 def tiles_of(source: Path, out: Path) -> Tiles:
-    options = GenerateOptions(source=source, out=out, num_pairs=60, tile_size=64, seed=3, shard_size=16)
-    return job_of(options, LocalStore(out), silent).tiles
+    return job_of(options_of(source, out, EventOptions()), LocalStore(out), silent).tiles
 
 
-def planned(source: Path, out: Path) -> dict[str, bytes]:
-    options = GenerateOptions(source=source, out=out, num_pairs=60, tile_size=64, seed=3, shard_size=16)
+def planned(source: Path, out: Path, events: EventOptions) -> dict[str, bytes]:
     store = LocalStore(out)
-    get_plan(job_of(options, store, silent), store, silent)
+    get_plan(job_of(options_of(source, out, events), store, silent), store, silent)
     return {name: store.get(name) for name in store.list() if name != "plan/job.json"}
 
 
@@ -47,10 +50,13 @@ def several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planners, "usable_processors", lambda: 2)
 
 
+@pytest.mark.parametrize(
+    "events", [EventOptions(), EventOptions(shape_bank=True)], ids=["plain", "shapes of the source"]
+)
 def test_several_processes_make_the_plan_of_one(
-    source: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    events: EventOptions, source: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = planned(source, tmp_path / "alone")
+    alone = planned(source, tmp_path / "alone", events)
     request.getfixturevalue("several")
     begun: list[str] = []
     begin = begin_process
@@ -60,7 +66,7 @@ def test_several_processes_make_the_plan_of_one(
         return begin(module, first)
 
     monkeypatch.setattr(planners, "begin_process", noting)
-    assert planned(source, tmp_path / "several") == alone
+    assert planned(source, tmp_path / "several", events) == alone
     assert begun == ["changeanywhere.generation.planners"] * 2
     assert len([name for name in alone if "shards" in name]) > 2
 
