@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from changeanywhere.check import check_path
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, LegendError, ModelError, PairsError
 from changeanywhere.legend import Legend, LegendClass, load_legend
@@ -207,6 +208,7 @@ def test_classes_are_kept_with_the_checkpoint(tmp_path: Path) -> None:
     name, again = load_detector(tmp_path / "detector")
     assert name == NAME and isinstance(again, SemanticDetector) and again.legend == LEGEND
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
+    assert "semantic_unet_lite0; classes dark, red, green\nnext: " in check_path(tmp_path / "detector")
     file = tmp_path / "detector" / "detector.json"
     content = json.loads(file.read_text())
     legends: list[object] = [None, {"classes": []}, {"classes": content["legend"]["classes"][:2]}]

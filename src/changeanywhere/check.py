@@ -140,10 +140,13 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 def _network(folder: Path, name: str, what: str) -> str:
     (content,) = _lines(folder / f"{name}.json")
+    classes = ""
     if name == "detector":  # loading says what is wrong with its weights
         from changeanywhere.models.detectors.folder import load_detector
 
-        load_detector(folder)
+        _, net = load_detector(folder)
+        legend = getattr(net, "legend", None)
+        classes = "" if legend is None else f"; classes {', '.join(legend.names)}"
     elif name == "critic":
         from changeanywhere.models.critic import Critic
 
@@ -162,7 +165,7 @@ def _network(folder: Path, name: str, what: str) -> str:
     }
     if name == "segmenter" and hash_segmenter(folder) == hash_segmenter(EMBEDDED_SEGMENTER):  # which never judges
         uses[name] = f"changeanywhere generate --source DIR --filter.model {EMBEDDED_SEGMENTER} --out DIR"
-    return f"{folder}: {what}; {described}\nnext: {uses[name]}"
+    return f"{folder}: {what}; {described}{classes}\nnext: {uses[name]}"
 
 
 def _benchmark(folder: Path) -> str:
