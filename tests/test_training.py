@@ -283,8 +283,6 @@ def test_settings_that_would_do_nothing_are_refused(recipe: Recipe) -> None:
         with pytest.raises(ConfigError, match=rf"segmenter\.{name} is"):
             changed = replace(SegmenterRecipe(crop_size=64, decoded=0.5), **{name: value})
             replace(recipe, segmenter=changed).check("segmenter")
-    with pytest.raises(ConfigError, match="a segmenter starts from its backbone"):
-        replace(recipe, init="mini").check("segmenter")
     whole: list[dict[str, Any]] = [{"accumulation_steps": 2}, {"compile": True}]
     segmenter, detector = SegmenterRecipe(crop_size=64), DetectorRecipe(pairs="x")
     for stage in ("segmenter", "detector"):
@@ -338,7 +336,7 @@ def test_a_flag_may_switch_off_what_the_file_sets(recipe: Recipe) -> None:
     ("stage", "flag"),
     [
         ("detector", "denoiser.loss"), ("detector", "data.source"), ("first-stage", "first_stage_from"),
-        ("segmenter", "init"), ("denoiser", "first_stage.crop_size"), ("denoiser", "run.num_workers"),
+        ("segmenter", "first_stage_from"), ("denoiser", "first_stage.crop_size"), ("denoiser", "run.num_workers"),
     ],
 )  # fmt: skip
 def test_flags_of_other_stages_are_refused(stage: str, flag: str, tmp_path: Path) -> None:

@@ -48,11 +48,12 @@ AMOUNTS = {
     "candidates": 10_000, "rate_seeds": 10**6, "rounds": 1000, "patience": 1000, "least_gain": 1,
     "finetune_epochs": 1e6, "warmup_epochs": 1e6, "pretrain_seeds": MAX_SEED, "claims_at": 100,
     "seed": MAX_SEED, "seeds": MAX_SEED, "shares": 100, "val_share": 99, "warmup_steps": 10**9, "weight_decay": 1e3,
+    "further_share": 1, "held_out": 1, "unknown_weight": 1, "photometric": 1, "taught_from_step": 10**9,
     "window_margin": 16_384, "keep_mib": 2**24,
 }  # fmt: skip
 """Numbers from 0 on: name → the largest."""
 IN_LISTS = {
-    "areas": (1, 2**32),
+    "areas": (1, 2**32), "confidence": (0, 1),
     "bands": (1, 65_535), "channels": (1, 16_384), "class_pairs": (0, 1), "events_per_pair": (0, 1000),
     "exemplar_strength": (0, 1), "ratios": (0, 1), "scale": (0, 1000), "learning_rates": (0, 1e3),
     "step_seconds": (0, 1e6),

@@ -24,6 +24,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "training.crop": (2,),  # crop and view of a row of a step
     "training.view": (3,),  # encoded views of a step
     "training.decoded": (4,),  # which crops of a step pass which first stage
+    "training.photometric": (6,),  # colours, sharpness and noise of a segmenter's crop in a row of a step
     "training.augment": (5,),  # crop, flip and colours of a pair in a row of a step
     "evaluation.kernel": (0,),  # resampling of a kernel distance
     "evaluation.mean": (1,),  # resampling of a mean
@@ -37,7 +38,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
 }
 STEPS: dict[str, int] = {
     "training.noise": 1,  # timesteps and noise of the denoiser, restarted codes of the first stage
-    "training.jitter": 64,  # colours of a segmenter's crops
+    "training.jitter": 64,  # brightness and contrast of a segmenter's crops
     "training.dropout": 64,  # torch's own stream in a detector, by process
 }
 """Streams of torch that a step of a training draws from: the distance between two steps' seeds."""

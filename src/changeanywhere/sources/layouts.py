@@ -30,6 +30,11 @@ MASK_FOLDERS = (
     "masks", "labels", "gt", "annotations", "mask", "label", "annotation", "gts", "ground_truth", "groundtruth",
     "segmentation", "segmentations", "seg", "msk", "lbl", "masks_png", "SegmentationClass",
 )  # fmt: skip
+DATES = (
+    ("A", "B"), ("im1", "im2"), ("t1", "t2"), ("time1", "time2"), ("Image1", "Image2"), ("image1", "image2"),
+    ("before", "after"),
+)  # fmt: skip
+"""Folders of two dates; of the same name in both is the same ground."""
 TWINS = (".png", ".tif", ".tiff", ".PNG", ".TIF", ".TIFF")
 
 
@@ -56,15 +61,24 @@ def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> La
 
 
 def images_alone(root: Path, problems: Problems) -> Layout:
-    """Every image below ``root/images`` (or the like), else below ``root``, whatever masks there are. The rows of
-    ``provenance.csv`` count. :class:`SourceError` without any."""
+    """Every image below ``root/images`` (or the like), else below ``root``, whatever masks there are. Where two folders
+    are :data:`DATES`, images of one name in them are one scene. The rows of ``provenance.csv`` count.
+    :class:`SourceError` without any."""
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
     folder = find_folder(root, IMAGE_FOLDERS) or root
     found = [Found(name, folder, image, None) for name, image in stems_below(folder, problems).items()]
     if not found:
         raise SourceError(f"{root}: no image in it{_passed(problems)}")
+    found = _of_one_ground(found)
     return with_provenance(root, make_layout(_name_of(root), found, f"images of {folder.name}/, no masks"))
+
+
+def _of_one_ground(found: list[Found]) -> list[Found]:
+    tops = {each.name.partition("/")[0] for each in found}
+    dates = next((pair for pair in DATES if tops.issuperset(pair)), ())
+    parts = [(each, *each.name.partition("/")[::2]) for each in found]
+    return [replace(each, scene=below) if top in dates and below else each for each, top, below in parts]
 
 
 def _passed(problems: Problems) -> str:

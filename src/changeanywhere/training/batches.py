@@ -60,11 +60,14 @@ def tiles_of_step(tiles: int | Mixture, batch_size: int, seed: int, step: int) -
 
 
 def mixture_of(source: Source, data: DataRecipe) -> int | Mixture:
-    """How steps draw from ``source``: all tiles alike, or by the share of a recipe's further images."""
+    """How steps draw from ``source``: all tiles alike, or by the shares of a recipe's further tiles and images."""
     if not isinstance(source, JoinedSource):
         return len(source)
-    others = len(source.sizes) - 1
-    return Mixture(tuple(source.sizes), (1 - data.images_share, *[data.images_share / others] * others))
+    further, images = source.labelled - 1, len(source.sizes) - source.labelled
+    masked = 1 - data.images_share if images else 1.0
+    own = masked * (1 - data.further_share) if further else masked
+    shares = [own, *[(masked - own) / max(further, 1)] * further, *[(1 - masked) / max(images, 1)] * images]
+    return Mixture(tuple(source.sizes), tuple(shares))
 
 
 def _in_order(num_tiles: int, positions: range, seed: int) -> list[int]:

@@ -27,7 +27,7 @@ READ_BY = {
     "first_stage": ("data", "first_stage", "run", "track", "init", "out"),
     "denoiser": ("data", "denoiser", "run", "track", "init", "out", "first_stage_from"),
     "critic": ("data", "critic", "run", "track", "init", "out", "first_stage_from", "denoiser.views"),
-    "segmenter": ("data", "segmenter", "run", "track", "out"),
+    "segmenter": ("data", "segmenter", "run", "track", "init", "out"),
     "detector": ("detector", "run", "track", "init", "out"),
 }
 """Stage → sections and options that it reads."""
@@ -35,7 +35,7 @@ OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
 UNREAD = {
     "denoiser": ("run.num_workers",),
     "critic": ("run.num_workers", "run.compile", *OF_IMAGES),
-    "segmenter": OF_IMAGES,
+    "segmenter": (),
     "detector": (),
 }
 """Stage → options of its sections that it does not read; recipes that stages share hold them."""
@@ -73,7 +73,8 @@ def check_recipe(recipe: Sections, stages: Sequence[str]) -> None:
 def _check_data(recipe: Sections) -> None:
     data = recipe.data
     require(bool(data.source), "data.source", data.source, "a folder")
-    require(0 < data.images_share < 1, "data.images_share", data.images_share, "between 0 and 1")
+    for name, share in (("images_share", data.images_share), ("further_share", data.further_share)):
+        require(0 < share < 1, f"data.{name}", share, "between 0 and 1")
 
 
 def _check_sizes(section: str, settings: Any) -> None:
@@ -154,6 +155,9 @@ def _check_denoiser(recipe: Sections) -> None:
     )
     require(1 <= dn.views <= 8, "denoiser.views", dn.views, "1 to 8")
     require(0 <= dn.mask_dropout < 1, "denoiser.mask_dropout", dn.mask_dropout, "0 to below 1")
+    require(0 <= dn.unknown_weight <= 1, "denoiser.unknown_weight", dn.unknown_weight, "0 to 1")
+    require(0 <= dn.held_out < 1, "denoiser.held_out", dn.held_out, "0 to below 1")
+    require(dn.val_every > 0, "denoiser.val_every", dn.val_every, "above 0")
     allowed = 0 < dn.ema_halflife_share <= 0.1
     require(allowed, "denoiser.ema_halflife_share", dn.ema_halflife_share, "above 0 to 0.1")
 
@@ -169,8 +173,6 @@ def _check_critic(recipe: Sections) -> None:
 
 
 def _check_segmenter(recipe: Sections) -> None:
-    if recipe.init:
-        raise ConfigError("init is for first stage, denoiser and detector; a segmenter starts from its backbone")
     from changeanywhere.models.segmenter import Segmenter
 
     sg, side = recipe.segmenter, Segmenter.size_multiple
@@ -184,6 +186,19 @@ def _check_segmenter(recipe: Sections) -> None:
     require(0 <= sg.scale <= 1, "segmenter.scale", sg.scale, "0 to 1")
     require(0 <= sg.decoded <= 1, "segmenter.decoded", sg.decoded, "0 to 1")
     require(bool(sg.first_stage), "segmenter.first_stage", sg.first_stage, "mini or folders, one or more")
+    require(0 <= sg.photometric <= 1, "segmenter.photometric", sg.photometric, "0 to 1")
+    _check_teacher(recipe)
+
+
+def _check_teacher(recipe: Sections) -> None:
+    sg, halflife = recipe.segmenter, recipe.segmenter.ema_halflife_share
+    wanted = "above 0 to 0.1 (the average teaches on data.images)" if recipe.data.images else "0 to 0.1"
+    allowed = 0 <= halflife <= 0.1 and (halflife > 0 or not recipe.data.images)
+    require(allowed, "segmenter.ema_halflife_share", halflife, wanted)
+    allowed = sg.taught_from_step < sg.num_steps
+    require(allowed, "segmenter.taught_from_step", sg.taught_from_step, "below segmenter.num_steps")
+    allowed = len(sg.confidence) == 2 and all(0 < each < 1 for each in sg.confidence)
+    require(allowed, "segmenter.confidence", sg.confidence, "two numbers between 0 and 1: at first, and at last")
 
 
 def _check_detector(recipe: Sections) -> None:
@@ -261,7 +276,12 @@ IDLE = (
     Idle("first_stage.restart_codes_every", "first_stage.parts", _decoder),
     Idle("data.images_share", "data.images", _missing),
     Idle("data.images_without", "data.images", _missing),
+    Idle("data.further_share", "data.further", _missing),
+    Idle("segmenter.taught_from_step", "data.images", _missing),
+    Idle("segmenter.confidence", "data.images", _missing),
     Idle("denoiser.views", "denoiser.flip", _horizontal),
+    Idle("denoiser.val_every", "denoiser.held_out", _zero),
+    Idle("denoiser.patience", "denoiser.held_out", _zero),
     Idle("first_stage.linear_start", "init", bool),
     Idle("first_stage.quantise_from_step", "init", bool),
     Idle("segmenter.first_stage", "segmenter.decoded", _zero),

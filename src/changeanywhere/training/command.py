@@ -45,7 +45,7 @@ class TrainOptions:
     """Folder of a finished first stage for ``train denoiser`` and ``train critic``; default: OUT/first_stage."""
     init: str | None = None
     """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number.
-    For a detector: its folder."""
+    For a detector: its folder; for a segmenter: mini-segmenter, or its folder."""
     track: tuple[str, ...] = one_of(TRACKERS, ())
     """Services that get each line of metrics.jsonl too: ``mlflow``, ``wandb`` (each to be installed; they read their
     own variables and logins, as MLFLOW_TRACKING_URI, WANDB_MODE). A resumed training goes on in its run."""
@@ -63,13 +63,16 @@ def open_training_source(data: DataRecipe) -> Source:
     if not data.source:
         raise ConfigError("data.source is missing; give it in the recipe or as --data.source DIR")
     source = open_source(Path(data.source), data.of_source())
+    mapping = Path(data.legend_map) if data.legend_map else None
     if data.model_legend is not None:
-        mapping = Path(data.legend_map) if data.legend_map else None
         source = source.with_legend(load_legend(data.model_legend), mapping)
-    if not data.images:
-        return source
-    further = [open_images(folder, source.legend, data.of_source()) for folder in data.images]
-    return JoinedSource([source, *further], data.images_without)
+    parts = [source]
+    for folder in data.further:
+        tiles = open_source(Path(folder), data.of_source())
+        parts.append(tiles if tiles.legend == source.legend else tiles.with_legend(source.legend, mapping))
+    labelled = len(parts)
+    parts += [open_images(folder, source.legend, data.of_source()) for folder in data.images]
+    return source if len(parts) == 1 else JoinedSource(parts, data.images_without, labelled)
 
 
 def _like_model(data: DataRecipe, init: str) -> DataRecipe:
@@ -109,7 +112,7 @@ def train(
         from changeanywhere.training.detector import train_detector
 
         return train_detector(recipe, options.out, progress=progress, stop=stop)
-    if stage in ("segmenter", "critic"):  # read masks: images without are for others that share the recipe
+    if stage == "critic":  # reads masks: images without are for others that share the recipe
         unread = {name.partition(".")[2]: getattr(DataRecipe(), name.partition(".")[2]) for name in OF_IMAGES}
         recipe = replace(recipe, data=replace(recipe.data, **unread))
     source = open_training_source(recipe.data)

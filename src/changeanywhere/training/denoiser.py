@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from changeanywhere.diffusion.blended import Cells, sample_latents
@@ -37,6 +38,7 @@ from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
+from changeanywhere.training.validation import HeldOut, held_out_of
 
 PICTURED_TILES = 6
 MIRRORED = 4  # the view that is the tile mirrored left to right
@@ -60,8 +62,13 @@ def train_denoiser(
     processes = Processes(recipe.run)
     with TrainingFolder(out, "denoiser", recipe, processes, source.fingerprint()) as folder:
         first_stage = load_first_stage(first_stage_folder).to(processes.device)
+        settings, held = recipe.denoiser, None
+        if settings.held_out:
+            source, scenes = held_out_of(source, settings.held_out)
+            held = HeldOut(scenes, first_stage, processes, settings.patience)
         cache = _tiles_of(recipe, source, first_stage, processes, out, progress)
-        return train_stage(DenoiserTraining(recipe, processes, source, first_stage, cache), folder, progress, stop)
+        stage = DenoiserTraining(recipe, processes, source, first_stage, cache, held)
+        return train_stage(stage, folder, progress, stop)
 
 
 def _tiles_of(
@@ -142,6 +149,10 @@ def denoising_loss(
         target = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
     predicted = denoiser(noisy, timesteps, denoiser.encode_masks(masks, dropped))
     error = (predicted - target).abs() if recipe.loss == "l1" else (predicted - target).square()
+    if recipe.unknown_weight != 1:
+        known = F.avg_pool2d((masks > 0).float().unsqueeze(1), masks.shape[-1] // latents.shape[-1])
+        known = torch.where(dropped.view(-1, 1, 1, 1), 1.0, known)  # without a mask all ground is the null condition's
+        error = error * (known + recipe.unknown_weight * (1 - known))
     losses = error.mean((1, 2, 3))
     if recipe.min_snr_gamma is not None:
         snr = (alphas / (1 - alphas)).flatten()
@@ -163,9 +174,11 @@ class DenoiserTraining(Stage):
         source: Source,
         first_stage: FirstStage,
         cache: LatentCache | LiveTiles,
+        held: HeldOut | None = None,
     ) -> None:
         super().__init__(recipe, processes)
         self.settings, self.source, self.first_stage, self.cache = recipe.denoiser, source, first_stage, cache
+        self.held = held
         settings = recipe.denoiser
         torch.manual_seed(self.seed)
         self.denoiser = channels_last(self._fresh())
@@ -185,6 +198,11 @@ class DenoiserTraining(Stage):
     def _fresh(self) -> Denoiser:
         latent_channels = self.first_stage.latent_mean.numel()
         return build_denoiser(self.settings, self.source.legend.num_classes, latent_channels).to(self.processes.device)
+
+    def _averaged(self, weights: Mapping[str, Tensor]) -> Denoiser:
+        averaged = self._fresh()
+        averaged.load_state_dict(weights)
+        return averaged.eval()
 
     def learning_rate(self, step: int) -> float:
         """See :class:`Stage`."""
@@ -233,9 +251,28 @@ class DenoiserTraining(Stage):
         self.average.update(self.denoiser, step)
         return {}
 
+    def validate(self, done: int, folder: TrainingFolder) -> None:
+        """The loss of the average on scenes that are held out; the weights of the least are kept."""
+        held, settings = self.held, self.settings
+        if held is None or (done % settings.val_every and done != self.num_steps):
+            return
+        averaged = self._averaged(self.average.weights)
+
+        def loss_of(latents: Tensor, masks: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+            kept = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
+            with self.processes.accelerator.autocast():
+                return denoising_loss(averaged, self.schedule, latents, masks, settings, timesteps, noise, kept)
+
+        loss = held.measure(loss_of, int(self.schedule.config.num_train_timesteps))
+        held.take(loss, self.average.weights)
+        self.ended = held.over
+        if self.processes.is_main:
+            folder.log_validation(done, {"loss": loss, "best": held.loss, "tiles": len(held)})
+
     def state(self) -> dict[str, Any]:
         """See :class:`Stage`; ``latents`` says of which first stage they are."""
         return {
+            **({} if self.held is None else {"held_out": self.held.state()}),
             "denoiser": self.denoiser.state_dict(),
             "average": self.average.weights,
             "optimizer": self.learners[0].optimizer.state_dict(),
@@ -256,14 +293,16 @@ class DenoiserTraining(Stage):
         optimizer.load_state_dict(state["optimizer"])
         # This device's, whichever the run began on; and a recorded run's steps are recorded anew.
         optimizer.param_groups[0] |= {"fused": fused, "capturable": False}
+        if self.held is not None:
+            self.held.load_state(state["held_out"])
+            self.ended = self.held.over
 
     def finished_model(self) -> Model:
-        """First stage and averaged denoiser, on the device."""
-        averaged = self._fresh()
-        averaged.load_state_dict(self.average.weights)
+        """First stage and averaged denoiser, or the average that did best on held out scenes, on the device."""
+        best = self.held and self.held.weights
         return Model(
             first_stage=self.first_stage,
-            denoiser=averaged.eval(),
+            denoiser=self._averaged(best or self.average.weights),
             schedule=self.schedule,
             legend=self.source.legend,
             mask_dropout=self.settings.mask_dropout,
@@ -276,7 +315,7 @@ class DenoiserTraining(Stage):
     def _labelled(self) -> Sequence[SourceItem]:
         """Tiles with masks: of further images the model learns no classes."""
         source = self.source
-        return source.items[: source.sizes[0]] if isinstance(source, JoinedSource) else source.items
+        return source.with_masks if isinstance(source, JoinedSource) else source.items
 
     def publish(self, out: Path) -> None:
         """``out/model`` as far as it is: ``generate --model`` takes it."""

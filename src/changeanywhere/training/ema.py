@@ -23,8 +23,11 @@ class WeightAverage:
         """After optimiser step number ``step`` (from 0)."""
         decay = 0.5 ** (1 / max(self.halflife_share * (step + 1), 1e-3))
         values = module.state_dict()
+        moving = [name for name, value in values.items() if value.is_floating_point()]
         # All at once: on a GPU a kernel for dozens of them, not one for each.
-        torch._foreach_lerp_([self.weights[name] for name in values], list(values.values()), 1 - decay)
+        torch._foreach_lerp_([self.weights[name] for name in moving], [values[name] for name in moving], 1 - decay)
+        for name in values.keys() - set(moving):  # how many batches a normalisation has seen
+            self.weights[name].copy_(values[name])
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take over averaged weights from a checkpoint."""

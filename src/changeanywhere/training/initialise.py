@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import FirstStage
 from changeanywhere.models.folder import find_model, load_first_stage, load_model
+from changeanywhere.models.info import find_segmenter
+from changeanywhere.models.segmenter import Segmenter
 
 BAND_WEIGHTS = (
     "vq_model.encoder.conv_in.weight",
@@ -20,6 +23,10 @@ BAND_WEIGHTS = (
     "vq_model.decoder.conv_out.bias",
 )
 """The only first-stage weights whose shape depends on the number of bands."""
+
+
+HEAD = ("decoder.head.weight", "decoder.head.bias")
+"""The only weights of a segmenter whose shape depends on the number of classes: a row each."""
 
 
 @torch.no_grad()
@@ -62,6 +69,27 @@ def initialise_denoiser(denoiser: Denoiser, schedule: DDPMScheduler, legend: Leg
     for c in taken:
         weights[:, c.index - 1] = old[:, old_rows[c.name]].to(weights)
     _load(denoiser.unet, model.denoiser.unet.state_dict(), init, "denoiser")
+    return [c.name for c in taken]
+
+
+@torch.no_grad()
+def initialise_segmenter(net: Segmenter, init: str) -> list[str]:
+    """Copy the segmenter ``init`` (``mini-segmenter`` or a folder); returns the classes that were taken over, by name.
+
+    The others keep their fresh weights.
+    """
+    old = Segmenter.load(find_segmenter(Path(init)))
+    if old.backbone != net.backbone:
+        raise ConfigError(f"segmenter.backbone is {net.backbone!r}, but {init} is a {old.backbone}; give that one")
+    state, own = old.state_dict(), net.state_dict()
+    rows = {c.name: c.index - 1 for c in old.legend.classes}
+    taken = [c for c in net.legend.classes if c.name in rows]
+    for name in HEAD:
+        head = own[name].clone()
+        for c in taken:
+            head[c.index - 1] = state[name][rows[c.name]].to(head)
+        state[name] = head
+    _load(net, state, init, "segmenter")
     return [c.name for c in taken]
 
 

@@ -61,7 +61,7 @@ def _train(stage: Stage, folder: TrainingFolder, progress: Progress, stop: Event
     first_step = _resume(stage, folder)
     metrics = Metrics(folder, stage.batch_size, first_step)
     recorded = recorded_steps(stage)
-    with closing(stage.batches(first_step)) as batches:
+    with closing(stage.batches(stage.num_steps if stage.ended else first_step)) as batches:
         for step, batch in enumerate(batches, first_step):
             metrics.add(recorded.take(batch, step) if recorded else take_step(stage, batch, step))
             done = step + 1
@@ -71,6 +71,10 @@ def _train(stage: Stage, folder: TrainingFolder, progress: Progress, stop: Event
             if save or done % settings.log_every == 0:
                 metrics.write(done)
             stage.validate(done, folder)
+            if stage.ended and not last:
+                if not (save or done % settings.log_every == 0):
+                    metrics.write(done)
+                last, stopping, save = True, False, True
             if save:
                 folder.save_checkpoint({"step": done, **stage.state()})
                 if not last:
@@ -82,6 +86,8 @@ def _train(stage: Stage, folder: TrainingFolder, progress: Progress, stop: Event
                 if save:
                     folder.save_pictures(done, stage.pictures(batch))
                 progress(metrics.headline(stage.title, stage.headline), done, stage.num_steps)
+            if stage.ended:
+                break
     result = stage.finish(folder.out)
     processes.wait()
     return result

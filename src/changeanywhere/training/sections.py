@@ -32,9 +32,14 @@ class DataRecipe(SourceOptions):
     """YAML file, source class → model class or unknown; default: equal names, or a mapping of the package."""
     tile_size: int = DEFAULT_TILE_SIZE
     """Tile height and width, px; larger images are cut."""
+    further: list[str] = field(default_factory=list)
+    """Folders of further tiles with masks, in classes of the same names as those of ``source`` (or of ``model_legend``,
+    with the same ``legend_map``)."""
+    further_share: float = 0.5
+    """Share of each step's tiles with masks that come from ``further``, in equal parts from each folder."""
     images: list[str] = field(default_factory=list)
     """Folders of further images, whose masks are not read: more to see for a first stage, unknown ground for a denoiser
-    (the null condition). Segmenters read none."""
+    (the null condition), what a segmenter teaches itself on. Critics read none."""
     images_share: float = 0.5
     """Share of each step's tiles that come from ``images``, in equal parts from each folder."""
     images_without: list[str] = field(default_factory=list)
@@ -160,6 +165,16 @@ class DenoiserRecipe:
     """Half-life of the moving average of the weights, as a share of the steps so far (at most 0.1)."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
+    unknown_weight: float = 1.0
+    """Weight of ground without a class in the loss, 1 = as any other (it teaches the null condition); 0 = it teaches
+    nothing but that, where the mask is dropped (ours)."""
+    held_out: float = 0.0
+    """Share of the tiles with masks, in whole scenes, that is held out: every ``val_every`` steps the loss of the
+    averaged weights is measured on it, and the weights of the least loss are the result (ours)."""
+    val_every: int = 500
+    """Steps between these measurements."""
+    patience: int = 0
+    """Measurements without a smaller loss after which the training ends; 0 = it takes all its steps."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,17 @@ class SegmenterRecipe:
     """Share of crops that pass a first stage before they are read, as painted images do; half of them quantised."""
     first_stage: list[str] = field(default_factory=lambda: ["mini"])
     """The first stages of ``decoded``, drawn alike: ``mini``, model folders or folders of a first stage."""
+    photometric: float = 0.0
+    """Strength, 0 to 1, of changes of colour for ground unlike the tiles': each crop's gamma, saturation, contrast, the
+    gain of each band, sharpness and noise (ours)."""
+    ema_halflife_share: float = 0.0
+    """Half-life of a moving average of the weights, which is what is saved, and what teaches on ``data.images``, as a
+    share of the steps so far (at most 0.1); 0 = the weights themselves."""
+    taught_from_step: int = 0
+    """First step whose crops of ``data.images`` count: until then the average is not worth listening to."""
+    confidence: list[float] = field(default_factory=lambda: [0.85, 0.7])
+    """How probable a class has to be to the average, at ``taught_from_step`` and at the last step, for ground of
+    ``data.images`` to be learned as that class; the rest of it teaches nothing."""
     half_precision: bool = False
     """Write the finished network's kernels in float16: half the size."""
 

@@ -17,13 +17,17 @@ from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
-from changeanywhere.training.batches import crop_batches, loaded
+from changeanywhere.terminal import say
+from changeanywhere.training.batches import crop_batches, loaded, mixture_of
 from changeanywhere.training.decoded import Decoded, content_of, draw
+from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.initialise import initialise_segmenter
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
+from changeanywhere.training.taught import confidence_at, draw_photometric, taught_loss, taught_masks
 
 WEIGHT_DECAY = 0.01
 
@@ -60,7 +64,8 @@ def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: in
 
 
 class SegmenterTraining(Stage):
-    """A network that reads land cover. A batch: ``(images, masks)``."""
+    """A network that reads land cover. A batch: ``(images, masks)``, and with ``data.images`` the crops as they were
+    before their colours were changed, for the average of the weights to read."""
 
     name = "segmenter"
 
@@ -72,6 +77,9 @@ class SegmenterTraining(Stage):
         if self.settings.frozen_levels:
             net.freeze(self.settings.frozen_levels)
         self.net = channels_last(net.to(processes.device)).train()
+        halflife = self.settings.ema_halflife_share
+        self.average = WeightAverage(self.net, halflife) if halflife else None
+        self.taught = bool(recipe.data.images)
         share, names = self.settings.decoded, self.settings.first_stage
         self.decoded = Decoded(names, processes.device) if share else None
         learned = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -83,41 +91,81 @@ class SegmenterTraining(Stage):
         factor = learning_rate_factor(step, self.num_steps, self.settings.warmup_steps, cosine_decay=True)
         return self.settings.learning_rate * factor
 
+    def begin(self) -> None:
+        """From another segmenter: all weights but those of classes that it does not know."""
+        init = self.recipe.init
+        if init is None:
+            return
+        taken = initialise_segmenter(self.net, init)
+        if self.processes.is_main:
+            say(f"classes known to {init}: {', '.join(taken) or 'none, all start fresh'}", error=True)
+        if self.average is not None:
+            self.average.load(self.net.state_dict())
+
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
-        crops = crop_batches(
-            self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows, len(self.source)
-        )
+        tiles = mixture_of(self.source, self.recipe.data)
+        crops = crop_batches(self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows, tiles)
         with closing(loaded(crops)) as batches:
-            for step, (images, masks) in enumerate(batches, first_step):
+            for step, (plain, masks) in enumerate(batches, first_step):
                 factor, shift = draw_jitter(self.batch_size, self.rows, self.settings.colour_jitter, self.seed, step)
-                images, masks = self.processes.put((images * factor + shift).clamp(-1, 1), masks)
+                images = (plain * factor + shift).clamp(-1, 1)
+                if self.settings.photometric:
+                    images = draw_photometric(images, self.rows, self.settings.photometric, self.seed, step)
+                images, masks = self.processes.put(images, masks)
                 if self.decoded is not None:
                     count = len(self.settings.first_stage)
                     drawn = draw(self.settings.decoded, count, self.batch_size, self.seed, step)
                     images = self.decoded(images, drawn, self.rows)
-                yield images, masks
+                yield (images, masks, *(self.processes.put(plain) if self.taught else ()))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
-        """Cross-entropy."""
-        images, masks = part
+        """Cross-entropy; where a crop has no mask, on what the average is sure of in it."""
+        images, masks, *plain = part
         with self.processes.accelerator.autocast():
             logits = self.net(images)
         loss = segmentation_loss(logits, masks)
+        said = {"loss": loss}
+        if plain:
+            said |= self._taught(logits, masks, plain[0], step)
+            loss = loss + said["taught_loss"]
         self.add_gradients(loss)
-        return {"loss": loss}
+        return said
+
+    def _taught(self, logits: Tensor, masks: Tensor, plain: Tensor, step: int) -> dict[str, Tensor]:
+        """The loss on crops without a mask, and the share of their ground that the average is sure of."""
+        assert self.average is not None  # a recipe with images is refused without one
+        bare = (masks == 0).flatten(1).all(1)
+        settings = self.settings
+        if step < settings.taught_from_step or not bool(bare.any()):
+            return {"taught_loss": logits.sum() * 0, "taught_ground": logits.new_zeros(())}
+        threshold = confidence_at(step, settings.taught_from_step, self.num_steps, settings.confidence)
+        with self.processes.accelerator.autocast():
+            found = taught_masks(self.net, self.average, plain[bare], threshold)
+        return {"taught_loss": taught_loss(logits[bare], found), "taught_ground": (found > 0).float().mean()}
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """The average follows."""
+        if self.average is not None:
+            self.average.update(self.net, step)
+        return {}
 
     def state(self) -> dict[str, Any]:
         """See :class:`Stage`."""
-        return {"segmenter": self.net.state_dict(), "optimizer": self.learners[0].optimizer.state_dict()}
+        average = {} if self.average is None else {"average": self.average.weights}
+        return {"segmenter": self.net.state_dict(), "optimizer": self.learners[0].optimizer.state_dict(), **average}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Stage`."""
         self.net.load_state_dict(state["segmenter"])
         self.learners[0].optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load(state["average"])
 
     def finish(self, out: Path) -> Path:
         """``out/segmenter``."""
         if self.processes.is_main:
+            if self.average is not None:
+                self.net.load_state_dict(self.average.weights)
             self.net.save(out / "segmenter", self.settings.half_precision)
         return out / "segmenter"

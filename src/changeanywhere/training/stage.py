@@ -47,6 +47,8 @@ class Stage(ABC):
     headline = "loss"
     """The metric that the progress bar shows."""
     learners: Sequence[Learner]
+    ended = False
+    """Whether it has learned what it can, before its last step."""
     recordable = False
     """Whether a step is the same kernels whatever it computes, what :meth:`after_step` does apart: it can be recorded
     as a CUDA graph."""

@@ -1,0 +1,179 @@
+"""Segmenters that go on from another one, learn from several sources, and teach themselves on images without masks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from changeanywhere.cli import run as command
+from changeanywhere.errors import ConfigError
+from changeanywhere.legend import Legend, load_legend
+from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.training.batches import Mixture, mixture_of
+from changeanywhere.training.command import open_training_source
+from changeanywhere.training.ema import WeightAverage
+from changeanywhere.training.initialise import initialise_segmenter
+from changeanywhere.training.recipe import DataRecipe, Recipe, RunRecipe, SegmenterRecipe
+from changeanywhere.training.segmenter import train_segmenter
+from changeanywhere.training.taught import confidence_at, draw_photometric, taught_loss, taught_masks
+from conftest import write_source
+
+SETTINGS = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=6, num_steps=6, warmup_steps=0)
+TAUGHT = replace(SETTINGS, ema_halflife_share=0.05)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """Tiles with masks, and other tiles whose masks are not read."""
+    source, images = write_source(tmp_path / "source"), write_source(tmp_path / "target", 4)
+    shutil.rmtree(images / "masks")
+    settings = replace(SETTINGS, ema_halflife_share=0.05, confidence=[0.2, 0.15], photometric=0.5, taught_from_step=2)
+    data = DataRecipe(source=str(source), tile_size=64, images=[str(images)], images_share=0.5)
+    return Recipe(data, segmenter=settings, run=RunRecipe(num_workers=0, save_every=2, log_every=1, seed=3))
+
+
+def test_it_teaches_itself_from_the_step_that_is_named_and_resumes_in_the_same_bits(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    source = open_training_source(recipe.data)
+    whole = Segmenter.load(train_segmenter(source, recipe, tmp_path / "whole")).state_dict()
+    log = tmp_path / "whole/training/segmenter/metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    taught = [line["taught_loss"] > 0 and line["taught_ground"] > 0 for line in lines]
+    assert taught == [False, False, True, True, True, True]
+    stop = Event()
+
+    def after_three(what: str, done: int, total: int) -> None:
+        if done == 3:
+            stop.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        train_segmenter(source, recipe, tmp_path / "broken", after_three, stop)
+    resumed = Segmenter.load(train_segmenter(source, recipe, tmp_path / "broken")).state_dict()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    plain = replace(recipe, segmenter=replace(recipe.segmenter, confidence=[0.999, 0.999]))
+    untaught = Segmenter.load(train_segmenter(source, plain, tmp_path / "untaught")).state_dict()
+    assert any(not torch.equal(untaught[name], value) for name, value in whole.items()), "what it teaches is learned"
+
+
+def test_what_is_taught_is_what_the_average_is_sure_of() -> None:
+    torch.manual_seed(0)
+    net = Segmenter("unet", load_legend("mini")).train()
+    average, crops = WeightAverage(net, 0.05), torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter))  # the average remembers what the network was
+    kept = Segmenter("unet", load_legend("mini")).eval()
+    kept.load_state_dict(average.weights)
+    with torch.no_grad():
+        found = (kept(crops).softmax(1) + kept(crops.flip(3)).softmax(1).flip(3)) / 2
+    sure, classes = found.max(1)
+    threshold = float(sure.median())
+    masks = taught_masks(net, average, crops, threshold)
+    assert net.training and torch.equal(masks > 0, sure >= threshold) and 0 < float((masks > 0).float().mean()) < 1
+    assert torch.equal(masks[masks > 0], (classes + 1)[masks > 0])
+    assert not taught_masks(net, average, crops, 1.0).any()
+    logits = torch.randn(2, 7, 4, 4)
+    known = torch.randint(1, 8, (2, 4, 4))
+    half = known.clone()
+    half[:, :2] = 0
+    whole = taught_loss(logits[:, :, 2:], known[:, 2:])
+    assert torch.allclose(taught_loss(logits, half), whole / 2), "a share of all ground, taught or not"
+    assert [confidence_at(step, 2, 11, [0.9, 0.5]) for step in (2, 6, 10)] == pytest.approx([0.9, 0.7, 0.5])
+
+
+def test_colours_follow_from_the_row_and_leave_the_ground_where_it_is() -> None:
+    crops = torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
+    seen = draw_photometric(crops, range(4), 1.0, 5, 9)
+    assert torch.equal(seen[2:], draw_photometric(crops[2:], range(2, 4), 1.0, 5, 9)), "rows of the batch"
+    assert not torch.equal(seen, draw_photometric(crops, range(4), 1.0, 5, 10))
+    assert torch.allclose(draw_photometric(crops, range(4), 0.0, 5, 9), crops, atol=0.003), "strength 0: nothing"
+    assert float(seen.min()) >= -1 and float(seen.max()) <= 1 and seen.shape == crops.shape
+    house = torch.full((16, 3, 32, 32), -0.5)
+    house[:, :, 8:24, 8:24] = 0.6
+    changed = draw_photometric(house, range(16), 1.0, 0, 0).mean(1)
+    assert bool((changed[:, 12:20, 12:20].mean((1, 2)) > changed[:, :4].mean((1, 2)) + 0.2).all())
+    assert float(changed.std(0).mean()) > 0.05
+
+
+def test_a_segmenter_goes_on_from_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Classes by name, in whatever order; the others fresh; another backbone is one line."""
+    torch.manual_seed(1)
+    old, legend = Segmenter("unet", load_legend("mini")), load_legend("mini")
+    old.save(tmp_path / "old")
+    classes = [*reversed(legend.classes[:4])]
+    named = [replace(c, index=index + 1) for index, c in enumerate(classes)]
+    other = Legend("other", (*named, replace(legend.classes[4], index=5, name="glacier")))
+    net = Segmenter("unet", other)
+    fresh = net.decoder.head.weight.detach().clone()
+    assert initialise_segmenter(net, str(tmp_path / "old")) == [c.name for c in classes]
+    for c in named:
+        row = legend.index_of(c.name) - 1
+        assert torch.equal(net.decoder.head.weight[c.index - 1], old.decoder.head.weight[row])
+    assert torch.equal(net.decoder.head.weight[4], fresh[4])
+    assert torch.equal(net.encoder.state_dict()["levels.0.0.0.weight"], old.encoder.state_dict()["levels.0.0.0.weight"])
+    with pytest.raises(ConfigError, match=r"segmenter\.backbone is 'unet', but mini-segmenter is a lite1"):
+        initialise_segmenter(Segmenter("unet", legend), "mini-segmenter")
+    source = write_source(tmp_path / "source")
+    small = "--data.tile-size 64 --segmenter.crop-size 32 --segmenter.num-steps 1 --segmenter.batch-size 2"
+    given = ["train", "segmenter", "--data.source", str(source), *small.split(), "--segmenter.learning-rate", "1e-9"]
+    given += ["--init", "mini-segmenter", "--segmenter.backbone"]
+    assert command([*given, "lite1", "--segmenter.frozen-levels", "5", "--out", str(tmp_path / "run")]) == 0
+    assert "classes known to mini-segmenter: bareland, road" in capsys.readouterr().err
+    begun, embedded = (Segmenter.load(place) for place in (tmp_path / "run/segmenter", _embedded()))
+    assert torch.allclose(begun.decoder.head.weight, embedded.decoder.head.weight, atol=1e-6)
+    assert command([*given, "unet", "--out", str(tmp_path / "x")]) == 2
+    assert "segmenter.backbone is 'unet', but mini-segmenter is a lite1" in capsys.readouterr().err
+
+
+def _embedded() -> Path:
+    from changeanywhere.models.info import find_segmenter
+
+    return find_segmenter("mini-segmenter")
+
+
+def test_further_tiles_bring_masks_in_the_classes_of_the_first(recipe: Recipe, tmp_path: Path) -> None:
+    """Footprints alone: their numbers are the source's class of the same name, the rest is unknown."""
+    footprints = write_source(tmp_path / "footprints", 3)
+    for file in (footprints / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) == 4).astype(np.uint8)).save(file)
+    building = load_legend("mini").classes[3]
+    Legend("footprints", (replace(building, index=1),)).save(footprints / "legend.json")
+    data = replace(recipe.data, further=[str(footprints)], further_share=0.25)
+    source = open_training_source(data)
+    assert source.sizes == [6, 3, 4] and len(source.with_masks) == 9  # type: ignore[attr-defined]
+    assert set(np.unique(source.read(7).mask)) == {0, 4} and not source.read(9).mask.any()
+    mixture = mixture_of(source, data)
+    assert isinstance(mixture, Mixture) and mixture.shares == pytest.approx((0.375, 0.125, 0.5))
+    alone = replace(data, images=[])
+    mixture = mixture_of(open_training_source(alone), alone)
+    assert isinstance(mixture, Mixture) and mixture.shares == pytest.approx((0.75, 0.25))
+    everything = replace(recipe, data=data)
+    assert Segmenter.load(train_segmenter(source, everything, tmp_path / "run")).legend == load_legend("mini")
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"segmenter": replace(SETTINGS, photometric=1.5)}, r"segmenter\.photometric is 1.5; allowed: 0 to 1"),
+        ({"segmenter": SETTINGS}, r"ema_halflife_share is 0.0; allowed: above 0 to 0.1 \(the average teaches"),
+        ({"segmenter": replace(SETTINGS, ema_halflife_share=0.2)}, "ema_halflife_share is 0.2"),
+        ({"segmenter": replace(TAUGHT, taught_from_step=6)}, "taught_from_step is 6; allowed: below"),
+        ({"segmenter": replace(TAUGHT, confidence=[1.0])}, r"confidence is \[1.0\]; allowed: two numbers"),
+        ({"data": DataRecipe(source="x", tile_size=64)}, r"taught_from_step is 2, which does nothing while"),
+        ({"data": DataRecipe(source="x", further_share=0.1)}, "further_share is 0.1, which does nothing while"),
+        ({"data": DataRecipe(source="x", further=["y"], further_share=1.0)}, r"data\.further_share is 1.0"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(recipe: Recipe, changes: dict[str, object], refused: str) -> None:
+    wrong = replace(recipe, **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=refused):
+        wrong.check("segmenter")
