@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +18,7 @@ from diffusers import RePaintPipeline, RePaintScheduler, UNet2DModel
 
 import changeanywhere as ca
 from changeanywhere.cli import run
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ConfigError
 from changeanywhere.generation import generate as generation
 from changeanywhere.generation.fidelity import FidelityFilter
@@ -30,6 +31,7 @@ from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.painters.base import Batch, Painter, PainterKind, PainterSettings, Painting
 from changeanywhere.painters.checked import Checked
 from changeanywhere.painters.diffusion import DiffusionPainter
+from changeanywhere.painters.exemplars import exemplars_of
 from changeanywhere.painters.pasting import CopyPastePainter, PastingPainter, PatchExchangePainter, RecolourPainter
 from changeanywhere.painters.registry import MUST_HAVE, OWN, find_painter, package_of, painter_names
 from changeanywhere.sample import ChangePlan, SourceItem, change_mask_of
@@ -289,6 +291,41 @@ def test_tiles_are_encoded_once_for_all_that_is_painted_of_a_batch(
     assert sizes == [2, 2, 2]
     pairs = ca.load_pairs(options.out)
     assert [pairs[i].metadata["attempt"] for i in range(12)] == [1] * 12
+
+
+def test_real_pixels_go_through_the_first_stage_once_however_often_they_are_painted_over(
+    source_folder: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    batch = batch_of(source_folder, tmp_path)
+    sampling = Sampling(num_steps=2, exemplar_strength=0.5, restore_detail=1.0)
+    settings = PainterSettings(str(tiny_model_folder), load_legend("mini"), 64, (1, 2, 3), sampling, "cpu", "float32")
+    painter, legend = DiffusionPainter(settings), settings.legend
+    images = [batch.images[row] for row in batch.rows]
+    made = exemplars_of(images, batch.samples, batch.plans, batch.donors, sampling, legend)
+    passed: dict[str, list[int]] = {"encode": [], "decode": []}
+
+    def counting(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        inner = getattr(painter.pipeline, name)
+
+        def count(given: torch.Tensor) -> torch.Tensor:
+            passed[name].append(len(given))
+            result: torch.Tensor = inner(given)
+            return result
+
+        return count
+
+    for name in passed:
+        setattr(painter.pipeline, name, counting(name))
+    batch = replace(batch, exemplars=made)
+    first = painter.paint(batch)
+    again = painter.paint(batch.again([3, 1], [batch.seeds[3], batch.seeds[1]]))
+    # Tiles and exemplars, once; what was painted, exemplars once, what was painted again.
+    assert passed == {"encode": [len(batch.images), 4], "decode": [4, 4, 2]}
+    for painting, place in zip(again, (3, 1), strict=True):
+        np.testing.assert_allclose(painting.image_t2, first[place].image_t2, atol=1e-4)
+    other = painter.paint(replace(batch, exemplars=(), memo={}))
+    for one, two in zip(other, first, strict=True):
+        np.testing.assert_allclose(one.image_t2, two.image_t2, atol=1e-4)
 
 
 def batch_of(folder: Path, tmp_path: Path) -> Batch:

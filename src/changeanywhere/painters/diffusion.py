@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from changeanywhere.diffusion.blended import OnStep, changed_cells, paint_latents
 from changeanywhere.diffusion.critic import Pushed, best_seeds
+from changeanywhere.diffusion.detail import give_back
 from changeanywhere.diffusion.exemplars import Exemplars, begun_at, paint_from_exemplars, timesteps_of
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
@@ -118,23 +119,19 @@ class DiffusionPainter:
         return painted
 
     def _paint(self, batch: Batch) -> list[Painting]:
-        latents = encoded(self.pipeline, batch)
-        latents = latents[onto(torch.tensor(batch.rows), latents.device)]
-        device = self.pipeline.device
+        device, latents = self.pipeline.device, tiles_of(batch).latents(self.pipeline)
         masks = onto(torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans])), device).long()
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
         denoiser, schedule = self._denoiser(changes), self.pipeline.model.schedule
         donors: list[list[SourceItem]] = [[] for _ in batch.plans]
         how: list[list[FromExemplar]] = [[] for _ in batch.plans]
-        given, exemplars = (masks, changes), None
-        if not self.sampling.from_exemplars:
-            real = to_tensor(batch.images[list(batch.rows)])
-        else:
+        given, exemplars, real = (masks, changes), None, tiles_of(batch)
+        if self.sampling.from_exemplars:
             made = self._made(batch)
+            real = exemplars_in(batch, made)
             donors = [list(each.donors) for each in made]
-            real = onto(to_tensor(np.stack([each.image for each in made])), device)  # encoded, and compared with
-            strength = np.stack([each.strengths[plan.mask_t2] for each, plan in zip(made, batch.plans, strict=True)])
-            exemplars = Exemplars(self.pipeline.encode(real), torch.from_numpy(strength))
+            strength = np.stack([each.strengths[p.mask_t2] for each, p in zip(made, batch.plans, strict=True)])
+            exemplars = Exemplars(real.latents(self.pipeline), torch.from_numpy(strength))
             how = [self._how(plan, each.strengths) for plan, each in zip(batch.plans, made, strict=True)]
 
         def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
@@ -146,8 +143,10 @@ class DiffusionPainter:
         if self.critic is not None and self.critic_options.starts > 1:
             seeds = best_seeds(paint_seeds, self.critic, given, seeds, self.sampling, self.critic_options)
         painted = paint_seeds(seeds, self.sampling)
-        clean = latents if exemplars is None else exemplars.latents
-        images = to_pixels(self.pipeline.decode_painted(painted, real, clean, self.sampling))
+        decoded, share = self.pipeline.decode(painted), self.sampling.restore_detail
+        if share:
+            decoded = give_back(decoded, real.images(self.pipeline), real.decoded(self.pipeline), share)
+        images = to_pixels(decoded)
         return [
             Painting(i, plan, batch.images[row], images[i], donors[i], how[i])
             for i, (plan, row) in enumerate(zip(batch.plans, batch.rows, strict=True))
@@ -201,9 +200,7 @@ class Reconstructed:
 
     def paint(self, batch: Batch) -> list[Painting]:
         """See :class:`Painter`."""
-        if "reconstructed" not in batch.memo:
-            batch.memo["reconstructed"] = to_pixels(self._pipeline.decode(encoded(self._pipeline, batch)))
-        first: Pixels = batch.memo["reconstructed"]
+        first = to_pixels(tiles_of(batch).decoded(self._pipeline))
         paintings = self._painter.paint(batch)
         if not paintings:
             return []
@@ -211,17 +208,65 @@ class Reconstructed:
         if not self._reconstructs:
             second = to_pixels(self._pipeline.decode(self._pipeline.encode(to_tensor(second))))
         return [
-            replace(painting, image_t1=first[batch.rows[painting.place]], image_t2=image)
+            replace(painting, image_t1=first[painting.place], image_t2=image)
             for painting, image in zip(paintings, second, strict=True)
         ]
 
 
-def encoded(pipeline: ChangePairPipeline, batch: Batch) -> Tensor:
-    """Latents of the batch's tiles ``[N, 3, h, w]``, computed once for a batch and all that is painted again of it."""
-    if "latents" not in batch.memo:
-        batch.memo["latents"] = pipeline.encode(to_tensor(batch.images))
-    latents: Tensor = batch.memo["latents"]
-    return latents
+@dataclass(frozen=True)
+class Real:
+    """Real pixels of a batch on the device, encoded, and as the first stage gives them back: each computed once for the
+    batch and for all that is painted again of it, and then taken by pair."""
+
+    memo: dict[str, Any]
+    name: str
+    pixels: Callable[[], Pixels]
+    """float32 ``[N, H, W, C]``: each once, however many pairs show it."""
+    rows: Sequence[int]
+    """Which of them each pair shows."""
+
+    def images(self, pipeline: ChangePairPipeline) -> Tensor:
+        """``[B, C, H, W]``."""
+        return self._by_pair(self._images(pipeline))
+
+    def latents(self, pipeline: ChangePairPipeline) -> Tensor:
+        """``[B, 3, h, w]``."""
+        return self._by_pair(self._latents(pipeline))
+
+    def decoded(self, pipeline: ChangePairPipeline) -> Tensor:
+        """``[B, C, H, W]``."""
+        return self._by_pair(self._once("decoded", lambda: pipeline.decode(self._latents(pipeline))))
+
+    def _images(self, pipeline: ChangePairPipeline) -> Tensor:
+        return self._once("images", lambda: onto(to_tensor(self.pixels()), pipeline.device))
+
+    def _latents(self, pipeline: ChangePairPipeline) -> Tensor:
+        return self._once("latents", lambda: pipeline.encode(self._images(pipeline)))
+
+    def _once(self, what: str, compute: Callable[[], Tensor]) -> Tensor:
+        name = f"{self.name} {what}"
+        if name not in self.memo:
+            self.memo[name] = compute()
+        found: Tensor = self.memo[name]
+        return found
+
+    def _by_pair(self, each: Tensor) -> Tensor:
+        if list(self.rows) == list(range(len(each))):
+            return each
+        return each[onto(torch.tensor(self.rows), each.device)]
+
+
+def tiles_of(batch: Batch) -> Real:
+    """Date 1 of each pair."""
+    return Real(batch.memo, "tiles", lambda: batch.images, batch.rows)
+
+
+def exemplars_in(batch: Batch, made: Sequence[Exemplar]) -> Real:
+    """Exemplars of each pair; those that come with the batch, and with parts of it, are computed once."""
+    rows: dict[int, int] = batch.memo.setdefault("exemplars", {id(each): row for row, each in enumerate(made)})
+    known = batch.exemplars and all(id(each) in rows for each in made)
+    memo, places = (batch.memo, [rows[id(each)] for each in made]) if known else ({}, list(range(len(made))))
+    return Real(memo, "exemplars", lambda: np.stack([each.image for each in made]), places)
 
 
 def to_tensor(images: Pixels) -> Tensor:
