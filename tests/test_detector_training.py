@@ -16,12 +16,13 @@ from skimage.color import hsv2rgb, rgb2hsv
 
 from changeanywhere.check import check_path
 from changeanywhere.cli import run as command
+from changeanywhere.diffusion.pipeline import to_uint8
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
-from changeanywhere.sample import ChangePair, rgb8
+from changeanywhere.sample import ChangePair, in_8_bits, rgb8
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
 from changeanywhere.training.detector import evaluate_detector, train_detector
@@ -133,6 +134,18 @@ def test_command_trains_a_detector(recipe: Recipe, tmp_path: Path, capsys: pytes
     assert command([*arguments, "--run.num-workers", "0", "--detector.hard-examples"]) == 0
     assert "finished:" in capsys.readouterr().out
     assert load_detector(tmp_path / "out" / "detector")[0] == "lightcdnet_s"
+
+
+def test_eight_bits_are_one_rule_for_arrays_and_tensors() -> None:
+    """Every level survives, halves go to even, what lies outside is clipped, no data is black."""
+    levels = np.arange(256, dtype=np.float32)
+    assert np.array_equal(in_8_bits(levels / 127.5 - 1), levels)
+    halves = (levels[:-1] + 0.5) / np.float32(127.5) - 1
+    assert np.abs(in_8_bits(halves) - (levels[:-1] + 0.5)).max() == 0.5
+    pixels = np.random.default_rng(0).uniform(-1.2, 1.2, (1, 3, 64, 64)).astype(np.float32)
+    pixels[0, 0, 0] = halves[:64]
+    assert np.array_equal(in_8_bits(pixels.transpose(0, 2, 3, 1)), to_uint8(torch.from_numpy(pixels)))
+    assert in_8_bits(np.array([-9.0, 9.0, np.nan, np.inf], np.float32)).tolist() == [0, 255, 0, 255]
 
 
 def test_both_dates_and_the_label_are_moved_together() -> None:

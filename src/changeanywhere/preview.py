@@ -13,7 +13,7 @@ from PIL import ImageDraw
 
 from changeanywhere.errors import require
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.sample import ChangePair, Image, SourceSample
+from changeanywhere.sample import ChangePair, Image, SourceSample, in_8_bits
 from changeanywhere.storage import atomic_write, check_out
 
 Pixels = npt.NDArray[np.uint8]
@@ -57,7 +57,7 @@ def draw_pairs(pairs: Sequence[ChangePair], legend: Legend | None, file: Path) -
 
 def _eight_bit(pixels: npt.NDArray[np.float32]) -> Pixels:
     """[-1, 1], any number of bands → RGB; the first band alone, or the first three."""
-    image = np.rint((pixels + 1) * 127.5).astype(np.uint8)
+    image = in_8_bits(pixels)
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 

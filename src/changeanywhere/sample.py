@@ -161,6 +161,13 @@ class ChangePair:
     ignored: ChangeMask | None = None
 
 
+def in_8_bits(pixels: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Pixels as networks see them, float in [-1, 1], of any shape → uint8, to the nearest; what lies outside is
+    clipped, NaN (no data) is black. Of tensors, on their device: ``diffusion.pipeline.to_uint8``."""
+    values: npt.NDArray[np.uint8] = np.rint((np.nan_to_num(pixels, nan=-1.0).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    return values
+
+
 def rgb8(pair: ChangePair, bands: int = 3) -> tuple[Image, Image]:
     """Both images uint8 ``[H, W, bands]``, as detectors read them: the first bands; of a grey one red, green and blue.
 
@@ -173,7 +180,7 @@ def rgb8(pair: ChangePair, bands: int = 3) -> tuple[Image, Image]:
             stretch = pair.metadata.get("normalisation")
             if not stretch:
                 raise PairsError(f"{pair.key}: images are {image.dtype}; allowed: uint8, or a set with its stretch")
-            image = np.rint((Normalisation(**stretch).apply(image).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+            image = in_8_bits(Normalisation(**stretch).apply(image))
         image = image[..., None] if image.ndim == 2 else image
         if image.shape[2] < bands and bands == 3:
             image = image[..., [0, 0, 0]]

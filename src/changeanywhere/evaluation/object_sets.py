@@ -19,7 +19,7 @@ from changeanywhere.evaluation.reading import Extractor, Image, Reader
 from changeanywhere.evaluation.scores import Mask
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.progress import Progress, silent
-from changeanywhere.sample import ChangePair, rgb8
+from changeanywhere.sample import ChangePair, in_8_bits, rgb8
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 
@@ -123,7 +123,7 @@ class RealObjects:
     def _tiles(self) -> Iterator[Shown]:
         for done, number in enumerate(self._numbers, 1):
             sample = self.source.read(number)
-            image = np.round((sample.pixels()[..., :3] + 1) * 127.5).astype(np.uint8)
+            image = in_8_bits(sample.pixels()[..., :3])
             self._progress("real objects", done, len(self._numbers))
             yield image, sample.mask, None, (sample.item.key,), sample.item.scene
 

@@ -18,6 +18,7 @@ from changeanywhere.evaluation.scores import Confusion, Mask
 from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.models.perceptual import ShiftTolerantLPIPS
 from changeanywhere.progress import Progress, silent
+from changeanywhere.sample import in_8_bits
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 
@@ -31,7 +32,7 @@ MIN_REALISM_IMAGES = 1000
 def real_tiles(source: Source) -> tuple[list[Image], list[Mask]]:
     """All tiles as 8-bit RGB with their masks."""
     samples = [source.read(i) for i in range(len(source))]
-    images = [np.round((sample.pixels()[..., :3] + 1) * 127.5).astype(np.uint8) for sample in samples]
+    images = [in_8_bits(sample.pixels()[..., :3]) for sample in samples]
     return images, [sample.mask for sample in samples]
 
 

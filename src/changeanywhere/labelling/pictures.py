@@ -14,6 +14,7 @@ from PIL import Image
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.pictures import class_item
 from changeanywhere.rasters.facts import Window
+from changeanywhere.sample import in_8_bits
 from changeanywhere.shipped import page as filled
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import xml
@@ -46,7 +47,7 @@ class Strip:
         picked = slice(start[0], None, every), slice(start[1], None, every)
         rows, columns = -(-window.row // every), -(-window.column // every)
         grey = np.repeat((sure[picked] * 255).astype(np.uint8)[..., None], 3, 2)
-        image = np.rint((pixels[picked] + 1) * 127.5).clip(0, 255).astype(np.uint8)
+        image = in_8_bits(pixels[picked])
         for part, found in zip(self._parts, (image, self._colours[mask[picked]], grey), strict=True):
             height, width = found.shape[:2]
             part[rows : rows + height, columns : columns + width] = found

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.pictures import class_item, data_uri
-from changeanywhere.sample import Normalisation
+from changeanywhere.sample import Normalisation, in_8_bits
 from changeanywhere.scenes.descriptions import Feature
 from changeanywhere.shipped import page as filled
 from changeanywhere.text import visible, xml
@@ -56,8 +56,7 @@ def _reduced(path: Path, bands: tuple[int, ...], side: int) -> npt.NDArray[Any]:
 
 
 def _photo(path: Path, bands: tuple[int, ...], stretch: Normalisation) -> str:
-    pixels = stretch.apply(_reduced(path, bands, SIDE).transpose(1, 2, 0)).clip(-1, 1)
-    shown = np.rint(np.nan_to_num(pixels + 1) * 127.5).astype(np.uint8)
+    shown = in_8_bits(stretch.apply(_reduced(path, bands, SIDE).transpose(1, 2, 0)))
     shown = shown[..., :3] if shown.shape[2] >= 3 else shown[..., [0, 0, 0]]
     return data_uri(np.ascontiguousarray(shown), "JPEG", SIDE)
 

@@ -23,7 +23,7 @@ from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.rasters.facts import Window
 from changeanywhere.rasters.ground import georef_of
 from changeanywhere.rasters.tiff import opened
-from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Image, SourceItem, change_mask_of
+from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Image, SourceItem, change_mask_of, in_8_bits
 from changeanywhere.scenes.inputs import SceneImage
 from changeanywhere.scenes.settings import SceneSettings
 from changeanywhere.seals import sealed, unsealed
@@ -160,5 +160,4 @@ class _Tiles:
         view = replace(self._image, path=self._scene / f"{name}.tif", facts=self._files[name])
         if self._cut.image_format == "geotiff":
             return view.read(window)
-        shown: Image = np.rint((view.pixels(window) + 1) * 127.5).astype(np.uint8)
-        return shown
+        return in_8_bits(view.pixels(window))

@@ -17,11 +17,12 @@ from changeanywhere.errors import InputError, require
 from changeanywhere.legend import Legend
 from changeanywhere.limits import MAX_SEED
 from changeanywhere.pairs.codec import encode_png
+from changeanywhere.sample import in_8_bits
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.studio import pictures
 from changeanywhere.studio.edits import AS_BEFORE, Edit, request_of
 from changeanywhere.studio.keeping import keep, set_folder
-from changeanywhere.studio.painting import Painted, model_of, to_rgb8
+from changeanywhere.studio.painting import Painted, model_of
 from changeanywhere.studio.session import Session
 from changeanywhere.studio.snippets import as_command, as_python, settings_of
 from changeanywhere.studio.studio import Studio
@@ -114,7 +115,7 @@ def propose(session: Session, asked: Sequence[Any], seed: int, legend: Legend) -
 
 def editor_image(edit: Edit, legend: Legend) -> pictures.Image8:
     """The tile with its second mask."""
-    return pictures.with_change(to_rgb8(edit.sample.pixels()), edit.mask_t2, edit.change_mask, legend)
+    return pictures.with_change(in_8_bits(edit.sample.pixels()), edit.mask_t2, edit.change_mask, legend)
 
 
 def told(edit: Edit) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from changeanywhere.events.options import KINDS
+from changeanywhere.sample import in_8_bits
 from changeanywhere.studio import acts, pictures
 from changeanywhere.studio.acts import Settings
-from changeanywhere.studio.painting import to_rgb8
 from changeanywhere.studio.session import Session
 from changeanywhere.studio.studio import Studio
 from changeanywhere.studio.wiring import Wiring
@@ -204,7 +204,7 @@ class PaintTab:
         source = self.studio.sessions.source
         parts = []
         for number, item in enumerate(source.items[:SHOWN_TILES]):
-            image = pictures.picture(to_rgb8(source.read(number).pixels()), "", 96)
+            image = pictures.picture(in_8_bits(source.read(number).pixels()), "", 96)
             parts.append(f"<figure>{pictures.asking(item.key, image, f'tile {item.key}')}</figure>")
         return f'<div class="ca-tiles">{"".join(parts)}</div>'
 

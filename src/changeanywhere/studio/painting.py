@@ -20,7 +20,7 @@ from changeanywhere.legend import Legend, Mask
 from changeanywhere.models.info import ModelInfo, find_model, find_segmenter, hash_segmenter, read_info
 from changeanywhere.painters.base import Batch, Donors, PainterSettings
 from changeanywhere.progress import Progress
-from changeanywhere.sample import ChangePlan, SourceItem, SourceSample
+from changeanywhere.sample import ChangePlan, SourceItem, SourceSample, in_8_bits
 from changeanywhere.seeds import pair_seed
 from changeanywhere.sources import Source
 
@@ -166,13 +166,8 @@ def _painted(
         {"class": legend.name_of(each.class_index), "strength": each.strength, "timestep": each.timestep}
         for each in painting.exemplars
     ]
-    images = to_rgb8(painting.image_t1), to_rgb8(painting.image_t2)
+    images = in_8_bits(painting.image_t1), in_8_bits(painting.image_t2)
     return Painted(asked, *images, read, reader.legend, fidelity, painting.donors, how)
-
-
-def to_rgb8(pixels: npt.NDArray[np.float32]) -> Image8:
-    """float32 ``[H, W, C]`` in [-1, 1] → uint8, as PNGs of a set are written."""
-    return np.rint((pixels.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def model_of(networks: Networks) -> tuple[str, str]:

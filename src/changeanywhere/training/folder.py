@@ -18,6 +18,7 @@ from torch import Tensor
 from changeanywhere.documents import parse_json, read_json_object
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.leases import Leases
+from changeanywhere.sample import in_8_bits
 from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
@@ -228,7 +229,7 @@ class TrainingFolder:
         if not rows:
             return
         lines = [torch.cat([image[:3].float().cpu() for image in row], dim=2) for row in rows]
-        grid = torch.cat(lines, dim=1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+        grid = in_8_bits(torch.cat(lines, dim=1).permute(1, 2, 0).numpy())
         with atomic_file(self.path / "samples" / f"{step:07d}.png") as target:
             Image.fromarray(np.ascontiguousarray(grid)).save(target, "PNG")
 
