@@ -107,8 +107,8 @@ def _cell(figure: Figure | None) -> str:
         beside.append(f"{figure.low:.3f} to {figure.high:.3f}")
     if figure.ceiling is not None:
         beside.append(f"{figure.beside} {figure.ceiling:.3f}")
-    lines = "".join(f"<small>{xml(line)}</small>" for line in [*beside, figure.verdict, figure.note])
-    return f"<td>{_value(figure)}{lines}</td>"
+    lines = "".join(f"<small>{xml(line)}</small>" for line in [*beside, figure.note])
+    return f'<td>{_value(figure)}<small class="{_kind(figure)}">{xml(figure.verdict)}</small>{lines}</td>'
 
 
 def _value(figure: Figure) -> str:
@@ -116,8 +116,12 @@ def _value(figure: Figure) -> str:
 
 
 def _verdict(figure: Figure) -> str:
-    verdict = "" if figure.few or figure.reached is None else "reached" if figure.reached else "missed"
-    return f'<td class="{verdict or "open"}">{xml(figure.verdict)}</td>'
+    return f'<td class="{_kind(figure)}">{xml(figure.verdict)}</td>'
+
+
+def _kind(figure: Figure) -> str:
+    """By which its verdict is coloured."""
+    return "open" if figure.few or figure.reached is None else "reached" if figure.reached else "missed"
 
 
 def _pairs(cases: Cases) -> str:
@@ -162,7 +166,8 @@ def _crops(crops: Crops) -> str:
             f'alt="{xml(name)}, {xml(of)}"></td></tr>'
             for of, strip in strips.items()
         )
-        parts.append(f'<h2>Objects: new {xml(name)}</h2><table class="crops">{rows}</table>')
+        table = f'<div class="scroll"><table class="crops">{rows}</table></div>'
+        parts.append(f"<h2>Objects: new {xml(name)}</h2>{table}")
     return f"<h2>Objects</h2><p>{note}</p>{''.join(parts)}"
 
 
