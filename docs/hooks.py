@@ -21,6 +21,7 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "card-mini.md": f"{ASSETS}/mini/README.md",
     "card-mini-segmenter.md": f"{ASSETS}/mini-segmenter/README.md",
+    "card-mini-detector.md": f"{ASSETS}/mini-detector/README.md",
     "weights-mini.md": "weights/mini/README.md",
 }
 """Page of the site → file of the repository."""

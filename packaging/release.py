@@ -21,7 +21,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = {
-    "wheel": ("assets/mini/model.json", "assets/examples/legend.json", "recipes/mini.yaml", "py.typed"),
+    "wheel": (
+        "assets/mini/model.json",
+        "assets/mini-segmenter/model.safetensors",
+        "assets/mini-detector/model.safetensors",
+        "assets/mini-detector/detector.json",
+        "assets/examples/legend.json",
+        "recipes/mini.yaml",
+        "py.typed",
+    ),
     "sdist": ("CHANGELOG.md", "NOTICE", "constraints.txt", "docs/architecture.md", "tests/conftest.py"),
 }
 """Of each archive, files whose want would be noticed late."""

@@ -105,4 +105,5 @@ def test_the_wheel_runs_the_first_page_without_the_repository(tmp_path: Path) ->
         "2",
     )
     call("simulate", "--source", "examples", "--out", "masks", "--num-pairs", "4")
+    assert "a demonstration" in call("predict", "--detector", "mini-detector", "pairs", "--out", "maps")
     call("export", "pairs", "--layout", "second", "--legend", "second", "--out", "second")

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "changeanywhere"
 PAGES = sorted(DOCS.glob("*.md"))
-MADE = {"card-mini.md", "card-mini-segmenter.md", "weights-mini.md", "changelog.md", "contributing.md"}
+CARDS = {f"card-{name}.md" for name in ("mini", "mini-segmenter", "mini-detector")}
+MADE = {*CARDS, "weights-mini.md", "changelog.md", "contributing.md"}
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -158,7 +158,8 @@ def _network(folder: Path, name: str, what: str) -> str:
     described = ", ".join(f"{key} {value}" for key, value in content.items() if isinstance(value, str | int | float))
     uses = {
         "critic": f"changeanywhere generate --source DIR --critic.model {folder} --critic.starts 4 --out DIR",
-        "detector": f"changeanywhere train detector --init {folder} --detector.name {content.get('name')} "
+        "detector": f"changeanywhere predict --detector {folder} T1 T2 --out DIR, or "
+        f"changeanywhere train detector --init {folder} --detector.name {content.get('name')} "
         "--detector.pairs DIR --out DIR (fine-tuning)",
         "segmenter": f"changeanywhere evaluate --pairs DIR --judge {folder} --out DIR, or, not both, "
         f"changeanywhere generate --source DIR --filter.model {folder} --out DIR",

@@ -84,7 +84,8 @@ class BenchmarkOptions:
     pretraining: dict[str, str] = field(default_factory=dict)
     """Sets to pre-train on: name → folder of pairs."""
     pretrained: dict[str, str] = field(default_factory=dict)
-    """Arms whose detectors are there already: name → a detector's folder, or one of such by the detectors' names."""
+    """Arms whose detectors are there already: name → mini-detector, a detector's folder, or one of such by the
+    detectors' names."""
     pretrain_out: Path | None = None
     """Where pre-trained detectors lie, so that several benchmarks share them; default: OUT/pretrain."""
     pretrain_seeds: list[int] = field(default_factory=lambda: [0])

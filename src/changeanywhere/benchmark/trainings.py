@@ -21,6 +21,8 @@ from changeanywhere.benchmark.options import EQUAL, FLAT, BenchmarkOptions
 from changeanywhere.benchmark.sharing import alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
+from changeanywhere.models.configuration import read_object
+from changeanywhere.models.info import find_detector
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.plain import to_plain
 from changeanywhere.progress import Progress, silent
@@ -248,11 +250,15 @@ def is_flat(watched: list[float], patience: int, least_gain: float) -> bool:
 
 
 def handed_in(place: str, detector: str, seed: int) -> Path:
-    """A detector's folder in ``place``: itself, or below it by the detector's name, or by name and seed."""
-    root = Path(place)
+    """A detector's folder in ``place``: itself, or below it by the detector's name, or by name and seed; or the one of
+    the package."""
+    root = find_detector(place)
     for folder in (root / detector / str(seed), root / f"{detector}-{seed}", root / detector, root):
         for found in (folder, folder / "detector"):
             if (found / "detector.json").is_file():
+                name = read_object(found / "detector.json").get("name")
+                if name != detector:  # it would be scored under another's name
+                    raise ConfigError(f"{place}: holds a {str(name)[:80]}; detectors has {detector}")
                 return found
     raise ConfigError(f"{place}: no detector; expected detector.json here, or in {detector}/ (or {detector}/SEED/)")
 

@@ -15,7 +15,8 @@ class DetectorEvaluationOptions:
     """Options of ``changeanywhere evaluate --detector``: a detector on labelled pairs."""
 
     detector: Path
-    """Folder or address of a detector (train detector, import opencd)."""
+    """``mini-detector`` (in the package, a demonstration), or a detector's folder or address (train detector,
+    import opencd)."""
     pairs: Path
     """Pairs with labels, in any layout that is read; the same without the flag's name."""
     out: Path

@@ -34,6 +34,8 @@ SAMPLING_SLACK = 1.25
 EMBEDDED_MODEL = "mini"
 EMBEDDED_SEGMENTER = "mini-segmenter"
 """The network of the package that reads land cover: it filters and labels, and so never judges."""
+EMBEDDED_DETECTOR = "mini-detector"
+"""The change detector of the package: a demonstration."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def find_folder(place: str | Path) -> Path:
 def find_model(name_or_folder: str | Path) -> Path:
     """Folder of a model: ``mini`` is in the package, else as :func:`find_folder`. :class:`ModelError` if missing."""
     if str(name_or_folder) == EMBEDDED_MODEL:
-        return Path(str(resources.files("changeanywhere") / "assets" / EMBEDDED_MODEL))
+        return _embedded(EMBEDDED_MODEL)
     path = find_folder(name_or_folder)
     if not path.is_dir():
         raise ModelError(f"{path}: no such model folder; allowed: mini, or a folder or address with model.json")
@@ -82,9 +84,16 @@ def find_model(name_or_folder: str | Path) -> Path:
 
 def find_segmenter(name_or_folder: str | Path) -> Path:
     """Folder of a segmenter: :data:`EMBEDDED_SEGMENTER` is in the package, else as :func:`find_folder`."""
-    if str(name_or_folder) == EMBEDDED_SEGMENTER:
-        return Path(str(resources.files("changeanywhere") / "assets" / EMBEDDED_SEGMENTER))
-    return find_folder(name_or_folder)
+    return _embedded(EMBEDDED_SEGMENTER) if str(name_or_folder) == EMBEDDED_SEGMENTER else find_folder(name_or_folder)
+
+
+def find_detector(name_or_folder: str | Path) -> Path:
+    """Folder of a change detector: :data:`EMBEDDED_DETECTOR` is in the package, else as :func:`find_folder`."""
+    return _embedded(EMBEDDED_DETECTOR) if str(name_or_folder) == EMBEDDED_DETECTOR else find_folder(name_or_folder)
+
+
+def _embedded(name: str) -> Path:
+    return Path(str(resources.files("changeanywhere") / "assets" / name))
 
 
 def hash_segmenter(name_or_folder: str | Path) -> str:

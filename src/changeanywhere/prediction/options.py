@@ -15,7 +15,8 @@ class PredictOptions:
     """Options of ``changeanywhere predict``."""
 
     detector: Path
-    """Folder or address of a detector (train detector, import opencd)."""
+    """``mini-detector`` (in the package, a demonstration), or a detector's folder or address (train detector,
+    import opencd)."""
     inputs: tuple[str, ...]
     """A folder of pairs (A/ and B/, or another layout; labels are not needed), or two images of the same ground, date 1
     first; the same without the flag's name."""

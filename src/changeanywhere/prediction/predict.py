@@ -26,8 +26,9 @@ from changeanywhere.diffusion.pipeline import find_device
 from changeanywhere.errors import OutputError
 from changeanywhere.legend import Legend
 from changeanywhere.models.detectors import Detector, SemanticDetector
-from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.models.detectors.folder import Purpose, load_detector, read_purpose
 from changeanywhere.models.first_stage import channels_last
+from changeanywhere.models.info import SAMPLING_SLACK
 from changeanywhere.pairs.codec import encode_png
 from changeanywhere.pairs.names import MASK_FOLDERS
 from changeanywhere.prediction.inputs import OpenPair, open_pairs
@@ -39,6 +40,7 @@ from changeanywhere.rasters.gate import whole
 from changeanywhere.rasters.ground import georef_of, gsd_of
 from changeanywhere.scenes.rasters_out import Raster, cog
 from changeanywhere.storage import atomic_write
+from changeanywhere.terminal import say
 from changeanywhere.text import csv_cell
 
 TABLE = "changes.csv"
@@ -65,6 +67,7 @@ def predict(options: PredictOptions, progress: Progress = silent) -> list[Predic
     """
     options.check()
     device = find_device(options.device)
+    purpose = read_purpose(options.detector)
     name, net = load_detector(options.detector)
     net = channels_last(net.to(device))
     try:
@@ -76,8 +79,11 @@ def predict(options: PredictOptions, progress: Progress = silent) -> list[Predic
         legend.save(options.out / "legend.json")
     tiling = Tiling(options.window, options.overlap)
     total, pairs = open_pairs(options, net.in_channels)
-    lines = []
+    if purpose.about:
+        say(f"{options.detector}: {purpose.about}")
+    lines, warned = [], False
     for number, pair in enumerate(pairs):
+        warned = warned or _warns(pair, purpose)
         many = tiling.count(pair.facts[0].height, pair.facts[0].width)
         done = [0]
 
@@ -92,6 +98,20 @@ def predict(options: PredictOptions, progress: Progress = silent) -> list[Predic
             progress("predicting pairs", number + 1, total)
     _write_table(options.out, lines)
     return lines
+
+
+def _warns(pair: OpenPair, purpose: Purpose) -> bool:
+    """Say that a pair is finer or coarser than what the detector knows, by more than the slack of models; whether it
+    was said. A pair that does not state its ground sampling is taken on trust."""
+    gsd = gsd_of(pair.facts[0], whole(pair.facts[0]))
+    if gsd is None or purpose.gsd_m is None:
+        return False
+    low, high = purpose.gsd_m
+    if low / SAMPLING_SLACK <= gsd <= high * SAMPLING_SLACK:
+        return False
+    known = f"the detector knows {low:g} to {high:g} m: resample, or take one trained on such images"
+    say(f"{pair.files[0].name}: a ground sampling of {gsd:.3g} m; {known}", error=True)
+    return True
 
 
 def _rows(

@@ -45,7 +45,7 @@ class TrainOptions:
     """Folder of a finished first stage for ``train denoiser`` and ``train critic``; default: OUT/first_stage."""
     init: str | None = None
     """Fine-tune this model (mini or a folder): same architecture; classes are matched by name, bands by number.
-    For a detector: its folder; for a segmenter: mini-segmenter, or its folder."""
+    For a detector: mini-detector, or its folder; for a segmenter: mini-segmenter, or its folder."""
     track: tuple[str, ...] = one_of(TRACKERS, ())
     """Services that get each line of metrics.jsonl too: ``mlflow``, ``wandb`` (each to be installed; they read their
     own variables and logins, as MLFLOW_TRACKING_URI, WANDB_MODE). A resumed training goes on in its run."""
