@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from changeanywhere.errors import ConfigError, OutputError, PairsError, Shortfal
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.training.detection import ChangeScores
-from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
+from changeanywhere.training.detector import train_detector
+from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 from test_detector_training import write_pairs
 
 STEPS = DetectorRecipe(crop_size=64, batch_size=4, num_steps=4, warmup_steps=1)
@@ -140,6 +142,32 @@ def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
     assert not is_flat([0.1], 1, 0.01) and is_flat([0.5, 0.505], 1, 0.01) and not is_flat([0.5, 0.52], 1, 0.01)
     assert not is_flat([0.0, 0.0, 0.0], 2, 0.01), "it has not begun"
     assert not is_flat([0.5, 0.4, 0.6], 2, 0.01) and is_flat([0.5, 0.4, 0.3], 2, 0.01)
+
+
+def test_pretrained_arms_fine_tuned_until_validation_is_flat_too(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: dict[str, Path | None] = {}
+
+    def noted(recipe: Recipe, out: Path, *more: Any) -> None:
+        begun[out.name] = recipe.init and Path(recipe.init)
+        train_detector(recipe, out, *more)
+
+    monkeypatch.setattr(trainings, "train_detector", noted)
+    flat = FlatOptions(num_steps=2, rounds=2)
+    asked = replace(options, until_flat=["made"], seeds=[0], flat=flat, learning_rates=[], rivals=["made-flat"])
+    zero, alone, made, until = run_benchmark(asked)
+    assert [zero["arm"], alone["arm"], made["arm"], until["arm"]] == ["made", "only-sup", "made", "made-flat"]
+    assert (made["steps"], until["steps"]) == (4, 2 * 2 + 4)
+    assert until["pretraining_steps"] == made["pretraining_steps"] == 4 and until["pretraining_seed"] == 0
+    first, second, last = (folder for name, folder in begun.items() if name.startswith("fc_ef-made-flat-"))
+    rounds = [name for name in begun if name.startswith("fc_ef-made-flat-")]
+    assert first == options.out / "pretrain" / "fc_ef-made-0" / "detector"
+    assert (second, last) == tuple(options.out / "training" / name / "detector" for name in rounds[:2])
+    assert "| fc_ef | made-flat | 1 | up to 8 |" in (options.out / "plan.md").read_text()
+    for wrong in ({"until_flat": ["only-sup"]}, {"until_flat": ["made"], "zero_shot_only": ["made"]}):
+        with pytest.raises(ConfigError, match="until_flat"):
+            replace(options, **wrong).check()
 
 
 def test_lengths_in_epochs_of_the_share(options: BenchmarkOptions) -> None:

@@ -21,6 +21,8 @@ BASELINES = (ONLY_SUP, FLAT, EQUAL)
 pre-training and fine-tuning together."""
 IGNORED = ("train_list", "change_classes", "backbone_weights", "val_every", "schedule")
 """Fields of ``pretrain`` and ``finetune`` that the protocol decides itself: refused, since they would do nothing."""
+UNTIL_FLAT = "-flat"
+"""Ending of arms with pre-training that are fine-tuned until validation is flat."""
 Rule = tuple[str, object, bool, str]
 """Name of an option, its value, whether that is allowed, what is."""
 
@@ -100,6 +102,9 @@ class BenchmarkOptions:
     """Arms with pre-training that the others are to beat, beside the baselines (copy-paste, say)."""
     zero_shot_only: list[str] = field(default_factory=list)
     """Arms with pre-training that are scored without labels only, and not fine-tuned."""
+    until_flat: list[str] = field(default_factory=list)
+    """Arms with pre-training that are fine-tuned in a second way too, as long as ``scratch-flat`` is trained: ARM-flat
+    in the tables. The schedule of ``only-sup`` may be too short for either."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -154,6 +159,24 @@ class BenchmarkOptions:
     def arms(self) -> list[str]:
         """With pre-training, in their order."""
         return [*self.pretraining, *self.pretrained]
+
+    @property
+    def tuned_arms(self) -> list[str]:
+        """With pre-training and labels, in their order: what is fine-tuned like ``only-sup``, then until it is flat."""
+        return [arm for arm in self.arms if arm not in self.zero_shot_only] + [
+            arm + UNTIL_FLAT for arm in self.until_flat
+        ]
+
+    def goes_flat(self, arm: str) -> bool:
+        """Whether an arm is trained on labels until validation gains no more."""
+        return arm == FLAT or (arm not in self.arms and self.origin_of(arm) is not None)
+
+    def origin_of(self, arm: str) -> str | None:
+        """The arm whose pre-training ``arm`` goes on from; None for those without."""
+        if arm in self.arms:
+            return arm
+        first = arm.removesuffix(UNTIL_FLAT)
+        return first if arm.endswith(UNTIL_FLAT) and first in self.until_flat else None
 
     @property
     def claims(self) -> Claims:
@@ -253,9 +276,13 @@ class BenchmarkOptions:
             yield what, paths, not paths, "names of letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
         counted = list(self.change_classes)
         yield "change_classes", counted, set(counted) <= set(self.pretraining), "names of pretraining"
-        named = {"rivals": self.rivals, "zero_shot_only": self.zero_shot_only, "claims_for": self.claims_for}
+        named = {"rivals": self.rivals, "claims_for": self.claims_for}
         for name, asked in named.items():
+            yield name, asked, set(asked) <= arms | set(self.tuned_arms), "names of pretraining, pretrained or ARM-flat"
+        for name, asked in {"zero_shot_only": self.zero_shot_only, "until_flat": self.until_flat}.items():
             yield name, asked, set(asked) <= arms, "names of pretraining or pretrained"
+        taken = sorted(arm for arm in self.until_flat if arm + UNTIL_FLAT in arms or arm in self.zero_shot_only)
+        yield "until_flat", taken, not taken, "arms that are fine-tuned, and whose name with -flat is free"
 
     def _stage_rules(self) -> Iterator[Rule]:
         """What a stage must leave to the protocol."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from changeanywhere.benchmark.options import EQUAL, FLAT, BenchmarkOptions
+from changeanywhere.benchmark.options import EQUAL, BenchmarkOptions
 from changeanywhere.benchmark.statistics import visible_gain
 from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons
 from changeanywhere.benchmark.trainings import Cell
@@ -25,12 +25,14 @@ class Work:
     what: str
     trainings: int
     steps: int
-    """Of all of them together; of ``scratch-flat`` at most."""
+    """Of all of them together."""
+    bound: bool = False
+    """Whether validation decides how many; these are then the most."""
 
     @property
     def at_most(self) -> str:
         """A mark where validation decides the length."""
-        return "up to " if self.what.startswith(FLAT) else ""
+        return "up to " if self.bound else ""
 
 
 def work_of(
@@ -42,7 +44,7 @@ def work_of(
         for arm in options.pretraining:
             count = len(options.pretrain_seeds)
             yield Work(detector, f"pre-training on {arm}", count, count * options.pretrain.num_steps)
-        for arm in (*options.baselines, *options.arms):
+        for arm in (*options.baselines, *options.tuned_arms):
             own = [cell for cell in cells if (cell.detector, cell.arm) == (detector, arm) and cell.share]
             choosing = set(options.seeds[: options.rate_seeds]) if rates > 1 else set()
             trainings = steps = 0
@@ -52,14 +54,14 @@ def work_of(
                 trainings += count
                 steps += count * steps_of(options, arm, tuning(cell.share, cell.seed))
             if own:
-                yield Work(detector, arm, trainings, steps)
+                yield Work(detector, arm, trainings, steps, options.goes_flat(arm))
 
 
 def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int:
-    """On labels, of one training of an arm; of ``scratch-flat`` the most that it may take."""
+    """On labels, of one training of an arm; of those until validation is flat the most that they may take."""
     if arm == EQUAL:
         return options.pretrain.num_steps + tuning.num_steps
-    if arm == FLAT:
+    if options.goes_flat(arm):
         return options.flat.rounds * (options.flat.num_steps or tuning.num_steps) + tuning.num_steps
     return tuning.num_steps
 

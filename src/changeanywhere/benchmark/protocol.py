@@ -108,12 +108,11 @@ class Benchmark:
         """All of them, cheap ones first within a detector, and seed by seed, so that what is finished can be compared.
         Zero-shot has a seed for each pre-training, since nothing else is drawn."""
         options = self.options
-        tuned = [arm for arm in options.arms if arm not in options.zero_shot_only]
         for detector in options.detectors:
             for share in sorted(options.shares):
                 seeds = options.pretrain_seeds if share == 0 else options.seeds[: options.count_of_seeds(share)]
                 for seed in seeds:
-                    for arm in options.arms if share == 0 else (*options.baselines, *tuned):
+                    for arm in options.arms if share == 0 else (*options.baselines, *options.tuned_arms):
                         yield Cell(detector, arm, share, seed)
 
     def few(self, share: int, seed: int) -> PairDataset:
@@ -152,8 +151,8 @@ class Benchmark:
     def score(self, cell: Cell) -> dict[str, Any]:
         """Train and score one cell."""
         started = time.perf_counter()
-        options, pretrained = self.options, cell.arm in self.options.arms
-        made_here = cell.arm in options.pretraining
+        options, origin = self.options, self.options.origin_of(cell.arm)
+        made_here = origin in options.pretraining
         details: dict[str, Any] = {"pretraining_steps": options.pretrain.num_steps if made_here else 0}
         if cell.share == 0:
             folder = self.trainings.pretrained(cell.detector, cell.arm, cell.seed)
@@ -162,9 +161,9 @@ class Benchmark:
             folder = trained.folder
             details |= {"learning_rate": trained.learning_rate, "steps": trained.steps, "validation_f1": trained.best}
             details |= {"candidates": options.candidates, "rates": len(options.rates), "curve": trained.curve}
-        if pretrained:  # of the pre-training that it goes on from: seeds that share one are drawn together
+        if origin:  # of the pre-training that it goes on from: seeds that share one are drawn together
             seed = self.trainings.seed_of_pretraining(cell.seed) if cell.share else cell.seed
-            details["pretraining_seed"] = self.trainings.first_alike(cell.detector, cell.arm, seed)
+            details["pretraining_seed"] = self.trainings.first_alike(cell.detector, origin, seed)
         scores, classes = self._scores(folder, self.test)
         whole = sum_of(scores)
         if classes is not None:

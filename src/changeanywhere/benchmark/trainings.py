@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.options import EQUAL, FLAT, BenchmarkOptions
+from changeanywhere.benchmark.options import EQUAL, BenchmarkOptions
 from changeanywhere.benchmark.sharing import alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
@@ -153,21 +153,22 @@ class Trainings:
 
     def _at_rate(self, cell: Cell, rate: float) -> Trained:
         settings = replace(self.tuning(cell.share, cell.seed), learning_rate=rate)
-        if cell.arm == FLAT:
-            return self._until_flat(cell, settings)
+        origin = self.options.origin_of(cell.arm)
+        init = origin and self.pretrained(cell.detector, origin, self.seed_of_pretraining(cell.seed))
+        if self.options.goes_flat(cell.arm):
+            return self._until_flat(cell, settings, init or None)
         if cell.arm == EQUAL:
             settings = replace(settings, num_steps=self.options.pretrain.num_steps + settings.num_steps)
-        own = cell.arm not in self.options.arms
-        init = None if own else self.pretrained(cell.detector, cell.arm, self.seed_of_pretraining(cell.seed))
-        return self._train(cell, settings, init, f"lr{rate:g}")
+        return self._train(cell, settings, init or None, f"lr{rate:g}")
 
-    def _until_flat(self, cell: Cell, settings: DetectorRecipe) -> Trained:
-        """Rounds at the full rate, each from the last one's weights, watched by one validation; then, once the best F1
-        has gained nothing for some rounds, the schedule and the choice that every other arm has."""
+    def _until_flat(self, cell: Cell, settings: DetectorRecipe, init: Path | None) -> Trained:
+        """Rounds at the full rate, the first from ``init``, each from the last one's weights, watched by one
+        validation; then, once the best F1 has gained nothing for some rounds, the schedule and the choice that every
+        other arm has."""
         flat, what = self.options.flat, f"lr{settings.learning_rate:g}"
         steps = flat.num_steps or settings.num_steps
         watched: list[float] = []
-        before: Path | None = None
+        before = init
         curve: list[list[float]] = []
         while len(watched) < flat.rounds and not is_flat(watched, flat.patience, flat.least_gain):
             constant = replace(settings, num_steps=steps, schedule="constant")
