@@ -1,6 +1,6 @@
 """Finished cells of a benchmark, as they are now, into a CSV; and, on the screen, what they say so far.
 
-python benchmarks/cells.py RUN --config recipes/benchmark-levir-small.yaml --to docs/benchmark-cells.csv
+python benchmarks/cells.py RUN --config benchmark-levir-small --to docs/benchmark-cells.csv
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from typing import Any
 
 import yaml
 
-from changeanywhere.benchmark.options import BASELINES, Claims
+from changeanywhere.benchmark.options import BASELINES, UNTIL_FLAT, Claims
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text, write_cells
+from changeanywhere.shipped import find_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a benchmark")
-    parser.add_argument("--config", type=Path, required=True, help="its recipe, which says what is claimed")
+    parser.add_argument("--config", required=True, help="its recipe, a file or a name: it says what is claimed")
     parser.add_argument("--to", type=Path, required=True, help="CSV to write")
     options = parser.parse_args(arguments)
+    config = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
     records = [json.loads(file.read_text()) for file in (options.run / "cells").glob("*.json")]
-    recipe: dict[str, Any] = yaml.safe_load(options.config.read_text())
-    order = {arm: number for number, arm in enumerate((*BASELINES, *recipe.get("pretraining", {})))}
+    recipe: dict[str, Any] = yaml.safe_load(config.read_text())
+    until_flat = [arm + UNTIL_FLAT for arm in recipe.get("until_flat", ())]
+    order = {arm: number for number, arm in enumerate((*BASELINES, *recipe.get("pretraining", {}), *until_flat))}
     others = sorted({record["detector"] for record in records} - {*recipe["detectors"]})  # of a recipe before this one
     detectors = [*recipe["detectors"], *others]
     records.sort(key=lambda r: (detectors.index(r["detector"]), r["share"], r["seed"], order[r["arm"]]))
