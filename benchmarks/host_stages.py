@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
@@ -95,11 +96,16 @@ def stages_alone(job: Job, batches: Sequence[Sequence[PlannedPair]]) -> dict[str
     return {stage: seconds[stage] for stage in STAGES}
 
 
+BATCH = 64
+"""Pairs that a process hands over at once."""
+
+
 def in_processes(options: GenerateOptions, count: int) -> tuple[float, float]:
     """Pairs per second with ``count`` processes, once they have begun; and processor seconds per pair, all in all."""
     with tempfile.TemporaryDirectory() as folder:
         store, stop = LocalStore(folder), threading.Event()
-        job = job_of(options, store, silent)
+        # Nothing is painted, so that no size would be found on the way.
+        job = job_of(replace(options, batch_size=options.batch_size or BATCH), store, silent)
         plan = get_plan(job, store, silent)
         turns, leases, painted = Turns(AtOnce()), Leases(store), list[int]()
         with Hands(job, store, count) as hands:

@@ -131,15 +131,22 @@ def test_too_large_a_batch_falls_back_to_a_smaller_one(
     peak = torch.cuda.max_memory_allocated()
     gc.collect()
     torch.cuda.empty_cache()
-    # Eight pairs took all of the peak; this much is too little for them, whatever libraries then do without.
-    limit = before + (peak - before) // 2
-    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
-    capsys.readouterr()
-    try:
-        out = painted_at_once("set")
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "out of memory with 8 pairs at once" in capsys.readouterr().err
+    # Eight pairs took all of the peak; libraries do with less where they must, so that half of it may be enough.
+    said = ""
+    for part in (2, 4, 8, 16):
+        limit = before + (peak - before) // part
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
+        capsys.readouterr()
+        try:
+            out = painted_at_once(f"a {part}th")
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        said = capsys.readouterr().err
+        if "out of memory" in said:
+            break
+        gc.collect()
+        torch.cuda.empty_cache()
+    assert "out of memory with 8 pairs at once" in said
     assert files(out, *LABELS) == files(on_gpu, *LABELS)
     assert (np.abs(painted(out) - painted(tmp_path / "whole")).max(-1) <= 2).mean() >= 0.999
 
