@@ -165,7 +165,11 @@ def test_pretrained_arms_fine_tuned_until_validation_is_flat_too(
     assert first == options.out / "pretrain" / "fc_ef-made-0" / "detector"
     assert (second, last) == tuple(options.out / "training" / name / "detector" for name in rounds[:2])
     assert "| fc_ef | made-flat | 1 | up to 8 |" in (options.out / "plan.md").read_text()
-    for wrong in ({"until_flat": ["only-sup"]}, {"until_flat": ["made"], "zero_shot_only": ["made"]}):
+    refused: tuple[dict[str, Any], ...] = (
+        {"until_flat": ["only-sup"]},
+        {"until_flat": ["made"], "zero_shot_only": ["made"]},
+    )
+    for wrong in refused:
         with pytest.raises(ConfigError, match="until_flat"):
             replace(options, **wrong).check()
 
