@@ -150,7 +150,7 @@ def test_pretrained_arms_fine_tuned_until_validation_is_flat_too(
     begun: dict[str, Path | None] = {}
 
     def noted(recipe: Recipe, out: Path, *more: Any) -> None:
-        begun[out.name] = recipe.init and Path(recipe.init)
+        begun[out.name] = Path(recipe.init) if recipe.init else None
         train_detector(recipe, out, *more)
 
     monkeypatch.setattr(trainings, "train_detector", noted)
