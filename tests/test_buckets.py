@@ -158,7 +158,10 @@ def test_a_set_in_a_bucket_is_the_set_in_a_folder(
 ) -> None:
     """Made from tiles in a bucket, into a bucket; said to be done the second time; read, checked, damaged, found."""
     scheme = cloud.scheme if place == "cloud" else place
-    tiles, out = f"{scheme}://bucket/{scheme}/{source.parent.name}/src", f"{scheme}://bucket/sets/{scheme}"
+    tiles, out = (
+        f"{scheme}://bucket/{scheme}/{source.parent.name}/src",
+        f"{scheme}://bucket/sets/{cloud.scheme}-{place}",
+    )
     put_source(source, tiles)
     assert run(arguments(tiles, out)) == 0
     made = files_of(out)
@@ -252,7 +255,7 @@ def test_faults_on_the_way_leave_the_same_set(
     for part in ("leases/", "/A/", "/shards/", "metadata.jsonl", "plan.json", "/label1/", "checksums"):
         cloud.break_next(FAULTS[name], 2, part=part)
     cloud.break_next(unavailable if name == "503" else half_upload, 2, "GET", "shards")
-    cloud.break_next(unavailable, 1, cloud.deletes, "" if cloud.deletes == "DELETE" else "delete")
+    cloud.break_next(unavailable, 1, *cloud.deletes)
     assert run(arguments(source, out)) == 0
     assert not cloud.faults, "all of them struck"
     made = files_of(out)
