@@ -13,7 +13,7 @@ import pytest
 from changeanywhere.errors import ChangeAnywhereError, InputError
 from changeanywhere.events import EventRequest
 from changeanywhere.events.options import EventOptions
-from changeanywhere.generation import planners
+from changeanywhere.generation import channel, planners
 from changeanywhere.generation.channel import Channel, begin_process
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.planners import Planners, Question
@@ -65,7 +65,7 @@ def test_several_processes_make_the_plan_of_one(
         begun.append(module)
         return begin(module, first)
 
-    monkeypatch.setattr(planners, "begin_process", noting)
+    monkeypatch.setattr(channel, "begin_process", noting)
     assert planned(source, tmp_path / "several", events) == alone
     assert begun == ["changeanywhere.generation.planners"] * 2
     assert len([name for name in alone if "shards" in name]) > 2

@@ -154,12 +154,13 @@ class Trainings:
     def _at_rate(self, cell: Cell, rate: float) -> Trained:
         settings = replace(self.tuning(cell.share, cell.seed), learning_rate=rate)
         origin = self.options.origin_of(cell.arm)
-        init = origin and self.pretrained(cell.detector, origin, self.seed_of_pretraining(cell.seed))
+        seed = self.seed_of_pretraining(cell.seed)
+        init = None if origin is None else self.pretrained(cell.detector, origin, seed)
         if self.options.goes_flat(cell.arm):
-            return self._until_flat(cell, settings, init or None)
+            return self._until_flat(cell, settings, init)
         if cell.arm == EQUAL:
             settings = replace(settings, num_steps=self.options.pretrain.num_steps + settings.num_steps)
-        return self._train(cell, settings, init or None, f"lr{rate:g}")
+        return self._train(cell, settings, init, f"lr{rate:g}")
 
     def _until_flat(self, cell: Cell, settings: DetectorRecipe, init: Path | None) -> Trained:
         """Rounds at the full rate, the first from ``init``, each from the last one's weights, watched by one

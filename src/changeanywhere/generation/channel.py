@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import queue
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import traceback
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -86,6 +90,43 @@ def begin_process(module: str, first: Any) -> tuple[subprocess.Popen[bytes], Cha
     channel = Channel(ours)
     channel.send(first)
     return process, channel
+
+
+class Pool:
+    """``count`` processes that run ``main`` of a module (:func:`begin_process`); they end with the context, where there
+    is one, else with this process."""
+
+    def __init__(self, module: str, first: Any, count: int) -> None:
+        self._idle: queue.SimpleQueue[Channel] = queue.SimpleQueue()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for _ in range(count):
+            process, channel = begin_process(module, first)
+            self.processes.append(process)
+            self._idle.put(channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """End the processes: each leaves when nobody is at the other end."""
+        while not self._idle.empty():
+            self._idle.get().close()
+        for process in self.processes:
+            process.wait()
+
+    @contextmanager
+    def lent(self, lost: str) -> Iterator[Channel]:
+        """The next process that has nothing to do, waited for; :class:`ChangeAnywhereError`, which begins with
+        ``lost``, where it ends meanwhile."""
+        channel = self._idle.get()
+        try:
+            yield channel
+        except GoneError as error:
+            raise ChangeAnywhereError(f"{lost} has ended (killed, or out of memory?)") from error
+        finally:
+            self._idle.put(channel)
 
 
 def other_end(descriptor: str) -> Channel:

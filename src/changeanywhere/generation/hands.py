@@ -7,24 +7,19 @@ this process paints. Leases, stopping and the order of shards stay where they ar
 
 from __future__ import annotations
 
-import queue
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from changeanywhere.buckets import store_at
-from changeanywhere.errors import ChangeAnywhereError
-from changeanywhere.generation.channel import Channel, GoneError, begin_process, other_end, sendable
+from changeanywhere.generation.channel import Channel, GoneError, Pool, other_end, sendable
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.plan import load_shard, load_summary
 from changeanywhere.generation.shard import StoppedError, paint_shard
-from changeanywhere.generation.tiles import Tiles
 from changeanywhere.machine import usable_processors
 from changeanywhere.painters.base import Batch, Donors, Painter, Painting, Pixels
 from changeanywhere.sample import ChangePlan
@@ -62,42 +57,17 @@ class _Ended:
     error: BaseException | None
 
 
-class Hands:
+class Hands(Pool):
     """``count`` processes that make shards of a job whose painter is in this process."""
 
     def __init__(self, job: Job, store: Store, count: int) -> None:
         self._tiles = job.tiles
-        self._idle: queue.SimpleQueue[Channel] = queue.SimpleQueue()
-        self.processes = [self._begin((job, job.tiles, store.describe())) for _ in range(count)]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        """End the processes: each leaves when nobody is at the other end."""
-        while not self._idle.empty():
-            self._idle.get().close()
-        for process in self.processes:
-            process.wait()
-
-    def _begin(self, first: tuple[Job, Tiles, str]) -> subprocess.Popen[bytes]:
-        process, channel = begin_process(__name__, first)
-        self._idle.put(channel)
-        return process
+        super().__init__(__name__, (job, job.tiles, store.describe()), count)
 
     def make(self, number: int, painter: Painter, progress: Callable[[int], object], stop: threading.Event) -> None:
         """As :func:`.paint_shard`, by the next process that has nothing to do."""
-        channel = self._idle.get()
-        try:
+        with self.lent(f"shard {number}: a process that read and wrote it") as channel:
             self._make(channel, number, painter, progress, stop)
-        except GoneError as error:
-            raise ChangeAnywhereError(
-                f"shard {number}: a process that read and wrote it has ended (killed, or out of memory?)"
-            ) from error
-        finally:
-            self._idle.put(channel)
 
     def _make(
         self, channel: Channel, number: int, painter: Painter, progress: Callable[[int], object], stop: threading.Event
