@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -383,6 +384,38 @@ def test_shortfall_is_said_with_counts_after_writing_what_is_possible(options: G
     with pytest.raises(ShortfallError, match=r"2 of 4 pairs; missing: 2 appearance \(no tile has room for it\)"):
         generation.generate(change(options, num_pairs=4))
     assert len(ca.load_pairs(options.out)) == 2
+
+
+def test_a_tile_without_room_keeps_its_turn(
+    options: GenerateOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the paper counts: one appearance and one disappearance of each image, where they are feasible."""
+    mask = np.full((64, 64), 1, np.uint8)
+    mask[20:30, 0:10] = 4  # touches the border: can disappear, cannot be copied
+    Image.fromarray(mask).save(options.source / "masks" / "tile_3.png")
+    each = {(f"tile_{i}", kind) for i in range(6) for kind in ("appearance", "disappearance")}
+
+    def made(**values: object) -> tuple[generation.GenerateReport, Counter[tuple[str, str]]]:
+        report = generation.generate(change(options, num_pairs=None, **values))
+        lines = [json.loads(line) for line in (report.out / "metadata.jsonl").read_text().splitlines()]
+        return report, Counter((line["source_key"], line["kind"]) for line in lines)
+
+    usual, kinds = made(out=tmp_path / "elsewhere")
+    assert not usual.left_out and kinds.total() == 12 and kinds.keys() == each - {("tile_3", "appearance")}
+    report, kinds = made(infeasible="leave")
+    assert kinds == Counter(each - {("tile_3", "appearance")})
+    what = "appearance (its tile has no room for it)"
+    assert report.left_out == {what: 1} and made(infeasible="leave")[0].left_out == {what: 1}
+    assert f"<b>1</b>left out: {what}" in (options.out / "report.html").read_text()
+    assert "Left out: 1 appearance" in (options.out / "README.md").read_text()
+    with pytest.raises(OutputError, match="infeasible = 'leave', asked now: 'elsewhere'"):
+        made()
+    words = ["simulate", "--source", str(options.source), "--tile-size", "64", "--infeasible", "leave"]
+    assert run([*words, "--out", str(tmp_path / "masks")]) == 0
+    said = capsys.readouterr().out
+    assert f"left out: 1 {what}" in said and "wrote the masks of 11 pairs" in said
+    with pytest.raises(ConfigError, match="infeasible is 'away'; allowed: elsewhere, leave"):
+        made(infeasible="away")
 
 
 def test_corrected_labels_are_another_source(options: GenerateOptions, tmp_path: Path) -> None:

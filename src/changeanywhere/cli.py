@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -145,6 +145,7 @@ def _generate(arguments: list[str]) -> None:
     else:
         say(f"nothing to do: all {report.num_pairs} pairs are there")
     _print_skipped(report.skipped, options.out)
+    _print_left_out(report.left_out)
     if report.num_dropped:
         say(f"dropped by the filter: {report.num_dropped}")
     say(f"dataset: {shown(report.out)}")
@@ -215,6 +216,7 @@ def _simulate(arguments: list[str]) -> None:
         report = simulate_source(options, progress)
     _print_targets(report.reached)
     _print_skipped(report.skipped, options.out)
+    _print_left_out(report.left_out)
     say(f"wrote the masks of {report.num_pairs} pairs: {shown(report.out)}")
 
 
@@ -229,6 +231,11 @@ def _print_shortfall(error: ShortfallError) -> None:
     if report is not None:
         _print_targets(report.reached)
         _print_skipped(report.skipped, report.out)
+
+
+def _print_left_out(changes: Mapping[str, int]) -> None:
+    for what, count in changes.items():
+        say(f"left out: {count} {one_line(what)}")
 
 
 def _print_skipped(lines: Sequence[str], out: Path) -> None:

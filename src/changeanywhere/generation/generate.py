@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from changeanywhere.buckets import store_at
@@ -67,6 +67,8 @@ class GenerateReport:
     """Why tiles were left out, a line each (``on_error: skip``)."""
     exported: Path | None = None
     """Where the pairs lie in another layout, if one was asked for."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Changes that their tiles have no room for, with counts (``infeasible: leave``)."""
 
     @property
     def report(self) -> Path:
@@ -112,7 +114,7 @@ def _generate(options: GenerateOptions, progress: Progress) -> GenerateReport:
     if plan is not None and is_asked_again(options, store) and is_finished(store, plan):
         with suppress(OSError):  # a set that may only be read is finished all the same
             Leases(store).sweep()
-        return _report(options.out, plan, _Done(report_of(store)), _noted(store))
+        return _report(options, plan, _Done(report_of(store)), _noted(store))
     refuse_foreign(store)
     job = job_of(options, store, progress)
     leases = Leases(store)
@@ -136,7 +138,7 @@ def _generate(options: GenerateOptions, progress: Progress) -> GenerateReport:
                 finished = not count and is_finished(store, plan)
                 done = replace(done, whole=report_of(store) if finished else finish_set(job, plan, store))
                 leases.sweep()
-    return _report(options.out, plan, done, job.tiles.skipped)
+    return _report(options, plan, done, job.tiles.skipped)
 
 
 @dataclass(frozen=True)
@@ -282,13 +284,16 @@ def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:
     return DryRun(plan.num_pairs, plan.missing, num_bytes * left // len(some.pairs), seconds * left)
 
 
-def _report(out: Path, plan: PlanSummary, done: _Done, skipped: Sequence[str]) -> GenerateReport:
-    """What was done; :class:`ShortfallError` with it where changes found no place."""
+def _report(options: GenerateOptions, plan: PlanSummary, done: _Done, skipped: Sequence[str]) -> GenerateReport:
+    """What was done; :class:`ShortfallError` with it where changes found no place, and were to find one."""
+    out, left_out = options.out, plan.missing if options.infeasible == "leave" else {}
     whole = done.whole or SetReport(0, [])
     dropped = plan.num_pairs - whole.num_pairs if done.whole else 0
     report = GenerateReport(
         out, whole.num_pairs, done.num_new, done.rate, dropped, done.num_open, whole.reached, skipped
     )
+    if left_out:
+        return replace(report, left_out=left_out)
     if plan.missing and done.whole:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         asked = plan.num_pairs + sum(plan.missing.values())

@@ -85,6 +85,8 @@ class Job:
     versions: dict[str, str] = field(default_factory=lambda: current_versions())
     container: str = "folder"
     """``folder``, ``webdataset`` or ``parquet``: what the pairs of a shard lie in."""
+    infeasible: str = "elsewhere"
+    """Where a change goes that its tile has no room for: ``elsewhere``, or nowhere (``leave``)."""
     format: int = FORMAT
 
     @cached_property

@@ -22,6 +22,7 @@ from changeanywhere.storage import address_of, check_place
 
 CPU_SHARD, GPU_SHARD = 32, 64
 """Pairs of a shard where nobody says: a GPU fills up with a shard, a CPU takes seconds for a pair."""
+INFEASIBLE = ("elsewhere", "leave")
 FILTER_ACTIONS = ("score", "drop", "resample")
 EXECUTORS = ("threads", "ray")
 IMAGE_FORMATS = ("png", "geotiff")
@@ -55,6 +56,9 @@ class SimulateOptions(SourceOptions):
     """Pairs in all; default: pairs_per_image times the number of tiles."""
     pairs_per_image: int = 2
     """Pairs per tile where num_pairs is not given (2 = one appearance, one disappearance: the paper's set)."""
+    infeasible: str = one_of(INFEASIBLE, "elsewhere")
+    """A change that its tile has no room for: tried on other tiles (``elsewhere``), or left out and counted, so that no
+    tile has more than its turn (``leave``; the paper's set: one appearance and one disappearance of each image)."""
     seed: int = 0
     """Every random number follows from it, the tile and the pair's number on that tile."""
     events: EventOptions = field(default_factory=EventOptions)
@@ -74,6 +78,7 @@ class SimulateOptions(SourceOptions):
         require(self.pairs_per_image > 0, "pairs_per_image", self.pairs_per_image, "1 or more")
         alone = self.num_pairs is None or self.pairs_per_image == SimulateOptions.pairs_per_image
         require(alone, "pairs_per_image", self.pairs_per_image, "nothing beside num_pairs, which says it all")
+        require_one("infeasible", self.infeasible, INFEASIBLE)
         twice = self.learn_transitions and self.events.transitions
         require(not twice, "learn_transitions", True, "false where events.transitions is given")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -220,7 +225,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
 
     def _check_given_masks(self) -> None:
         """With second masks of the user's own, what says how changes are drawn would do nothing."""
-        for name in ("num_pairs", "pairs_per_image", "targets", "events", "learn_transitions"):
+        for name in ("num_pairs", "pairs_per_image", "infeasible", "targets", "events", "learn_transitions"):
             value = getattr(self, name)
             blank = GenerateOptions(source=self.source, out=self.out)
             what = "without num_pairs and targets: your masks say what changes, one pair each"

@@ -38,6 +38,7 @@ from changeanywhere.storage import Store
 
 MAX_EXTRA_ROUNDS = 8  # visits to every tile in search of a place for changes that others could not take
 PAIRS_IN_MEMORY = 20_000  # of a plan while it is sorted; the rest waits in a temporary folder
+NO_TILE, ITS_TILE = "no tile has room for it", "its tile has no room for it"
 FILE = "plan/plan.json"
 ANEW = "delete {}, and the same command plans anew; shards that fit are kept"
 Content = TypeVar("Content")
@@ -114,24 +115,32 @@ def _given_change(mask_t1: Any, mask_t2: Any, seed: int) -> ChangePlan:
 
 
 def make_plan(
-    tiles: Tiles, requests: Requests, seed: int, shard_size: int, store: Store, progress: Progress, job: str = ""
+    tiles: Tiles,
+    requests: Requests,
+    seed: int,
+    shard_size: int,
+    store: Store,
+    progress: Progress,
+    job: str = "",
+    elsewhere: bool = True,
 ) -> PlanSummary:
     """Find a feasible tile for each request and write the shards, tile by tile (a tile's pairs are painted together).
 
     Round r visits every tile once, in an order drawn from ``seed``. Without targets the kinds take turns so that in two
-    rounds each tile gets one appearance and one disappearance (paper §3.1). What is infeasible at its place is tried at
-    the other tiles in extra rounds. Memory: two bytes a pair, and :data:`PAIRS_IN_MEMORY` of them whole. ``job``: what
-    the job is named by.
+    rounds each tile gets one appearance and one disappearance (paper §3.1). What is infeasible at its place is tried,
+    with ``elsewhere``, at the other tiles in extra rounds; without, it is missing. Memory: two bytes a pair, and
+    :data:`PAIRS_IN_MEMORY` of them whole. ``job``: what the job is named by.
     """
     missing: Counter[EventRequest] = Counter()
     num_buckets = max(1, -(-len(requests) // PAIRS_IN_MEMORY))
     with tempfile.TemporaryDirectory(prefix="changeanywhere-plan-") as folder:
         buckets = _Buckets(Path(folder), num_buckets, len(tiles.source))
         with buckets:
-            for pair in _placed(tiles, requests, seed, missing):
+            for pair in _placed(tiles, requests, seed, missing, elsewhere):
                 buckets.add(pair)
                 progress("planning changes", buckets.count, len(requests))
-        return _write_shards(buckets.sorted(), shard_size, store, _in_words(missing, tiles.source, tiles.events), job)
+        words = _in_words(missing, tiles.source, tiles.events, NO_TILE if elsewhere else ITS_TILE)
+        return _write_shards(buckets.sorted(), shard_size, store, words, job)
 
 
 def plan_given(tiles: Tiles, seed: int, shard_size: int, store: Store, job: str = "") -> PlanSummary:
@@ -185,7 +194,9 @@ def _shard_file(number: int) -> str:
     return f"plan/shards/{number:05d}.json"
 
 
-def _placed(tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventRequest]) -> Iterator[PlannedPair]:
+def _placed(
+    tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventRequest], elsewhere: bool
+) -> Iterator[PlannedPair]:
     """A pair for every request that finds a tile, in the order of finding; what does not is counted in ``missing``."""
     items, order = tiles.source.items, stream("plan.order", seed).permutation(len(tiles.source))
     num_tiles, num_rounds = len(order), -(-len(requests) // len(order))
@@ -214,7 +225,7 @@ def _placed(tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventR
                 else:
                     infeasible[one.place] = one.request
             missing.update(infeasible[place] for place in sorted(infeasible))
-    for request in list(missing):
+    for request in list(missing) if elsewhere else ():
         last_round = num_rounds + MAX_EXTRA_ROUNDS
         while missing[request] and num_rounds < last_round:
             before = missing[request]
@@ -289,7 +300,7 @@ def _sealed(plan: PlanSummary | ShardPlan, indent: int | None = None) -> bytes:
     return sealed(content, indent)
 
 
-def _in_words(missing: Counter[EventRequest], source: Source, events: EventSettings) -> dict[str, int]:
+def _in_words(missing: Counter[EventRequest], source: Source, events: EventSettings, no_room: str) -> dict[str, int]:
     """What found no place, and why, with counts."""
     short = {request: count for request, count in missing.items() if count}
     if not short:
@@ -299,7 +310,7 @@ def _in_words(missing: Counter[EventRequest], source: Source, events: EventSetti
     )
     words: Counter[str] = Counter()
     for request, count in short.items():
-        parts, reason = [request.kind] if request.kind else [], "no tile has room for it"
+        parts, reason = [request.kind] if request.kind else [], no_room
         if request.transition is not None:
             before, after = request.transition
             parts.append(f"{source.legend.name_of(before)}->{source.legend.name_of(after)}")

@@ -82,8 +82,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     second = (
         _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
     )
-    _refuse_unknown_objects(options, source)
-    _refuse_areas_without_sampling(options, source)
+    _refuse_idle_limits(options, source)
     _warn_of_sampling(options, source, info)
     fingerprint = source.fingerprint()  # first: what is learned is of the same files
     learned = _learned(options, source, begun)
@@ -104,6 +103,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
         targets=options.targets,
         num_pairs=options.num_pairs,
         pairs_per_image=options.pairs_per_image,
+        infeasible=options.infeasible,
         seed=options.seed,
         shard_size=(painted and painted.shard_size) or (begun.shard_size if begun else CPU_SHARD),
         finishing=_finishing(painted) if painted else FinishingOptions(mask_palette=options.mask_palette),
@@ -133,7 +133,7 @@ def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
     what = f"up to {MAX_PAIRS} pairs in all ({wanted} asked); make several sets, with other seeds"
     require(wanted <= MAX_PAIRS, "pairs_per_image", job.pairs_per_image, what)
     requests = job.targets.requests(wanted, len(tiles.source), job.events.kinds, tiles.source.legend, job.seed)
-    return make_plan(tiles, requests, job.seed, job.shard_size, store, progress, name)
+    return make_plan(tiles, requests, job.seed, job.shard_size, store, progress, name, job.infeasible == "elsewhere")
 
 
 def settle_machine(job: Job, store: Store) -> None:
@@ -231,13 +231,11 @@ def _in_legend(source: Source, options: Any, info: ModelInfo | None) -> Source:
     return source if info is None else source.with_legend(info.legend, options.legend_map)
 
 
-def _refuse_unknown_objects(options: SimulateOptions, source: Source) -> None:
+def _refuse_idle_limits(options: SimulateOptions, source: Source) -> None:
+    """What events are to be held to, and this source has not: classes, ground sampling."""
     names = source.legend.names
     unknown = [name for name in options.events.objects if name not in names]
     require(not unknown, "events.objects", unknown, ", ".join(names))
-
-
-def _refuse_areas_without_sampling(options: SimulateOptions, source: Source) -> None:
     for name in ("min_area_m2", "max_area_m2"):
         value = getattr(options.events, name)
         known = value is None or any(item.gsd_m is not None for item in source.items)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class SimulateReport:
     """(target, share asked, share reached)"""
     skipped: Sequence[str]
     """Why tiles were left out, a line each (``on_error: skip``)."""
+    left_out: Mapping[str, int]
+    """Changes that their tiles have no room for, with counts (``infeasible: leave``)."""
 
 
 def simulate_source(options: SimulateOptions, progress: Progress = silent) -> SimulateReport:
@@ -76,8 +78,9 @@ def simulate_source(options: SimulateOptions, progress: Progress = silent) -> Si
         with leases.waited_for("set", lambda: False):
             reached = _finish(job, plan, store)
             leases.sweep()
-    report = SimulateReport(options.out, plan.num_pairs, reached, job.tiles.skipped)
-    if plan.missing:
+    left_out = plan.missing if options.infeasible == "leave" else {}
+    report = SimulateReport(options.out, plan.num_pairs, reached, job.tiles.skipped, left_out)
+    if plan.missing and not left_out:
         parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
         raise ShortfallError(f"{shown(options.out)}: wrote {plan.num_pairs} pairs; missing: {parts}", report)
     return report

@@ -88,12 +88,14 @@ def _counts(legend: Legend, counts: SetSummary) -> list[str]:
     ratios = sorted(counts.ratios)
     changed = sum(counts.transitions.values()) or 1
     most = counts.transitions.most_common(20)
+    left_out = [f"{n} {markdown(what)}" for what, n in counts.left_out.items()]
     return [
         "## Counts",
         "",
         f"Splits: {_join(splits)}. Events: {_join(dict(sorted(counts.kinds.items())))}. "
         f"Share of changed pixels: median {ratios[len(ratios) // 2]:.2%}, "
         f"from {ratios[0]:.2%} to {ratios[-1]:.2%}.",
+        *([f"Left out: {', '.join(left_out)}."] if left_out else []),
         "",
         "| class | index | colour |",
         "|---|---|---|",

@@ -54,6 +54,7 @@ def _facts(counts: SetSummary) -> str:
     facts += [(str(n), kind) for kind, n in sorted(counts.kinds.items())]
     facts += [(str(counts.splits[name]), name) for name in SPLITS]
     facts += [(str(n), licence) for licence, n in sorted(counts.licences.items())]
+    facts += [(str(n), f"left out: {what}") for what, n in counts.left_out.items()]
     return "".join(f'<div class="fact"><b>{xml(n)}</b>{xml(what)}</div>' for n, what in facts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import BinaryIO
 
@@ -91,14 +91,15 @@ def finalise(
     records: Iterable[PairRecord],
     reached: Callable[[SetSummary], Targets] = lambda counts: [],
     how: str = "",
+    left_out: Mapping[str, int] | None = None,
 ) -> tuple[SetSummary, Targets]:
     """Write ``metadata.jsonl``, ``list/``, the tables of splits, ``legend.json``, the card and, last, ``report.html``.
 
     ``records``: at least one, in the order of their keys; none is kept in memory. ``reached``: (target, share asked,
     share reached) from the counts, written to ``targets.json`` where there are any. ``how`` the other date comes about,
-    for the card.
+    for the card. ``left_out``: changes that were not made, and why, with counts, for card and report.
     """
-    counts = SetSummary()
+    counts = SetSummary(left_out)
     last: Provenance | None = None
     tail = ""
     with ExitStack() as files:
