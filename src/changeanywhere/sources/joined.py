@@ -45,6 +45,11 @@ class JoinedSource(Source):
         self.items = tuple(items)
 
     @property
+    def parts(self) -> tuple[Source, ...]:
+        """What is joined, whole."""
+        return self._parts
+
+    @property
     def sizes(self) -> list[int]:
         """Tiles of each part."""
         return [sum(number == of for of, _ in self._tiles) for number in range(len(self._parts))]

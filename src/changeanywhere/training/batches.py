@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from changeanywhere.errors import ChangeAnywhereError, InputError
 from changeanywhere.seeds import stream
 from changeanywhere.sources import JoinedSource, Source
+from changeanywhere.training.complete import Complete
 from changeanywhere.training.recipe import DataRecipe, FirstStageRecipe, RunRecipe, SegmenterRecipe
 
 Batch = TypeVar("Batch")
@@ -111,11 +112,21 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     """Random crops with a random flip or rotation: image float32 ``[C, crop, crop]`` in [-1, 1], mask int64.
 
     ``views``: among how many flips and rotations one is drawn; 1: the crop as it is. ``scale``: windows of
-    ``crop_size`` divided, or multiplied, by up to ``1 + scale`` are brought to ``crop_size``.
+    ``crop_size`` divided, or multiplied, by up to ``1 + scale`` are brought to ``crop_size``. ``complete``: masks are
+    as it has them, below 0 on ground that is none of some classes.
     """
 
-    def __init__(self, source: Source, crop_size: int, seed: int, scale: float = 0.0, views: int = 8) -> None:
+    def __init__(
+        self,
+        source: Source,
+        crop_size: int,
+        seed: int,
+        scale: float = 0.0,
+        views: int = 8,
+        complete: Complete | None = None,
+    ) -> None:
         self.source, self.crop_size, self.seed, self.scale, self.views = source, crop_size, seed, scale, views
+        self.complete = complete
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         tile, step, row = place
@@ -130,7 +141,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         window = slice(top, top + side), slice(left, left + side)
         view = int(rng.integers(self.views))
         image = dihedral(replace(sample, image=sample.image[window]).pixels(), view)
-        mask = dihedral(sample.mask[window], view).astype(np.int64)
+        learned = sample.mask.astype(np.int64) if self.complete is None else self.complete.masks(tile, sample.mask)
+        mask = np.ascontiguousarray(dihedral(learned[window], view))
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return resized(pixels, torch.from_numpy(mask), self.crop_size)
 
@@ -194,11 +206,19 @@ def crop_batches(
     num_steps: int,
     rows: range,
     tiles: int | Mixture,
+    complete: Complete | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``."""
     seed = run.seed
     return DataLoader(
-        CropDataset(source, settings.crop_size, seed, getattr(settings, "scale", 0.0), getattr(settings, "views", 8)),
+        CropDataset(
+            source,
+            settings.crop_size,
+            seed,
+            getattr(settings, "scale", 0.0),
+            getattr(settings, "views", 8),
+            complete,
+        ),
         batch_sampler=StepSampler(tiles, settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,

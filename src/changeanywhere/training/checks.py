@@ -32,9 +32,11 @@ READ_BY = {
 }
 """Stage → sections and options that it reads."""
 OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
+OF_SEGMENTERS = ("data.complete", "data.complete_margin")
 UNREAD = {
-    "denoiser": ("run.num_workers",),
-    "critic": ("run.num_workers", "run.compile", *OF_IMAGES),
+    "first_stage": OF_SEGMENTERS,
+    "denoiser": ("run.num_workers", *OF_SEGMENTERS),
+    "critic": ("run.num_workers", "run.compile", *OF_IMAGES, *OF_SEGMENTERS),
     "segmenter": (),
     "detector": (),
 }
@@ -75,6 +77,7 @@ def _check_data(recipe: Sections) -> None:
     require(bool(data.source), "data.source", data.source, "a folder")
     for name, share in (("images_share", data.images_share), ("further_share", data.further_share)):
         require(0 < share < 1, f"data.{name}", share, "between 0 and 1")
+    require(data.complete_margin >= 0, "data.complete_margin", data.complete_margin, "0 px and more")
 
 
 def _check_sizes(section: str, settings: Any) -> None:
@@ -277,6 +280,7 @@ IDLE = (
     Idle("data.images_share", "data.images", _missing),
     Idle("data.images_without", "data.images", _missing),
     Idle("data.further_share", "data.further", _missing),
+    Idle("data.complete_margin", "data.complete", _missing),
     Idle("segmenter.taught_from_step", "data.images", _missing),
     Idle("segmenter.confidence", "data.images", _missing),
     Idle("denoiser.views", "denoiser.flip", _horizontal),

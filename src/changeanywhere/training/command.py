@@ -18,7 +18,7 @@ from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import atomic_write, check_out
 from changeanywhere.terminal import say
 from changeanywhere.text import in_a_line
-from changeanywhere.training.checks import OF_IMAGES, cut_short, refuse_unread_flags, without_idle
+from changeanywhere.training.checks import UNREAD, cut_short, refuse_unread_flags, without_idle
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
     CriticRecipe,
@@ -112,9 +112,7 @@ def train(
         from changeanywhere.training.detector import train_detector
 
         return train_detector(recipe, options.out, progress=progress, stop=stop)
-    if stage == "critic":  # reads masks: images without are for others that share the recipe
-        unread = {name.partition(".")[2]: getattr(DataRecipe(), name.partition(".")[2]) for name in OF_IMAGES}
-        recipe = replace(recipe, data=replace(recipe.data, **unread))
+    recipe = _without_unread(recipe, section)
     source = open_training_source(recipe.data)
     _note_skipped(source, options.out)
     if stage == "first-stage":
@@ -132,6 +130,12 @@ def train(
     from changeanywhere.training.denoiser import train_denoiser
 
     return train_denoiser(source, recipe, options.out, options.first_stage_from, progress, stop)
+
+
+def _without_unread(recipe: Recipe, stage: str) -> Recipe:
+    """What ``data`` says for other stages that share the recipe is at its default: it changes nothing here."""
+    names = [name.partition(".")[2] for name in UNREAD[stage] if name.startswith("data.")]
+    return replace(recipe, data=replace(recipe.data, **{name: getattr(DataRecipe(), name) for name in names}))
 
 
 def _note_skipped(source: Source, out: Path) -> None:

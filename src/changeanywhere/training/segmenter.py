@@ -19,6 +19,7 @@ from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.terminal import say
 from changeanywhere.training.batches import crop_batches, loaded, mixture_of
+from changeanywhere.training.complete import Complete, none_of_loss
 from changeanywhere.training.decoded import Decoded, content_of, draw
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
@@ -45,11 +46,15 @@ def train_segmenter(
         return train_stage(SegmenterTraining(recipe, processes, source), folder, progress, stop)
 
 
-def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy of logits ``[B, K, H, W]`` on known ground of masks int64 ``[B, H, W]`` → scalar."""
+def segmentation_loss(logits: Tensor, masks: Tensor, sets: Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits ``[B, K, H, W]`` on known ground of masks int64 ``[B, H, W]`` → scalar; with the ``sets``
+    of :class:`Complete`, the mean of it and of :func:`none_of_loss`."""
     # Unknown is 0 in masks and has no channel: shifted down by one it is -1, which is left out.
-    total = F.cross_entropy(logits.float(), masks - 1, ignore_index=-1, reduction="sum")
-    return total / (masks > 0).sum().clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
+    total = F.cross_entropy(logits.float(), masks.clamp(min=0) - 1, ignore_index=-1, reduction="sum")
+    count = (masks > 0).sum()
+    if sets is not None:
+        total, count = total + none_of_loss(logits, masks, sets), (masks != 0).sum()
+    return total / count.clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
 
 
 def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -80,6 +85,8 @@ class SegmenterTraining(Stage):
         halflife = self.settings.ema_halflife_share
         self.average = WeightAverage(self.net, halflife) if halflife else None
         self.taught = bool(recipe.data.images)
+        self.complete = Complete(source, recipe.data) if recipe.data.complete else None
+        self.sets = None if self.complete is None else self.complete.sets.to(processes.device)
         share, names = self.settings.decoded, self.settings.first_stage
         self.decoded = Decoded(names, processes.device) if share else None
         learned = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -105,7 +112,8 @@ class SegmenterTraining(Stage):
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
         tiles = mixture_of(self.source, self.recipe.data)
-        crops = crop_batches(self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows, tiles)
+        place = self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows
+        crops = crop_batches(*place, tiles, self.complete)
         with closing(loaded(crops)) as batches:
             for step, (plain, masks) in enumerate(batches, first_step):
                 factor, shift = draw_jitter(self.batch_size, self.rows, self.settings.colour_jitter, self.seed, step)
@@ -124,7 +132,7 @@ class SegmenterTraining(Stage):
         images, masks, *plain = part
         with self.processes.accelerator.autocast():
             logits = self.net(images)
-        loss = segmentation_loss(logits, masks)
+        loss = segmentation_loss(logits, masks, self.sets)
         said = {"loss": loss}
         if plain:
             said |= self._taught(logits, masks, plain[0], step)
@@ -133,7 +141,8 @@ class SegmenterTraining(Stage):
         return said
 
     def _taught(self, logits: Tensor, masks: Tensor, plain: Tensor, step: int) -> dict[str, Tensor]:
-        """The loss on crops without a mask, and the share of their ground that the average is sure of."""
+        """The loss on crops of which no mask says anything, and the share of their ground that the average is sure
+        of."""
         assert self.average is not None  # a recipe with images is refused without one
         bare = (masks == 0).flatten(1).all(1)
         settings = self.settings

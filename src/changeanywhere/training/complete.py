@@ -1,0 +1,84 @@
+"""Folders in which every object of some classes is drawn: their unknown ground is none of these classes, which is less
+than a class, and more than nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.legend import Mask
+from changeanywhere.sources import JoinedSource, Source
+from changeanywhere.training.recipe import DataRecipe
+
+
+class Complete:
+    """What ``data.complete`` says of the tiles of ``source``, as a training opened it.
+
+    :class:`ConfigError` naming a folder that is none of ``data.source`` and ``data.further``, or a class that its masks
+    cannot hold, or beside which no class is left.
+    """
+
+    def __init__(self, source: Source, data: DataRecipe) -> None:
+        parts = source.parts if isinstance(source, JoinedSource) else (source,)
+        self._starts = source.starts if isinstance(source, JoinedSource) else [0]
+        self._margin, self._set_of_part = data.complete_margin, [0] * len(parts)
+        folders = [Path(folder) for folder in (data.source, *data.further)]
+        rows = [torch.zeros(source.legend.num_classes, dtype=torch.bool)]
+        for folder, names in data.complete.items():
+            places = [place for place, each in enumerate(folders) if each == Path(folder)]
+            if not places:
+                allowed = ", ".join(str(each) for each in folders)
+                raise ConfigError(f"data.complete: {folder} is not read; allowed: {allowed}")
+            for place in places:
+                rows.append(_none_of(folder, names, parts[place]))
+                self._set_of_part[place] = len(rows) - 1
+        self.sets = torch.stack(rows)
+        """bool ``[S + 1, K]``: the classes of set 1…S, one for each complete folder; 0 has none."""
+
+    def masks(self, tile: int, mask: Mask) -> npt.NDArray[np.int64]:
+        """The mask ``[H, W]`` of a tile as it is learned from: -s on unknown ground that is none of the classes of set
+        s, if it lies more than ``data.complete_margin`` px from these classes."""
+        learned = mask.astype(np.int64)
+        number = self._set_of_part[int(np.searchsorted(self._starts, tile, side="right")) - 1]
+        if number:
+            none = mask == 0
+            drawn = np.isin(mask, np.flatnonzero(self.sets[number].numpy()) + 1)
+            if self._margin and drawn.any():
+                none &= ndimage.distance_transform_edt(~drawn) > self._margin
+            learned[none] = -number
+        return learned
+
+
+def _none_of(folder: str, names: Sequence[str], part: Source) -> Tensor:
+    """Of each class of the legend, whether it is one of ``names``."""
+    reached = None if part.mapping is None else set(part.mapping.table[[c.index for c in part.mapping.source.classes]])
+    drawn = [c.name for c in part.legend.classes if reached is None or c.index in reached]
+    wrong = [name for name in names if name not in drawn]
+    if wrong or not names:
+        found = wrong[0] if wrong else "no class"
+        raise ConfigError(f"data.complete: {folder}: {found}; allowed: what its masks can hold: {', '.join(drawn)}")
+    chosen = torch.tensor([name in names for name in part.legend.names])
+    if chosen.all():
+        raise ConfigError(f"data.complete: {folder}: {', '.join(names)}; allowed: fewer than all classes of the legend")
+    return chosen
+
+
+def none_of_loss(logits: Tensor, masks: Tensor, sets: Tensor) -> Tensor:
+    """Sum of -log(1 - p(classes of set s)) where masks int64 ``[B, H, W]`` are -s, of logits ``[B, K, H, W]`` → scalar.
+
+    Its gradient reaches the logits of these classes alone: which of the others it is, nobody said.
+    ``sets``: bool ``[S + 1, K]``, of :class:`Complete`.
+    """
+    where = masks < 0
+    scores, inside = logits.float().movedim(1, -1)[where], sets[-masks[where]]
+    of_set = scores.masked_fill(~inside, -torch.inf).logsumexp(1)
+    of_others = scores.detach().masked_fill(inside, -torch.inf).logsumexp(1)
+    return F.softplus(of_set - of_others).sum()
