@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import Cells, changed_cells, sample_latents, unknown_cells
+from changeanywhere.diffusion.blended import Cells, changed_cells, paint_latents, sample_latents, unknown_cells
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, normals
@@ -269,6 +270,44 @@ def test_a_perfect_denoiser_paints_the_clean_latent(prediction_type: str, sample
     )  # fmt: skip
     # DDIM ends at ᾱ[0], one step before clean.
     assert (result - clean).abs().max() < (0.2 if sampler == "ddim" else 1e-3)
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling("ddim", 10, [0.0, 0.5], known_noise="fresh"),
+    Sampling("ddim", 10, [0.0, 0.5], known_noise="fixed", eta=0.0, window_margin=1),
+    Sampling("dpmsolver++", 10, [0.0, 0.5], known_noise="fixed", guidance_scale=2.0),
+    Sampling("unipc", 10, [0.0, 0.5], known_noise="fixed"),
+], ids=["together", "windows", "dpmsolver++", "unipc"])  # fmt: skip
+def test_each_pair_has_the_free_tail_that_its_seed_draws(sampling: Sampling) -> None:
+    """In whatever company it is painted: as if it were painted alone, with that number."""
+    seeds, pick = [3, 4, 5, 6, 7, 3], torch.tensor([0, 1, 0, 1, 1, 0])
+    masks, known, change = MASKS[pick].clone(), KNOWN[pick], CHANGE[pick]
+    masks[1, 24:] = 0  # unknown ground is kept to the end
+    paint = partial(paint_latents, MODEL.denoiser, MODEL.schedule)
+    together = paint(known, masks, change, seeds, sampling)
+    tails = [sampling.settled(seed).free_fraction for seed in seeds]
+    assert len({sampling.settled(seed).num_held for seed in seeds}) > 2 and tails[0] == tails[-1]
+    for row, (seed, tail) in enumerate(zip(seeds, tails, strict=True)):
+        one = slice(row, row + 1)
+        alone = paint(known[one], masks[one], change[one], [seed], replace(sampling, free_fraction=tail))
+        assert torch.allclose(together[one], alone, atol=1e-4), row
+        other = paint(known[one], masks[one], change[one], [seed], replace(sampling, free_fraction=0.8))
+        assert not torch.allclose(together[one], other, atol=1e-2)
+
+
+def test_a_pair_that_draws_no_tail_gets_the_known_latent_back() -> None:
+    sampling = Sampling("ddim", 6, [0.0, 0.0], known_noise="fresh")
+    result = paint_latents(MODEL.denoiser, MODEL.schedule, KNOWN, MASKS, CHANGE, [1, 2], sampling)
+    outside = ~CHANGED.expand_as(KNOWN)
+    assert torch.equal(result[outside], KNOWN[outside]) and not torch.equal(result[~outside], KNOWN[~outside])
+
+
+@pytest.mark.parametrize("wrong", [[0.3, 0.0], [0.1], [0.0, 0.1, 0.2], [0.0, 1.5], 1.5])
+def test_a_free_tail_is_a_number_or_two(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"free_fraction is .*; allowed: 0 to 1, or \[low, high\]"):
+        Sampling(free_fraction=wrong).check()
+    with pytest.raises(ConfigError, match="allowed: one number"):
+        _ = Sampling(free_fraction=[0.0, 0.3]).num_held
 
 
 @given(st.integers(1, 999))

@@ -165,7 +165,11 @@ def test_a_push_raises_what_the_critic_reads(critic: Path, tiny_model_folder: Pa
     assert scores[1] > scores[0]
 
 
-@pytest.mark.parametrize("more", [["--critic.starts", "3", "--critic.calls", "2"], ["--critic.push", "0.5"]])
+@pytest.mark.parametrize("more", [
+    ["--critic.starts", "3", "--critic.calls", "2"],
+    ["--critic.push", "0.5"],
+    ["--critic.push", "0.5", "--free-fraction", "[0, 1]", "--exemplar-strength", "0.9"],
+], ids=["starts", "push", "push, by the tails of pairs"])  # fmt: skip
 def test_generate_takes_a_critic(
     more: list[str], critic: Path, source_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

@@ -92,6 +92,17 @@ def test_a_pair_does_not_depend_on_its_batch(margin: int) -> None:
         assert torch.allclose(alone[0], together[row], atol=1e-4)
 
 
+@pytest.mark.parametrize("margin", [0, 2])
+def test_a_tail_that_is_drawn_is_that_of_the_pair_alone(margin: int) -> None:
+    sampling = Sampling(num_steps=10, free_fraction=[0.0, 0.6], window_margin=margin)
+    together, strength = paint(0.5, sampling), torch.full((2, 64, 64), 0.5)
+    own = [sampling.settled(seed) for seed in (5, 6)]
+    assert own[0].num_held != own[1].num_held
+    for row in (0, 1):
+        alone = paint(strength, own[row], slice(row, row + 1))
+        assert torch.allclose(alone[0], together[row], atol=1e-4)
+
+
 @pytest.mark.parametrize("free_fraction", [0.0, 0.2])
 @pytest.mark.parametrize(("sampler", "eta"), [("dpmsolver++", 1.0), ("ddim", 0.0)])
 def test_windows_that_begin_at_different_calls_are_painted_in_one_batch_as_alone(

@@ -19,6 +19,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "pair.finish": (41,),  # order of the dates, nuisances
     "pair.donors": (53,),  # other tiles whose pixels are pasted
     "pair.exemplar": (59,),  # other tiles whose ground is an exemplar, strengths drawn from a range
+    "pair.tail": (71,),  # a free tail drawn from a range
     "scene.events": (67,),  # the event of a place in a scene's plan: window, kind, instance
     "training.order": (1,),  # tiles of an epoch
     "training.crop": (2,),  # crop and view of a row of a step

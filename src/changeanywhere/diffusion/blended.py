@@ -61,6 +61,27 @@ class Cells:
     unknown: Tensor
     """Kept to the last call."""
 
+    def held(self, num_held: Sequence[int]) -> Held:
+        """What is held while, and after, each pair's free tail begins at a call of its own."""
+        until = onto(torch.tensor(num_held), self.changed.device).view(-1, 1, 1, 1)
+        return Held(~self.changed, self.unknown, until, max(num_held))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Cells that are held: ``before`` the call ``until`` ``[B, 1, 1, 1]`` of a pair, and ``after``; bool
+    ``[B, 1, h, w]``."""
+
+    before: Tensor
+    after: Tensor
+    until: Tensor
+    last: int
+    """The largest of ``until``."""
+
+    def at(self, call: int) -> Tensor:
+        """Those of a call."""
+        return torch.where(self.until > call, self.before, self.after) if call < self.last else self.after
+
 
 @torch.no_grad()
 def paint_latents(
@@ -76,13 +97,41 @@ def paint_latents(
     """Latents of date 1 → latents of date 2, ``[B, 3, h, w]``, on the device of ``latents_t1``.
 
     ``masks_t2`` int64 and ``change_masks`` bool ``[B, H, W]``; ``seeds`` one per pair: its noise does not depend on
-    its batch. ``on_step(i, x)`` sees the input of each call.
+    its batch. ``on_step(i, x)`` sees the input of each call. Where ``free_fraction`` is a range, each pair's tail is
+    drawn from its seed; with ``window_margin``, or a multistep sampler, pairs whose tails begin alike go together.
     """
+    if isinstance(sampling.free_fraction, list) and (sampling.window_margin or sampling.sampler != "ddim"):
+
+        def paint(rows: list[int], own: Sampling) -> Tensor:
+            given = denoiser.of_rows(rows), schedule, latents_t1[rows], masks_t2[rows], change_masks[rows]
+            return paint_latents(*given, [seeds[row] for row in rows], own, on_step)
+
+        return by_tail(paint, seeds, sampling)
     masks_t2, change_masks = onto(masks_t2, latents_t1.device), onto(change_masks, latents_t1.device)
     changed = changed_cells(change_masks, sampling.dilate_cells)
     cells = Cells(changed, unknown_cells(masks_t2, changed))
     noise = NoiseStreams(seeds, latents_t1.shape[1:], latents_t1.device)
-    return sample_latents(denoiser, schedule, masks_t2, latents_t1, cells, noise, sampling, on_step)
+    if not isinstance(sampling.free_fraction, list):
+        return sample_latents(denoiser, schedule, masks_t2, latents_t1, cells, noise, sampling, on_step)
+    held = cells.held([sampling.settled(seed).num_held for seed in seeds])
+    calls = Calls(denoiser, schedule, sampling, noise, on_step)
+    known_noise = noise.draw("known").to(latents_t1) if sampling.known_noise == "fixed" else None
+    conditions = mask_conditions(denoiser, masks_t2, sampling.guidance_scale)
+    x = noise.draw("start").to(latents_t1)
+    x = calls.run(range(sampling.num_steps), x, latents_t1, known_noise, held, conditions)
+    return torch.where(held.at(sampling.num_steps - 1), latents_t1, x)
+
+
+def by_tail(paint: Callable[[list[int], Sampling], Tensor], seeds: Sequence[int], sampling: Sampling) -> Tensor:
+    """Latents of all pairs, painted together where their tails, drawn from ``seeds``, begin at the same call:
+    ``paint(rows, settings)`` → ``[len(rows), 3, h, w]``."""
+    groups: dict[int, list[int]] = {}
+    own = [sampling.settled(seed) for seed in seeds]
+    for row, settings in enumerate(own):
+        groups.setdefault(settings.num_held, []).append(row)
+    order = [row for rows in groups.values() for row in rows]
+    painted = torch.cat([paint(rows, own[rows[0]]) for rows in groups.values()])
+    return painted[[order.index(row) for row in range(len(order))]]
 
 
 @torch.no_grad()
@@ -109,7 +158,7 @@ def sample_latents(
     conditions = mask_conditions(denoiser, masks_t2, sampling.guidance_scale)
     known_noise = noise.draw("known").to(known) if sampling.known_noise == "fixed" else None
     calls = Calls(denoiser, schedule, sampling, noise, on_step)
-    held_calls = range(int(sampling.num_steps * (1 - sampling.free_fraction)))
+    held_calls = range(sampling.num_held)
     x = noise.draw("start").to(known)
     if not sampling.window_margin:
         x = calls.run(held_calls, x, known, known_noise, ~changed, conditions)
@@ -126,7 +175,7 @@ def sample_latents(
             for window, part in zip(some, painted, strict=True):
                 window.of(x).copy_(part)
     x = calls.run(range(len(held_calls), sampling.num_steps), x, known, known_noise, unknown, conditions)
-    put_back = ~changed if sampling.free_fraction == 0 else unknown
+    put_back = ~changed if sampling.num_held == sampling.num_steps else unknown
     return torch.where(put_back, known, x)
 
 
@@ -165,16 +214,24 @@ class Calls:
         return noisy
 
     def run(
-        self, calls: range, x: Tensor, known: Tensor, known_noise: Tensor | None, held: Tensor, conditions: list[Tensor]
+        self,
+        calls: range,
+        x: Tensor,
+        known: Tensor,
+        known_noise: Tensor | None,
+        held: Tensor | Held,
+        conditions: list[Tensor],
     ) -> Tensor:
         """These calls, ``held`` cells replaced before each. A multistep sampler begins at first order: what came
         before belongs to another trajectory."""
         sampler = self.sampler()
-        some_held = bool(calls) and bool(held.any())
+        cells = held if isinstance(held, Tensor) else held.before
+        some_held = bool(calls) and bool(cells.any())
         for call in calls:
             if some_held:
                 fixed = self._noise.draw("known").to(known) if known_noise is None else known_noise
-                x = torch.where(held, self.noised(known, fixed, call), x)
+                here = held if isinstance(held, Tensor) else held.at(call)
+                x = torch.where(here, self.noised(known, fixed, call), x)
             self.tell(call, x)
             timestep = sampler.timesteps[call]
             prediction = self.predict(x, call, conditions)

@@ -9,6 +9,7 @@ chosen instead of one that follows from the critic's confidence.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -82,6 +83,12 @@ class Pushed(Denoiser):
         self._until, self._length = options.until, options.push / max(guidance_scale, 1.0)
         self._alphas = schedule.alphas_cumprod
         self._predicts_v = schedule.config.prediction_type == "v_prediction"
+
+    def of_rows(self, rows: Sequence[int]) -> Pushed:
+        """See :class:`Denoiser`."""
+        some = copy(self)
+        some._changed = self._changed[list(rows)]
+        return some
 
     def encode_masks(self, masks: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Condition ``[B, mask_channels + K, h, w]``: the last K say which class is wanted in changed cells."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import Calls, OnStep, changed_cells, mask_conditions, unknown_cells
+from changeanywhere.diffusion.blended import Calls, OnStep, by_tail, changed_cells, mask_conditions, unknown_cells
 from changeanywhere.diffusion.joint import JOINT_SAMPLERS, Begins, Windows, paint_jointly
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
@@ -68,13 +68,23 @@ def paint_from_exemplars(
     call whose timestep is nearest to strength × 1000, and painted from there on; everything else is held as in
     :func:`.sample_latents`. Cells of less strength wait for their call while others are painted around them. Calls
     before the first start of a pair are not made for it. Strengths below the free tail begin with the tail, or never.
-    ``on_step(i, x)`` sees the input of each call, which is that of windows alone while they are painted.
+    ``on_step(i, x)`` sees the input of each call, which is that of windows alone while they are painted. Where
+    ``free_fraction`` is a range, pairs whose tails begin at the same call go together.
     """
+    if isinstance(sampling.free_fraction, list):
+
+        def paint(rows: list[int], own: Sampling) -> Tensor:
+            some = Exemplars(exemplars.latents[rows], exemplars.strength[rows])
+            its_masks, its_seeds = (masks[0][rows], masks[1][rows]), [seeds[row] for row in rows]
+            given = denoiser.of_rows(rows), schedule, known[rows], some, its_masks
+            return paint_from_exemplars(*given, its_seeds, own, on_step)
+
+        return by_tail(paint, seeds, sampling)
     # What is painted when and where is settled on the CPU: a device asked for it would be waited for.
     where, masks_t2 = changed_cells(masks[1].cpu(), sampling.dilate_cells), onto(masks[0], known.device)
     streams = NoiseStreams(seeds, known.shape[1:], known.device)
     calls = Calls(denoiser, schedule, sampling, streams, on_step)
-    num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
+    num_held = sampling.num_held
     start = first_calls(exemplars.strength.cpu(), masks[1].cpu(), calls.timesteps, num_held, sampling)
     start = torch.where(where, start, sampling.num_steps)
     changed = onto(where, known.device)
@@ -96,7 +106,7 @@ def paint_from_exemplars(
     unknown = unknown_cells(masks_t2, changed)
     never = changed & (scene.start == sampling.num_steps)
     x = calls.run(range(num_held, sampling.num_steps), x, scene.target, scene.noise, unknown | never, scene.conditions)
-    put_back = ~changed | never if sampling.free_fraction == 0 else unknown | never
+    put_back = ~changed | never if num_held == sampling.num_steps else unknown | never
     return torch.where(put_back, scene.target, x)
 
 
@@ -134,8 +144,7 @@ def timesteps_of(sampling: Sampling, schedule: DDPMScheduler) -> list[int]:
 
 def begun_at(strength: float, timesteps: Sequence[int], sampling: Sampling) -> int:
     """Timestep at which ground of this strength begins to be painted; 0: it stays the exemplar that it is."""
-    num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
-    return [*timesteps, 0][int(_call_of(torch.tensor(strength), timesteps, num_held))]
+    return [*timesteps, 0][int(_call_of(torch.tensor(strength), timesteps, sampling.num_held))]
 
 
 def _paint_windows(

@@ -9,6 +9,7 @@ from typing import Any
 
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.help import among, one_of
+from changeanywhere.seeds import stream
 
 SAMPLERS = ("ddim", "dpmsolver++", "unipc")
 KNOWN_NOISE = ("fresh", "fixed")
@@ -57,8 +58,9 @@ class SamplingOptions:
     """ddim, dpmsolver++ or unipc."""
     num_steps: int | None = None
     """Denoiser calls per image."""
-    free_fraction: float | None = None
-    """Share of the last steps in which unchanged ground is painted freely, 0 to 1; 0 keeps it as it is."""
+    free_fraction: float | list[float] | None = None
+    """Share of the last steps in which unchanged ground is painted freely, 0 to 1; 0 keeps it as it is. Or (not for
+    scenes) a range to draw each pair's from, '[0, 0.3]' (the paper's)."""
     guidance_scale: float | None = None
     """Classifier-free guidance; 1 = off."""
     guidance_interval: list[int] | None = None
@@ -100,8 +102,9 @@ class Sampling:
     """``ddim``, ``dpmsolver++`` (2M) or ``unipc``."""
     num_steps: int = 20
     """Denoiser calls."""
-    free_fraction: float = 0.1
-    """Share of the last steps in which unchanged ground is painted freely under mask t2 (N_min of the paper)."""
+    free_fraction: float | list[float] = 0.1
+    """Share of the last steps in which unchanged ground is painted freely under mask t2 (N_min of the paper), or a
+    range to draw each pair's from."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 = off."""
     known_noise: str = "fixed"
@@ -131,10 +134,33 @@ class Sampling:
         return any(strength < 1 for strength in self._strengths)
 
     @property
+    def _has_tail(self) -> bool:
+        given = self.free_fraction
+        ends = given if isinstance(given, list) else [given, given]
+        return len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1
+
+    @property
     def _strengths(self) -> list[float]:
         given = self.exemplar_strength
         numbers = list(given.values()) if isinstance(given, dict) else given
         return [] if numbers is None else numbers if isinstance(numbers, list) else [numbers]
+
+    @property
+    def num_held(self) -> int:
+        """Calls in which unchanged ground is held (eq. 6); those after them are the free tail.
+
+        :class:`ConfigError` where the tail is a range: each pair has its own, see :meth:`settled`.
+        """
+        if isinstance(self.free_fraction, list):
+            raise ConfigError(f"free_fraction is {self.free_fraction}; allowed: one number, for one pair or scene")
+        return int(self.num_steps * (1 - self.free_fraction))
+
+    def settled(self, seed: int) -> Sampling:
+        """These settings for the pair whose noise has this seed: its free tail, where a range is given."""
+        if not isinstance(self.free_fraction, list):
+            return self
+        low, high = self.free_fraction
+        return replace(self, free_fraction=round(float(stream("pair.tail", seed).uniform(low, high)), 4))
 
     def changed(self, given: Mapping[str, Any]) -> Sampling:
         """These settings with those that are ``given``. What does nothing any more, since something given switches it
@@ -156,7 +182,7 @@ class Sampling:
         checks = [
             ("sampler", self.sampler, self.sampler in SAMPLERS, among(self.sampler, SAMPLERS)),
             ("num_steps", self.num_steps, 1 <= self.num_steps < 1000, "1 to 999"),
-            ("free_fraction", self.free_fraction, 0 <= self.free_fraction <= 1, "0 to 1"),
+            ("free_fraction", self.free_fraction, self._has_tail, "0 to 1, or [low, high]"),
             ("guidance_scale", self.guidance_scale, 0 <= self.guidance_scale <= 30, "0 to 30"),
             ("known_noise", self.known_noise, self.known_noise in KNOWN_NOISE, among(self.known_noise, KNOWN_NOISE)),
             ("eta", self.eta, 0 <= self.eta <= 1, "0 to 1"),

@@ -189,7 +189,7 @@ class ChangePairPipeline:
         change_mask: npt.NDArray[np.bool_],
         *,
         num_steps: int | None = None,
-        free_fraction: float | None = None,
+        free_fraction: float | list[float] | None = None,
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
         **settings: Any,
@@ -252,7 +252,7 @@ class ChangePairPipeline:
             pixels_of(image, stretch), mask, change, strengths, None if given is None else lambda box, _: given(box)
         )
         painter = self.scene_painter(view, sampling, seed, origin, size=SCENE_BATCH, run=Remembering())
-        free = sampling.free_fraction > 0 and not paste_back
+        free = sampling.num_held < sampling.num_steps and not paste_back
         result = image.copy()
         for band in paint_everywhere(painter) if free else paint_changes(painter, paste_back):
             rows = result[band.row : band.row + len(band.image)]

@@ -256,7 +256,8 @@ class ScenePainter(SceneWindows):
         fixed = ground.known_noise if sampling.known_noise == "fixed" else None
         tail = range(self._num_held, sampling.num_steps)
         x = calls.run(tail, x, ground.target, fixed, unknown | never, conditions)
-        x = torch.where(~ground.own | never if sampling.free_fraction == 0 else unknown | never, ground.target, x)
+        kept = ~ground.own if self._num_held == sampling.num_steps else unknown
+        x = torch.where(kept | never, ground.target, x)
         if first.is_small:
             real = [self._real(in_pixels(group.region), in_pixels(group.box)) for group in batch.groups]
             return self._pixels(x, real, ground.target).cpu()

@@ -63,7 +63,7 @@ class SceneWindows:
         """``plane``: where the scene's cells lie in the world."""
         self._networks, self.view, self._sampling, self._seed = networks, view, sampling, seed
         self.plane, self._size, self._run = plane, size, run
-        self._num_held = int(sampling.num_steps * (1 - sampling.free_fraction))
+        self._num_held = sampling.num_held
         calls = Calls(networks.denoiser, networks.schedule, sampling, PlaceNoise(0, [], (0, 0, 0)))
         self._timesteps = calls.timesteps
 

@@ -60,7 +60,10 @@ def finished_pair(
         {"class": legend.name_of(each.class_index), "strength": each.strength, "timestep": each.timestep}
         for each in painting.exemplars
     ]
-    done = Finish(finished.real_date, finished.nuisances, painting.score, painting.attempt, painting.donors, how)
+    done = Finish(
+        *(finished.real_date, finished.nuisances, painting.score, painting.attempt, painting.donors, how),
+        free_fraction=painting.free_fraction,
+    )
     return pair, record_of(pair, plan, legend, origin, done, options.image_format, provenance)
 
 

@@ -94,6 +94,10 @@ class Denoiser(nn.Module):
         """Images must have height and width divisible by this (px)."""
         return DOWNSAMPLING * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
+    def of_rows(self, rows: Sequence[int]) -> Denoiser:
+        """The denoiser of these rows of a batch alone: itself, unless it knows something of each."""
+        return self
+
     def encode_masks(self, masks: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Masks int64 ``[B, H, W]`` → condition ``[B, mask_channels, H/4, W/4]``; once per sampling run."""
         condition: Tensor = self.mask_encoder(masks, dropped)

@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 DOWNSAMPLING = 4
 """Image px per latent cell (f = 4)."""
 SAMPLING_SLACK = 1.25
+OF_SEVERAL_FORMS = ("exemplar_strength", "guidance_interval", "free_fraction")
+"""Settings of :class:`Sampling` that may be a number or more."""
 EMBEDDED_MODEL = "mini"
 EMBEDDED_SEGMENTER = "mini-segmenter"
 """The network of the package that reads land cover: it filters and labels, and so never judges."""
@@ -149,7 +151,7 @@ def _sampling(defaults: dict[str, Any], file: Path) -> dict[str, Any]:
     for name, value in defaults.items():
         if name not in usual:
             raise ModelError(f"{file}: defaults.{name} is unknown; allowed: {', '.join(usual)}")
-        if name in ("exemplar_strength", "guidance_interval"):  # of several forms: Sampling.check looks at them
+        if name in OF_SEVERAL_FORMS:  # Sampling.check looks at them
             continue
         kind: Any = type(usual[name])
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -123,6 +123,8 @@ class Painting:
     """Other tiles whose pixels are in it."""
     exemplars: Sequence[FromExemplar] = ()
     """By class of mask t2; empty where changed ground was painted from noise."""
+    free_fraction: float | None = None
+    """Its free tail, where that was drawn from a range."""
     score: float | None = None
     """Share of changed ground that the filter reads as its new class."""
     attempt: int = 0

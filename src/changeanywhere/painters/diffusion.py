@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -124,7 +123,7 @@ class DiffusionPainter:
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
         denoiser, schedule = self._denoiser(changes), self.pipeline.model.schedule
         donors: list[list[SourceItem]] = [[] for _ in batch.plans]
-        how: list[list[FromExemplar]] = [[] for _ in batch.plans]
+        made: Sequence[Exemplar] = ()
         given, exemplars, real = (masks, changes), None, tiles_of(batch)
         if self.sampling.from_exemplars:
             made = self._made(batch)
@@ -132,7 +131,6 @@ class DiffusionPainter:
             donors = [list(each.donors) for each in made]
             strength = np.stack([each.strengths[p.mask_t2] for each, p in zip(made, batch.plans, strict=True)])
             exemplars = Exemplars(real.latents(self.pipeline), torch.from_numpy(strength))
-            how = [self._how(plan, each.strengths) for plan, each in zip(batch.plans, made, strict=True)]
 
         def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
             if exemplars is None:
@@ -142,13 +140,14 @@ class DiffusionPainter:
         seeds = batch.seeds
         if self.critic is not None and self.critic_options.starts > 1:
             seeds = best_seeds(paint_seeds, self.critic, given, seeds, self.sampling, self.critic_options)
-        painted = paint_seeds(seeds, self.sampling)
+        painted, own = paint_seeds(seeds, self.sampling), [self.sampling.settled(seed) for seed in seeds]
+        how = [self._how(*each) for each in zip(batch.plans, made, own, strict=True)] if made else [[] for _ in own]
         decoded, share = self.pipeline.decode(painted), self.sampling.restore_detail
         if share:
             decoded = give_back(decoded, real.images(self.pipeline), real.decoded(self.pipeline), share)
         images = to_pixels(decoded)
         return [
-            Painting(i, plan, batch.images[row], images[i], donors[i], how[i])
+            Painting(i, plan, batch.images[row], images[i], donors[i], how[i], self._tail(own[i]))
             for i, (plan, row) in enumerate(zip(batch.plans, batch.rows, strict=True))
         ]
 
@@ -160,13 +159,18 @@ class DiffusionPainter:
         changed = changed_cells(changes.to(self.pipeline.device))
         return Pushed(denoiser, self.critic, schedule, changed, self.critic_options, self.sampling.guidance_scale)
 
-    def _how(self, plan: ChangePlan, strengths: npt.NDArray[np.float32]) -> list[FromExemplar]:
-        """How each class that appears in ``plan`` was painted; ``strengths`` by class."""
+    def _how(self, plan: ChangePlan, made: Exemplar, own: Sampling) -> list[FromExemplar]:
+        """How each class that appears in ``plan`` was painted, by a pair's own settings."""
         found = []
         for class_index in np.unique(plan.mask_t2[plan.change_mask]):
-            own = float(strengths[class_index])
-            found.append(FromExemplar(int(class_index), round(own, 4), begun_at(own, self._timesteps, self.sampling)))
+            strength = float(made.strengths[class_index])
+            begun = begun_at(strength, self._timesteps, own)
+            found.append(FromExemplar(int(class_index), round(strength, 4), begun))
         return found
+
+    def _tail(self, own: Sampling) -> float | None:
+        """The free tail of a pair's own settings, where it was drawn for it."""
+        return None if own is self.sampling or isinstance(own.free_fraction, list) else own.free_fraction
 
     def _made(self, batch: Batch) -> Sequence[Exemplar]:
         """Changed ground in real pixels: the batch's, else made here."""

@@ -12,6 +12,8 @@ from changeanywhere.pairs.annotations import event_record
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SUFFIXES
 from changeanywhere.sample import ChangePair, ChangePlan, Normalisation, SourceItem, change_transitions
 
+UNSAID = ("container", "free_fraction")
+"""Keys that only sets have of which they say something."""
 FILE_FOLDERS = (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS)
 
 
@@ -120,6 +122,8 @@ class PairRecord:
     """Other tiles whose pixels are in it: ``key``, ``split``, ``licence``."""
     exemplars: Sequence[Mapping[str, Any]] = ()
     """Classes of changed ground that were painted over real pixels: ``class``, ``strength``, first ``timestep``."""
+    free_fraction: float | None = None
+    """Its free tail; None where all of the set have one, and the line does not say so."""
     container: str = ""
     """File of the set that the pair lies in; "": its files lie in folders, and the line does not say so."""
     labelled_by: str = ""
@@ -131,8 +135,8 @@ class PairRecord:
         content: dict[str, Any] = {"key": self.key}
         content |= {f"{folder}_file_name": name for folder, name in self.files.items()}
         for each in fields(self):
-            if each.name not in ("key", "files", "provenance") and (each.name != "container" or self.container):
-                value = getattr(self, each.name)
+            value = getattr(self, each.name)
+            if each.name not in ("key", "files", "provenance") and (each.name not in UNSAID or value not in ("", None)):
                 content[each.name] = list(value) if isinstance(value, tuple) else value
         content["transitions"] = transition_rows(self.transitions)
         content["nuisances"] = _nuisance_rows(self.nuisances)
@@ -179,6 +183,7 @@ class PairRecord:
             "attempt",
             "donors",
             "exemplars",
+            "free_fraction",
             "container",
             "labelled_by",
         }
@@ -198,6 +203,7 @@ class Finish:
     attempt: int = 0
     donors: Sequence[SourceItem] = ()
     exemplars: Sequence[Mapping[str, Any]] = ()
+    free_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +255,7 @@ def record_of(
         attempt=finish.attempt,
         donors=[{"key": donor.key, "split": origin.split, "licence": donor.licence} for donor in finish.donors],
         exemplars=finish.exemplars,
+        free_fraction=finish.free_fraction,
         labelled_by=item.labelled_by,
         provenance=provenance,
     )

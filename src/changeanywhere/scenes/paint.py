@@ -80,7 +80,7 @@ def painter_of(
     painter = pipeline.scene_painter(
         view, sampling, settings.seed, (0, 0), machine["window"], size=machine["batch_size"], run=run
     )
-    return painter, sampling.free_fraction > 0 and not settings.finishing["paste_back"]
+    return painter, sampling.num_held < sampling.num_steps and not settings.finishing["paste_back"]
 
 
 def bands_of(painter: ScenePainter, everywhere: bool, paste_back: bool) -> Iterator[Band]:
@@ -92,7 +92,7 @@ def num_units(painter: ScenePainter, everywhere: bool, sampling: Sampling, size:
     """How many units of work a progress bar counts."""
     units = len(painter.batches)
     if everywhere:
-        tail = sampling.num_steps - int(sampling.num_steps * (1 - sampling.free_fraction))
+        tail = sampling.num_steps - sampling.num_held
         units += (2 + tail) * -(-len(painter.plane.windows()) // size)
     return units
 

@@ -60,6 +60,8 @@ def sampling_of(options: SceneOptions, info: ModelInfo) -> Sampling:
         names = ("default", *info.legend.names)
         unknown = sorted(set(sampling.exemplar_strength) - {*names})
         require(not unknown, "exemplar_strength", unknown, ", ".join(names))
+    ranged = isinstance(sampling.free_fraction, list)
+    require(not ranged, "free_fraction", sampling.free_fraction, "one number for a scene")
     given = isinstance(sampling.exemplar_strength, list)
     require(not given, "exemplar_strength", sampling.exemplar_strength, "a number, or one by class, for a scene")
     idle = options.eta is not None and sampling.sampler != "ddim"

@@ -118,7 +118,7 @@ class PaintTab:
         gr.HTML("<b>Classes</b>" + pictures.classes(self.legend) + pink)
 
     def _painting(self) -> None:
-        usual = self.studio.networks.defaults
+        usual = self.studio.networks.defaults.settled(0)
         sliders = {
             "steps": ((1, acts.MAX_STEPS, usual.num_steps), 1, "calls of the network: time"),
             "guidance": ((0, 10, usual.guidance_scale), 0.1, "how hard the mask is obeyed; 1 = off"),
