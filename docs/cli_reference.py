@@ -51,7 +51,8 @@ HEAD = """# Options of every command
 Generated from the source (`make reference`); `changeanywhere COMMAND --help=all` prints the same, `--help`
 a line of each. Every option is a flag
 and a key of the YAML file that `--config` takes (`--events.min-area 64`, or `events: {min_area: 64}`); a flag wins, an
-unknown key is an error. Exit code: 0 done, 1 failed, 2 your input is wrong.
+unknown key is an error. A switch (default `False`) needs no value; `--NAME=false` turns off what a recipe turns on.
+Exit code: 0 done, 1 failed, 2 your input is wrong.
 
 Every command also takes, on the command line alone, `--quiet` (neither bars nor remarks; errors and what was asked for
 stay) and `--progress bars|json|none`. With `json`, standard error is one JSON object a line: `{"event": "progress",

@@ -36,7 +36,8 @@ COMMANDS = {
 }
 EPILOG = (
     "changeanywhere COMMAND --help lists a command's options. Every command takes --progress bars|json|none (json: "
-    "lines of JSON on standard error) and --quiet (no bars, no remarks). Exit "
+    "lines of JSON on standard error) and --quiet (no bars, no remarks). --NAME=false turns a switch off that a recipe "
+    "turns on. Exit "
     "code: 0 done, 1 failed, 2 your input is wrong."
 )
 

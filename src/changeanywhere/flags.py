@@ -36,7 +36,7 @@ def parse(command: str, kind: type[Options], arguments: list[str], description: 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
     _add_options(parser, kind, "")
-    arguments = _config_first(arguments)
+    arguments = _config_first(_with_truth(arguments, set(_switches(kind, ""))))
     _check_yaml(arguments)
     try:
         values = parser.parse_args(_with_lists(_readable_config(arguments), _lists_of_words(kind)))
@@ -118,9 +118,9 @@ def given_flags(arguments: list[str]) -> frozenset[str]:
 def with_words(arguments: list[str], kind: type, name: str) -> list[str]:
     """Words that are no flag's value as the values of the option ``name``: ``A B --out C`` → ``--inputs ["A", "B"]
     --out C``, or as its one value where the option is no list."""
-    switches = set(_switches(kind, ""))
+    switches = set(_switches(kind, "")) | {"-h", "--help"}
     words, rest, held = [], list[str](), False
-    for argument in arguments:
+    for argument in _with_truth(arguments, switches - {"-h", "--help"}):
         if held or argument.startswith("-"):
             rest.append(argument)
             held = not held and "=" not in argument and argument not in switches
@@ -135,14 +135,28 @@ def with_words(arguments: list[str], kind: type, name: str) -> list[str]:
 
 
 def _switches(kind: type, prefix: str) -> typing.Iterator[str]:
-    """Flags without a value."""
-    yield from ("-h", "--help")
+    """Flags that need no value: given alone they are true."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _switches(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
         elif hints[field.name] is bool and field.default is False:
             yield f"--{prefix}{field.name}".replace("_", "-")
+
+
+def _with_truth(arguments: list[str], switches: set[str]) -> list[str]:
+    """``--flip`` → ``--flip=true`` and ``--flip false`` → ``--flip=false``: a switch has a value, which may take back
+    what a recipe turns on."""
+    found, taken = list[str](), False
+    for place, argument in enumerate(arguments):
+        behind = "".join(arguments[place + 1 : place + 2])
+        if argument in switches:
+            said = behind.lower() in ("true", "false")
+            found.append(f"{argument}={behind.lower() if said else 'true'}")
+        elif not taken:
+            found.append(argument)
+        taken = argument in switches and said
+    return found
 
 
 def names_option(arguments: list[str], name: str) -> bool:
@@ -208,7 +222,7 @@ def _shorten(message: str, known: set[str]) -> str:
         keys = [each[2:].replace("-", "_") for each in sorted(known)]
         return f"unknown option {unknown.group(1)!r} in the YAML file{meant(unknown.group(1), keys)}"
     name = re.search(r'Parser key "([^"]+)"', message)
-    value = re.search(r"Given value: (.+)", message)
+    value = re.search(r"(?:Given|Got) value: (.+)", message)
     kinds = re.findall(r"Expected an? <class '([^']+)'>", message)
     if not (name and value and kinds):
         return message
@@ -227,11 +241,7 @@ def _add_options(parser: Any, kind: type, prefix: str) -> None:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = field.default_factory() if callable(field.default_factory) else field.default
         settings: dict[str, Any] = {"required": True} if required else {"default": default}
-        if hints[field.name] is bool and default is False:
-            settings["action"] = "store_true"
-        else:
-            settings["type"] = hints[field.name]
-        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=hints[field.name], **settings)
 
 
 def _build(kind: type[Options], values: Any) -> Options:
