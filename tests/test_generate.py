@@ -418,6 +418,45 @@ def test_a_tile_without_room_keeps_its_turn(
         made(infeasible="away")
 
 
+def test_a_set_of_some_splits_says_so_and_goes_on(options: GenerateOptions, tmp_path: Path) -> None:
+    rows = [f"tile_{i},{'val' if i < 4 else 'train'}" for i in range(6)]
+    (options.source / "provenance.csv").write_text("\n".join(["patch,split", *rows]))
+    free = {"method": "copy_paste", "num_steps": None, "dtype": None, "num_threads": None, "num_pairs": None}
+    given = change(options, splits={"train": "all", "val": 2}, **free)
+    assert generation.generate(given).num_pairs == 8
+    records = [json.loads(line) for line in (options.out / "metadata.jsonl").read_text().splitlines()]
+    assert Counter(record["split"] for record in records) == {"train": 4, "val": 4}
+    assert records[0]["settings"]["source"]["splits"] == {"train": "all", "val": 2}
+    (options.out / "shards" / "00001.json").unlink()
+    assert generation.generate(given).num_new == 3, "from its job.json, as it was chosen"
+    with pytest.raises(OutputError, match=r"source\.options\.splits\.val = 2, asked now: 3"):
+        generation.generate(replace(given, splits={"train": "all", "val": 3}))
+    with pytest.raises(ConfigError, match="nothing beside masks_t2"):
+        generation.generate(replace(given, num_pairs=None, masks_t2=options.source / "masks", out=tmp_path / "given"))
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_a_free_tail_drawn_by_pair_is_in_its_record(
+    options: GenerateOptions, strength: float | None, tmp_path: Path
+) -> None:
+    given = change(options, free_fraction=[0.0, 0.6], num_steps=8, exemplar_strength=strength)
+    generation.generate(given)
+    records = [json.loads(line) for line in (options.out / "metadata.jsonl").read_text().splitlines()]
+    tails = [record["free_fraction"] for record in records]
+    assert len(set(tails)) == 7 and all(0 <= tail <= 0.6 for tail in tails)
+    assert records[0]["settings"]["sampling"]["free_fraction"] == [0.0, 0.6]
+    drawn = [Sampling(free_fraction=[0.0, 0.6]).settled(record["seed"]).free_fraction for record in records]
+    assert tails == drawn, "of the pair's seed"
+    pairs = ca.load_pairs(options.out)
+    assert [pairs[i].metadata["free_fraction"] for i in range(7)] == tails
+    generation.generate(change(given, batch_size=7, out=tmp_path / "other"))
+    again = [json.loads(line) for line in (tmp_path / "other" / "metadata.jsonl").read_text().splitlines()]
+    assert [record["free_fraction"] for record in again] == tails
+    generation.generate(change(given, free_fraction=0.3, out=tmp_path / "fixed"))
+    assert '"free_fraction": 0.3' in (tmp_path / "fixed" / "metadata.jsonl").read_text()
+    assert "free_fraction" not in json.loads((tmp_path / "fixed" / "shards" / "00000.json").read_text())["records"][0]
+
+
 def test_corrected_labels_are_another_source(options: GenerateOptions, tmp_path: Path) -> None:
     """Else the set would say that there is nothing to do, or mix old and new labels."""
     generation.generate(options)
@@ -695,7 +734,6 @@ def test_a_batch_that_memory_does_not_take_is_painted_in_halves(
 
 
 def test_a_job_from_before_an_option_was_there_is_read_with_its_default() -> None:
-    from changeanywhere.diffusion.options import Sampling
     from changeanywhere.plain import from_plain, to_plain
 
     content = to_plain(Sampling(num_steps=7))

@@ -56,7 +56,7 @@ INSIDE = {
     "events": "options correlation instances placement bank ground disappearance appearance regions transitions engine "
     "__init__",
     "rasters": "facts ground tiff flat gate values classes __init__",
-    "sources": "options problems base joined files entries matching provenance official layouts drafts legends "
+    "sources": "problems base joined files entries splits options matching provenance official layouts drafts legends "
     "unchanged tiles __init__",
     "pairs": "names split layouts annotations record summary card labels codec containers hub kept reader semantics "
     "unlabelled pictures report sheet writer __init__",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
 
-from changeanywhere.errors import LegendError, SourceError
+from changeanywhere.errors import ConfigError, LegendError, SourceError
 from changeanywhere.legend import load_legend
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.sources.layouts import find_layout
@@ -42,6 +43,31 @@ def test_folder_of_pngs(source_folder: Path) -> None:
     assert np.array_equal(sample.mask, np.asarray(Image.open(source_folder / "masks" / "tile_2.png")))
     assert sample.normalisation.high == (255.0,) * 3
     assert source.index_of("tile_4") == 4
+
+
+def test_a_part_of_a_split_is_the_same_everywhere_and_grows(tmp_path: Path) -> None:
+    folder = write_source(tmp_path / "source", num_tiles=12)
+    with pytest.raises(SourceError, match="splits has val; allowed: nothing: no split is stated"):
+        open_source(folder, replace(SMALL, splits={"val": "all"}))
+    rows = [f"tile_{i},{'val' if i < 8 else 'train'}" for i in range(12)]
+    (folder / "provenance.csv").write_text("\n".join(["patch,split", *rows]))
+
+    def keys(**splits: str | int) -> list[str]:
+        return [item.key for item in open_source(folder, replace(SMALL, tile_size=32, splits=splits)).items]
+
+    assert len(keys(val="all")) == 32 and len(keys(train="all", val="all")) == 48
+    few, more = keys(val=3), keys(val=5, train=2)
+    assert len(few) == 12 and len(more) == 28 and set(few) < set(more), "images, of four tiles each"
+    assert sorted({key.partition("_y")[0] for key in few}) == ["tile_2", "tile_4", "tile_5"]
+    wrongs: list[tuple[dict[str, str | int], str]] = [
+        ({}, "one split and more"),
+        ({"dev": 1}, "splits is 'dev'; allowed: train, val, test"),
+        ({"val": 0}, r"splits\.val is 0; allowed: all, or a number"),
+        ({"val": "some"}, r"splits\.val is 'some'"),
+    ]
+    for wrong, said in wrongs:
+        with pytest.raises(ConfigError, match=said):
+            SourceOptions(splits=wrong)
 
 
 def test_palette_and_coloured_masks_mean_the_same(source_folder: Path) -> None:
@@ -125,6 +151,12 @@ def test_openearthmap_tree(tmp_path: Path) -> None:
         "aachen_1": "train", "aachen_2": "val", "kyoto_7": "train",
     }  # fmt: skip
     assert source.legend == load_legend("openearthmap")
+    part = open_source(tmp_path, replace(SMALL, splits={"train": 1, "val": "all"}))
+    assert [item.split for item in part.items].count("train") == 1 and "aachen_2" in [item.key for item in part.items]
+    with pytest.raises(SourceError, match=r"splits has train: 3; allowed: 1 to 2, or all"):
+        open_source(tmp_path, replace(SMALL, splits={"train": 3}))
+    with pytest.raises(SourceError, match=r"splits has test; allowed: train \(2 images\), val \(1 images\)"):
+        open_source(tmp_path, replace(SMALL, splits={"val": 1, "test": "all"}))
     mapped = source.with_legend(load_legend("mini"))
     assert mapped[0].mask.max() <= 7 and np.array_equal(mapped[0].mask == 0, source[0].mask == 0)
 

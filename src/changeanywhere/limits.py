@@ -56,7 +56,7 @@ IN_LISTS = {
     "areas": (1, 2**32), "confidence": (0, 1),
     "bands": (1, 65_535), "channels": (1, 16_384), "class_pairs": (0, 1), "events_per_pair": (0, 1000),
     "exemplar_strength": (0, 1), "ratios": (0, 1), "scale": (0, 1000), "learning_rates": (0, 1e3),
-    "step_seconds": (0, 1e6),
+    "splits": (1, MAX_PAIRS), "step_seconds": (0, 1e6),
     "guidance_interval": (0, 1000), "seeds_at": (0, 1_000_000), "spread": (0, 65_536), "stretch": (0, 100),
 }  # fmt: skip
 """Least and largest of numbers in a list or mapping; nuisances say their own."""

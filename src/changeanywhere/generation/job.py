@@ -115,7 +115,10 @@ class Job:
         if self.sampling is not None:
             settings["sampling"] = to_plain(self.sampling)
         settings["machine"] = to_plain(self.machine)
-        settings["source"] = {"stretch": to_plain(self.source.options.stretch)}
+        source = self.source.options
+        settings["source"] = {"stretch": to_plain(source.stretch)}
+        if source.splits is not None:
+            settings["source"]["splits"] = source.splits
         settings["finishing"] = to_plain(self.finishing)
         name = self.painter.model.rstrip("/").rpartition("/")[2]
         versions = current_versions() | package_of(self.painter.method)

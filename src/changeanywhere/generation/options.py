@@ -225,6 +225,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
 
     def _check_given_masks(self) -> None:
         """With second masks of the user's own, what says how changes are drawn would do nothing."""
+        require(self.splits is None, "splits", self.splits, "nothing beside masks_t2, whose files say which tiles")
         for name in ("num_pairs", "pairs_per_image", "infeasible", "targets", "events", "learn_transitions"):
             value = getattr(self, name)
             blank = GenerateOptions(source=self.source, out=self.out)

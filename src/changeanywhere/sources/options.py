@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from changeanywhere.errors import require
 from changeanywhere.help import one_of, require_one
 from changeanywhere.legend import MAX_CLASSES, UNKNOWN
+from changeanywhere.sources.splits import check_wanted
 
 DEFAULT_TILE_SIZE = 256
 DEFAULT_BANDS = (1, 2, 3)
@@ -34,6 +35,9 @@ class SourceOptions:
     """Percentiles that become black and white in images of other than 8 bits; default: the model's, else 2 and 98."""
     licences: tuple[str, ...] | None = None
     """Only tiles under these licences (as provenance.csv names them); default: all."""
+    splits: dict[str, str | int] | None = None
+    """Splits that are read, of those that the source states: all of one or a number of images (which ones follows from
+    their names), '{"train": "all", "val": 500}'; default: everything."""
     max_megapixels: float | None = None
     """Largest PNG or JPEG, or block of a TIFF, in millions of px, that is taken into memory; default: 178. Files
     of pairs are read whole: there of any TIFF, whose default is 512."""
@@ -47,6 +51,7 @@ class SourceOptions:
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._check_classes()
         require_one("on_error", self.on_error, ON_ERROR)
+        check_wanted(self.splits)
         size, bands, stretch = self.tile_size, self.bands, self.stretch
         require(size is None or (size >= 16 and size % 16 == 0), "tile_size", size, "a multiple of 16 px")
         require(bands is None or (bool(bands) and min(bands) >= 1), "bands", bands, "band numbers from 1")

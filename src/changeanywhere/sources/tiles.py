@@ -31,6 +31,7 @@ from changeanywhere.sources.layouts import find_layout, images_alone
 from changeanywhere.sources.legends import legend_of
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE, SourceOptions
 from changeanywhere.sources.problems import Problems
+from changeanywhere.sources.splits import chosen
 from changeanywhere.sources.unchanged import Unchanged, changed
 
 
@@ -64,9 +65,8 @@ class TileSource(Source):
         self._max_megapixels = options.max_megapixels
         self._unchanged = Unchanged()
         pairs, unplaced = [], []
-        for entry in layout.entries:
-            if options.licences is not None and entry.licence not in options.licences:
-                continue
+        licensed = [e for e in layout.entries if options.licences is None or e.licence in options.licences]
+        for entry in licensed if options.splits is None else chosen(root, licensed, options.splits):
             try:
                 info = self._check(entry)
             except InputError as error:

@@ -66,12 +66,12 @@ def open_training_source(data: DataRecipe) -> Source:
     mapping = Path(data.legend_map) if data.legend_map else None
     if data.model_legend is not None:
         source = source.with_legend(load_legend(data.model_legend), mapping)
-    parts = [source]
+    parts, all_of = [source], replace(data.of_source(), splits=None)
     for folder in data.further:
-        tiles = open_source(Path(folder), data.of_source())
+        tiles = open_source(Path(folder), all_of)
         parts.append(tiles if tiles.legend == source.legend else tiles.with_legend(source.legend, mapping))
     labelled = len(parts)
-    parts += [open_images(folder, source.legend, data.of_source()) for folder in data.images]
+    parts += [open_images(folder, source.legend, all_of) for folder in data.images]
     return source if len(parts) == 1 else JoinedSource(parts, data.images_without, labelled)
 
 

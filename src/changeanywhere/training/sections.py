@@ -22,7 +22,8 @@ STAGE_SECTIONS = ("first_stage", "denoiser", "critic", "segmenter", "detector")
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe(SourceOptions):
-    """Which tiles a model is trained on. ``bands`` and ``stretch`` are stored with it."""
+    """Which tiles a model is trained on. ``bands`` and ``stretch`` are stored with it; ``splits`` are of ``source``
+    alone."""
 
     source: str = ""
     """Folder of single-date tiles (any layout that ``generate`` reads)."""
