@@ -85,7 +85,8 @@ class SamplingOptions:
     dtype: str | None = one_of(DTYPES)
     """float32, bfloat16 or float16; default: that of what was begun, else bfloat16 where the device has it."""
     num_threads: int | None = None
-    """CPU threads of the model (sums depend on it in the last bits); default: those of what was begun, else all."""
+    """CPU threads of the model: on up to four batches at once (sums depend on the threads of each in the last bits);
+    default: those of what was begun, else all."""
 
     @property
     def sampling_given(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from changeanywhere.legend import Legend
 from changeanywhere.models.copies import onto
 from changeanywhere.models.first_stage import DOWNSAMPLING, channels_last
 from changeanywhere.models.folder import Model, find_model, load_model, save_model
+from changeanywhere.models.norms import quick_norms
 from changeanywhere.sample import Normalisation
 
 SCENE_BATCH = 4  # windows that go through the networks at once
@@ -82,8 +83,8 @@ class ChangePairPipeline:
     def __init__(self, model: Model, device: torch.device | None = None) -> None:
         self.model = model
         self.device = device or default_device()
-        self.first_stage = channels_last(model.first_stage.to(self.device)).eval()
-        self.denoiser = channels_last(model.denoiser.to(self.device)).eval()
+        self.first_stage = quick_norms(channels_last(model.first_stage.to(self.device))).eval()
+        self.denoiser = quick_norms(channels_last(model.denoiser.to(self.device))).eval()
 
     @classmethod
     def from_pretrained(

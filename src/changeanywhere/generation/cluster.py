@@ -26,6 +26,7 @@ from changeanywhere.generation.carried import Files, packed, unpacked
 from changeanywhere.generation.dataset import marker_of
 from changeanywhere.generation.hands import MOST, Hands
 from changeanywhere.generation.job import Job, load_job
+from changeanywhere.generation.lanes import lanes_of
 from changeanywhere.generation.painting import build_painter
 from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
 from changeanywhere.generation.shard import StoppedError, lie_there, marker_name, paint_shard
@@ -69,14 +70,15 @@ class Painting:
         job, plan = load_job(self._store), load_summary(self._store)
         if job is None or plan is None or job.machine is None:
             raise OutputError(f"{self._store.describe()}: no plan in it for this node; all need one --out")
-        torch.set_num_threads(job.machine.num_threads)
+        lanes = lanes_of(job)
+        torch.set_num_threads(lanes.threads)
         self._exact = EXACT()
         self._exact.__enter__()  # for as long as there is an actor
         with unpacked(job, dict(zip(names, models, strict=True))) as moved:
             painter, _ = build_painter(moved)
         self._job, self._plan, self._turns, self._stop = job, plan, Turns(painter), threading.Event()
         self._hands = Hands(job, self._store, hands) if hands else None
-        for _ in range(2 if hands else 1):
+        for _ in range(2 if hands else lanes.count):
             threading.Thread(target=self._serve, name="paints", daemon=True).start()
 
     def _serve(self) -> None:

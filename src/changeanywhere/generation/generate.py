@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.hands import Hands, hands_for
 from changeanywhere.generation.job import Job
+from changeanywhere.generation.lanes import lanes_of
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlanSummary, load_shard, load_summary
 from changeanywhere.generation.prepare import (
@@ -186,7 +188,7 @@ def _paint(
 
     with crew or nullcontext():
         executor = ThreadExecutor(count) if count else ThreadExecutor()
-        with turns.served_beside() if count else nullcontext():
+        with turns.served_beside(1 if count else lanes_of(job).count - 1):
             executor.run(open_numbers, Work(make, is_done, turns.serve, turns.close), leases, stop)
     return tally.painted, time.perf_counter() - started
 
@@ -247,7 +249,7 @@ def threads_of(job: Job) -> Iterator[None]:
     from changeanywhere.painters.diffusion import EXACT
 
     before = torch.get_num_threads()
-    torch.set_num_threads(job.machine.num_threads)
+    torch.set_num_threads(lanes_of(job).threads)  # of this thread, and of all that begin from here on
     try:
         # Here too, and not by the painter alone: where two threads paint, one would take it back under the other.
         with EXACT():
@@ -270,11 +272,12 @@ def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:
         _raise_on_empty(plan, options.out)
         shard = load_shard(store if begun else place, 0)
         size = job.machine.batch_size if job.machine else 1
-        some = replace(shard, pairs=shard.pairs[:size])
-        seconds = 0.0
+        some = replace(shard, pairs=shard.pairs[: size * lanes_of(job).count])
+        batches, seconds = some.batches(size), 0.0
         for _ in range(DRY_RUN_BATCHES):
             started = time.perf_counter()
-            painter.paint(read(job, some.pairs))
+            with ThreadPoolExecutor(len(batches)) as painters:  # as many at once as when it is meant
+                list(painters.map(lambda pairs: painter.paint(read(job, pairs)), batches))
             seconds = (time.perf_counter() - started) / len(some.pairs)
         sheet = LocalStore(Path(folder) / "painted")
         paint_shard(job, painter, some, sheet, progress=lambda count: None, stop=threading.Event())

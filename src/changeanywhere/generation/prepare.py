@@ -52,7 +52,8 @@ from changeanywhere.storage import LocalStore, Store, address_of
 from changeanywhere.terminal import say
 from changeanywhere.text import in_a_line
 
-CPU_BATCH = 4
+CPU_BATCH = 2
+"""Small, so that few pairs keep every lane at work: on a CPU more at once were not faster."""
 NOT_ASKED = ("out", "layout", "dry_run", "shard", "executor", "address", "workers")
 ASKED = "plan/asked.json"
 """What the command said and how the files it named looked: where nothing differs, nothing needs to be read again."""

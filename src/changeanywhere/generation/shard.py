@@ -21,6 +21,7 @@ import numpy as np
 from changeanywhere.errors import OutputError
 from changeanywhere.generation.finish import finished_pair
 from changeanywhere.generation.job import Job
+from changeanywhere.generation.lanes import lanes_of
 from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
 from changeanywhere.painters.base import Batch, Donors, Exemplar, Painter, Painting
 from changeanywhere.painters.exemplars import exemplars_of
@@ -39,6 +40,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Written = tuple[dict[str, str], PairRecord]
 """Files of a pair with their hashes, and its record."""
+Painted = tuple[Sequence[PlannedPair], Batch, list[Painting]]
 
 
 class StoppedError(Exception):
@@ -88,11 +90,19 @@ def _paint_once(
     batches = shard.batches(job.machine.batch_size)
     writes: list[Future[Written]] = []
     packing = Packing() if job.container in CONTAINERS else None
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITER_THREADS) as writers:
-        for pairs, batch in zip(batches, _ahead(reader, lambda pairs: read(job, pairs), batches), strict=True):
-            if stop.is_set() and pairs is batches[0]:
-                raise StoppedError
-            for painting in painter.paint(batch):
+
+    def paint(task: tuple[Sequence[PlannedPair], Batch]) -> Painted:
+        pairs, batch = task
+        if stop.is_set() and pairs is batches[0]:
+            raise StoppedError
+        return pairs, batch, painter.paint(batch)
+
+    lanes, pool = lanes_of(job).count, ThreadPoolExecutor
+    with pool(1) as reader, pool(lanes) as painters, pool(WRITER_THREADS) as writers:
+        read_ahead = _ahead(reader, lambda pairs: read(job, pairs), batches, max(READ_AHEAD, lanes))
+        tasks = zip(batches, read_ahead, strict=True)
+        for pairs, batch, paintings in _ahead(painters, paint, tasks, lanes - 1):
+            for painting in paintings:
                 key, sample = pairs[painting.place].key, batch.samples[painting.place]
 
                 def write(key: str = key, painting: Painting = painting, sample: Any = sample) -> Written:
@@ -124,15 +134,20 @@ def read(job: Job, pairs: Sequence[PlannedPair]) -> Batch:
     return Batch(own, plans, [pair.seed for pair in pairs], images, rows, donors, exemplars)
 
 
-def _ahead(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """``work`` of every item, in order, begun :data:`READ_AHEAD` items before it is asked for."""
+def _ahead(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """``work`` of every item, in order, begun ``ahead`` items before it is asked for; what is not begun when nobody
+    asks any more never is."""
     pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(executor.submit(work, item))
-        if len(pending) > READ_AHEAD:
+    try:
+        for item in items:
+            pending.append(executor.submit(work, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
             yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from changeanywhere.errors import require
 from changeanywhere.generation.finish import finished_pair
 from changeanywhere.generation.generate import generate, painter_of, threads_of
 from changeanywhere.generation.job import Job, current_versions
+from changeanywhere.generation.lanes import lanes_of
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import load_shard
 from changeanywhere.generation.prepare import get_plan, job_of
@@ -59,7 +60,7 @@ class SpeedOptions:
     dtype: str | None = one_of(DTYPES)
     """float32, bfloat16 or float16; default: that of generate."""
     num_threads: int | None = None
-    """CPU threads of the model; default: all."""
+    """CPU threads of the model, on up to four batches at once; default: all."""
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
@@ -87,11 +88,13 @@ class Speed:
     """Of the denoiser, by batch."""
     pairs_per_second: float
     """Of the whole command, which reads, paints and writes at once."""
+    at_once: int = 1
+    """Batches that the command paints at once."""
 
     @property
     def ceiling(self) -> float:
         """Pairs per second if there were no work but that of the networks."""
-        return 1 / sum(self.seconds[stage] for stage in NETWORKS)
+        return self.at_once / sum(self.seconds[stage] for stage in NETWORKS)
 
     def text(self) -> str:
         """For people, and for an issue: Markdown."""
@@ -118,7 +121,7 @@ def measure_speed(options: SpeedOptions, progress: Progress = silent) -> Speed:
             painter, job = painter_of(job)
             seconds, calls = _stages(job, painter, options.rounds, LocalStore(Path(folder) / "stages"), progress)
             report = generate(asked, progress)
-    return Speed(_machine(job), seconds, calls, report.pairs_per_second)
+    return Speed(_machine(job), seconds, calls, report.pairs_per_second, lanes_of(job).count)
 
 
 def _stages(
@@ -210,7 +213,7 @@ def _machine(job: Job) -> dict[str, str]:
         "system": f"Python {platform.python_version()}, {sys.platform} {platform.machine()}",
         "processor": f"{name.strip() or platform.processor() or 'unknown'}, {usable_processors()} usable",
         "device": f"{_device(machine.device)}, {machine.dtype}, batch {machine.batch_size}, "
-        f"{machine.num_threads} threads",
+        f"{machine.num_threads} threads, {lanes_of(job).count} batches at once",
         "model": f"{Path(job.painter.model).name} {job.painter.model_hash}, {tile} px, {job.sampling.sampler}, "
         f"{job.sampling.num_steps} steps",
     }

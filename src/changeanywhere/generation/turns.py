@@ -1,7 +1,8 @@
 """One device, several shards at once: batches take turns, those of the first shard before those of the next.
 
-On the CPU all of them are painted in one thread, whichever threads ask: OpenMP keeps a team of threads for every thread
-that computes, and two teams on one processor wait for each other asleep instead of awake. For a GPU two threads serve.
+They are painted by the threads that serve, whichever threads ask: OpenMP keeps a team of threads for every thread that
+computes, and two teams on one processor wait for each other asleep instead of awake. On the CPU as many serve as the
+job has :mod:`lanes <changeanywhere.generation.lanes>`, for a GPU two.
 """
 
 from __future__ import annotations
@@ -62,21 +63,24 @@ class Turns:
             raise
 
     @contextmanager
-    def served_beside(self) -> Iterator[None]:
-        """Another thread serves as well: while a GPU computes one batch, the next one is laid before it."""
+    def served_beside(self, count: int) -> Iterator[None]:
+        """``count`` threads more serve: while a GPU computes one batch, the next one is laid before it; on a CPU each
+        paints a batch of its own."""
         ended = threading.Event()
 
         def serve() -> None:
             while not ended.is_set():
                 self.serve(LOOK)
 
-        beside = threading.Thread(target=serve, name="serves beside", daemon=True)
-        beside.start()
+        beside = [threading.Thread(target=serve, name="serves beside", daemon=True) for _ in range(count)]
+        for each in beside:
+            each.start()
         try:
             yield
         finally:
             ended.set()
-            beside.join()
+            for each in beside:
+                each.join()
 
     def close(self) -> None:
         """Refuse what is asked and what will be: :class:`ClosedError` for all who wait."""

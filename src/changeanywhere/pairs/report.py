@@ -6,6 +6,7 @@ import html
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ def write_report(store: Store, counts: SetSummary) -> None:
     with store.open("metadata.jsonl") as lines:
         shown = [PairRecord.from_dict(json.loads(line)) for i, line in enumerate(lines) if i in places]
     filters = Filters(shown)
+    with ThreadPoolExecutor() as pool:  # most of it is reading and writing images, which holds no lock
+        pairs = list(pool.map(lambda at: _pair(store, at[1], legend, filters, at[0]), enumerate(shown)))
     page = filled(
         "report",
         title=xml(f"Change-detection pairs: {Path(store.describe()).resolve().name}"),
@@ -40,7 +43,7 @@ def write_report(store: Store, counts: SetSummary) -> None:
         classes="".join(class_item(c.name, c.color) for c in legend.classes),
         sheet_note=f"{len(shown)} of {counts.count} pairs, evenly spaced in the order of their keys, not chosen.",
         controls=filters.controls(),
-        pairs="".join(_pair(store, record, legend, filters, number) for number, record in enumerate(shown)),
+        pairs="".join(pairs),
         matrix=_matrix(counts.transitions, legend),
         histogram=_histogram(counts.ratios),
         targets=_targets(store),
