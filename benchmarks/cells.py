@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from changeanywhere.benchmark.options import BASELINES, UNTIL_FLAT, Claims
+from changeanywhere.benchmark.options import BASELINES, SEMI, UNTIL_FLAT, WITH_UNLABELLED, Claims
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text, write_cells
 from changeanywhere.shipped import find_recipe
@@ -28,13 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
     records = [json.loads(file.read_text()) for file in (options.run / "cells").glob("*.json")]
     recipe: dict[str, Any] = yaml.safe_load(config.read_text())
-    until_flat = [arm + UNTIL_FLAT for arm in recipe.get("until_flat", ())]
-    order = {arm: number for number, arm in enumerate((*BASELINES, *recipe.get("pretraining", {}), *until_flat))}
+    ways = ((UNTIL_FLAT, "until_flat"), (WITH_UNLABELLED, "semi_supervised"))
+    other_ways = [arm + ending for ending, name in ways for arm in recipe.get(name, ())]
+    order = {arm: number for number, arm in enumerate((*BASELINES, *recipe.get("pretraining", {}), *other_ways))}
     others = sorted({record["detector"] for record in records} - {*recipe["detectors"]})  # of a recipe before this one
     detectors = [*recipe["detectors"], *others]
     records.sort(key=lambda r: (detectors.index(r["detector"]), r["share"], r["seed"], order[r["arm"]]))
     write_cells(options.to, records)
-    references = (*recipe.get("baselines", BASELINES), *recipe.get("rivals", ()))
+    references = (*recipe.get("baselines", [arm for arm in BASELINES if arm != SEMI]), *recipe.get("rivals", ()))
     claims = Claims(references, tuple(recipe.get("claims_at", ())), tuple(recipe.get("claims_for", ())))
     print("| detector | labels | arm | seeds | steps | F1 |" + "".join(f" gain over {arm} |" for arm in references))
     print("|---" * (6 + len(references)) + "|")

@@ -27,6 +27,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "training.decoded": (4,),  # which crops of a step pass which first stage
     "training.photometric": (6,),  # colours, sharpness and noise of a segmenter's crop in a row of a step
     "training.augment": (5,),  # crop, flip and colours of a pair in a row of a step
+    "training.unlabelled": (7,),  # view and changed colours of a pair without a label in a row of a step
     "evaluation.kernel": (0,),  # resampling of a kernel distance
     "evaluation.mean": (1,),  # resampling of a mean
     "evaluation.share": (2,),  # resampling of a share

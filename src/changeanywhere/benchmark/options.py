@@ -14,15 +14,26 @@ from changeanywhere.models.names import detector_names
 from changeanywhere.storage import check_out
 from changeanywhere.text import is_plain_name
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
+from changeanywhere.training.sections import OF_UNLABELLED
 
-ONLY_SUP, FLAT, EQUAL = "only-sup", "scratch-flat", "scratch-equal"
-BASELINES = (ONLY_SUP, FLAT, EQUAL)
-"""Arms that see no pairs but the labelled ones: fine-tuning's schedule; until validation is flat; as many steps as
-pre-training and fine-tuning together."""
-IGNORED = ("train_list", "change_classes", "backbone_weights", "val_every", "schedule")
+ONLY_SUP, FLAT, EQUAL, SEMI = "only-sup", "scratch-flat", "scratch-equal", "semi-supervised"
+BASELINES = (ONLY_SUP, FLAT, EQUAL, SEMI)
+"""Arms without pre-training: fine-tuning's schedule on the labels alone; until validation is flat; as many steps as
+pre-training and fine-tuning together; fine-tuning's schedule on the labels and on unlabelled pairs."""
+IGNORED = (
+    "train_list",
+    "change_classes",
+    "backbone_weights",
+    "val_every",
+    "schedule",
+    "unlabelled",
+    "unlabelled_split",
+)
 """Fields of ``pretrain`` and ``finetune`` that the protocol decides itself: refused, since they would do nothing."""
-UNTIL_FLAT = "-flat"
-"""Ending of arms with pre-training that are fine-tuned until validation is flat."""
+UNTIL_FLAT, WITH_UNLABELLED = "-flat", "-semi"
+"""Endings of arms with pre-training that are fine-tuned until validation is flat, and on unlabelled pairs too."""
+HOW_UNLABELLED = tuple(f"unlabelled_{name}" for name in OF_UNLABELLED if name != "split")
+"""Fields of ``finetune`` that arms with unlabelled pairs alone read."""
 Rule = tuple[str, object, bool, str]
 """Name of an option, its value, whether that is allowed, what is."""
 
@@ -36,11 +47,12 @@ class Claims:
     shares: tuple[int, ...] = ()
     """At which shares; empty = at every one."""
     arms: tuple[str, ...] = ()
-    """Of which arms; empty = of every one."""
+    """Of which arms; empty = of every one with pre-training."""
 
     def hold(self, share: int, arm: str) -> bool:
-        """Whether a gain of ``arm`` at ``share`` is claimed."""
-        return (not self.shares or share in self.shares) and (not self.arms or arm in self.arms)
+        """Whether a gain of ``arm`` at ``share`` is claimed; a rival's only where it is named."""
+        named = arm in self.arms if self.arms else arm != SEMI
+        return (not self.shares or share in self.shares) and named
 
 
 @dataclass(frozen=True)
@@ -92,9 +104,10 @@ class BenchmarkOptions:
     """Where pre-trained detectors lie, so that several benchmarks share them; default: OUT/pretrain."""
     pretrain_seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of pre-training. Fine-tuning's first seed goes on from the first of them, and so on, in turns."""
-    baselines: list[str] = field(default_factory=lambda: list(BASELINES), metadata=choose(BASELINES))
+    baselines: list[str] = field(default_factory=lambda: [ONLY_SUP, FLAT, EQUAL], metadata=choose(BASELINES))
     """Arms without pre-training: ``only-sup`` (fine-tuning's schedule on labels alone), ``scratch-flat`` (until
-    validation is flat), ``scratch-equal`` (as many steps as pre-training and fine-tuning together)."""
+    validation is flat), ``scratch-equal`` (as many steps as pre-training and fine-tuning together),
+    ``semi-supervised`` (fine-tuning's schedule on the labels, and on unlabelled pairs beside them)."""
     change_classes: dict[str, list[str]] = field(default_factory=dict)
     """Arm of ``pretraining`` → the classes whose appearing and vanishing counts as changed there, together, for
     benchmarks that label buildings alone; default: every change."""
@@ -105,6 +118,11 @@ class BenchmarkOptions:
     until_flat: list[str] = field(default_factory=list)
     """Arms with pre-training that are fine-tuned in a second way too, as long as ``scratch-flat`` is trained: ARM-flat
     in the tables. The schedule of ``only-sup`` may be too short for either."""
+    semi_supervised: list[str] = field(default_factory=list)
+    """Arms with pre-training that are fine-tuned as ``semi-supervised`` is trained too: ARM-semi in the tables."""
+    unlabelled: list[str] = field(default_factory=list)
+    """Folders of further pairs without labels for ``semi-supervised`` and ARM-semi, beside all images of the training
+    split. Test scenes among them are refused."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -163,20 +181,30 @@ class BenchmarkOptions:
     @property
     def tuned_arms(self) -> list[str]:
         """With pre-training and labels, in their order: what is fine-tuned like ``only-sup``, then until it is flat."""
-        return [arm for arm in self.arms if arm not in self.zero_shot_only] + [
-            arm + UNTIL_FLAT for arm in self.until_flat
-        ]
+        return [arm for arm in self.arms if arm not in self.zero_shot_only] + list(self._endings)
+
+    @property
+    def _endings(self) -> dict[str, tuple[str, str]]:
+        """Arms that are fine-tuned in another way → the arm of their pre-training, and their ending."""
+        ways = ((UNTIL_FLAT, self.until_flat), (WITH_UNLABELLED, self.semi_supervised))
+        return {arm + ending: (arm, ending) for ending, arms in ways for arm in arms}
 
     def goes_flat(self, arm: str) -> bool:
         """Whether an arm is trained on labels until validation gains no more."""
-        return arm == FLAT or (arm not in self.arms and self.origin_of(arm) is not None)
+        return arm == FLAT or (arm not in self.arms and self._endings.get(arm, ("", ""))[1] == UNTIL_FLAT)
+
+    def sees_unlabelled(self, arm: str) -> bool:
+        """Whether an arm learns from unlabelled pairs beside the labelled ones."""
+        return arm == SEMI or (arm not in self.arms and self._endings.get(arm, ("", ""))[1] == WITH_UNLABELLED)
+
+    @property
+    def unlabelled_arms(self) -> list[str]:
+        """The arms that do."""
+        return [arm for arm in (*self.baselines, *self.tuned_arms) if self.sees_unlabelled(arm)]
 
     def origin_of(self, arm: str) -> str | None:
         """The arm whose pre-training ``arm`` goes on from; None for those without."""
-        if arm in self.arms:
-            return arm
-        first = arm.removesuffix(UNTIL_FLAT)
-        return first if arm.endswith(UNTIL_FLAT) and first in self.until_flat else None
+        return arm if arm in self.arms else self._endings.get(arm, (None, ""))[0]
 
     @property
     def claims(self) -> Claims:
@@ -198,9 +226,13 @@ class BenchmarkOptions:
         common = {name: getattr(self, name) for name in (*names, "candidates", "finetune_epochs", "warmup_epochs")}
         common |= {"backbones": self.backbones, "pretrain_seeds": self.pretrain_seeds, "flat": asdict(self.flat)}
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
+        how = {name: stages["finetune"][name] for name in HOW_UNLABELLED}
         for stage in stages.values():
             del stage["max_megapixels"]  # what may be read changes no figure
-        arms = {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}
+            for name in ("unlabelled", "unlabelled_split", *HOW_UNLABELLED):  # no figure of other arms
+                del stage[name]
+        arms: dict[str, Any] = {arm: [self.unlabelled, how] for arm in self.unlabelled_arms}
+        arms |= {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}
         arms |= {arm: [folder, None] for arm, folder in self.pretrained.items()}
         precision = self.run.mixed_precision
         return common | stages | {"lists": self.lists and str(self.lists), "precision": precision, "arms": arms}
@@ -213,8 +245,9 @@ class BenchmarkOptions:
         for name, value, allowed, what in rules:
             require(allowed, name, value, what)
         for stage, recipe in self._stages():
+            learned = [self.pairs] if stage == "finetune" and self.unlabelled_arms else []
             try:
-                Recipe(detector=replace(recipe, pairs=self.pairs), run=self.run).check("detector")
+                Recipe(detector=replace(recipe, pairs=self.pairs, unlabelled=learned), run=self.run).check("detector")
             except ConfigError as error:
                 raise ConfigError(str(error).replace("detector.", f"{stage}.")) from error
 
@@ -276,13 +309,18 @@ class BenchmarkOptions:
             yield what, paths, not paths, "names of letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
         counted = list(self.change_classes)
         yield "change_classes", counted, set(counted) <= set(self.pretraining), "names of pretraining"
-        named = {"rivals": self.rivals, "claims_for": self.claims_for}
-        for name, asked in named.items():
-            yield name, asked, set(asked) <= arms | set(self.tuned_arms), "names of pretraining, pretrained or ARM-flat"
-        for name, asked in {"zero_shot_only": self.zero_shot_only, "until_flat": self.until_flat}.items():
+        tuned, what = arms | set(self.tuned_arms), "names of pretraining, pretrained, ARM-flat or ARM-semi"
+        yield "rivals", self.rivals, set(self.rivals) <= tuned, what
+        allowed = set(self.claims_for) <= tuned | ({SEMI} & set(self.baselines))
+        yield "claims_for", self.claims_for, allowed, f"{what}; {SEMI} where baselines have it"
+        ways = (("until_flat", self.until_flat, UNTIL_FLAT), ("semi_supervised", self.semi_supervised, WITH_UNLABELLED))
+        for name, asked in (("zero_shot_only", self.zero_shot_only), *((name, asked) for name, asked, _ in ways)):
             yield name, asked, set(asked) <= arms, "names of pretraining or pretrained"
-        taken = sorted(arm for arm in self.until_flat if arm + UNTIL_FLAT in arms or arm in self.zero_shot_only)
-        yield "until_flat", taken, not taken, "arms that are fine-tuned, and whose name with -flat is free"
+        for name, asked, ending in ways:
+            taken = sorted(arm for arm in asked if arm + ending in arms or arm in self.zero_shot_only)
+            yield name, taken, not taken, f"arms that are fine-tuned, and whose name with {ending} is free"
+        idle = [] if self.unlabelled_arms else self.unlabelled
+        yield "unlabelled", idle, not idle, f"nothing without an arm that sees it ({SEMI}, ARM{WITH_UNLABELLED})"
 
     def _stage_rules(self) -> Iterator[Rule]:
         """What a stage must leave to the protocol."""
@@ -290,6 +328,10 @@ class BenchmarkOptions:
             for name in IGNORED:
                 value, blank = getattr(recipe, name), getattr(DetectorRecipe(), name)
                 yield f"{stage}.{name}", value, value == blank, "nothing, the protocol sets it"
+            for name in HOW_UNLABELLED:
+                value, read = getattr(recipe, name), stage == "finetune" and bool(self.unlabelled_arms)
+                allowed = f"its default where no arm reads it (finetune: {SEMI}, ARM{WITH_UNLABELLED})"
+                yield f"{stage}.{name}", value, read or value == getattr(DetectorRecipe(), name), allowed
         for name, steps in (("finetune_epochs", "num_steps"), ("warmup_epochs", "warmup_steps")):
             value = getattr(self.finetune, steps)
             free = getattr(self, name) is None or value == getattr(DetectorRecipe(), steps)

@@ -28,6 +28,8 @@ class Work:
     """Of all of them together."""
     bound: bool = False
     """Whether validation decides how many; these are then the most."""
+    rows: float = 1.0
+    """Pairs of a step, by those of other arms."""
 
     @property
     def at_most(self) -> str:
@@ -54,7 +56,8 @@ def work_of(
                 trainings += count
                 steps += count * steps_of(options, arm, tuning(cell.share, cell.seed))
             if own:
-                yield Work(detector, arm, trainings, steps, options.goes_flat(arm))
+                beside = 1 / (1 - options.finetune.unlabelled_share) if options.sees_unlabelled(arm) else 1.0
+                yield Work(detector, arm, trainings, steps, options.goes_flat(arm), beside)
 
 
 def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int:
@@ -78,17 +81,19 @@ def write_plan(
 def plan_page(options: BenchmarkOptions, cells: Sequence[Cell], work: Sequence[Work]) -> str:
     """The budget table and the power note, as Markdown."""
     timed = [one for one in work if one.detector in options.step_seconds]
+    beside = any(one.rows > 1 for one in work)
     lines = [f"# {markdown(options.name)}: what it takes", "", "| detector | what | trainings | steps | hours |"]
     lines += ["|---|---|---|---|---|"]
     for one in work:
         seconds = options.step_seconds.get(one.detector)
-        hours = "-" if seconds is None else f"{one.at_most}{one.steps * seconds / 3600:.2f}"
+        hours = "-" if seconds is None else f"{one.at_most}{one.steps * one.rows * seconds / 3600:.2f}"
         cell = [markdown(one.detector), markdown(one.what), str(one.trainings), f"{one.at_most}{one.steps:,}", hours]
         lines.append("| " + " | ".join(cell) + " |")
-    total = sum(one.steps * options.step_seconds[one.detector] for one in timed) / 3600
+    total = sum(one.steps * one.rows * options.step_seconds[one.detector] for one in timed) / 3600
     lines += ["", f"{len(cells)} cells. Computed from seconds per step: {total:.1f} hours" if timed else ""]
     lines += [
-        "(validation and test not counted; a training until validation is flat ends sooner than its bound).",
+        "(validation and test not counted; a training until validation is flat ends sooner than its bound"
+        + ("; steps with unlabelled pairs by their pairs, what a teacher reads not counted)." if beside else ")."),
         "",
         f"Validation budget of every arm: {len(options.rates)} learning rate(s), chosen over {options.rate_seeds} "
         f"seed(s); {options.candidates} candidate weights a training.",

@@ -1,10 +1,11 @@
 """``changeanywhere benchmark``: the zero- and few-shot protocol (paper §3), cell by cell.
 
-A *cell* is one detector, one arm (three without pre-training, and one per set or handed-in detector), one share of the
-labels, one seed. Each ends as OUT/cells/….json with the scores of the whole test set; finished cells are skipped, a
-failing one leaves the others standing, and several processes share them (:mod:`.sharing`). Every arm chooses among the
-same learning rates and the same number of weights on validation pairs. Few-shot lists are given, or drawn by the seed
-and written beside the results. The test set selects nothing.
+A *cell* is one detector, one arm (up to four without pre-training, one or more per set or handed-in detector), one
+share of the labels, one seed. Each ends as OUT/cells/….json with the scores of the whole test set; finished cells are
+skipped, a failing one leaves the others standing, and several processes share them (:mod:`.sharing`). Every arm
+chooses among the same learning rates and the same number of weights on validation pairs. Few-shot lists are given, or
+drawn by the seed and written beside the results. The test set selects nothing, and its scenes are in nothing that is
+learned from (:mod:`.apart`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from changeanywhere.benchmark.apart import Looked, refuse_test_scenes
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
@@ -32,6 +34,7 @@ from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.unlabelled import UnlabelledPairs, open_images
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import HELD_OUT_SEED, stream
 from changeanywhere.storage import LocalStore, atomic_write, refuse_way_out
@@ -58,7 +61,9 @@ class Benchmark:
         self.train, self.val = (pairs.keeping(kept) for pairs in self._training_splits())
         self.test = load_pairs(options.pairs, options.test_split, options.finetune.max_megapixels).keeping(kept)
         sets: dict[str, PairDataset] = {}
-        self.trainings = Trainings(options, self.few, self.val, sets, progress, stop)
+        further = [open_images(folder, None, options.finetune.max_megapixels) for folder in options.unlabelled]
+        self.unlabelled = UnlabelledPairs([self.train, *further]) if options.unlabelled_arms else None
+        self.trainings = Trainings(options, self.few, self.val, sets, self.unlabelled, progress, stop)
         for arm in options.pretraining:
             sets[arm] = select_pairs(self.trainings.pretraining(arm), split=None).keeping(kept)
         for place in options.pretrained.values():
@@ -66,6 +71,17 @@ class Benchmark:
                 handed_in(place, detector, options.pretrain_seeds[0])
         for share in (s for s in options.shares if s and options.lists):
             self.few(share, options.seeds[0])  # what is wrong with a list is said before the training
+
+    def refuse_test_scenes(self) -> None:
+        """:class:`ConfigError` where a scene of the test split is among unlabelled pairs or behind a set that is
+        pre-trained on."""
+        looked = [Looked(f"pretraining {arm}", pairs, by_record=True) for arm, pairs in self.trainings.sets.items()]
+        if self.unlabelled is not None:
+            train, *further = self.unlabelled.sets
+            named = zip(self.options.unlabelled, further, strict=True)
+            looked += [Looked(f"unlabelled {folder}", pairs, by_record=False) for folder, pairs in named]
+            looked.append(Looked(f"training split of {self.options.pairs}", train, by_record=False, names=False))
+        refuse_test_scenes(self.options.out, {"train": self.train, "val": self.val, "test": self.test}, looked)
 
     def freeze(self) -> None:
         """Refuse to mix results of different options in one folder; further arms, detectors, shares and seeds may come.
@@ -80,8 +96,9 @@ class Benchmark:
         old_arms = before.pop("arms", None)
         if not isinstance(old_arms, dict):
             raise OutputError(f"{file}: damaged (no arms); give another --out")
-        old = before | {f"pretraining of {arm}": old_arms[arm] for arm in old_arms.keys() & arms.keys()}
-        new = asked | {f"pretraining of {arm}": arms[arm] for arm in old_arms.keys() & arms.keys()}
+        both = {arm: f"{'pretraining' if arm in self.options.arms else 'settings'} of {arm}" for arm in arms}
+        old = before | {both[arm]: old_arms[arm] for arm in old_arms.keys() & arms.keys()}
+        new = asked | {both[arm]: arms[arm] for arm in old_arms.keys() & arms.keys()}
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
                 raise OutputError(
@@ -214,6 +231,7 @@ def run_benchmark(
     """
     benchmark = Benchmark(options, progress, stop)
     benchmark.freeze()
+    benchmark.refuse_test_scenes()
     write_plan(options, list(benchmark.cells()), benchmark.trainings.tuning)
     if options.dry_run:
         return []

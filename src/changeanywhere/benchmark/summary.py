@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.options import BASELINES, Claims
+from changeanywhere.benchmark.options import BASELINES, SEMI, Claims
 from changeanywhere.benchmark.statistics import paired_gain, spread_of
 
 SCORES = ("f1", "precision", "recall", "iou")
@@ -51,8 +51,9 @@ def summarise(records: Sequence[Mapping[str, Any]], claims: Claims | None = None
 
 
 def is_compared(arm: str, other: str) -> bool:
-    """Whether a gain of ``arm`` over ``other`` is asked for: baselines are references and gain over none."""
-    return arm != other and arm not in (*BASELINES, ALL_CHANGED)
+    """Whether a gain of ``arm`` over ``other`` is asked for: baselines are references and gain over none, but for the
+    one that sees more than labels."""
+    return arm != other and (arm == SEMI or arm not in (*BASELINES, ALL_CHANGED))
 
 
 def comparisons(groups: Groups, claims: Claims) -> list[tuple[str, int, str, str]]:

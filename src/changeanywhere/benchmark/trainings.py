@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.options import EQUAL, BenchmarkOptions
+from changeanywhere.benchmark.options import EQUAL, HOW_UNLABELLED, BenchmarkOptions
 from changeanywhere.benchmark.sharing import alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.models.configuration import read_object
 from changeanywhere.models.info import find_detector
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.unlabelled import UnlabelledPairs
 from changeanywhere.plain import to_plain
 from changeanywhere.progress import Progress, silent
 from changeanywhere.storage import atomic_write
@@ -70,10 +71,11 @@ class Trainings:
         few: Callable[[int, int], PairDataset],
         val: PairDataset,
         sets: dict[str, PairDataset],
+        unlabelled: UnlabelledPairs | None = None,
         progress: Progress = silent,
         stop: Event | None = None,
     ) -> None:
-        self.options, self.few, self.val, self.sets = options, few, val, sets
+        self.options, self.few, self.val, self.sets, self.unlabelled = options, few, val, sets, unlabelled
         self.progress, self.stop = progress, stop
         self._rates: dict[tuple[str, str, int], float] = {}
         self._contents: dict[str, str] = {}
@@ -188,6 +190,7 @@ class Trainings:
         out = self.options.out / "training" / f"{cell.key}-{what}"
         count = min(candidates or self.options.candidates, settings.num_steps)
         settings = replace(settings, pairs=self.options.pairs, val_every=-(-settings.num_steps // count))
+        settings = self._seeing(settings, cell.arm)
         if not self._is_trained(out, cell):
             with alone(self.options.out, out.name):
                 if not self._is_trained(out, cell):
@@ -196,8 +199,18 @@ class Trainings:
         folder = best if (best / "detector.json").is_file() else out / "detector"
         return Trained(folder, settings.learning_rate, note["steps"], note["best"], note["curve"])
 
+    def _seeing(self, settings: DetectorRecipe, arm: str) -> DetectorRecipe:
+        """With the folders of unlabelled pairs for an arm that learns from them, else with nothing of the kind."""
+        if self.options.sees_unlabelled(arm):
+            return replace(settings, unlabelled=[self.options.pairs, *self.options.unlabelled])
+        blank: dict[str, Any] = {name: getattr(DetectorRecipe(), name) for name in HOW_UNLABELLED}
+        return replace(settings, **blank)
+
     def _end(self, recipe: Recipe, out: Path, cell: Cell) -> None:
-        train_detector(recipe, out, self.few(cell.share, cell.seed), self.val, self.progress, self.stop)
+        few, beside = self.few(cell.share, cell.seed), {}
+        if recipe.detector.unlabelled:
+            beside = {"unlabelled": self.unlabelled}
+        train_detector(recipe, out, few, self.val, self.progress, self.stop, **beside)
         rows = validations(out)
         best = max([f1 for _, f1 in rows], default=0.0)
         result = {"steps": recipe.detector.num_steps, "best": best, "curve": rows}
@@ -275,7 +288,8 @@ def validations(out: Path) -> list[list[float]]:
 def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """What a pre-training depends on, as JSON has it."""
     content: dict[str, Any] = to_plain(recipe.detector)
-    for name in ("pairs", "max_megapixels", "val_every"):  # where it lies, and what changes no weight
+    # Where it lies, and what changes no weight; what pre-training does not read.
+    for name in ("pairs", "max_megapixels", "val_every", "unlabelled", "unlabelled_split", *HOW_UNLABELLED):
         del content[name]
     return content | {"seed": recipe.run.seed, "mixed_precision": recipe.run.mixed_precision}
 

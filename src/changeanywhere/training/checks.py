@@ -12,6 +12,7 @@ from changeanywhere.models.names import BACKBONES, detector_names
 from changeanywhere.training.sections import (
     FLIPS,
     LOSSES,
+    OF_UNLABELLED,
     PARTS,
     PERCEPTUAL_FEATURES,
     PRECISIONS,
@@ -216,6 +217,18 @@ def _check_detector(recipe: Sections) -> None:
     require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")
     allowed = de.max_megapixels is None or 0 < de.max_megapixels < 1e6
     require(allowed, "detector.max_megapixels", de.max_megapixels, "above 0, below 1e6")
+    _check_unlabelled(recipe)
+
+
+def _check_unlabelled(recipe: Sections) -> None:
+    de = recipe.detector
+    require(0 < de.unlabelled_share < 1, "detector.unlabelled_share", de.unlabelled_share, "between 0 and 1")
+    require(de.unlabelled_weight > 0, "detector.unlabelled_weight", de.unlabelled_weight, "above 0")
+    require(0 <= de.unlabelled_ramp <= 1, "detector.unlabelled_ramp", de.unlabelled_ramp, "0 to 1")
+    sure, halflife = de.unlabelled_confidence, de.unlabelled_halflife_share
+    # At one half nothing is left out: one of two classes always has as much.
+    require(0.5 < sure < 1, "detector.unlabelled_confidence", sure, "above 0.5, below 1")
+    require(0 <= halflife <= 0.1, "detector.unlabelled_halflife_share", halflife, "0 to 0.1")
 
 
 _CHECKS: dict[str, Callable[[Sections], None]] = {
@@ -291,6 +304,7 @@ IDLE = (
     Idle("segmenter.first_stage", "segmenter.decoded", _zero),
     Idle("detector.backbone_weights", "init", bool),
     Idle("detector.val_every", "detector.val_split", _missing),
+    *(Idle(f"detector.unlabelled_{name}", "detector.unlabelled", _missing) for name in OF_UNLABELLED),
 )
 
 

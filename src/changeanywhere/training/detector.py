@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Event
@@ -19,15 +19,17 @@ from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.semantics import NO_CLASSES, hash_of, legend_of
+from changeanywhere.pairs.unlabelled import UnlabelledPairs
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import ChangePair
 from changeanywhere.seeds import step_seed
 from changeanywhere.terminal import say
 from changeanywhere.training.batches import loaded
-from changeanywhere.training.detection import OHEM, ChangeScores, detection_loss, score_pairs, sum_of
+from changeanywhere.training.consistency import Teacher, batches_of_both, open_unlabelled, rows_beside, weight_at
+from changeanywhere.training.detection import IGNORE, OHEM, ChangeScores, detection_loss, score_pairs, sum_of
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.loop import train_stage
-from changeanywhere.training.pair_batches import training_batches, whole_batches
+from changeanywhere.training.pair_batches import TrainingPairs, training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
 from changeanywhere.training.semantic import SemanticScores, score_classes, semantic_loss
@@ -43,11 +45,12 @@ def train_detector(
     val: Pairs | None = None,
     progress: Progress = silent,
     stop: Event | None = None,
+    unlabelled: UnlabelledPairs | None = None,
 ) -> Path:
     """Train, or resume, in ``out/training/detector``; returns ``out/detector`` (the last weights).
 
-    With validation pairs the weights of the best F1 are kept apart in ``out/detector_best``. Default of ``train`` and
-    ``val``: what the recipe names.
+    With validation pairs the weights of the best F1 are kept apart in ``out/detector_best``. Default of ``train``,
+    ``val`` and ``unlabelled``: what the recipe names.
     """
     recipe.check("detector")
     settings = recipe.detector
@@ -55,9 +58,15 @@ def train_detector(
         train = select_pairs(settings, settings.train_split, settings.train_list).keeping(recipe.run.keep_mib)
         val = _validation_pairs(settings)
         val = val and val.keeping(recipe.run.keep_mib)
+    content = _hash_of(train, recipe)
+    unlabelled = unlabelled or open_unlabelled(settings, val)
+    if unlabelled is not None:
+        content = f"{content}-{unlabelled.content_hash()}"
+        for pairs in unlabelled.sets:  # one memory for all that is decoded
+            pairs.kept = train.kept if isinstance(train, PairDataset) else pairs.kept
     processes = Processes(recipe.run)
-    with TrainingFolder(out, "detector", recipe, processes, _hash_of(train, recipe)) as folder:
-        return train_stage(DetectorTraining(recipe, processes, train, val), folder, progress, stop)
+    with TrainingFolder(out, "detector", recipe, processes, content) as folder:
+        return train_stage(DetectorTraining(recipe, processes, train, val, unlabelled), folder, progress, stop)
 
 
 def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None = None) -> PairDataset:
@@ -160,13 +169,21 @@ def evaluate_classes(
 
 
 class DetectorTraining(Stage):
-    """A change detector. A batch: ``(image t1, image t2, label)``; the label of a semantic one has classes too."""
+    """A change detector. A batch: ``(image t1, image t2, label)``; the label of a semantic one has classes too. With
+    unlabelled pairs what :class:`.consistency.UnlabelledViews` gives stands behind these."""
 
     name = "detector"
 
-    def __init__(self, recipe: Recipe, processes: Processes, train: Pairs, val: Pairs | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        processes: Processes,
+        train: Pairs,
+        val: Pairs | None,
+        unlabelled: UnlabelledPairs | None = None,
+    ) -> None:
         super().__init__(recipe, processes)
-        self.settings, self.train, self.val = recipe.detector, train, val
+        self.settings, self.train, self.val, self.unlabelled = recipe.detector, train, val, unlabelled
         settings = recipe.detector
         torch.manual_seed(self.seed)
         net = start_detector(settings, recipe.init, train)
@@ -182,9 +199,16 @@ class DetectorTraining(Stage):
         )
         # Not clipped, but watched: a step that breaks the weights must not reach a checkpoint.
         self.learners = (Learner(self.net, optimizer),)
-        # Hard examples are counted on the host.
-        self.recordable = not settings.hard_examples and self.num_parts == 1
+        self.teacher = None if unlabelled is None else self._teacher()
+        # Hard examples are counted on the host, and the weight of what is taught changes with the step.
+        self.recordable = not settings.hard_examples and self.num_parts == 1 and self.teacher is None
         self.best = 0.0  # weights that find nothing are never the best ones
+
+    def _teacher(self) -> Teacher:
+        rest = "none: classes of both dates are learned from labels alone"
+        require(not self.semantic, "detector.unlabelled", self.settings.unlabelled, rest)
+        self.rows_beside = rows_beside(self.settings, self.processes)
+        return Teacher(self.net, self.settings)
 
     @property
     def title(self) -> str:
@@ -200,9 +224,13 @@ class DetectorTraining(Stage):
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
-        views = training_batches(
-            self.train, self.settings, self.recipe.run, first_step, self.rows, self.net.in_channels, self.semantic
-        )
+        run, channels = self.recipe.run, self.net.in_channels
+        views: Iterable[Batch]
+        if self.unlabelled is None:
+            views = training_batches(self.train, self.settings, run, first_step, self.rows, channels, self.semantic)
+        else:
+            labelled = TrainingPairs(self.train, self.settings, run.seed, channels)
+            views = batches_of_both(labelled, self.unlabelled, run, first_step, (self.rows, self.rows_beside))
         with closing(loaded(views)) as batches:
             for batch in batches:
                 yield self.processes.put(*batch)
@@ -212,8 +240,9 @@ class DetectorTraining(Stage):
         torch.manual_seed(step_seed("training.dropout", self.seed, step, self.processes.rank))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
-        """Cross-entropy of the head, and of auxiliary heads with their weight; :func:`semantic_loss`."""
-        first, second, labels = part
+        """Cross-entropy of the head, and of auxiliary heads with their weight; :func:`semantic_loss`; with unlabelled
+        pairs the head's cross-entropy on what the teacher is sure of, as a share of all their pixels."""
+        first, second, labels, *beside = part
         hard = OHEM if self.settings.hard_examples else None
         if isinstance(self.net, SemanticDetector):
             with self.processes.accelerator.autocast():
@@ -221,13 +250,40 @@ class DetectorTraining(Stage):
             losses = semantic_loss((change.float(), one.float(), two.float()), labels, hard)
             self.add_gradients(losses["loss"])
             return losses
+        if beside:
+            first, second = (torch.cat(both) for both in zip((first, second), beside[3:], strict=True))
+        count = len(labels)
         with self.processes.accelerator.autocast():
             heads = self.net.all_logits(first, second)
-        loss = detection_loss(heads[0].float(), labels, hard)
+        loss = detection_loss(heads[0][:count].float(), labels, hard)
         for logits in heads[1:]:
-            loss = loss + self.net.auxiliary_weight * detection_loss(logits.float(), labels)
+            loss = loss + self.net.auxiliary_weight * detection_loss(logits[:count].float(), labels)
+        said = {"loss": loss}
+        if beside:
+            said |= self._taught(heads[0][count:], beside)
+            loss = loss + weight_at(step, self.num_steps, self.settings) * said["unlabelled_loss"]
         self.add_gradients(loss)
-        return {"loss": loss}
+        return said
+
+    def _taught(self, logits: Tensor, beside: list[Tensor]) -> dict[str, Tensor]:
+        """The loss on the strong views, the share of ground that the teacher is sure of, and what of that it calls
+        changed."""
+        assert self.teacher is not None  # rows without a label are not read without one
+        first, second, hidden = beside[:3]
+        with self.processes.accelerator.autocast():
+            found = self.teacher.labels(first, second, hidden)
+        sure = (found != IGNORE).float().sum()
+        return {
+            "unlabelled_loss": detection_loss(logits.float(), found),
+            "unlabelled_ground": sure / found.numel(),
+            "unlabelled_changed": (found == 1).float().sum() / sure.clamp(min=1),
+        }
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """The teacher follows."""
+        if self.teacher is not None:
+            self.teacher.follow(step)
+        return {}
 
     def validate(self, done: int, folder: TrainingFolder) -> None:
         """Score on validation pairs; the best weights so far are kept. The test set is never looked at."""
@@ -247,7 +303,9 @@ class DetectorTraining(Stage):
     def state(self) -> dict[str, Any]:
         """See :class:`Stage`."""
         optimizer = self.learners[0].optimizer
-        return {"detector": self.net.state_dict(), "optimizer": optimizer.state_dict(), "best": self.best}
+        state = {"detector": self.net.state_dict(), "optimizer": optimizer.state_dict(), "best": self.best}
+        average = self.teacher and self.teacher.average
+        return state | ({"teacher": average.weights} if average else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Stage`."""
@@ -255,6 +313,8 @@ class DetectorTraining(Stage):
         self.learners[0].optimizer.load_state_dict(state["optimizer"])
         self.learners[0].optimizer.param_groups[0]["capturable"] = False  # a recorded run's; this one records anew
         self.best = float(state["best"])
+        if self.teacher is not None and self.teacher.average is not None:
+            self.teacher.average.load(state["teacher"])
 
     def finish(self, out: Path) -> Path:
         """``out/detector``, the last weights."""

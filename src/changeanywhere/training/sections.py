@@ -17,6 +17,8 @@ FLIPS = ("none", "horizontal")
 TRACKERS = ("mlflow", "wandb")
 """Services that a training's numbers may go to."""
 SCHEDULES = ("linear", "constant")
+OF_UNLABELLED = ("split", "share", "weight", "ramp", "confidence", "halflife_share")
+"""Options of a detector, ``unlabelled_`` before each, that do nothing without unlabelled pairs."""
 STAGE_SECTIONS = ("first_stage", "denoiser", "critic", "segmenter", "detector")
 
 
@@ -292,6 +294,22 @@ class DetectorRecipe:
     """Exchange the dates with probability one half (reference configuration of ChangerEx)."""
     val_every: int = 4000
     """Steps between validations."""
+    unlabelled: list[str] = field(default_factory=list)
+    """Folders of pairs without labels (or whose labels are not read), to learn from beside those of ``pairs``: what a
+    teacher is sure of in a pair is learned on the same pair with its colours changed (FixMatch)."""
+    unlabelled_split: str | None = None
+    """Split of these folders; null = all of their pairs. Never give the test set."""
+    unlabelled_share: float = 0.5
+    """Share of a step's pairs that are unlabelled, beside ``batch_size`` labelled ones (0.5: as many again)."""
+    unlabelled_weight: float = 1.0
+    """Weight of the loss on unlabelled pairs, once it is whole."""
+    unlabelled_ramp: float = 0.3
+    """Share of the steps over which that weight rises from 0 along a straight line; 0 = it is whole at once."""
+    unlabelled_confidence: float = 0.95
+    """How probable to the teacher, changed or unchanged, ground must be to be learned as that."""
+    unlabelled_halflife_share: float = 0.05
+    """The teacher is a moving average of the weights: its half-life as a share of the steps so far (at most 0.1);
+    0 = the network itself."""
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,13 @@ def draw_photometric(crops: Tensor, rows: range, strength: float, seed: int, ste
     changed = []
     for crop, row in zip(crops, rows, strict=True):
         generator = torch.Generator().manual_seed(int(stream("training.photometric", seed, step, row).integers(2**62)))
-        changed.append(_photometric(crop, strength, generator))
+        changed.append(photometric(crop, strength, generator))
     return torch.stack(changed)
 
 
-def _photometric(crop: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def photometric(crop: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """A crop f32 ``[C, H, W]`` in [-1, 1] with gamma, saturation, contrast, gains, sharpness and noise changed, by
+    ``strength`` (0 to 1); drawn from ``generator``."""
     bands, side = crop.shape[0], crop.shape[1:]
     around = ((torch.rand(4 + bands, generator=generator) * 2 - 1) * strength).tolist()
     which, how = (torch.rand(2, generator=generator).tolist() for _ in range(2))

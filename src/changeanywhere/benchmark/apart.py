@@ -1,0 +1,139 @@
+"""Test scenes stay apart: none among unlabelled pairs, none behind a set that is pre-trained on.
+
+Images are known again by their decoded pixels, whatever container and name they have now. A scene whose pixels were
+changed (painted, disturbed, cut otherwise) is known by its name, where names tell: the record of a generated pair has
+its tile, scene and donors. Detectors that were handed in do not say what they have seen: of them nothing is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from changeanywhere.benchmark.statistics import scene_of
+from changeanywhere.documents import DocumentError, read_json_object
+from changeanywhere.errors import ConfigError
+from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.unlabelled import image_of
+from changeanywhere.storage import atomic_write
+
+SEEN = "apart.json"
+"""File in OUT: which sets were looked through, by what they held then; so that it is done once."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What nobody may learn from."""
+
+    split: str
+    images: dict[str, Path]
+    """Hash of pixels → file."""
+    names: dict[str, str]
+    """Name of a pair or of its scene → the pair; none where pairs of the training split bear one of them: then names
+    do not tell one ground from another."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A set that arms learn from."""
+
+    what: str
+    pairs: PairDataset
+    by_record: bool
+    """Whether only records say which scenes are in it (a set made of others), or the names of its own files too."""
+    names: bool = True
+    """Whether names are looked at; those of the training split are what they are held against."""
+
+
+def held_of(split: str, pairs: PairDataset, train: PairDataset) -> Held:
+    """What the images and the names of a split are known by."""
+    images = {
+        found: file
+        for number in range(len(pairs))
+        for file in pairs.images_of(number)
+        if (found := pixel_hash(file, pairs.max_megapixels)) is not None
+    }
+    told = {name: pairs.key_of(n) for n in range(len(pairs)) for name in _names_in(pairs.key_of(n))}
+    own = {name for number in range(len(train)) for name in _names_in(train.key_of(number))}
+    return Held(split, images, {} if own & told.keys() else told)
+
+
+def pixel_hash(file: Path, max_megapixels: float | None) -> str | None:
+    """Of shape, type and values of an image; None of one that shows nothing (all of one value), as many may."""
+    image, _ = image_of(file, max_megapixels)
+    if image.min() == image.max():
+        return None
+    digest = hashlib.sha256(repr((image.shape, image.dtype.str)).encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _names_in(key: str) -> set[str]:
+    """Of a pair or a tile, and of its scene: without folders and dates before it. Numbers alone name nothing."""
+    name = re.split(r"/|__", key)[-1]
+    return {each for each in (name, scene_of(name)) if re.search(r"[^\W\d_]", each)}
+
+
+def _told(looked: Looked, number: int) -> set[str]:
+    """Names of the scenes that are in a pair, as far as it says so."""
+    record, found = looked.pairs.record_of(number), set[str]()
+    donors = record.get("donors") or ()
+    keys = [record.get("source_key"), record.get("scene"), *(donor.get("key") for donor in donors)]
+    for key in keys if looked.by_record else [*keys, looked.pairs.key_of(number)]:
+        found |= _names_in(key) if isinstance(key, str) else set()
+    return found
+
+
+def _refuse(held: Held, looked: Looked) -> None:
+    for number in range(len(looked.pairs)):
+        for name in sorted(_told(looked, number) & held.names.keys()) if looked.names and held.names else ():
+            where = looked.pairs.images_of(number)[0]
+            raise ConfigError(
+                f"{looked.what}: {where} is of {name}, as {held.names[name]} of the {held.split} split is; leave it "
+                "out (or, if it is other ground, rename it)"
+            )
+    for number in range(len(looked.pairs)):
+        for file in looked.pairs.images_of(number):
+            found = pixel_hash(file, looked.pairs.max_megapixels)
+            if found in held.images:
+                same = held.images[found]
+                raise ConfigError(f"{looked.what}: {file} is {same} of the {held.split} split; leave it out")
+
+
+def refuse_test_scenes(out: Path, splits: dict[str, PairDataset], looked: Sequence[Looked]) -> None:
+    """Hold all of ``looked`` against ``splits`` (``train``, and what is held out), unless a run before has done so."""
+    file = out / SEEN
+    try:
+        before = read_json_object(file)
+    except (OSError, DocumentError):  # nothing there, or nothing that can be believed
+        before = {}
+    train, known = splits["train"], dict[str, str]()
+    held: dict[str, Held] = {}
+    for one in looked:
+        # The validation split may stand behind pairs that are pre-trained on: it selects, and no more.
+        names = [name for name in splits if name == "test" or (name == "val" and not one.by_record)]
+        known[one.what] = _state_of([train, *(splits[name] for name in names), one.pairs])
+        if before.get(one.what) == known[one.what]:
+            continue
+        for name in names:
+            if name not in held:
+                held[name] = held_of(name, splits[name], train)
+            _refuse(held[name], one)
+    if known:
+        atomic_write(file, (json.dumps(before | known, indent=1) + "\n").encode())
+
+
+def _state_of(sets: Sequence[PairDataset]) -> str:
+    """Of the images of sets, as a build tool looks: names, sizes, times."""
+    digest = hashlib.sha256()
+    for pairs in sets:
+        for number in range(len(pairs)):
+            for file in pairs.images_of(number):
+                facts = file.stat()
+                digest.update(repr((str(file), facts.st_size, facts.st_mtime_ns)).encode())
+        digest.update(b"|")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,223 @@
+"""The few-shot setting of the benchmark: arms that see unlabelled pairs, rivals from machine-labelled ground, and test
+scenes that are in nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from changeanywhere.benchmark import apart, trainings
+from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.benchmark.protocol import Benchmark, run_benchmark
+from changeanywhere.cli import run as command
+from changeanywhere.errors import ConfigError, OutputError
+from changeanywhere.pairs import load_pairs
+from changeanywhere.training.detector import train_detector
+from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
+from conftest import write_source
+from test_detector_training import write_pairs
+
+STEPS = DetectorRecipe(crop_size=64, batch_size=4, num_steps=4, warmup_steps=1)
+SURE = replace(STEPS, unlabelled_confidence=0.6)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> BenchmarkOptions:
+    """Real pairs with splits, a set that was made, and two dates of somebody's own."""
+    real, made, mine = (write_pairs(tmp_path / name, count) for name, count in (("real", 12), ("made", 6), ("mine", 3)))
+    shutil.rmtree(mine / "train" / "label")
+    for folder in ("A", "B", "label"):
+        shutil.move(made / "train" / folder, made / folder)
+    return BenchmarkOptions(
+        out=tmp_path / "out", name="squares", pairs=str(real), detectors=["fc_ef"], shares=[50], seeds=[0],
+        pretraining={"made": str(made)}, pretrain=STEPS, finetune=SURE, run=RunRecipe(num_workers=0), candidates=2,
+        num_panels=0, baselines=["only-sup", "semi-supervised"], semi_supervised=["made"],
+        unlabelled=[str(mine / "train")],
+    )  # fmt: skip
+
+
+def plain(options: BenchmarkOptions) -> BenchmarkOptions:
+    """Without arms that see unlabelled pairs."""
+    return replace(options, baselines=["only-sup"], semi_supervised=[], unlabelled=[], finetune=STEPS)
+
+
+def test_arms_see_the_same_labels_and_some_see_unlabelled_pairs(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: dict[str, tuple[Recipe, tuple[str, ...], int]] = {}
+
+    def noted(recipe: Recipe, out: Path, few: Any, *more: Any, **beside: Any) -> None:
+        begun[out.name.split("-050")[0]] = (recipe, few and few.names, len(beside.get("unlabelled") or ()))
+        train_detector(recipe, out, few, *more, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", noted)
+    records = run_benchmark(options)
+    arms = ["only-sup", "semi-supervised", "made", "made-semi"]
+    assert [record["arm"] for record in records] == arms
+    assert {record["steps"] for record in records} == {4}
+    assert {len(record["curve"]) for record in records} == {record["candidates"] for record in records} == {2}
+    found = {arm: begun[f"fc_ef-{arm}"] for arm in arms}
+    assert len({names for _, names, _ in found.values()}) == 1, "every arm has the labels of its share, and no others"
+    assert {arm: count for arm, (_, _, count) in found.items()} == {
+        "only-sup": 0, "made": 0, "semi-supervised": 12 + 3, "made-semi": 12 + 3,
+    }  # fmt: skip
+    beside = [recipe.detector.unlabelled for recipe, _, _ in found.values()]
+    assert beside == [[], [options.pairs, *options.unlabelled]] * 2
+    assert found["made-semi"][0].init == found["made"][0].init == str(options.out / "pretrain/fc_ef-made-0/detector")
+    table = (options.out / "table.md").read_text()
+    (row,) = (line for line in table.splitlines() if line.startswith("| fc_ef | 50 % | semi-supervised |"))
+    assert row.split("|")[-4].strip().endswith("(not claimed)"), "its gain over only-sup is shown"
+    plan = (options.out / "plan.md").read_text()
+    assert "| fc_ef | made-semi | 1 | 4 |" in plan and "what a teacher reads not counted" in plan
+
+
+def test_they_may_be_added_to_a_folder_that_was_begun_without_them(options: BenchmarkOptions) -> None:
+    Benchmark(plain(options)).freeze()
+    begun = json.loads((options.out / "benchmark.json").read_text())
+    assert not [name for stage in ("pretrain", "finetune") for name in begun[stage] if "unlabelled" in name]
+    Benchmark(options).freeze()
+    arms = json.loads((options.out / "benchmark.json").read_text())["arms"]
+    assert arms.keys() == {"made", "semi-supervised", "made-semi"}
+    Benchmark(plain(options)).freeze()
+    for wrong in ({"finetune": replace(SURE, unlabelled_weight=0.5)}, {"unlabelled": []}):
+        with pytest.raises(OutputError, match="was begun with settings of made-semi"):
+            Benchmark(replace(options, **wrong)).freeze()
+
+
+def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
+    alone = plain(options)
+    for changed, message in (
+        (replace(alone, unlabelled=["x"]), r"unlabelled is \['x'\]; allowed: nothing without an arm that sees it"),
+        (replace(alone, finetune=SURE), r"finetune\.unlabelled_confidence is 0\.6; allowed: its default"),
+        (replace(options, pretrain=SURE), r"pretrain\.unlabelled_confidence is 0\.6; allowed: its default"),
+        (replace(options, finetune=replace(SURE, unlabelled=["x"])), r"finetune\.unlabelled is \['x'\]; .* protocol"),
+        (replace(options, finetune=replace(SURE, unlabelled_ramp=2.0)), r"finetune\.unlabelled_ramp is 2\.0"),
+        (replace(options, semi_supervised=["nobody"]), r"semi_supervised is \['nobody'\]"),
+        (replace(options, zero_shot_only=["made"]), r"semi_supervised is \['made'\]; .* -semi is free"),
+        (replace(alone, claims_for=["semi-supervised"]), "claims_for is"),
+        (replace(options, pretraining={"semi-supervised": "x"}), "pretraining is"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            changed.check()
+    replace(options, claims_for=["semi-supervised", "made-semi"], rivals=["made-semi"]).check()
+
+
+def test_test_images_are_known_by_their_pixels(options: BenchmarkOptions) -> None:
+    """Whatever they are called and stored as, on either date; among unlabelled pairs and in a set to pre-train on."""
+    Benchmark(options).refuse_test_scenes()
+    image = Image.open(Path(options.pairs) / "test" / "B" / "test2.png")
+    for folder, where in ((options.unlabelled[0], "unlabelled "), (options.pretraining["made"], "pretraining made")):
+        (file,) = (Path(folder) / "A").glob("train1.*")
+        kept = file.read_bytes()
+        file.unlink()
+        image.save(file.with_suffix(".tif"), compression="tiff_lzw")
+        shutil.move(Path(folder) / "B" / file.name, Path(folder) / "B" / f"{file.stem}.tif")
+        Image.open(Path(folder) / "B" / f"{file.stem}.tif").save(Path(folder) / "B" / f"{file.stem}.tif")
+        with pytest.raises(
+            ConfigError, match=rf"^{where}.*train1\.tif is .*test2\.png of the test split; leave it out$"
+        ):
+            Benchmark(options).refuse_test_scenes()
+        file.with_suffix(".tif").unlink()
+        file.write_bytes(kept)
+        Benchmark(options).refuse_test_scenes()
+    with pytest.raises(ConfigError, match="of the val split"):
+        shutil.copyfile(Path(options.pairs) / "val/A/val1.png", Path(options.unlabelled[0]) / "A" / "train1.png")
+        Benchmark(options).refuse_test_scenes()
+
+
+def test_ground_of_one_colour_is_nobodys_scene(options: BenchmarkOptions) -> None:
+    for folder in (Path(options.pairs) / "test", Path(options.unlabelled[0])):
+        (first,) = (name for name in sorted((folder / "A").iterdir()) if name.stem.endswith("1"))
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(first)
+    Benchmark(options).refuse_test_scenes()
+
+
+def test_scenes_are_known_by_name_where_names_tell(options: BenchmarkOptions) -> None:
+    made, real = Path(options.pretraining["made"]), Path(options.pairs)
+    records = [{"key": f"train{n}", "source_key": f"A__train{n}", "scene": f"train{n}"} for n in range(6)]
+
+    def write(**changed: Any) -> None:
+        lines = [records[0] | changed, *records[1:]]
+        (made / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    write()
+    Benchmark(options).refuse_test_scenes()
+    for changed in (
+        {"source_key": "B__test3"},
+        {"scene": "city/test3"},
+        {"donors": [{"key": "train9"}, {"key": "A__test3_0000_0064"}]},
+    ):
+        write(**changed)
+        with pytest.raises(ConfigError, match=r"train0\.png is of test3, as test3 of the test split is; leave it out"):
+            Benchmark(options).refuse_test_scenes()
+        (options.out / apart.SEEN).unlink(missing_ok=True)
+    for date in "AB":  # names that the training split bears too tell nothing
+        shutil.copyfile(real / "train" / date / "train1.png", real / "train" / date / "test3.png")
+    shutil.copyfile(real / "train" / "label" / "train1.png", real / "train" / "label" / "test3.png")
+    Benchmark(options).refuse_test_scenes()
+    assert not apart._names_in("0001") and apart._names_in("a/B__town_7_0256_0512") == {"town_7_0256_0512", "town_7"}
+
+
+def test_it_is_looked_at_once(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    Benchmark(options).refuse_test_scenes()
+
+    def never(*_: object) -> None:
+        raise AssertionError("looked at again")
+
+    monkeypatch.setattr(apart, "held_of", never)
+    Benchmark(options).refuse_test_scenes()
+    Benchmark(plain(options)).refuse_test_scenes()
+    image = Path(options.unlabelled[0]) / "A" / "train0.png"
+    Image.open(image).transpose(Image.Transpose.ROTATE_90).save(image)
+    with pytest.raises(AssertionError, match="looked at again"):
+        Benchmark(options).refuse_test_scenes()
+
+
+def test_the_command_says_so_in_one_line(options: BenchmarkOptions, capsys: pytest.CaptureFixture[str]) -> None:
+    test = str(Path(options.pairs) / "test")
+    words = ["benchmark", "--pairs", options.pairs, "--baselines", "semi-supervised", "--unlabelled", f"[{test}]"]
+    assert command([*words, "--shares", "[50]", "--out", str(options.out)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"changeanywhere: error: unlabelled {test}: ") and told.count("\n") == 1
+    assert not (options.out / "training").exists()
+
+
+@pytest.mark.parametrize("method", ["copy_paste", "patch_exchange"])
+def test_rivals_come_from_the_same_machine_labelled_dates(
+    options: BenchmarkOptions, tmp_path: Path, method: str
+) -> None:
+    """As ``label`` leaves both dates of an unlabelled pair: two tiles of one scene, with the segmenter's name."""
+    source = tmp_path / "labelled"
+    for date in "AB":
+        tiles = write_source(tmp_path / date, 4)
+        for folder in ("images", "masks"):
+            (source / folder / date).mkdir(parents=True)
+            for file in (tiles / folder).iterdir():
+                shutil.move(file, source / folder / date / file.name)
+    shutil.copyfile(tmp_path / "A" / "legend.json", source / "legend.json")
+    with (source / "provenance.csv").open("w", newline="") as lines:
+        rows = csv.writer(lines)
+        rows.writerow(["patch", "scene", "labelled_by"])
+        rows.writerows([f"{date}/tile_{n}", f"tile_{n}", "segmenter x"] for date in "AB" for n in range(4))
+    arguments = ["generate", "--source", str(source), "--out", str(tmp_path / "set"), "--method", method]
+    assert command([*arguments, "--num-pairs", "8", "--tile-size", "64", "--model", "mini"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert {record["labelled_by"] for record in records} == {"segmenter x"}
+    assert {record["scene"] for record in records} <= {f"tile_{n}" for n in range(4)}
+    assert any(record["donors"] for record in records) and len(load_pairs(tmp_path / "set")) == 8
+    rival = replace(plain(options), pretraining={"rival": str(tmp_path / "set")}, shares=[0, 50], rivals=["rival"])
+    assert [record["arm"] for record in run_benchmark(rival)] == ["rival", "only-sup", "rival"]
+    (held,) = (Path(options.pairs) / "test" / "A").glob("test0.png")
+    for date in "AB":  # now one of its scenes is of the test split
+        shutil.move(Path(options.pairs) / "test" / date / held.name, Path(options.pairs) / "test" / date / "tile_1.png")
+    shutil.move(Path(options.pairs) / "test/label/test0.png", Path(options.pairs) / "test/label/tile_1.png")
+    with pytest.raises(ConfigError, match=r"is of tile_1, as tile_1 of the test split is"):
+        run_benchmark(replace(rival, out=tmp_path / "other"))
