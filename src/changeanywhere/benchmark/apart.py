@@ -116,7 +116,7 @@ def refuse_test_scenes(out: Path, splits: dict[str, PairDataset], looked: Sequen
     for one in looked:
         # The validation split may stand behind pairs that are pre-trained on: it selects, and no more.
         names = [name for name in splits if name == "test" or (name == "val" and not one.by_record)]
-        known[one.what] = _state_of([train, *(splits[name] for name in names), one.pairs])
+        known[one.what] = _state_of(one, [train, *(splits[name] for name in names)])
         if before.get(one.what) == known[one.what]:
             continue
         for name in names:
@@ -127,10 +127,12 @@ def refuse_test_scenes(out: Path, splits: dict[str, PairDataset], looked: Sequen
         atomic_write(file, (json.dumps(before | known, indent=1) + "\n").encode())
 
 
-def _state_of(sets: Sequence[PairDataset]) -> str:
-    """Of the images of sets, as a build tool looks: names, sizes, times."""
+def _state_of(looked: Looked, against: Sequence[PairDataset]) -> str:
+    """Of what a set says of itself, and of all images, as a build tool looks: names, sizes, times."""
     digest = hashlib.sha256()
-    for pairs in sets:
+    for number in range(len(looked.pairs)):
+        digest.update(repr(sorted(_told(looked, number))).encode())
+    for pairs in (*against, looked.pairs):
         for number in range(len(pairs)):
             for file in pairs.images_of(number):
                 facts = file.stat()

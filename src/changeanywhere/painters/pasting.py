@@ -2,8 +2,9 @@
 
 ``copy_paste``: changed ground gets real pixels of its new class from another tile (copy-paste augmentation, Ghiasi et
 al. 2021). ``recolour``: changed ground keeps its texture and takes mean and spread of its new class's colours.
-``patch_exchange``: whole windows of another tile, whatever they show; what differs in the masks is the change (after
-I3PE, Chen et al. 2023, which clusters instead of reading masks). None of them needs a model.
+``patch_exchange``: whole windows of another tile, whatever they show, or (option ``within``) of other places of the
+same one; what differs in the masks is the change (after I3PE, Chen et al. 2023, which clusters instead of reading
+masks). None of them needs a model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from scipy import ndimage
 
 from changeanywhere.errors import require
 from changeanywhere.events.ground import describe
+from changeanywhere.legend import Mask
 from changeanywhere.painters.base import Batch, Donors, PainterSettings, Painting, Pixels
 from changeanywhere.sample import ChangePlan, SourceSample, change_mask_of
 from changeanywhere.seeds import stream
@@ -123,15 +125,34 @@ class RecolourPainter(_FillingPainter):
 
 
 class PatchExchangePainter(PastingPainter):
-    """Windows of another tile, whatever they show; what differs in the masks is the change (after I3PE)."""
+    """Windows of another tile, whatever they show; what differs in the masks is the change (after I3PE). Its option
+    ``within``: probability that windows of one tile change places instead."""
 
-    how: ClassVar[str] = "is the other one with windows of another tile (no diffusion: a rival to compare with)."
+    how: ClassVar[str] = "is the other one with windows exchanged (no diffusion: a rival to compare with)."
+
+    def __init__(self, within: float = 0.0) -> None:
+        self.within = within
+
+    @classmethod
+    def build(cls, settings: PainterSettings) -> Self:
+        """See :class:`PainterKind`."""
+        unknown = sorted(set(settings.options) - {"within"})
+        require(not unknown, "painter_options", unknown, "within")
+        within = settings.options.get("within", 0.0)
+        allowed = type(within) in (int, float) and 0 <= within <= 1
+        require(allowed, "painter_options.within", within, "0 to 1")
+        return cls(float(within))
 
     def second(
         self, image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors
     ) -> tuple[Pixels, ChangePlan]:
         """See :class:`PastingPainter`."""
-        return _exchange_windows(image, sample, plan, donors, stream("pair.donors", plan.seed))
+        rng = stream("pair.donors", plan.seed)
+        if not plan.change_mask.any():  # a pair that is to show no change
+            return image, plan
+        if self.within and rng.random() < self.within:
+            return _exchange_places(image, sample, plan, rng)
+        return _exchange_windows(image, sample, plan, donors, rng)
 
 
 def _copied(spot: Spot) -> Pixels:
@@ -182,9 +203,7 @@ def _recoloured(spot: Spot) -> Pixels:
 def _exchange_windows(
     image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors, rng: np.random.Generator
 ) -> tuple[Pixels, ChangePlan]:
-    """One to three windows of another tile at the same place; none in a pair that is to show no change."""
-    if not plan.change_mask.any():
-        return image, plan
+    """One to three windows of another tile at the same place."""
     other = donors.source.read(donors.draw(rng))
     donors.note(other.item)
     height, width = sample.mask.shape
@@ -195,5 +214,26 @@ def _exchange_windows(
         window = slice(top, top + size[0]), slice(left, left + size[1])
         seen = (other.mask[window] != 0) & (sample.mask[window] != 0)  # unknown ground never changes
         result[window][seen], mask[window][seen] = other.pixels()[window][seen], other.mask[window][seen]
+    return result, _shown(sample, plan, mask)
+
+
+def _exchange_places(
+    image: Pixels, sample: SourceSample, plan: ChangePlan, rng: np.random.Generator
+) -> tuple[Pixels, ChangePlan]:
+    """One to three times two windows of the tile change places."""
+    height, width = sample.mask.shape
+    size = round(height * WINDOW), round(width * WINDOW)
+    result, mask = image.copy(), sample.mask.copy()
+    for _ in range(int(rng.integers(1, 4))):
+        corners = [(int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1))) for _ in range(2)]
+        one, two = ((slice(top, top + size[0]), slice(left, left + size[1])) for top, left in corners)
+        seen = (sample.mask[one] != 0) & (sample.mask[two] != 0)  # unknown ground never changes
+        for to, of in ((one, two), (two, one)):
+            result[to][seen], mask[to][seen] = image[of][seen], sample.mask[of][seen]
+    return result, _shown(sample, plan, mask)
+
+
+def _shown(sample: SourceSample, plan: ChangePlan, mask: Mask) -> ChangePlan:
+    """The plan that exchanged windows show."""
     change = change_mask_of(sample.mask, mask)
-    return result, replace(plan, mask_t2=mask, change_mask=change, events=describe("patch_exchange", sample.mask, mask))
+    return replace(plan, mask_t2=mask, change_mask=change, events=describe("patch_exchange", sample.mask, mask))
