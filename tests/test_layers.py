@@ -56,8 +56,8 @@ INSIDE = {
     "events": "options correlation instances placement bank ground disappearance appearance regions transitions engine "
     "__init__",
     "rasters": "facts ground tiff flat gate values classes __init__",
-    "sources": "problems base joined files entries splits options matching provenance official layouts drafts legends "
-    "unchanged tiles __init__",
+    "sources": "problems base joined files entries splits options matching dates provenance official layouts drafts "
+    "legends unchanged tiles __init__",
     "pairs": "names split layouts annotations record summary card labels codec containers hub kept reader semantics "
     "unlabelled pictures report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
@@ -65,8 +65,9 @@ INSIDE = {
     "__init__",
     "prediction": "options windows inputs predict __init__",
     "labelling": "options windows masks regions pictures networks predictions reading label __init__",
-    "generation": "nuisances targets like options tiles channel job lanes planners plan executors finish shard hands "
-    "turns fidelity painting carried dataset prepare shares cluster generate simulate speed __init__",
+    "generation": "nuisances second targets like options tiles channel job learning lanes planners plan executors "
+    "finish shard hands turns fidelity painting carried dataset prepare shares cluster generate simulate speed "
+    "__init__",
     "studio": "__init__ options light edits painting uploads keeping review session snippets jobs studio pictures acts "
     "charts looks reports wiring paint_tab review_tab generate_tab page server",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "

@@ -69,10 +69,12 @@ def describe_source(
         + [f"{number} ignored" for number in numbers.ignored]
         + ([f"as {source.legend.name} of {model or 'mini'}"] if info else [])
     )
+    dated = sum(entry.second is not None for entry in layout.entries)
     facts = [
         ("layout", layout.described),
         ("legend", f"{stored.name} ({where_from(folder, chosen, layout)}): {said}"),
         *_of_items(source),
+        ("second dates", f"of {dated} of {len(layout.entries)} images (--second.use)" if dated else ""),
         ("passed over", ", ".join(source.passed)),
         ("read", f"{len(rows)} of {len(source)} tiles read without a fault{_left_out(source)}"),
     ]

@@ -18,7 +18,8 @@ from changeanywhere.generation.job import FIRST_EDITION, load_job
 from changeanywhere.generation.plan import PlanSummary, ShardPlan, load_shard, load_summary
 from changeanywhere.generation.shard import marker_name
 from changeanywhere.pairs.containers import PLACE
-from changeanywhere.pairs.names import CHANGE_FOLDER, CHECKSUMS, FINAL_FILES, IMAGE_FOLDERS, MASK_FOLDERS
+from changeanywhere.pairs.names import CHECKSUMS, FINAL_FILES
+from changeanywhere.pairs.record import ALL_FOLDERS
 from changeanywhere.regular import read_regular
 from changeanywhere.seals import unsealed
 from changeanywhere.storage import LocalStore, file_hash
@@ -107,7 +108,7 @@ def _check_files(folder: Path, number: int, files: Mapping[str, str]) -> None:
 
 def _refuse_strangers(folder: Path, files: set[str]) -> None:
     """Images that no shard wrote would be read as pairs."""
-    for name in (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS, PLACE):
+    for name in (*ALL_FOLDERS, PLACE):
         for path in sorted((folder / name).glob("*")):
             if not path.name.startswith(".") and f"{name}/{path.name}" not in files:
                 raise PairsError(f"{path}: no shard of this set wrote it; move it elsewhere")

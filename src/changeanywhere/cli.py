@@ -130,6 +130,8 @@ def _generate(arguments: list[str]) -> None:
             plan = dry_run(options, progress)
         missing = "".join(f", {count} {kind} without a place" for kind, count in plan.missing.items())
         say(f"would write {plan.num_pairs} pairs{missing}")
+        if plan.ignored is not None:
+            say(f"{plan.ignored:.1%} of the ground differs between the real dates and gets no label")
         say(f"about {plan.num_bytes / 1e6:.1f} MB and {_duration(plan.seconds)} (one batch painted and timed)")
         return
     with shown_progress() as progress:

@@ -85,6 +85,8 @@ class SourceSample:
     bands: tuple[str, ...]
     normalisation: Normalisation
     georef: GeoReference | None = None
+    date: int = 1
+    """2: the image is of the second date, the mask of the first."""
 
     def pixels(self) -> npt.NDArray[np.float32]:
         """The image as networks see it: float32 ``[H, W, C]`` in [-1, 1]."""

@@ -15,6 +15,7 @@ CARRIED = {
     "bands": "other bands and data types, CRS and transform inside the images",
     "change": "change mask",
     "semantic": "semantic masks of both dates",
+    "ignored": "ground that no label speaks of",
     "changed classes": "classes of changed ground",
     "instances": "instances",
     "splits": "splits",

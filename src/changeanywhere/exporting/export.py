@@ -73,8 +73,9 @@ def _lost(exporter: Exporter, info: SetInfo) -> tuple[str, ...]:
     lost = []
     if info.legend is not None and "semantic" not in exporter.carries:
         lost.append("semantic masks of unchanged ground")
-    if info.ignored:
-        lost.append(f"ground that labels leave out, in {info.ignored} pairs: it is written as unchanged")
+    left = info.ignored - (info.noted if "ignored" in exporter.carries else 0)
+    if left:
+        lost.append(f"ground that labels leave out, in {left} pairs: it is written as unchanged")
     return tuple(lost)
 
 

@@ -13,10 +13,8 @@ from changeanywhere.exporting.base import Exporter
 from changeanywhere.exporting.items import Item
 from changeanywhere.pairs.card import hub_configs
 from changeanywhere.pairs.layouts import UNCHANGED_WHITE
-from changeanywhere.pairs.names import SPLITS, table_name
-from changeanywhere.pairs.record import PairRecord
-
-FILES = ("A", "B", "label", "label1", "label2")
+from changeanywhere.pairs.names import IGNORE_FOLDER, SPLITS, table_name
+from changeanywhere.pairs.record import ALL_FOLDERS, FILE_FOLDERS, PairRecord
 
 
 class Levir(Exporter):
@@ -24,11 +22,12 @@ class Levir(Exporter):
 
     name = "levir"
     what = "LEVIR-CD's folders with lists of splits, as generate writes them"
-    carries = frozenset(("images", "bands", "change", "semantic", "splits"))
+    carries = frozenset(("images", "bands", "change", "semantic", "ignored", "splits"))
     tree = """\
 A/KEY.png  B/KEY.png            images (GeoTIFFs stay GeoTIFFs)
 label/KEY.png                   change, 0 or 255
 label1/KEY.png  label2/KEY.png  semantic masks, grey: the numbers are the classes of legend.json
+ignore/KEY.png                  255 = no label here; of sets with real second dates alone
 list/{train,val,test}.txt       file names
 {train,val,test}.jsonl          of a generated set: what datasets.load_dataset("OUT") reads"""
     load = """\
@@ -41,6 +40,7 @@ pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata"
         """See :class:`Exporter`."""
         self._listed: dict[str, list[str]] = {split: [] for split in SPLITS}
         self._rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+        self._folders: tuple[str, ...] = FILE_FOLDERS
 
     def add(self, item: Item) -> dict[str, str]:
         """See :class:`Exporter`."""
@@ -48,6 +48,9 @@ pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata"
         files["label"] = self.target.change(f"label/{item.key}", item, keep=True)
         if self.info.legend is not None:
             files |= {f"label{n + 1}": self.target.mask(f"label{n + 1}/{item.key}", item, n, keep=True) for n in (0, 1)}
+        if item.notes_ignored:
+            files[IGNORE_FOLDER] = self.target.ignored(f"{IGNORE_FOLDER}/{item.key}", item)
+            self._folders = ALL_FOLDERS
         self._listed[item.split].append(files["A"].removeprefix("A/"))
         if "source_key" in item.record:  # of a set of ours
             line = {**item.record, **{f"{what}_file_name": name for what, name in files.items()}, "container": ""}
@@ -63,7 +66,7 @@ pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata"
 
     def front_matter(self) -> list[str]:
         """The flat tables, for ``load_dataset``, as in the card of a generated set."""
-        return hub_configs([split for split in SPLITS if self._rows[split]])
+        return hub_configs([split for split in SPLITS if self._rows[split]], self._folders)
 
 
 class Folders(Exporter):

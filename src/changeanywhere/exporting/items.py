@@ -14,7 +14,7 @@ from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.legend import UNKNOWN, Legend, LegendMap, load_legend, load_legend_map
 from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.layouts import layout_of, split_folders
-from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
+from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.pairs.record import transition_rows
 from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, change_transitions
@@ -43,6 +43,11 @@ class Item:
         return self.pair.metadata
 
     @property
+    def notes_ignored(self) -> bool:
+        """Whether its set has a file for ground of which no label speaks."""
+        return f"{IGNORE_FOLDER}_file_name" in self.record
+
+    @property
     def georef(self) -> GeoReference | None:
         """Of a generated set that has one."""
         crs, transform = self.record.get("crs"), self.record.get("transform")
@@ -64,6 +69,8 @@ class SetInfo:
     """Who labelled tiles, where that were machines."""
     ignored: int = 0
     """Pairs with ground that no label speaks of."""
+    noted: int = 0
+    """Those of them whose set has a file for it."""
 
     def add(self, item: Item) -> None:
         """Count a pair."""
@@ -73,6 +80,7 @@ class SetInfo:
             if item.record.get(name):
                 counts[str(item.record[name])] += 1
         self.ignored += item.pair.ignored is not None
+        self.noted += item.pair.ignored is not None and item.notes_ignored
 
 
 def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:

@@ -89,6 +89,12 @@ class Target:
         assert mask is not None
         return self._label(stem, item, mask, keep)
 
+    def ignored(self, stem: str, item: Item) -> str:
+        """Ground of which no label speaks, 0 or 255; a GeoTIFF where the pair is one."""
+        ignored = item.pair.ignored
+        where = np.zeros(item.pair.change_mask.shape, bool) if ignored is None else ignored
+        return self._label(stem, item, where.astype(np.uint8) * np.uint8(255), keep=True)
+
     @staticmethod
     def _is_grey(source: Path, keep: bool) -> bool:
         if source.suffix != ".png":

@@ -13,6 +13,8 @@ from changeanywhere.errors import ModelError
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.nuisances import Pixels, disturb
 from changeanywhere.generation.options import FinishingOptions
+from changeanywhere.generation.second import in_style
+from changeanywhere.generation.tiles import Tiles
 from changeanywhere.painters.base import Painting
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
 from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Image, SourceItem, SourceSample
@@ -46,14 +48,15 @@ def finished_pair(
     def other_tile(rng: np.random.Generator) -> Pixels:
         return _shares(tiles.source.read(int(rng.integers(len(tiles.source)))).pixels())
 
-    finished = finish(
-        _shares(painting.image_t1), _shares(painting.image_t2), plan.change_mask, plan.seed, options, other_tile
-    )
-    masks = sample.mask, plan.mask_t2
+    dates = _dates_of(job, painting, sample)
+    finished = finish(dates, plan.change_mask, plan.seed, options, other_tile)
+    masks, samples = (sample.mask, plan.mask_t2), (dates.sample_t1, sample)
     if finished.real_date == 2:
-        masks, plan = masks[::-1], exchange(sample.mask, plan)
-    first, second = _in_file_units(finished, sample, options)
-    pair = ChangePair(key, first, second, plan.change_mask, *masks, georef=sample.georef)
+        masks, samples, plan = masks[::-1], samples[::-1], exchange(sample.mask, plan)
+    first, second = _in_file_units(finished, samples, options)
+    pair = ChangePair(
+        key, first, second, plan.change_mask, *masks, georef=sample.georef, ignored=_ignored(tiles, sample)
+    )
     item, legend = credited(sample.item, painting.donors), tiles.source.legend
     origin = Origin(item, job.source.name, tiles.splits[item.scene], sample.bands, sample.normalisation)
     how = [
@@ -63,6 +66,7 @@ def finished_pair(
     done = Finish(
         *(finished.real_date, finished.nuisances, painting.score, painting.attempt, painting.donors, how),
         free_fraction=painting.free_fraction,
+        second="" if job.second.use == "none" else "base" if sample.date == 2 else job.second.use,
     )
     return pair, record_of(pair, plan, legend, origin, done, options.image_format, provenance)
 
@@ -77,9 +81,41 @@ def _check_finite(key: str, painting: Painting) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Dates:
+    """Images of a pair before they are finished, float32 ``[H, W, C]`` in [0, 1]."""
+
+    first: Pixels
+    base: Pixels
+    """What was painted on: ``first``, or a real second date."""
+    painted: Pixels
+    sample_t1: SourceSample
+    """What ``first`` was read from."""
+    like: Pixels | None = None
+    """A real second date, whose colours and sharpness the painted one takes."""
+
+
+def _dates_of(job: Job, painting: Painting, sample: SourceSample) -> Dates:
+    base, painted, tiles, item = _shares(painting.image_t1), _shares(painting.image_t2), job.tiles, sample.item
+    if sample.date == 2:
+        first = tiles.first.read(tiles.first.index_of(item.key))
+        return Dates(_shares(first.pixels()), base, painted, first)
+    like = None
+    if job.second.use == "style":
+        like = _shares(tiles.first.read_second(tiles.first.index_of(item.key)).pixels())
+    return Dates(base, base, painted, sample, like)
+
+
+def _ignored(tiles: Tiles, sample: SourceSample) -> npt.NDArray[np.bool_] | None:
+    """Ground of which no label speaks; None in sets that know no second date, of ground where both were shown."""
+    if tiles.dates is None:
+        return None
+    where = tiles.dates.ignored(tiles.dates.index_of(sample.item.key))
+    return where if sample.date == 2 else np.zeros_like(where)
+
+
 def finish(
-    first: Pixels,
-    second: Pixels,
+    dates: Dates,
     change_mask: npt.NDArray[np.bool_],
     seed: int,
     options: FinishingOptions,
@@ -87,12 +123,18 @@ def finish(
 ) -> Finished:
     """Finish the images of a pair; everything random follows from ``seed``. ``other_tile`` draws the tile that
     ``season`` goes to."""
+    first, second = dates.first, dates.painted
+    amounts: dict[str, dict[str, float]] = {}
+    styled: dict[str, float] = {}
     if options.paste_back:
-        second = pasted(first, second, change_mask)
+        second = pasted(dates.base, second, change_mask)
+    if dates.like is not None:
+        second, styled = in_style(second, first, dates.like)
     rng = stream("pair.finish", seed)
     exchanged = options.random_order and rng.random() < 0.5
     nuisances = options.nuisances
-    amounts: dict[str, dict[str, float]] = {}
+    if styled:
+        amounts["t1" if exchanged else "t2"] = styled
     if nuisances.any:
         images = {"first": first, "second": second}
         for name in ("first", "second") if nuisances.dates == "both" else ("second",):
@@ -130,10 +172,13 @@ def _reverse(event: ChangeEvent) -> ChangeEvent:
     )
 
 
-def _in_file_units(finished: Finished, sample: SourceSample, options: FinishingOptions) -> list[Image]:
-    """Images of both dates as they are written: uint8 for PNG, else the source's units and dtype."""
+def _in_file_units(
+    finished: Finished, samples: tuple[SourceSample, SourceSample], options: FinishingOptions
+) -> list[Image]:
+    """Images of both dates as they are written: uint8 for PNG, else the source's units and dtype. ``samples``: what the
+    real ground of each was read from."""
     images: list[Image] = []
-    for date, image in ((1, finished.image_t1), (2, finished.image_t2)):
+    for date, image, sample in ((1, finished.image_t1, samples[0]), (2, finished.image_t2, samples[1])):
         if options.image_format == "png":
             images.append(np.rint(image * 255).astype(np.uint8))
             continue

@@ -32,6 +32,7 @@ from changeanywhere.generation.prepare import (
     refuse_foreign,
     settle_machine,
 )
+from changeanywhere.generation.second import share_of
 from changeanywhere.generation.shard import ATTEMPTS, StoppedError, marker_name, paint_shard, read
 from changeanywhere.generation.shares import Share
 from changeanywhere.generation.turns import Turns
@@ -87,6 +88,8 @@ class DryRun:
     num_bytes: int
     """Of the pairs that are not there yet, those that the filter drops counted as nothing."""
     seconds: float
+    ignored: float | None = None
+    """Share of the ground whose real dates differ in earnest; None where no second date is shown."""
 
 
 def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateReport:
@@ -284,7 +287,8 @@ def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:
         files = [name for name in sheet.list() if name != marker_name(0)]
         num_bytes = sum((sheet.root / name).stat().st_size for name in files)
         left = sum(len(load_shard(store, n).pairs) for n in open_shards(store, plan)) if begun else plan.num_pairs
-    return DryRun(plan.num_pairs, plan.missing, num_bytes * left // len(some.pairs), seconds * left)
+    ignored = None if job.learned.ignored is None else share_of(job.learned.ignored)
+    return DryRun(plan.num_pairs, plan.missing, num_bytes * left // len(some.pairs), seconds * left, ignored)
 
 
 def _report(options: GenerateOptions, plan: PlanSummary, done: _Done, skipped: Sequence[str]) -> GenerateReport:

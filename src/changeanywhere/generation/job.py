@@ -19,6 +19,7 @@ from changeanywhere.diffusion.options import CriticOptions, Sampling
 from changeanywhere.errors import OutputError
 from changeanywhere.events import EventOptions
 from changeanywhere.generation.options import FinishingOptions
+from changeanywhere.generation.second import SecondOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.generation.tiles import Learned, SourceSettings, Tiles, open_tiles
 from changeanywhere.painters.registry import package_of
@@ -37,6 +38,7 @@ NOT_COMPARED = (
     "source.name",
     "painter.model",
     "painter.critic.model",
+    "second.segmenter",
     "versions",
     "format",
 )
@@ -82,6 +84,9 @@ class Job:
     sampling: Sampling | None = None
     machine: Machine | None = None
     finishing: FinishingOptions = field(default_factory=FinishingOptions)
+    second: SecondOptions = field(default_factory=SecondOptions)
+    segmenter_hash: str = ""
+    """Of the segmenter that compared the dates: where it lies may change."""
     versions: dict[str, str] = field(default_factory=lambda: current_versions())
     container: str = "folder"
     """``folder``, ``webdataset`` or ``parquet``: what the pairs of a shard lie in."""
@@ -92,7 +97,7 @@ class Job:
     @cached_property
     def tiles(self) -> Tiles:
         """The source, opened at first use, once per process."""
-        return open_tiles(self.source, self.learned, self.events)
+        return open_tiles(self.source, self.learned, self.events, self.second)
 
     def opened_with(self, tiles: Tiles) -> Job:
         """The same job over a source that is open already."""
@@ -120,6 +125,9 @@ class Job:
         if source.splits is not None:
             settings["source"]["splits"] = source.splits
         settings["finishing"] = to_plain(self.finishing)
+        if self.second.use != "none":
+            reader = self.second.segmenter and self.second.segmenter.name
+            settings["second"] = to_plain(self.second) | {"segmenter": reader, "segmenter_hash": self.segmenter_hash}
         name = self.painter.model.rstrip("/").rpartition("/")[2]
         versions = current_versions() | package_of(self.painter.method)
         return Provenance(name, self.painter.model_hash, settings, versions)
@@ -188,8 +196,9 @@ def _damaged(store: Store, error: Exception) -> OutputError:
 def refuse_others(begun: Job, asked: Job, store: Store) -> None:
     """:class:`OutputError` naming the first setting in which two jobs differ."""
     before, now = flat(to_plain(begun)), flat(to_plain(asked))
-    # The fingerprint last: it changes with whatever else says more.
-    for name in sorted({*before, *now}, key=lambda name: ("fingerprint" in name, name)):
+    # Fingerprints late: they change with whatever else says more; what was found in the files says nothing to people.
+    late = {"learned.ignored": 2} | dict.fromkeys((name for name in now if "fingerprint" in name), 1)
+    for name in sorted({*before, *now}, key=lambda name: (late.get(name, 0), name)):
         if _is_compared(name) and before.get(name) != now.get(name):
             raise OutputError(
                 f"{store.describe()}: was made with {name} = {before.get(name)!r}, asked now: {now.get(name)!r}; "

@@ -11,6 +11,7 @@ from changeanywhere.errors import ConfigError, require
 from changeanywhere.events import EventOptions
 from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.generation.nuisances import NuisanceOptions
+from changeanywhere.generation.second import SecondOptions
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.help import one_of, require_one
 from changeanywhere.limits import check_limits
@@ -170,6 +171,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
     """Exchange the dates of half of the pairs: date 1 is then painted, and what appeared disappears."""
     nuisances: NuisanceOptions = field(default_factory=NuisanceOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)
+    second: SecondOptions = field(default_factory=SecondOptions)
     image_format: str = one_of(IMAGE_FORMATS, "png")
     """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
     format: str = one_of(FORMATS, "folder")
@@ -205,6 +207,7 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
         self.nuisances.check()
         self.filter.check()
         self.critic.check()
+        self._check_second()
         ordered = not (self.random_order and self.targets.class_pairs)
         require(ordered, "random_order", True, "false with targets.class_pairs, which have a direction")
         for name in ("shard_size", "batch_size", "num_threads"):
@@ -222,6 +225,20 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
         require(self.workers is None or self.workers > 0, "workers", self.workers, "1 or more")
         if self.masks_t2 is not None:
             self._check_given_masks()
+
+    def _check_second(self) -> None:
+        """What would do nothing beside a real second date, or undo it."""
+        self.second.check()
+        use = self.second.use
+        shown = not (self.second.shown and self.reconstruct_t1)
+        what = "false beside a second date that is shown: both dates are real there (paste_back keeps its pixels)"
+        require(shown, "reconstruct_t1", True, what)
+        undisturbed = use != "style" or not self.nuisances.any
+        require(undisturbed, "second.use", use, "without nuisances, whose place it takes")
+        asked = not self.second.no_change or self.targets.no_change > 0 or self.targets.like is not None
+        require(asked, "second.no_change", True, "with targets.no_change above 0")
+        own = self.masks_t2 is None or use == "none"
+        require(own, "second.use", use, "none beside masks_t2, which say themselves what the second date shows")
 
     def _check_given_masks(self) -> None:
         """With second masks of the user's own, what says how changes are drawn would do nothing."""

@@ -16,6 +16,7 @@ from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError, OutputError, require
 from changeanywhere.folders import files_below
 from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
+from changeanywhere.generation.learning import learned_of, segmenter_hash
 from changeanywhere.generation.like import like_pairs
 from changeanywhere.generation.options import (
     CPU_SHARD,
@@ -27,7 +28,8 @@ from changeanywhere.generation.options import (
     SimulateOptions,
 )
 from changeanywhere.generation.plan import PlanSummary, load_summary, make_plan, plan_given
-from changeanywhere.generation.tiles import Learned, SourceSettings, gather, learn
+from changeanywhere.generation.second import SecondOptions
+from changeanywhere.generation.tiles import SourceSettings, gather
 from changeanywhere.legend import LEGEND_FILES, Legend
 from changeanywhere.limits import MAX_PAIRS
 from changeanywhere.machine import usable_processors
@@ -45,7 +47,7 @@ from changeanywhere.painters.base import PainterKind
 from changeanywhere.painters.registry import find_painter
 from changeanywhere.plain import to_plain
 from changeanywhere.progress import Progress
-from changeanywhere.sources import Source, open_source
+from changeanywhere.sources import Source, SourceOptions, open_source
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE
 from changeanywhere.sources.problems import say_passed_over
 from changeanywhere.storage import LocalStore, Store, address_of
@@ -85,18 +87,9 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     )
     _refuse_idle_limits(options, source)
     _warn_of_sampling(options, source, info)
-    fingerprint = source.fingerprint()  # first: what is learned is of the same files
-    learned = _learned(options, source, begun)
-    settings = SourceSettings(
-        folder=str(options.source),
-        options=source_options,
-        masks_t2=str(masks_t2) if masks_t2 else None,
-        name=begun.source.name if begun else source.name,  # one set, one name, wherever the source moved
-        legend=source.legend.to_dict(),
-        legend_map=source.mapping.to_dict() if source.mapping else None,
-        fingerprint=fingerprint,
-        fingerprint_t2=second.fingerprint() if second else None,
-    )
+    second_date = painted.second if painted else SecondOptions()
+    settings = _settings(options, source_options, source, second, begun)  # first: what is learned is of the same files
+    learned = learned_of(options, source, begun, settings.fingerprint_second, progress)
     job = Job(
         source=settings,
         events=options.events,
@@ -109,6 +102,8 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
         shard_size=(painted and painted.shard_size) or (begun.shard_size if begun else CPU_SHARD),
         finishing=_finishing(painted) if painted else FinishingOptions(mask_palette=options.mask_palette),
         container=painted.format if painted else GenerateOptions.format,
+        second=second_date,
+        segmenter_hash=segmenter_hash(second_date),
     )
     if kind is not None:
         job = _with_painter(job, options, kind, info, begun)
@@ -118,7 +113,26 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     if begun is not None:
         # A plan that nobody has painted yet leaves open on what it is painted.
         refuse_others(begun if begun.machine else replace(begun, machine=job.machine), job, store)
-    return job.opened_with(gather(source, second, learned, options.events))
+    return job.opened_with(gather(source, second, learned, options.events, second_date))
+
+
+def _settings(
+    options: SimulateOptions, read: SourceOptions, source: Source, second: Source | None, begun: Job | None
+) -> SourceSettings:
+    """What the job says of the source, opened with the options ``read``, and of ``second``, with the user's masks."""
+    painted = options if isinstance(options, GenerateOptions) else None
+    dated = painted is not None and painted.second.use != "none"
+    return SourceSettings(
+        folder=str(options.source),
+        options=read,
+        masks_t2=str(painted.masks_t2) if painted and painted.masks_t2 else None,
+        name=begun.source.name if begun else source.name,  # one set, one name, wherever the source moved
+        legend=source.legend.to_dict(),
+        legend_map=source.mapping.to_dict() if source.mapping else None,
+        fingerprint=source.fingerprint(),
+        fingerprint_t2=second.fingerprint() if second else None,
+        fingerprint_second=source.second_hash() if dated else None,
+    )
 
 
 def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
@@ -257,16 +271,6 @@ def _warn_of_sampling(options: SimulateOptions, source: Source, info: ModelInfo 
         )
 
 
-def _learned(options: SimulateOptions, source: Source, begun: Job | None) -> Learned:
-    """From the set begun where it is the same source under the same options; tables are read anew: they are edited."""
-    same = begun is not None and (
-        (begun.source.fingerprint, begun.events, begun.seed) == (source.fingerprint(), options.events, options.seed)
-    )
-    if begun is not None and same and options.events.transitions is None:
-        return begun.learned
-    return learn(source, options.events, options.learn_transitions, options.seed)
-
-
 def _finishing(options: GenerateOptions) -> FinishingOptions:
     if options.filter.model is None:
         return options.finishing
@@ -354,6 +358,7 @@ def _networks(options: SimulateOptions) -> dict[str, str | Path]:
     if not isinstance(options, GenerateOptions):
         return {}
     named = {"model": options.model, "critic": options.critic.model, "filter": options.filter.model}
+    named["dates"] = options.second.segmenter
     return {name: place for name, place in named.items() if place is not None}
 
 
@@ -374,7 +379,13 @@ def _named_files(options: SimulateOptions) -> Iterator[Path]:
     for name, place in _networks(options).items():
         if address_of(place) is None:
             is_embedded = name == "model" and place == EMBEDDED_MODEL
-            yield find_model(place) if is_embedded else find_segmenter(place) if name == "filter" else Path(place)
+            yield (
+                find_model(place)
+                if is_embedded
+                else find_segmenter(place)
+                if name in ("filter", "dates")
+                else Path(place)
+            )
 
 
 def _source_and_above(source: Path) -> Iterator[Path]:

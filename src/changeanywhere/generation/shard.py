@@ -120,12 +120,15 @@ def _paint_once(
 def read(job: Job, pairs: Sequence[PlannedPair]) -> Batch:
     """Tiles, changes and exemplars of one batch."""
     tiles = job.tiles
-    samples = {pair.source_index: tiles.source.read(pair.source_index) for pair in pairs}
-    row_of = {index: row for row, index in enumerate(samples)}
-    own = [samples[pair.source_index] for pair in pairs]
+    places = [(pair.source_index, pair.request is not None and pair.request.no_change) for pair in pairs]
+    if tiles.dates is None or tiles.dates is tiles.source:  # all pairs of a tile are of one ground
+        places = [(index, False) for index, _ in places]
+    samples = {(index, quiet): tiles.ground(quiet).read(index) for index, quiet in dict.fromkeys(places)}
+    row_of = {place: row for row, place in enumerate(samples)}
+    own = [samples[place] for place in places]
     plans = [change_of(pair, tiles, sample.mask) for pair, sample in zip(pairs, own, strict=True)]
     images = np.stack([sample.pixels() for sample in samples.values()])
-    rows = [row_of[pair.source_index] for pair in pairs]
+    rows = [row_of[place] for place in places]
     donors = [Donors(tiles.source, tiles.fellows(pair.source_index)) for pair in pairs]
     exemplars: list[Exemplar] = []
     if job.sampling is not None:  # here and not where the device waits

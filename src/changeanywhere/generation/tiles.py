@@ -11,6 +11,7 @@ import numpy as np
 
 from changeanywhere.errors import SourceError
 from changeanywhere.events import EventContext, EventOptions
+from changeanywhere.generation.second import SecondDate, SecondOptions
 from changeanywhere.legend import Legend, LegendMap
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.progress import Progress, silent
@@ -36,6 +37,9 @@ class SourceSettings:
     fingerprint: str
     """Of tiles, labels and legend: an edited file cannot give one set two meanings."""
     fingerprint_t2: str | None
+    """Of the user's own second masks."""
+    fingerprint_second: str | None = None
+    """Of the images of the second date, where they have a part."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Learned:
     """Usual areas of whole objects, by class; empty where none were learned."""
     shapes: dict[int, list[list[int]]] | None
     """The shape bank, as references (see :meth:`ShapeBank.to_dict`)."""
+    ignored: list[str] | None = None
+    """By tile, where its two real dates differ in earnest (:func:`.second.packed`); None: the second is not shown."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class Tiles:
     """An open source with all that belongs to it."""
 
     source: Source
+    """What changes are drawn on: date 1, or the second date where that is the base."""
+    first: Source
+    """Date 1."""
+    dates: SecondDate | None
+    """The second date, where it is shown in any pair."""
     second: Source | None
     """The same tiles with the user's second masks."""
     events: EventSettings
@@ -87,12 +98,22 @@ class Tiles:
         item = self.source.items[index]
         return self.events.at(item.gsd_m, self.splits[item.scene])
 
+    def ground(self, no_change: bool) -> Source:
+        """What a pair is painted on; ``no_change``: it is asked to have none."""
+        return self.dates if no_change and self.dates is not None else self.source
+
     def fellows(self, index: int) -> Sequence[int]:
         """Numbers of all tiles in the split of tile ``index``."""
         return self.of_split[self.splits[self.source.items[index].scene]]
 
 
-def open_tiles(settings: SourceSettings, learned: Learned, events: EventOptions, progress: Progress = silent) -> Tiles:
+def open_tiles(
+    settings: SourceSettings,
+    learned: Learned,
+    events: EventOptions,
+    second_date: SecondOptions,
+    progress: Progress = silent,
+) -> Tiles:
     """Open the source of a job. :class:`SourceError` if it is not what it was when the job was made."""
     legend = Legend.from_dict(settings.legend, f"{settings.folder}: legend of the job")
     mapping = settings.legend_map
@@ -106,15 +127,23 @@ def open_tiles(settings: SourceSettings, learned: Learned, events: EventOptions,
         return source
 
     source = opened(None, settings.fingerprint)
+    if settings.fingerprint_second is not None and source.second_hash() != settings.fingerprint_second:
+        raise SourceError(
+            f"{settings.folder}: its second dates have changed since the plan was made; give another --out"
+        )
     second = opened(settings.masks_t2, settings.fingerprint_t2) if settings.masks_t2 else None
-    return gather(source, second, learned, events)
+    return gather(source, second, learned, events, second_date)
 
 
-def gather(source: Source, second: Source | None, learned: Learned, events: EventOptions) -> Tiles:
+def gather(
+    first: Source, second: Source | None, learned: Learned, events: EventOptions, second_date: SecondOptions
+) -> Tiles:
     """Put together what belongs to an open source."""
     from changeanywhere.events.bank import ShapeBank, references_of
     from changeanywhere.events.transitions import TransitionTable
 
+    dates = None if learned.ignored is None else SecondDate(first, learned.ignored)
+    source = dates if dates is not None and second_date.use == "base" else first
     splits = assign_splits({item.scene: item.split for item in source.items})
     of_split: dict[str, list[int]] = {}
     for index, item in enumerate(source.items):
@@ -127,7 +156,7 @@ def gather(source: Source, second: Source | None, learned: Learned, events: Even
         whole = ShapeBank(references, source.read_mask, events.connectivity)
         banks = {split: whole.of_tiles(own) for split, own in of_split.items()}
     context = EventContext(None, table, learned.sizes_px)
-    return Tiles(source, second, EventSettings(events, context, banks), splits, of_split)
+    return Tiles(source, first, dates, second, EventSettings(events, context, banks), splits, of_split)
 
 
 def learn(source: Source, events: EventOptions, learn_transitions: bool, seed: int) -> Learned:

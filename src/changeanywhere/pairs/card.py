@@ -25,7 +25,16 @@ def dataset_card(legend: Legend, counts: SetSummary, how: str) -> str:
         f"{_dates(counts)} {one_line(how) or 'is made by another method.'}"
     )
     return "\n".join(
-        [*_front_matter(counts), what, "", FOLDERS, *_counts(legend, counts), *_credit(counts), *_made(first)]
+        [
+            *_front_matter(counts),
+            what,
+            *_seconds(counts),
+            "",
+            _folders(counts),
+            *_counts(legend, counts),
+            *_credit(counts),
+            *_made(first),
+        ]
     )
 
 
@@ -50,6 +59,31 @@ pair = pairs[0]  # .image_t1 .image_t2 .change_mask .mask_t1 .mask_t2 .metadata
 """
 
 
+def _seconds(counts: SetSummary) -> list[str]:
+    """What real second dates had to do with it."""
+    said = []
+    if counts.seconds["base"]:
+        said.append(
+            f"In {counts.seconds['base']} pairs it was painted on a real image of another date, so that ground without "
+            "a change differs as real dates do. Where the real dates differ in earnest nobody knows what is there: "
+            f"{counts.ignored / counts.count:.1%} of the ground is unknown in both masks, and 255 in `ignore/`; what "
+            "no test found there is called unchanged."
+        )
+    if counts.seconds["style"]:
+        said.append(
+            f"In {counts.seconds['style']} pairs it has the colours, contrast and sharpness of a real image of another "
+            "date."
+        )
+    return ["", *said] if said else []
+
+
+def _folders(counts: SetSummary) -> str:
+    """The table of folders, with ``ignore/`` where there is one."""
+    row = "| `label1/`"
+    more = "| `ignore/` | 255 where no label speaks of the ground, else 0 |\n" if counts.ignored else ""
+    return FOLDERS.replace(row, more + row)
+
+
 def _front_matter(counts: SetSummary) -> list[str]:
     licences = list(counts.licences)
     hub_licence = SPDX_TO_HUB.get(licences[0], "other") if len(licences) == 1 else "other"
@@ -59,14 +93,16 @@ def _front_matter(counts: SetSummary) -> list[str]:
         "task_categories:\n- image-segmentation",
         "tags:\n- change-detection\n- remote-sensing\n- synthetic",
         f"size_categories:\n- {_size_category(counts.count)}",
-        *hub_configs([name for name in SPLITS if counts.in_tables[name]]),
+        *hub_configs(
+            [name for name in SPLITS if counts.in_tables[name]], list(counts.first.files) if counts.first else []
+        ),
         "---",
         "# Bi-temporal change-detection pairs",
         "",
     ]
 
 
-def hub_configs(splits: Sequence[str]) -> list[str]:
+def hub_configs(splits: Sequence[str], folders: Sequence[str] = FILE_FOLDERS) -> list[str]:
     """Lines of the front matter: what ``load_dataset`` of Hugging Face reads, a table per split, and none of ``list/``,
     which it takes for text.
 
@@ -78,7 +114,7 @@ def hub_configs(splits: Sequence[str]) -> list[str]:
     lines = ["configs:", "- config_name: default", "  drop_labels: true", f"  metadata_filenames: [{tables}]"]
     lines.append("  data_files:")
     for name in splits:
-        paths = ", ".join([table_name(name), *(f'"{folder}/**"' for folder in FILE_FOLDERS)])
+        paths = ", ".join([table_name(name), *(f'"{folder}/**"' for folder in folders)])
         lines += [f"  - split: {HUB_SPLITS.get(name, name)}", f"    path: [{paths}]"]
     return lines
 

@@ -26,8 +26,8 @@ from changeanywhere.documents import DocumentError, parse_json, to_json
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.help import require_one
 from changeanywhere.pairs.codec import decode_image
-from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
-from changeanywhere.pairs.record import FILE_FOLDERS, PairRecord
+from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
+from changeanywhere.pairs.record import ALL_FOLDERS, FILE_FOLDERS, PairRecord
 from changeanywhere.sample import ChangePair
 from changeanywhere.storage import LocalStore, Store, content_hash
 
@@ -36,7 +36,8 @@ FORMATS = ("folder", *CONTAINERS)
 PLACE = "data"
 """Folder of the containers of a set."""
 COLUMNS = {"A": "image_t1", "B": "image_t2", "label": "change", "label1": "mask_t1", "label2": "mask_t2"}
-"""Folder of a pair's file → its column in a table."""
+SOME_COLUMNS = {IGNORE_FOLDER: "ignore"}
+"""Folder of a pair's file → its column in a table; those that not every set has."""
 WORDS = ("key", "split", "scene", "source", "licence", "kind")
 SHUFFLED = 256
 """Pairs of a stream among which the next one is drawn."""
@@ -131,7 +132,8 @@ def _table(pairs: Iterable[Packed]) -> bytes:
     }
     columns["seed"] = arrow.array([int(pair.record["seed"]) for pair in rows], arrow.uint64())
     columns["change_ratio"] = arrow.array([float(pair.record["change_ratio"]) for pair in rows], arrow.float64())
-    for folder, name in COLUMNS.items():
+    images = COLUMNS | {folder: name for folder, name in SOME_COLUMNS.items() if folder in rows[0].files}
+    for folder, name in images.items():
         files = [
             {"bytes": pair.files[folder], "path": str(pair.record[f"{folder}_file_name"]).replace("/", "_")}
             for pair in rows
@@ -144,7 +146,7 @@ def _table(pairs: Iterable[Packed]) -> bytes:
         kinds: dict[str, Any] = {
             each.name: {"dtype": str(each.type).replace("double", "float64"), "_type": "Value"} for each in table.schema
         }
-        kinds |= {name: {"_type": "Image"} for name in COLUMNS.values()}
+        kinds |= {name: {"_type": "Image"} for name in images.values()}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
     buffer = io.BytesIO()
     arrow.parquet.write_table(table, buffer, compression="none", row_group_size=64)  # PNG does not get smaller
@@ -187,17 +189,21 @@ def _read_tar(content: bytes) -> Iterator[Packed]:
 def _of_members(stem: str, files: Mapping[str, bytes]) -> Packed:
     if "json" not in files:
         raise DocumentError(f"{stem} has no .json")
-    kinds = {kind.partition(".")[0]: content for kind, content in files.items()}
-    return Packed(parse_json(files["json"]), {f: kinds[f.lower()] for f in FILE_FOLDERS})
+    whole = {folder.lower(): folder for folder in ALL_FOLDERS}
+    kinds = {whole.get(k.partition(".")[0], k): content for k, content in files.items()}
+    folders = [*FILE_FOLDERS, *(folder for folder in SOME_COLUMNS if folder in kinds)]
+    return Packed(parse_json(files["json"]), {folder: kinds[folder] for folder in folders})
 
 
 def _read_table(content: bytes) -> Iterator[Packed]:
     arrow = _pyarrow()
     try:
         groups = arrow.parquet.ParquetFile(io.BytesIO(content))
+        there = set(groups.schema_arrow.names)
+        images = COLUMNS | {folder: name for folder, name in SOME_COLUMNS.items() if name in there}
         for number in range(groups.num_row_groups):
-            for row in groups.read_row_group(number, columns=[*COLUMNS.values(), "metadata"]).to_pylist():
-                yield Packed(parse_json(row["metadata"]), {f: row[name]["bytes"] for f, name in COLUMNS.items()})
+            for row in groups.read_row_group(number, columns=[*images.values(), "metadata"]).to_pylist():
+                yield Packed(parse_json(row["metadata"]), {f: row[name]["bytes"] for f, name in images.items()})
     except arrow.ArrowException as error:
         raise DocumentError(str(error)) from error
 
@@ -313,4 +319,6 @@ def _decoded(pair: Packed) -> ChangePair:
     arrays = {f: decode_image(content, str(pair.record[f"{f}_file_name"])) for f, content in pair.files.items()}
     first, second = (arrays[folder] for folder in IMAGE_FOLDERS)
     mask_t1, mask_t2 = (arrays[folder] for folder in MASK_FOLDERS)
-    return ChangePair(pair.key, first, second, arrays[CHANGE_FOLDER] > 0, mask_t1, mask_t2, dict(pair.record))
+    ignored = arrays[IGNORE_FOLDER] > 0 if IGNORE_FOLDER in arrays else None
+    record = dict(pair.record)
+    return ChangePair(pair.key, first, second, arrays[CHANGE_FOLDER] > 0, mask_t1, mask_t2, record, ignored=ignored)

@@ -122,7 +122,7 @@ class LabelReader:
         values, kind, valid, facts = self._values(file)
         if kind == "colours" and self.colours:
             changed = np.any(values < NEARER_TO_WHITE if facts.lossy else values != UNCHANGED_COLOUR, axis=-1)
-            return _without(changed, None if valid is None else ~valid)
+            return without(changed, None if valid is None else ~valid)
         if values.ndim == 3:
             values = values.max(axis=-1)  # any colour counts
         if kind == "lossy":
@@ -131,7 +131,7 @@ class LabelReader:
                     f"{file}: a lossy label of values up to {values.max()}; 0/1 labels do not outlive JPEG: save them "
                     "as PNG"
                 )
-            return _without(values > 127, None if valid is None else ~valid)
+            return without(values > 127, None if valid is None else ~valid)
         rule = self._rule()
         found = _unique(values if valid is None else values[valid])
         if not found <= self._seen and rule is not OWN:
@@ -142,7 +142,7 @@ class LabelReader:
         if rule.ignored:
             more = np.isin(values, rule.ignored)
             ignored = more if ignored is None else ignored | more
-        return _without(rule.apply(values), ignored)
+        return without(rule.apply(values), ignored)
 
     def _fitting(self, file: Path, found: frozenset[float], facts: Facts) -> LabelRule:
         """The set's rule for a file with values that were not seen; refused where they would change the rule."""
@@ -195,6 +195,22 @@ class LabelReader:
         return values, "lossy" if lossy else "colours" if values.ndim == 3 else "values", valid, facts
 
 
+def read_bands(path: Path, max_megapixels: float | None) -> tuple[Valid, Valid | None]:
+    """Changed ground by a label of three bands (painted, class of date 1, class of date 2), and ground without data."""
+    with raising(PairsError):
+        values, valid, facts = read_whole(path, max_megapixels)
+    if values.ndim != 3 or values.shape[2] != 3 or facts.lossy:
+        found = f"{values.shape[2]} bands" if values.ndim == 3 and values.shape[2] != 3 else "one band or loss"
+        raise PairsError(f"{path}: {found}; allowed: three without loss: what was painted, classes of both dates")
+    changed: Valid = (values[..., 0] > 0) & (values[..., 1] != values[..., 2])
+    return (changed, None) if valid is None else (changed & valid, ~valid)
+
+
+def read_ignored(file: Path, max_megapixels: float | None = None) -> Valid:
+    """Ground of which no label speaks, by a file of 0 and 255: bool ``[H, W]``."""
+    return LabelReader(list, rule=OWN, max_megapixels=max_megapixels).read(file)[0]
+
+
 def _fits(seen: frozenset[float], largest: float) -> bool:
     """Whether the values of one label follow a rule by themselves."""
     try:
@@ -204,7 +220,7 @@ def _fits(seen: frozenset[float], largest: float) -> bool:
     return True
 
 
-def _without(changed: Valid, ignored: Valid | None) -> tuple[Valid, Valid | None]:
+def without(changed: Valid, ignored: Valid | None) -> tuple[Valid, Valid | None]:
     if ignored is None or not ignored.any():
         return changed, None
     return changed & ~ignored, ignored

@@ -8,6 +8,8 @@ from typing import Literal
 IMAGE_FOLDERS = ("A", "B")
 CHANGE_FOLDER = "label"
 MASK_FOLDERS = ("label1", "label2")
+IGNORE_FOLDER = "ignore"
+"""255 where no label speaks of the ground: only in sets with real second dates; both semantic masks are 0 there."""
 SPLITS = ("train", "val", "test")
 ImageFormat = Literal["png", "geotiff"]
 SUFFIXES = {"png": ".png", "geotiff": ".tif"}

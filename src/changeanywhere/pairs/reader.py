@@ -17,7 +17,7 @@ from changeanywhere.folders import composed, read_names
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.kept import Kept
-from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader, LabelRule
+from changeanywhere.pairs.labels import OWN, SAMPLED, LabelReader, LabelRule, read_bands, read_ignored, without
 from changeanywhere.pairs.layouts import (
     IMAGE_SUFFIXES,
     LAYOUTS,
@@ -28,6 +28,7 @@ from changeanywhere.pairs.layouts import (
     refuse_bands,
     split_folders,
 )
+from changeanywhere.pairs.names import IGNORE_FOLDER
 from changeanywhere.rasters.classes import check_mask, read_classes
 from changeanywhere.rasters.facts import Valid, raising
 from changeanywhere.rasters.gate import inspect_whole, read_stored, read_whole, whole
@@ -132,17 +133,30 @@ class PairDataset:
         layout, masks = self._layout, dict[str, Mask]()
         label = self._file(layout.change, name)
         if layout.says == "bands":
-            return *_of_bands(label, self.max_megapixels), masks
+            return *read_bands(label, self.max_megapixels), masks
         for folder in layout.masks:
             file = self.find(folder, name) if layout.says == "label" else self._file(folder, name)
             if file is not None:
                 masks[folder] = _read_mask(file, self.legend, self.max_megapixels)
         if layout.says == "label":
-            return *self._labels.read(label), masks
+            return *self._known(name, *self._labels.read(label)), masks
         first, second = masks.values()
         if first.shape != second.shape:
             raise PairsError(f"{label}: {first.shape} px, the mask of date 2 has {second.shape}")
         return first != second, None, masks if self.legend else {}  # numbers without names are nobody's classes
+
+    def _known(self, name: str, changed: Valid, ignored: Valid | None) -> tuple[Valid, Valid | None]:
+        """With the ground of which a set of ours says that no label speaks."""
+        if not self._says_ignored:
+            return changed, ignored
+        unsaid = read_ignored(self._file(IGNORE_FOLDER, name), self.max_megapixels)
+        if unsaid.shape != changed.shape:
+            raise PairsError(f"{self.folder / IGNORE_FOLDER / name}: {unsaid.shape} px, its label has {changed.shape}")
+        return without(changed, unsaid if ignored is None else ignored | unsaid)
+
+    @property
+    def _says_ignored(self) -> bool:
+        return self._layout == LAYOUTS[0] and (self.folder / IGNORE_FOLDER).is_dir()
 
     def key_of(self, index: int) -> str:
         """The name of a pair."""
@@ -234,7 +248,7 @@ class PairDataset:
         for name in self.names:
             digest.update(name.encode())
             digest.update(repr([self._file(folder, name).stat().st_size for folder in self._layout.images]).encode())
-            for folder in (self._layout.change, *self._layout.masks):
+            for folder in (self._layout.change, *self._layout.masks, *[IGNORE_FOLDER] * self._says_ignored):
                 file = self.find(folder, name)
                 digest.update(hashlib.sha256(read_regular(file)).digest() if file else b"none")
         return digest.hexdigest()[:16]
@@ -384,17 +398,6 @@ def _read(path: Path, max_megapixels: float | None) -> tuple[npt.NDArray[Any], V
     with raising(PairsError):
         image, valid, _ = read_whole(path, max_megapixels)
     return image, valid
-
-
-def _of_bands(path: Path, max_megapixels: float | None) -> tuple[Valid, Valid | None]:
-    """Changed ground by a label of three bands (painted, class of date 1, class of date 2), and ground without data."""
-    with raising(PairsError):
-        values, valid, facts = read_whole(path, max_megapixels)
-    if values.ndim != 3 or values.shape[2] != 3 or facts.lossy:
-        found = f"{values.shape[2]} bands" if values.ndim == 3 and values.shape[2] != 3 else "one band or loss"
-        raise PairsError(f"{path}: {found}; allowed: three without loss: what was painted, classes of both dates")
-    changed: Valid = (values[..., 0] > 0) & (values[..., 1] != values[..., 2])
-    return (changed, None) if valid is None else (changed & valid, ~valid)
 
 
 def _read_mask(path: Path, legend: Legend | None, max_megapixels: float | None) -> Mask:

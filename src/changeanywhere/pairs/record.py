@@ -9,12 +9,16 @@ from typing import Any, Self
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
 from changeanywhere.pairs.annotations import event_record
-from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SUFFIXES
+from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SUFFIXES
 from changeanywhere.sample import ChangePair, ChangePlan, Normalisation, SourceItem, change_transitions
 
-UNSAID = ("container", "free_fraction")
+OF_SECOND = ("second", "ignored_ratio")
+"""Keys that real second dates bring."""
+UNSAID = ("container", "free_fraction", *OF_SECOND)
 """Keys that only sets have of which they say something."""
 FILE_FOLDERS = (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS)
+ALL_FOLDERS = (*FILE_FOLDERS, IGNORE_FOLDER)
+"""Of pairs with ground that no label speaks of, too."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,10 @@ class PairRecord:
     """File of the set that the pair lies in; "": its files lie in folders, and the line does not say so."""
     labelled_by: str = ""
     """The machine that made the tile's mask; "" for people."""
+    second: str = ""
+    """What a real image of the second date was to the painted date: ``base``, ``style``; "" : there was none."""
+    ignored_ratio: float | None = None
+    """Share of ground that no label speaks of: there the real dates differ in earnest; None: no second date is shown."""
     provenance: Provenance = field(default_factory=Provenance)
 
     def own(self) -> dict[str, Any]:
@@ -171,7 +179,7 @@ class PairRecord:
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """A line as it was read. Keys of a younger edition are passed over; KeyError names one that is missing."""
         own: dict[str, Any] = {
-            "files": {f: content[f"{f}_file_name"] for f in FILE_FOLDERS if f"{f}_file_name" in content},
+            "files": {f: content[f"{f}_file_name"] for f in ALL_FOLDERS if f"{f}_file_name" in content},
             "provenance": Provenance.from_dict(content),
             "transitions": transitions_of(content["transitions"]),
             "nuisances": _nuisances_of(content.get("nuisances", ())),
@@ -186,6 +194,7 @@ class PairRecord:
             "free_fraction",
             "container",
             "labelled_by",
+            *OF_SECOND,
         }
         for each in fields(cls):
             if each.name not in own and (each.name in content or each.name not in has_default):
@@ -204,6 +213,7 @@ class Finish:
     donors: Sequence[SourceItem] = ()
     exemplars: Sequence[Mapping[str, Any]] = ()
     free_fraction: float | None = None
+    second: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,10 +238,11 @@ def record_of(
 ) -> PairRecord:
     """The record of a finished pair, whose masks, like ``plan``, are those that are written."""
     assert pair.mask_t1 is not None and pair.mask_t2 is not None
+    folders = FILE_FOLDERS if pair.ignored is None else ALL_FOLDERS
     masks, item, georef = (pair.mask_t1, pair.mask_t2), origin.item, pair.georef
     return PairRecord(
         key=pair.key,
-        files={folder: f"{folder}/{pair.key}{SUFFIXES[image_format]}" for folder in FILE_FOLDERS},
+        files={folder: f"{folder}/{pair.key}{SUFFIXES[image_format]}" for folder in folders},
         source=origin.source,
         source_key=item.key,
         scene=item.scene,
@@ -257,6 +268,8 @@ def record_of(
         exemplars=finish.exemplars,
         free_fraction=finish.free_fraction,
         labelled_by=item.labelled_by,
+        second=finish.second,
+        ignored_ratio=None if pair.ignored is None else round(float(pair.ignored.mean()), 6),
         provenance=provenance,
     )
 

@@ -58,6 +58,11 @@ def _facts(counts: SetSummary) -> str:
     facts += [(str(counts.splits[name]), name) for name in SPLITS]
     facts += [(str(n), licence) for licence, n in sorted(counts.licences.items())]
     facts += [(str(n), f"left out: {what}") for what, n in counts.left_out.items()]
+    if counts.seconds["base"]:
+        facts += [(str(counts.seconds["base"]), "on a real second date")]
+        facts += [(f"{counts.ignored / counts.count:.1%}", "of the ground without a label (ignore/)")]
+    if counts.seconds["style"]:
+        facts += [(str(counts.seconds["style"]), "in the style of a real second date")]
     return "".join(f'<div class="fact"><b>{xml(n)}</b>{xml(what)}</div>' for n, what in facts)
 
 
@@ -67,7 +72,8 @@ def _pair(store: Store, record: PairRecord, legend: Legend, filters: Filters, nu
     first, second = (photo(images[folder], *ends) for folder in IMAGE_FOLDERS)
     before, after = (images[folder] for folder in MASK_FOLDERS)
     change = images[CHANGE_FOLDER] > 0
-    names = [f"image t{date}, {'real' if date == record.real_date else 'painted'}" for date in (1, 2)]
+    painted = "painted on a real image" if record.second == "base" else "painted"
+    names = [f"image t{date}, {'real' if date == record.real_date else painted}" for date in (1, 2)]
     said = f"<b>{xml(record.key)}</b> {_changes(record, legend)}"
     said += f"<span>{record.change_ratio:.2%} changed · {xml(record.kind)} · {xml(record.split)}</span>"
     if record.fidelity is not None:

@@ -35,6 +35,10 @@ class SetSummary:
         """Pairs without a change."""
         self.exchanged = 0
         """Pairs whose second date is the real one."""
+        self.seconds: Counter[str] = Counter()
+        """Pairs by what a real second date was to them, where there was one."""
+        self.ignored = 0.0
+        """Sum of the shares of ground that no label speaks of."""
         self.ratios = array("d")
         """Share of changed pixels, by pair."""
 
@@ -50,6 +54,9 @@ class SetSummary:
         if record.labelled_by:
             self.machines[record.labelled_by] += 1
         self.exchanged += record.real_date == 2
+        if record.second:
+            self.seconds[record.second] += 1
+        self.ignored += record.ignored_ratio or 0
         self.add_change(record.transitions, record.change_ratio)
 
     def add_change(self, transitions: Mapping[str, int], ratio: float) -> None:

@@ -15,6 +15,7 @@ from changeanywhere.pairs.card import dataset_card
 from changeanywhere.pairs.codec import encode_geotiff, encode_png
 from changeanywhere.pairs.names import (
     CHANGE_FOLDER,
+    IGNORE_FOLDER,
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     PLAIN,
@@ -32,13 +33,22 @@ from changeanywhere.storage import Puts, Store, content_hash
 Targets = list[tuple[str, float, float]]
 
 
-def check_labels(key: str, mask_t1: Mask, mask_t2: Mask, change_mask: ChangeMask) -> None:
-    """Raise :class:`PairsError` unless the change mask is exactly what the semantic masks say."""
+def check_labels(
+    key: str, mask_t1: Mask, mask_t2: Mask, change_mask: ChangeMask, ignored: ChangeMask | None = None
+) -> None:
+    """Raise :class:`PairsError` unless the change mask is exactly what the semantic masks say, and they say nothing of
+    ``ignored`` ground."""
     if not mask_t1.shape == mask_t2.shape == change_mask.shape:
         raise PairsError(f"{key}: masks are {mask_t1.shape}, {mask_t2.shape}, change mask {change_mask.shape} px")
     wrong = int((change_mask != change_mask_of(mask_t1, mask_t2)).sum())
     if wrong:
         raise PairsError(f"{key}: change mask disagrees with the semantic masks in {wrong} px; allowed: 0")
+    if ignored is not None:
+        if ignored.shape != mask_t1.shape:
+            raise PairsError(f"{key}: masks are {mask_t1.shape}, ignored ground {ignored.shape} px")
+        spoken = int((ignored & ((mask_t1 != 0) | (mask_t2 != 0))).sum())
+        if spoken:
+            raise PairsError(f"{key}: semantic masks have a class in {spoken} px of ignored ground; allowed: 0")
 
 
 def write_pair(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds = PLAIN) -> dict[str, str]:
@@ -49,7 +59,7 @@ def write_pair(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds =
     """
     if pair.mask_t1 is None or pair.mask_t2 is None:
         raise PairsError(f"{pair.key}: a generated pair needs both semantic masks")
-    check_labels(pair.key, pair.mask_t1, pair.mask_t2, pair.change_mask)
+    check_labels(pair.key, pair.mask_t1, pair.mask_t2, pair.change_mask, pair.ignored)
     if pair.image_t1.shape != pair.image_t2.shape or pair.image_t1.shape[:2] != pair.mask_t1.shape:
         shapes = [array.shape for array in (pair.image_t1, pair.image_t2, pair.mask_t1)]
         raise PairsError(f"{pair.key}: image t1, image t2 and mask t1 have the shapes {shapes}")
@@ -63,19 +73,21 @@ def write_pair(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds =
 
 
 def write_labels(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds = PLAIN) -> dict[str, str]:
-    """Write ``label/`` (0 or 255), ``label1/`` and ``label2/`` (index, grey or with the legend as palette); name →
-    sha256.
+    """Write ``label/`` (0 or 255), ``label1/`` and ``label2/`` (index, grey or with the legend as palette), and
+    ``ignore/`` (0 or 255) of a pair that has ``ignored``; name → sha256.
 
     Raises as :func:`write_pair` does; the images are not looked at.
     """
     if pair.mask_t1 is None or pair.mask_t2 is None:
         raise PairsError(f"{pair.key}: a generated pair needs both semantic masks")
-    check_labels(pair.key, pair.mask_t1, pair.mask_t2, pair.change_mask)
+    check_labels(pair.key, pair.mask_t1, pair.mask_t2, pair.change_mask, pair.ignored)
     suffix, georef = SUFFIXES[kinds.images], pair.georef
     palette = legend.palette() if kinds.palette else None
     change = pair.change_mask.astype(np.uint8) * 255
     arrays: dict[str, tuple[Mask, Mask | None]] = {CHANGE_FOLDER: (change, None)}
     arrays |= {folder: (mask, palette) for folder, mask in zip(MASK_FOLDERS, (pair.mask_t1, pair.mask_t2), strict=True)}
+    if pair.ignored is not None:
+        arrays[IGNORE_FOLDER] = pair.ignored.astype(np.uint8) * 255, None
     contents = {
         folder: encode_png(array, colours)
         if kinds.images == "png"

@@ -44,6 +44,16 @@ class Source(ABC):
     def read(self, index: int) -> SourceSample:
         """Image and mask of tile ``index``."""
 
+    def read_second(self, index: int) -> SourceSample:
+        """The same ground at the second date: its image, on the stretch of the first, and the mask of the first without
+        ground that was not imaged. :class:`SourceError` where there is none."""
+        raise SourceError(f"{self.root}: has no images of a second date")
+
+    def second_hash(self) -> str:
+        """Of the images of the second date, by their size. :class:`SourceError` naming the first tile without one, or
+        one of another size or place."""
+        raise SourceError(f"{self.root}: has no images of a second date")
+
     @abstractmethod
     def content_hash(self) -> str:
         """Of what the files hold: masks by their bytes, images by their size. Changes when labels are corrected."""
@@ -96,6 +106,13 @@ class _MappedSource(Source):
 
     def georef(self, index: int) -> GeoReference | None:
         return self._source.georef(index)
+
+    def read_second(self, index: int) -> SourceSample:
+        sample = self._source.read_second(index)
+        return replace(sample, mask=self.mapping.apply(sample.mask))
+
+    def second_hash(self) -> str:
+        return self._source.second_hash()
 
     def read(self, index: int) -> SourceSample:
         sample = self._source.read(index)

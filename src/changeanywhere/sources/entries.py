@@ -35,6 +35,8 @@ class Entry:
     attribution: str = ""
     labelled_by: str = ""
     """The machine that made the mask; "" for people."""
+    second: Path | None = None
+    """The same ground at another date, without a mask."""
 
 
 @dataclass(frozen=True)

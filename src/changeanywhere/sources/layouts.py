@@ -8,6 +8,7 @@ from pathlib import Path
 
 from changeanywhere.errors import SourceError
 from changeanywhere.folders import entries_of, find_folder, folders_of
+from changeanywhere.sources.dates import DATES, with_second
 from changeanywhere.sources.entries import NAMES_OF_SPLITS, Found, Layout, make_layout
 from changeanywhere.sources.files import LOSSY_SUFFIXES
 from changeanywhere.sources.matching import (
@@ -30,11 +31,6 @@ MASK_FOLDERS = (
     "masks", "labels", "gt", "annotations", "mask", "label", "annotation", "gts", "ground_truth", "groundtruth",
     "segmentation", "segmentations", "seg", "msk", "lbl", "masks_png", "SegmentationClass",
 )  # fmt: skip
-DATES = (
-    ("A", "B"), ("im1", "im2"), ("t1", "t2"), ("time1", "time2"), ("Image1", "Image2"), ("image1", "image2"),
-    ("before", "after"),
-)  # fmt: skip
-"""Folders of two dates; of the same name in both is the same ground."""
 TWINS = (".png", ".tif", ".tiff", ".PNG", ".TIF", ".TIFF")
 
 
@@ -50,7 +46,7 @@ def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> La
         if layout is not None:
             if not layout.entries:
                 raise SourceError(f"{root}: no image with a mask in it{_passed(problems)}")
-            layout = with_provenance(root, layout)
+            layout = with_second(with_provenance(root, layout))
             check_splits(root, layout)
             return layout
     raise SourceError(
@@ -93,6 +89,8 @@ def _name_of(root: Path) -> str:
 def _folders(root: Path, masks: Path | None) -> tuple[Path, Path] | None:
     """Folders of images and masks in ``root``, by any of their usual names."""
     images, own = find_folder(root, IMAGE_FOLDERS), find_folder(root, MASK_FOLDERS)
+    if images is None:  # two dates, the first with masks; in sets of pairs labels are called otherwise
+        images, own = find_folder(root, [first for first, _ in DATES]), find_folder(root, MASK_FOLDERS[:1])
     chosen = masks or own
     return None if images is None or chosen is None else (images, chosen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.rasters.facts import Facts, Valid, Window
 from changeanywhere.rasters.ground import georef_of, gsd_of, lies_elsewhere
 from changeanywhere.rasters.values import PLAIN
-from changeanywhere.sample import GeoReference, SourceItem, SourceSample
+from changeanywhere.sample import GeoReference, Image, Normalisation, SourceItem, SourceSample
 from changeanywhere.sources.base import Source
+from changeanywhere.sources.dates import names_of_second
 from changeanywhere.sources.entries import Entry
 from changeanywhere.sources.files import (
     read_image,
@@ -149,12 +150,8 @@ class TileSource(Source):
     def read(self, index: int) -> SourceSample:
         tile = self._tiles[index]
         info = self._info(tile, tile.entry.image)
-        image, valid = read_image(tile.entry.image, tile.window, self._bands, info)
-        self._unchanged.check(tile.entry.image)
         normalisation = read_stretch(tile.entry.image, self._bands, self._stretch, self._max_megapixels)
-        if valid is not None and not valid.all():
-            # It shows as the dark end of the stretch.
-            image = np.where(valid[..., None], image, np.asarray(normalisation.low).astype(image.dtype))
+        image, valid = self._image(tile, tile.entry.image, info, normalisation)
         return SourceSample(
             item=self.items[index],
             image=image,
@@ -163,6 +160,34 @@ class TileSource(Source):
             normalisation=normalisation,
             georef=georef_of(info, tile.window),
         )
+
+    def read_second(self, index: int) -> SourceSample:
+        tile, first = self._tiles[index], self.read(index)
+        second = _second_of(tile.entry)
+        image, valid = self._image(tile, second, self._info(tile, second), first.normalisation)
+        if image.dtype != first.image.dtype:
+            raise SourceError(f"{second}: {image.dtype}, the first date {tile.entry.image.name} is {first.image.dtype}")
+        mask = first.mask if valid is None else np.where(valid, first.mask, 0).astype(np.uint8)
+        return replace(first, image=image, mask=mask, date=2)
+
+    def second_hash(self) -> str:
+        seen = hashlib.sha256()
+        for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
+            second = _second_of(entry)
+            info = read_info(second, self._max_megapixels)
+            _check_fit(second, info, entry.image, read_info(entry.image, self._max_megapixels), "its first date")
+            if max(self._bands) > info.count:
+                raise SourceError(f"{second}: has {info.count} band(s), asked for {list(self._bands)}")
+            seen.update(f"{entry.stem} {self._unchanged.size(second)}\n".encode())
+        return seen.hexdigest()[:16]
+
+    def _image(self, tile: _Tile, file: Path, info: Facts, normalisation: Normalisation) -> tuple[Image, Valid | None]:
+        image, valid = read_image(file, tile.window, self._bands, info)
+        self._unchanged.check(file)
+        if valid is not None and not valid.all():
+            # It shows as the dark end of the stretch.
+            image = np.where(valid[..., None], image, np.asarray(normalisation.low).astype(image.dtype))
+        return image, valid
 
     def _check(self, entry: Entry) -> Facts:
         """Sizes, bands, places and what a mask may be, from the headers."""
@@ -182,14 +207,23 @@ class TileSource(Source):
         return image
 
 
-def _check_fit(image: Path, of_image: Facts, mask: Path, of_mask: Facts) -> None:
+def _check_fit(image: Path, of_image: Facts, mask: Path, of_mask: Facts, what: str = "its mask") -> None:
     if (of_image.height, of_image.width) != (of_mask.height, of_mask.width):
         raise SourceError(
-            f"{image}: {of_image.width}x{of_image.height} px, but its mask {mask.name} has "
+            f"{image}: {of_image.width}x{of_image.height} px, but {what} {mask.name} has "
             f"{of_mask.width}x{of_mask.height} px; they must be equal"
         )
     if lies_elsewhere(of_image, of_mask):
         raise SourceError(f"{mask}: lies elsewhere than its image {image.name} (CRS or transform differ)")
+
+
+def _second_of(entry: Entry) -> Path:
+    if entry.second is None:
+        folder = names_of_second(entry.image.parent)[-1]
+        raise SourceError(
+            f"{entry.image}: no image of a second date; expected {entry.image.stem} in {folder}/ beside it"
+        )
+    return entry.second
 
 
 def _windows(entry: Entry, info: Facts, size: int) -> list[tuple[str, Window]]:

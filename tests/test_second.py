@@ -1,0 +1,310 @@
+"""Real second dates: what is painted on them, where nobody knows what they show, and what labels then say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from changeanywhere.cli import run as command
+from changeanywhere.errors import PairsError, SourceError
+from changeanywhere.generation.second import differing, disagreeing, in_style, packed, unpacked
+from changeanywhere.pairs.containers import stream_pairs
+from changeanywhere.pairs.reader import load_pairs
+from changeanywhere.pairs.writer import check_labels
+from changeanywhere.sources import SourceOptions, open_source
+from conftest import write_source
+
+HOUSE = slice(36, 60), slice(36, 60)
+"""Where every tile differs in earnest at the second date."""
+TILES = SourceOptions(tile_size=64)
+GENERATE = ["--tile-size", "64", "--num-pairs", "8", "--method", "copy_paste", "--events.min-area", "4"]
+
+
+def write_dates(folder: Path, count: int = 6) -> Path:
+    """Tiles, and the same ground in other light, with something new in :data:`HOUSE`."""
+    source = write_source(folder, count)
+    (source / "images_t2").mkdir()
+    rng = np.random.default_rng(7)
+    for file in sorted((source / "images").iterdir()):
+        image = np.asarray(Image.open(file).convert("RGB")).astype(np.float64)
+        other = image * [0.8, 0.85, 0.9] + 20 + rng.normal(0, 3, image.shape)
+        other[HOUSE] = [230, 60, 60]
+        Image.fromarray(other.clip(0, 255).astype(np.uint8)).save(source / "images_t2" / f"{file.stem}.png")
+    return source
+
+
+def ground(seed: int = 0, side: int = 128) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    fields = [ndimage.gaussian_filter(rng.normal(size=(side, side)), 4) for _ in range(3)]
+    shades = np.stack([field / field.std() for field in fields], 2) * 0.15 + rng.normal(0, 0.02, (side, side, 3))
+    return shades.clip(-1, 1).astype(np.float32)
+
+
+def test_light_is_no_difference_and_a_new_roof_is() -> None:
+    first = ground()
+    slope = np.linspace(-0.1, 0.1, 128)[:, None, None]
+    second = (first * 0.7 + 0.2 + slope + np.random.default_rng(1).normal(0, 0.02, first.shape)).astype(np.float32)
+    assert differing(first, second, 6.0).mean() < 0.005
+    roof = second.copy()
+    roof[40:70, 40:70] = [0.9, -0.6, -0.6]
+    found = differing(first, roof, 6.0)
+    assert found[44:66, 44:66].mean() > 0.9 and found[:30].mean() < 0.02 and found[80:].mean() < 0.02
+    assert differing(first, roof, 3.0).sum() >= found.sum()
+    assert not differing(first, first, 0.5).any(), "the same image twice"
+    specks = second.copy()
+    specks[100, 100] = 1
+    assert not differing(first, specks, 6.0)[95:105, 95:105].any()
+    flat = np.zeros((64, 64, 3), np.float32)
+    assert not differing(flat, flat, 1.0).any(), "ground without any contrast"
+
+
+def test_two_sure_readings_that_differ_are_a_disagreement() -> None:
+    one, two = np.full((3, 32, 32), 0.1, np.float32), np.full((3, 32, 32), 0.1, np.float32)
+    one[0], two[0] = 0.8, 0.8
+    two[:, 8:16, 8:16] = np.array([0.1, 0.8, 0.1])[:, None, None]
+    two[:, 20:28, 20:28] = np.array([0.45, 0.55, 0.0])[:, None, None]
+    found = disagreeing(one, two)
+    assert found[8:16, 8:16].all() and found.sum() == 64
+
+
+def test_ignored_ground_is_cells_and_fits_in_a_job() -> None:
+    where = np.zeros((64, 48), bool)
+    where[5, 9] = where[63, 47] = True
+    back = unpacked(packed(where))
+    assert back[4:8, 8:12].all() and back[60:, 44:].all() and back.sum() == 32 and back.shape == where.shape
+
+
+def test_a_second_date_lies_beside_the_first(tmp_path: Path) -> None:
+    source = open_source(write_dates(tmp_path / "plain"), TILES)
+    second = source.read_second(2)
+    assert second.date == 2 and second.item == source.items[2] and np.array_equal(second.mask, source.read_mask(2))
+    assert (second.image[HOUSE] == [230, 60, 60]).all() and not np.array_equal(second.image, source.read(2).image)
+    dates = write_dates(tmp_path / "dates")
+    (dates / "images").rename(dates / "A")
+    (dates / "images_t2").rename(dates / "B")
+    both = open_source(dates, TILES)
+    assert len(both) == 6 and np.array_equal(both.read_second(2).image, second.image)
+    with pytest.raises(SourceError, match="no image of a second date"):
+        open_source(write_source(tmp_path / "one"), TILES).second_hash()
+    file = dates / "B" / "tile_3.png"
+    Image.open(file).resize((80, 80)).save(file)
+    with pytest.raises(SourceError, match=r"tile_3\.png: 80x80 px, but its first date tile_3\.\w+ has 64x64 px"):
+        open_source(dates, TILES).second_hash()
+    file.unlink()
+    with pytest.raises(SourceError, match=r"tile_3\.\w+: no image of a second date; expected tile_3 in B/ beside it"):
+        open_source(dates, TILES).second_hash()
+    assert open_source(dates, TILES).fingerprint() == both.fingerprint(), "who does not ask needs none"
+
+
+def test_what_label_makes_of_two_dates_has_both(tmp_path: Path) -> None:
+    source = write_dates(tmp_path / "source", 3)
+    for folder, content in (("images", "images"), ("masks", "masks"), ("images_t2", "images")):
+        for file in sorted((source / folder).iterdir()):
+            date = "B" if folder == "images_t2" else "A"
+            place = tmp_path / "labelled" / content / date / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+            if date == "B":
+                twin = tmp_path / "labelled" / "masks" / "B" / file.name
+                twin.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / "masks" / file.name, twin)
+    shutil.copyfile(source / "legend.json", tmp_path / "labelled" / "legend.json")
+    both = open_source(tmp_path / "labelled", TILES)
+    assert len(both) == 6
+    for one, two in (("A__tile_1", "B__tile_1"), ("B__tile_1", "A__tile_1")):
+        second = both.read_second(both.index_of(one))
+        assert np.array_equal(second.image, both.read(both.index_of(two)).image)
+
+
+def base_set(tmp_path: Path, *more: str, name: str = "pairs") -> Path:
+    source = tmp_path / "source"
+    if not source.exists():
+        write_dates(source)
+    given = ["generate", "--source", str(source), *GENERATE, "--second.use", "base", *more]
+    assert command([*given, "--out", str(tmp_path / name)]) == 0
+    return tmp_path / name
+
+
+def test_changes_are_painted_on_the_second_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = base_set(tmp_path, "--targets.no-change", "0.25", "--seed", "3")
+    source, pairs = open_source(tmp_path / "source", TILES), load_pairs(out)
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert len(pairs) == 8 and {line["second"] for line in lines} == {"base"}
+    assert sorted(line["kind"] == "no_change" for line in lines).count(True) == 2
+    for number, line in enumerate(lines):
+        pair, index = pairs[number], source.index_of(line["source_key"])
+        first, second = source.read(index), source.read_second(index)
+        assert np.array_equal(pair.image_t1, first.image), "date 1 as it is"
+        kept = ~pair.change_mask
+        assert np.array_equal(pair.image_t2[kept], second.image[kept]), "what did not change is the second date"
+        assert pair.ignored is not None and pair.mask_t1 is not None and pair.mask_t2 is not None
+        assert pair.ignored[HOUSE].mean() > 0.9 and pair.ignored.mean() < 0.5
+        assert line["ignored_ratio"] == pytest.approx(pair.ignored.mean(), abs=1e-6)
+        assert not pair.mask_t1[pair.ignored].any() and not pair.mask_t2[pair.ignored].any()
+        known = ~pair.ignored
+        assert np.array_equal(pair.mask_t1[known], first.mask[known])
+        both = (pair.mask_t1 > 0) & (pair.mask_t2 > 0)
+        assert np.array_equal(pair.change_mask, (pair.mask_t1 != pair.mask_t2) & both)
+        for folder, allowed in (("label", {0, 255}), ("ignore", {0, 255})):
+            assert set(np.unique(np.asarray(Image.open(out / folder / f"{line['key']}.png")))) <= allowed
+    assert any(pairs[n].change_mask.any() for n in range(8))
+    capsys.readouterr()
+    assert command(["check", str(out)]) == 0
+    assert "% of the ground" in capsys.readouterr().out
+    assert "ignore/" in (out / "README.md").read_text() and "of the ground" in (out / "report.html").read_text()
+    again = base_set(tmp_path, "--targets.no-change", "0.25", "--seed", "3", name="again")
+    for file in sorted(path for path in out.rglob("*.png")):
+        assert file.read_bytes() == (again / file.relative_to(out)).read_bytes()
+    assert (out / "metadata.jsonl").read_bytes() == (again / "metadata.jsonl").read_bytes()
+
+
+def test_losses_and_scores_do_not_know_ignored_ground(tmp_path: Path) -> None:
+    import torch
+
+    from changeanywhere.training.detection import IGNORE, scores_of
+    from changeanywhere.training.pair_batches import label_of
+
+    out = base_set(tmp_path)
+    pair = load_pairs(out)[0]
+    assert pair.ignored is not None
+    label = label_of(replace(pair, mask_t1=None, mask_t2=None))
+    assert (label[pair.ignored] == IGNORE).all() and set(np.unique(label[~pair.ignored])) <= {0, 1}
+    truth = torch.from_numpy(label.astype(np.int64))[None]
+    everything, elsewhere = torch.ones_like(truth).bool(), torch.from_numpy(~pair.ignored)[None]
+    assert scores_of(everything, truth) == scores_of(elsewhere, truth), "called changed there or not, it is all one"
+    before = load_pairs(out).content_hash()
+    file = out / "ignore" / f"{pair.key}.png"
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(file)
+    assert load_pairs(out).content_hash() != before and load_pairs(out)[0].ignored is None
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(file)
+    with pytest.raises(PairsError, match=r"label value 7; allowed in a generated set: 0 and 255"):
+        load_pairs(out)[0]
+    file.unlink()
+    with pytest.raises(PairsError, match=r"ignore.*missing"):
+        load_pairs(out)[0]
+    with pytest.raises(PairsError, match=r"have a class in 1 px of ignored ground; allowed: 0"):
+        where = np.zeros((4, 4), bool)
+        where[0, 0] = True
+        check_labels("k", np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8), np.zeros((4, 4), bool), where)
+
+
+def test_an_export_keeps_ignored_ground(tmp_path: Path) -> None:
+    out = base_set(tmp_path)
+    assert command(["export", str(out), "--layout", "levir", "--out", str(tmp_path / "levir")]) == 0
+    before, after = load_pairs(out), load_pairs(tmp_path / "levir")
+    for number in range(len(before)):
+        one, two = before[number].ignored, after[number].ignored
+        assert one is not None and two is not None and np.array_equal(one, two)
+    card = (tmp_path / "levir" / "README.md").read_text()
+    assert "ground that no label speaks of" in card and "ignore/**" in card and "Not carried" not in card
+    row = json.loads((tmp_path / "levir" / "train.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "levir" / row["ignore_file_name"]).is_file()
+    assert command(["export", str(out), "--layout", "second", "--out", str(tmp_path / "s")]) == 0
+    assert "ground that labels leave out, in 8 pairs" in (tmp_path / "s" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("container", ["webdataset", "parquet"])
+def test_containers_hold_ignored_ground(tmp_path: Path, container: str) -> None:
+    if container == "parquet":
+        pytest.importorskip("pyarrow")
+    plain, packed_ = load_pairs(base_set(tmp_path)), base_set(tmp_path, "--format", container, name=container)
+    for number, pair in enumerate(sorted(stream_pairs(packed_), key=lambda pair: pair.key)):
+        ignored = plain[number].ignored
+        assert pair.key == plain[number].key and pair.ignored is not None and ignored is not None
+        assert np.array_equal(pair.ignored, ignored)
+    whole = load_pairs(packed_)
+    assert len(whole) == 8 and np.array_equal(whole[0].ignored, plain[0].ignored)  # type: ignore[arg-type]
+
+
+def test_dates_may_be_exchanged_and_disturbed(tmp_path: Path) -> None:
+    out = base_set(tmp_path, "--random-order", "--nuisances.blur", "[1, 1]", "--image-format", "geotiff")
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert {line["real_date"] for line in lines} == {1, 2}
+    source, pairs = open_source(tmp_path / "source", TILES), load_pairs(out)
+    for number, line in enumerate(lines):
+        real = pairs[number].image_t1 if line["real_date"] == 1 else pairs[number].image_t2
+        assert np.array_equal(real, source.read(source.index_of(line["source_key"])).image)
+
+
+def test_what_is_painted_takes_the_style_of_the_second_date(tmp_path: Path) -> None:
+    first = ((ground(3) + 1) / 2).astype(np.float32)
+    like = ndimage.gaussian_filter(first * [0.6, 0.7, 0.8] + [0.2, 0.1, 0.0], (1.2, 1.2, 0)).astype(np.float32)
+    styled, done = in_style(first, first, like)
+    for band in range(3):
+        assert np.median(styled[..., band]) == pytest.approx(np.median(like[..., band]), abs=0.01)
+        assert styled[..., band].std() == pytest.approx(like[..., band].std(), rel=0.12)
+    assert done["style_blur"] > 0.5 and done["style_sharpness"] == 0
+    sharp, done = in_style(like, like, first)
+    assert done["style_sharpness"] > 0 and done["style_blur"] == 0 and sharp.dtype == np.float32
+    same, _ = in_style(first, first, first)
+    assert np.abs(same - first).max() < 0.02
+    source = write_dates(tmp_path / "source")
+    given = ["generate", "--source", str(source), *GENERATE, "--second.use", "style"]
+    assert command([*given, "--out", str(tmp_path / "style")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "style/metadata.jsonl").read_text().splitlines()]
+    assert {line["second"] for line in lines} == {"style"} and not (tmp_path / "style/ignore").exists()
+    assert all({row["name"] for row in line["nuisances"]} >= {"style_gain_1", "style_blur"} for line in lines)
+    tiles, pairs = open_source(source, TILES), load_pairs(tmp_path / "style")
+    for number, line in enumerate(lines):
+        index = tiles.index_of(line["source_key"])
+        assert np.array_equal(pairs[number].image_t1, tiles.read(index).image)
+        painted, real = (np.median(i, (0, 1)) for i in (pairs[number].image_t2, tiles.read_second(index).image))
+        assert painted == pytest.approx(real, abs=6)
+
+
+def test_pairs_without_a_change_are_two_real_dates_where_that_is_asked(tmp_path: Path) -> None:
+    source = write_dates(tmp_path / "source")
+    given = ["generate", "--source", str(source), *GENERATE, "--second.use", "style", "--second.no-change"]
+    given += ["--targets.no-change", "0.5"]
+    assert command([*given, "--out", str(tmp_path / "pairs")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "pairs/metadata.jsonl").read_text().splitlines()]
+    assert sorted(line["second"] for line in lines) == ["base"] * 4 + ["style"] * 4
+    tiles, pairs = open_source(source, TILES), load_pairs(tmp_path / "pairs")
+    for number, line in enumerate(lines):
+        pair, index = pairs[number], tiles.index_of(line["source_key"])
+        quiet = line["second"] == "base"
+        assert quiet == (line["kind"] == "no_change") == (pair.ignored is not None) == (line["ignored_ratio"] > 0)
+        if quiet:
+            assert np.array_equal(pair.image_t2, tiles.read_second(index).image) and not pair.change_mask.any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--second.use both", "second.use is 'both'; allowed: none, base, style"),
+        ("--second.min-z 3", "second.min_z is 3.0; allowed: with second.use base, or second.no_change"),
+        ("--second.use base --second.min-z 0", "second.min_z is 0"),
+        ("--second.use base --second.no-change", "second.no_change is True; allowed: with second.use style"),
+        ("--second.use style --second.no-change", "second.no_change is True; allowed: with targets.no_change"),
+        ("--second.use style --nuisances.blur [1,1]", "second.use is 'style'; allowed: without nuisances"),
+        ("--second.use base --reconstruct-t1", "reconstruct_t1 is True; allowed: false beside a second date"),
+        ("--second.use base --second.segmenter nowhere", "nowhere"),
+        ("--second.use base", "no image of a second date; expected tile_0 in images_t2/"),
+    ],
+)
+def test_what_cannot_be_is_one_line(flags: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_dates(tmp_path / "source") if flags != "--second.use base" else write_source(tmp_path / "source")
+    method = ["--method", "diffusion"] if "reconstruct" in flags else []
+    given = ["generate", "--source", str(source), *GENERATE, *method, *flags.split(), "--out", str(tmp_path / "x")]
+    assert command(given) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+
+
+def test_a_set_is_held_to_its_second_dates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = base_set(tmp_path)
+    given = ["generate", "--source", str(tmp_path / "source"), *GENERATE, "--out", str(out), "--second.use"]
+    assert command([*given, "base", "--second.min-z", "5"]) == 2
+    assert "second.min_z = 4.0, asked now: 5.0" in capsys.readouterr().err
+    shutil.rmtree(out / "shards")
+    file = tmp_path / "source/images_t2/tile_1.png"
+    Image.new("RGB", (64, 64), (9, 200, 9)).save(file)
+    assert command([*given, "base"]) == 2
+    assert "fingerprint_second" in capsys.readouterr().err
