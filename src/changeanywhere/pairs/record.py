@@ -135,7 +135,7 @@ class PairRecord:
     second: str = ""
     """What a real image of the second date was to the painted date: ``base``, ``style``; "" : there was none."""
     ignored_ratio: float | None = None
-    """Share of ground that no label speaks of: there the real dates differ in earnest; None: no second date is shown."""
+    """Share of ground that no label speaks of: there the real dates differ in earnest; None: none is shown."""
     provenance: Provenance = field(default_factory=Provenance)
 
     def own(self) -> dict[str, Any]:
