@@ -114,8 +114,10 @@ def refuse_test_scenes(out: Path, splits: dict[str, PairDataset], looked: Sequen
     train, known = splits["train"], dict[str, str]()
     held: dict[str, Held] = {}
     for one in looked:
-        # The validation split may stand behind pairs that are pre-trained on: it selects, and no more.
-        names = [name for name in splits if name == "test" or (name == "val" and not one.by_record)]
+        # Validation pairs may stand behind a set that is pre-trained on, or in the training split: they select, and no
+        # more. Somebody's further pairs have no reason to hold them.
+        brought = not one.by_record and one.names
+        names = [name for name in splits if name == "test" or (name == "val" and brought)]
         known[one.what] = _state_of(one, [train, *(splits[name] for name in names)])
         if before.get(one.what) == known[one.what]:
             continue
