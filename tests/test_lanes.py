@@ -14,10 +14,9 @@ from torch import nn
 
 from changeanywhere.generation import generate as generation
 from changeanywhere.generation.job import Job, Machine
-from changeanywhere.generation.lanes import Lanes, lanes_of
+from changeanywhere.generation.lanes import Lanes, ahead, lanes_of
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.prepare import job_of
-from changeanywhere.generation.shard import _ahead
 from changeanywhere.models.norms import quick_norms
 from changeanywhere.painters.base import Batch, Painting
 from changeanywhere.painters.registry import find_painter
@@ -98,7 +97,7 @@ def test_what_nobody_asks_for_any_more_is_not_begun() -> None:
         return number
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="the first"):
-        results = _ahead(pool, work, range(9), 3)
+        results = ahead(pool, work, range(9), 3)
         go.set()
         for _ in results:
             pass

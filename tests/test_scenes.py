@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -43,6 +44,7 @@ from changeanywhere.progress import silent
 from changeanywhere.rasters import gate
 from changeanywhere.sample import Normalisation, change_mask_of
 from changeanywhere.scenes.planning import Quotas, plan_scene
+from changeanywhere.scenes.work import DiskRunner
 from changeanywhere.storage import file_hash
 from conftest import tiny_model
 from scene_files import CRS, FILES, PIXEL, colours, command, land_cover, values, write_scene, write_tiff
@@ -346,6 +348,27 @@ def test_other_bands_dtype_and_nodata_are_kept(tmp_path: Path, tiny_model_folder
     assert not (second[:3, 20:] == 65535).any()
     with rasterio.open(folder / "t2.tif") as raster:
         assert raster.nodata == 65535 and raster.tags()["CHANGEANYWHERE_PAINTED_BANDS"] == "1,2,3"
+
+
+def test_batches_painted_at_once_change_no_byte(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, mask = write_scene(tmp_path / "in", 200, 260)
+    done, threads, meet = DiskRunner._done, set[int](), threading.Barrier(2)
+
+    def meeting(self: DiskRunner, unit: tuple[str, Any]) -> Any:
+        if unit[0].startswith("encode") and len(threads) < 2:
+            threads.add(threading.get_ident())
+            meet.wait(60)  # comes back only where a second unit is done meanwhile
+        return done(self, unit)
+
+    monkeypatch.setattr(DiskRunner, "_done", meeting)
+    assert run(command(image, mask, tmp_path / "two", tiny_model_folder, "--num-threads", "2")) == 0
+    assert len(threads) == 2
+    monkeypatch.undo()
+    assert run(command(image, mask, tmp_path / "one", tiny_model_folder, "--num-threads", "1")) == 0
+    for name in FILES:
+        assert file_hash(tmp_path / "one" / "town" / name) == file_hash(tmp_path / "two" / "town" / name), name
 
 
 @pytest.mark.faults

@@ -6,13 +6,19 @@ two batches of one thread each take half.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from changeanywhere.generation.job import Job
 from changeanywhere.painters.registry import OWN, find_painter
 
 MOST = 4
 """Batches at once: each has its own memory."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,28 @@ def lanes_of(job: Job) -> Lanes:
         return Lanes(1, 1)
     threads, method = job.machine.num_threads, job.painter.method
     computes = method in OWN and "num_threads" in find_painter(method).reads
-    if job.machine.device != "cpu" or job.machine.compile or threads == 1 or not computes:
+    if job.machine.device != "cpu" or job.machine.compile or not computes:
         return Lanes(1, threads)
-    count = max(range(min(threads, MOST), 1, -1), key=lambda lanes: lanes * (threads // lanes))
+    return laid_out(threads)
+
+
+def laid_out(threads: int) -> Lanes:
+    """So many threads of a CPU."""
+    count = max(range(min(threads, MOST), 1, -1), key=lambda lanes: lanes * (threads // lanes), default=1)
     return Lanes(count, threads // count)
+
+
+def ahead(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
+    """``work`` of every item, in order, begun ``depth`` items before it is asked for; what is not begun when nobody
+    asks any more never is."""
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(work, item))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -10,18 +10,17 @@ shard one has written it. A shard without marker does not exist.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from changeanywhere.errors import OutputError
 from changeanywhere.generation.finish import finished_pair
 from changeanywhere.generation.job import Job
-from changeanywhere.generation.lanes import lanes_of
+from changeanywhere.generation.lanes import ahead, lanes_of
 from changeanywhere.generation.plan import PlannedPair, ShardPlan, change_of
 from changeanywhere.painters.base import Batch, Donors, Exemplar, Painter, Painting
 from changeanywhere.painters.exemplars import exemplars_of
@@ -36,8 +35,6 @@ READ_AHEAD = 2  # batches
 ATTEMPTS = 3
 """Times that a shard is painted, of which others wrote the files meanwhile with other bytes."""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Written = tuple[dict[str, str], PairRecord]
 """Files of a pair with their hashes, and its record."""
 Painted = tuple[Sequence[PlannedPair], Batch, list[Painting]]
@@ -99,9 +96,9 @@ def _paint_once(
 
     lanes, pool = lanes_of(job).count, ThreadPoolExecutor
     with pool(1) as reader, pool(lanes) as painters, pool(WRITER_THREADS) as writers:
-        read_ahead = _ahead(reader, lambda pairs: read(job, pairs), batches, max(READ_AHEAD, lanes))
+        read_ahead = ahead(reader, lambda pairs: read(job, pairs), batches, max(READ_AHEAD, lanes))
         tasks = zip(batches, read_ahead, strict=True)
-        for pairs, batch, paintings in _ahead(painters, paint, tasks, lanes - 1):
+        for pairs, batch, paintings in ahead(painters, paint, tasks, lanes - 1):
             for painting in paintings:
                 key, sample = pairs[painting.place].key, batch.samples[painting.place]
 
@@ -135,22 +132,6 @@ def read(job: Job, pairs: Sequence[PlannedPair]) -> Batch:
         own_images = [images[row] for row in rows]
         exemplars = exemplars_of(own_images, own, plans, donors, job.sampling, tiles.source.legend)
     return Batch(own, plans, [pair.seed for pair in pairs], images, rows, donors, exemplars)
-
-
-def _ahead(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """``work`` of every item, in order, begun ``ahead`` items before it is asked for; what is not begun when nobody
-    asks any more never is."""
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(executor.submit(work, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def _paint(
                 rows = image.read(window, image.all_bands)
                 writer.put(window.row, rows, whole if image.facts.has_mask else None)
     if not (root / "t2.tif").is_file():
-        settle_torch(settings.machine["num_threads"])
+        settle_torch(settings)
         pipeline = ChangePairPipeline.from_pretrained(options.model, options.device, settings.machine["dtype"])
         with cog(root / "t2.tif", second, scratch) as writer:
             write_t2(pipeline, prepared, settings, writer, Parts(store, f"{PARTS}/windows"), stop, progress)
@@ -277,7 +277,7 @@ def dry_run_scenes(options: SceneOptions, progress: Progress = silent) -> list[S
     found = []
     for files, image in scenes:
         settings = settings_of(options, files, image, info, LocalStore(options.out / files.key))
-        settle_torch(settings.machine["num_threads"])
+        settle_torch(settings)
         pipeline = ChangePairPipeline.from_pretrained(options.model, options.device, settings.machine["dtype"])
         with tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-") as folder:
             prepared = prepare(options, files, image, info, LocalStore(folder), progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from changeanywhere.diffusion.scene_arrays import ArrayScene, boxed, mixed, scen
 from changeanywhere.diffusion.scene_bands import Band, paint_changes, paint_everywhere
 from changeanywhere.diffusion.scene_groups import Pixels
 from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.generation.lanes import Lanes, laid_out
 from changeanywhere.progress import Progress
 from changeanywhere.rasters.facts import Window
 from changeanywhere.scenes.exemplars import SceneExemplars, SceneTiles
@@ -110,16 +112,19 @@ def write_t2(
     sampling = Sampling(**settings.sampling)
     counting, everywhere = painter_of(pipeline, prepared, settings, DiskRunner(parts, stop, progress, 1))
     total = num_units(counting, everywhere, sampling, settings.machine["batch_size"])
-    painter, _ = painter_of(pipeline, prepared, settings, DiskRunner(parts, stop, progress, total))
-    painter.__dict__["changes"] = counting.changes
-    for band in bands_of(painter, everywhere, settings.finishing["paste_back"]):
-        if not np.isfinite(band.image).all():
-            raise ModelError(
-                f"{prepared.files.image}: painted with NaN or infinity; the model is damaged, or overflows: give "
-                "--dtype float32, or another --model"
-            )
-        rows, valid = painted_rows(band, prepared, settings.finishing["other_bands"])
-        writer.put(band.row, rows, valid)
+    lanes = lanes_of(settings)
+    with ThreadPoolExecutor(lanes.count) as pool:
+        run = DiskRunner(parts, stop, progress, total, (pool, lanes.count))
+        painter, _ = painter_of(pipeline, prepared, settings, run)
+        painter.__dict__["changes"] = counting.changes
+        for band in bands_of(painter, everywhere, settings.finishing["paste_back"]):
+            if not np.isfinite(band.image).all():
+                raise ModelError(
+                    f"{prepared.files.image}: painted with NaN or infinity; the model is damaged, or overflows: give "
+                    "--dtype float32, or another --model"
+                )
+            rows, valid = painted_rows(band, prepared, settings.finishing["other_bands"])
+            writer.put(band.row, rows, valid)
 
 
 def painted_rows(
@@ -191,11 +196,17 @@ def estimate(pipeline: ChangePairPipeline, prepared: Prepared, settings: SceneSe
         trial.paint()
         started = time.perf_counter()
         num_bytes += int(trial.paint() * trial.times)
-        seconds += (time.perf_counter() - started) * trial.times
+        seconds += (time.perf_counter() - started) * trial.times / lanes_of(settings).count
         windows += trial.windows
     return windows, seconds, num_bytes
 
 
-def settle_torch(num_threads: int) -> None:
-    """The CPU threads that a scene froze."""
-    torch.set_num_threads(num_threads)
+def lanes_of(settings: SceneSettings) -> Lanes:
+    """How a scene lays out the CPU threads that it froze: batches of windows at once, as ``generate`` does pairs."""
+    threads = int(settings.machine["num_threads"])
+    return laid_out(threads) if settings.machine["device"] == "cpu" else Lanes(1, threads)
+
+
+def settle_torch(settings: SceneSettings) -> None:
+    """The CPU threads that each batch has."""
+    torch.set_num_threads(lanes_of(settings).threads)

@@ -6,11 +6,13 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from changeanywhere.generation.lanes import ahead
 from changeanywhere.progress import Progress
 from changeanywhere.storage import LocalStore
 
@@ -50,23 +52,47 @@ class Parts:
 class DiskRunner:
     """A :class:`~changeanywhere.diffusion.canvas.Runner` that keeps results in :class:`Parts`.
 
+    ``lanes``: threads, and how many of them, that do units at once; what is a part of a unit is done by its thread.
     After ``stop`` no further unit is begun: :class:`KeyboardInterrupt`.
     """
 
-    def __init__(self, parts: Parts, stop: threading.Event, progress: Progress, total: int) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        stop: threading.Event,
+        progress: Progress,
+        total: int,
+        lanes: tuple[Executor, int] | None = None,
+    ) -> None:
         self._parts, self._stop, self._progress = parts, stop, progress
-        self._total, self._seen = total, set[str]()
+        self._total, self._seen, self._lock = total, set[str](), threading.Lock()
+        self._lanes, self._within = lanes, threading.local()
 
     def __call__(self, units: Sequence[tuple[str, Callable[[], Tensor]]]) -> Iterator[Tensor]:
         """See :class:`Runner`."""
-        for name, compute in units:
-            result = self._parts.get(name)
-            if result is None:
-                if self._stop.is_set():
-                    raise KeyboardInterrupt
-                result = compute()
-                self._parts.put(name, result)
-            if name.startswith(COUNTED):
+        if self._lanes is None or hasattr(self._within, "unit"):
+            return map(self._done, units)
+        pool, count = self._lanes
+        return ahead(pool, self._alone, units, count - 1)
+
+    def _alone(self, unit: tuple[str, Callable[[], Tensor]]) -> Tensor:
+        self._within.unit = unit[0]
+        try:
+            with torch.no_grad():  # a thread's own
+                return self._done(unit)
+        finally:
+            del self._within.unit
+
+    def _done(self, unit: tuple[str, Callable[[], Tensor]]) -> Tensor:
+        name, compute = unit
+        result = self._parts.get(name)
+        if result is None:
+            if self._stop.is_set():
+                raise KeyboardInterrupt
+            result = compute()
+            self._parts.put(name, result)
+        if name.startswith(COUNTED):
+            with self._lock:
                 self._seen.add(name)
                 self._progress("painting windows", min(len(self._seen), self._total), self._total)
-            yield result
+        return result
