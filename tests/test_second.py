@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from changeanywhere.cli import run as command
 from changeanywhere.errors import PairsError, SourceError
-from changeanywhere.generation.second import differing, disagreeing, in_style, packed, unpacked
+from changeanywhere.generation.second import _reader, differing, disagreeing, in_style, packed, unpacked
 from changeanywhere.pairs.containers import stream_pairs
 from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.pairs.writer import check_labels
@@ -273,6 +273,58 @@ def test_pairs_without_a_change_are_two_real_dates_where_that_is_asked(tmp_path:
         assert quiet == (line["kind"] == "no_change") == (pair.ignored is not None) == (line["ignored_ratio"] > 0)
         if quiet:
             assert np.array_equal(pair.image_t2, tiles.read_second(index).image) and not pair.change_mask.any()
+
+
+def test_diffusion_paints_on_the_second_date_and_a_segmenter_compares_once(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from changeanywhere.legend import load_legend
+    from changeanywhere.models.segmenter import Segmenter
+
+    torch.manual_seed(0)
+    net = Segmenter("unet", load_legend("mini"))
+    source, out = write_dates(tmp_path / "source"), tmp_path / "pairs"
+    pixels = torch.from_numpy(open_source(source, TILES).read(0).pixels()).permute(2, 0, 1)[None]
+    with torch.no_grad():  # sure of itself, and moved by colours: another class wherever a feature passes its mean
+        head = net.eval().decoder.head
+        assert head.bias is not None
+        head.bias.sub_(net(pixels).mean((0, 2, 3)))
+        for values in (head.weight, head.bias):
+            values.mul_(300)
+    net.save(tmp_path / "reader")
+    given = ["generate", "--source", str(source), "--model", str(tiny_model_folder), "--tile-size", "64"]
+    given += ["--num-pairs", "4", "--num-steps", "2", "--events.min-area", "4", "--paste-back", "--second.use", "base"]
+    plain = tmp_path / "plain"
+    assert command([*given, "--out", str(plain)]) == 0
+    given += ["--second.segmenter", str(tmp_path / "reader"), "--second.min-z", "900"]
+    assert command([*given, "--out", str(out)]) == 0
+    job = json.loads((out / "plan/job.json").read_text())
+    assert len(job["learned"]["ignored"]) == 6 and job["segmenter_hash"]
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    settings = lines[0]["settings"]["second"]
+    assert settings["segmenter"] == "reader" and str(tmp_path) not in json.dumps(lines)
+    tiles, pairs = open_source(source, TILES), load_pairs(out)
+    read = _reader(tmp_path / "reader")
+    for number, line in enumerate(lines):
+        pair, index = pairs[number], tiles.index_of(line["source_key"])
+        first, second = tiles.read(index), tiles.read_second(index)
+        expected = unpacked(packed(disagreeing(read(first.pixels()), read(second.pixels()))))
+        found = np.zeros_like(expected) if pair.ignored is None else pair.ignored
+        assert np.array_equal(found, expected), "no difference is 900 deviations large: the segmenter alone says"
+        far = ndimage.distance_transform_edt(~pair.change_mask) > 8
+        assert np.array_equal(pair.image_t1, first.image) and np.array_equal(pair.image_t2[far], second.image[far])
+        assert not np.array_equal(pair.image_t2[pair.change_mask], second.image[pair.change_mask])
+    assert any(pairs[number].ignored is not None for number in range(4))
+    (tmp_path / "reader").rename(tmp_path / "elsewhere")
+    (out / "report.html").unlink()
+    given[given.index(str(tmp_path / "reader"))] = str(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert command([*given, "--out", str(out)]) == 0, "where the segmenter lies is no part of the job"
+    assert "comparing dates" not in capsys.readouterr().err
+    assert command([*given, "--dry-run", "--out", str(tmp_path / "dry")]) == 0
+    assert "of the ground differs between the real dates and gets no label" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
