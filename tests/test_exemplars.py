@@ -347,6 +347,23 @@ def test_ground_of_a_mask_that_the_user_brought_is_filled_with_its_new_class(sou
         assert np.abs(new.mean(0) - own.mean(0)).max() < 0.05 < np.abs(there.mean(0) - own.mean(0)).max()
 
 
+@pytest.mark.parametrize("corner", [(2, 2), (2, 120), (120, 2), (60, 60), (118, 118)])
+def test_ground_may_come_from_a_smaller_tile(source_folder: Path, tmp_path: Path, corner: tuple[int, int]) -> None:
+    """A large event of a scene, in its surroundings, takes ground from tiles of the scene."""
+    givers = open_source(source_folder, SourceOptions(tile_size=64))
+    large = write_source(tmp_path / "large", num_tiles=1, size=160)
+    for mask in (large / "masks").iterdir():  # nothing of class 3 in it
+        Image.fromarray(np.ones((160, 160), np.uint8)).save(mask)
+    sample = open_source(large, SourceOptions(tile_size=160)).read(0)
+    mask_t2 = sample.mask.copy()
+    mask_t2[corner[0] : corner[0] + 40, corner[1] : corner[1] + 38] = 3
+    change = sample.mask != mask_t2
+    plan = ChangePlan(mask_t2, change, (), 7)
+    filled, used = exemplar_of(sample.pixels(), sample, plan, Donors(givers, range(len(givers))), RING)
+    assert used, "from another tile"
+    assert (filled[change] != sample.pixels()[change]).any(1).mean() > 0.95
+
+
 def test_painting_from_exemplars_tells_each_call_and_stops_where_it_is_told() -> None:
     for sampler in ("dpmsolver++", "unipc"):  # windows together, and by where they begin
         seen: list[int] = []

@@ -195,7 +195,7 @@ def _fill_with_ground(canvas: Canvas, class_index: int, shape: Shape) -> None:
     box = _box(shape, GROUND_RING)
     rows = np.arange(box[0].start, box[0].stop) + shift[0]
     columns = np.arange(box[1].start, box[1].stop) + shift[1]
-    at = np.ix_(rows.clip(0, shape.shape[0] - 1), columns.clip(0, shape.shape[1] - 1))
+    at = np.ix_(rows.clip(0, source.shape[0] - 1), columns.clip(0, source.shape[1] - 1))  # the giver may be smaller
     filled = pixels[nearest[0][at], nearest[1][at]]
     share = _soft(shape, GROUND_RING)[box][..., None]
     canvas.image[box] = share * filled + (1 - share) * canvas.image[box]
