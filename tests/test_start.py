@@ -29,6 +29,10 @@ assert diffusers.DPMSolverMultistepScheduler is borrowed.DPMSolverMultistepSched
 assert issubclass(diffusers.UNet2DConditionModel, borrowed.ModelMixin)
 assert 0.4 < scipy.stats.beta(2, 2).mean() < 0.6
 import torch._dynamo
+import importlib.metadata
+known = diffusers.utils.import_utils._package_map
+assert "_found" not in vars(known), "nobody asked"
+assert known["diffusers"] == ["diffusers"] and dict(known) == importlib.metadata.packages_distributions()
 """
 
 

@@ -8,9 +8,11 @@ then they are gone again, and whoever asks for them gets them whole, with the sa
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import LazyLoader, find_spec
@@ -78,8 +80,38 @@ class _AtFirstUse(MetaPathFinder):
         sys.meta_path.remove(self)
 
 
+class _Distributions(Mapping[str, list[str]]):
+    """Which distributions bring a module, found out when somebody asks: it takes all files of all of them."""
+
+    @cached_property
+    def _found(self) -> Mapping[str, list[str]]:
+        return _all_distributions()
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+_all_distributions = importlib.metadata.packages_distributions
+
+
+@contextmanager
+def _distributions_when_asked() -> Iterator[None]:
+    """Diffusers makes that list as it is imported, and looks up in it a few modules that most people do not have."""
+    importlib.metadata.packages_distributions = _Distributions
+    try:
+        yield
+    finally:
+        importlib.metadata.packages_distributions = _all_distributions
+
+
 try:
-    with _missing(COMPILER), _emptied(CROWDED), _AtFirstUse(STATISTICS):
+    with _distributions_when_asked(), _missing(COMPILER), _emptied(CROWDED), _AtFirstUse(STATISTICS):
         import diffusers.quantizers.auto as _auto
         import diffusers.quantizers.base as _base
 
