@@ -204,6 +204,16 @@ def test_painted_sheet(run: Run, tiles: Path, tiny_model_folder: Path, tmp_path:
         assert picture.width == 3 * (3 * 64 + 8)
 
 
+def test_labelled_sheet(run: Run, tiles: Path, tmp_path: Path) -> None:
+    flags = ["--labelled", tiles, tiles, "--tile-size", 64, "--count", 2, "--side", 64, "--out", tmp_path / "x.png"]
+    said = run("labelled_sheet", *flags)
+    assert "2 of " in said
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size == (2 * (3 * 64 + 8), 64 + 4)
+        image, first, second = (np.asarray(picture)[:64, 64 * k : 64 * k + 64].astype(int) for k in range(3))
+    assert (first == second).all() and (image != first).any()
+
+
 def test_object_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
     classes = ["bareland", "road", "water", "building", "vegetation_mixed", "impervious_mixed", "informal_settlement"]
     sheet = tmp_path / "objects.png"

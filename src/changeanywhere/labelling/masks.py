@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.codec import encode_png
 from changeanywhere.rasters.facts import Facts, Window
+from changeanywhere.rasters.unplaced import unplaced
 from changeanywhere.storage import atomic_write
 
 BLOCK = 256
@@ -39,15 +39,14 @@ def mask_writer(file: Path, facts: Facts, legend: Legend) -> Iterator[Callable[[
 @contextmanager
 def _geotiff(file: Path, facts: Facts, legend: Legend) -> Iterator[Callable[[Window, Mask], None]]:
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
     from rasterio.windows import Window as RasterWindow
 
     place: dict[str, Any] = {} if facts.crs is None else {"crs": facts.crs, "transform": facts.transform}
     part = file.with_name(f".{file.stem}.{os.getpid()}.part.tif")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without CRS stays without
-            with rasterio.open(
+        with (
+            unplaced(),  # an image without CRS stays without
+            rasterio.open(
                 part,
                 "w",
                 driver="GTiff",
@@ -61,14 +60,15 @@ def _geotiff(file: Path, facts: Facts, legend: Legend) -> Iterator[Callable[[Win
                 blockysize=BLOCK,
                 bigtiff="if_safer",
                 **place,
-            ) as target:
-                target.write_colormap(1, {c.index: (*c.color, 255) for c in legend.classes})
+            ) as target,
+        ):
+            target.write_colormap(1, {c.index: (*c.color, 255) for c in legend.classes})
 
-                def put(window: Window, mask: Mask) -> None:
-                    where = RasterWindow(window.column, window.row, window.width, window.height)
-                    target.write(mask, 1, window=where)
+            def put(window: Window, mask: Mask) -> None:
+                where = RasterWindow(window.column, window.row, window.width, window.height)
+                target.write(mask, 1, window=where)
 
-                yield put
+            yield put
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

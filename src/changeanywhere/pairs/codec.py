@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from changeanywhere.errors import PairsError
+from changeanywhere.rasters.unplaced import unplaced
 from changeanywhere.sample import GeoReference, Image
 
 PNG_LEVEL = 1  # zlib: 7.7 ms and 94.3 kB for a tile of 256 px; level 3 12.2 ms and 90.8 kB, level 6 27.4 ms and 92.3 kB
@@ -43,15 +43,13 @@ def encode_geotiff(array: Image, georef: GeoReference | None, palette: npt.NDArr
     A fourth band is a band: GDAL's own choice for four bands of 8 bits is to tag it as alpha, and whatever reads that
     takes near infrared for transparency.
     """
-    from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
     from rasterio.transform import Affine
 
     height, width, count = array.shape
     place: dict[str, Any] = {"crs": georef.crs, "transform": Affine(*georef.transform)} if georef else {}
     more = {"photometric": "RGB", "ALPHA": "NO"} if count > 3 and array.dtype == np.uint8 else {}
-    with MemoryFile() as memory, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a tile without CRS stays without
+    with MemoryFile() as memory, unplaced():  # a tile without CRS stays without
         with memory.open(
             driver="GTiff",
             height=height,
@@ -74,17 +72,15 @@ def decode_image(content: bytes, name: str) -> npt.NDArray[Any]:
 
     :class:`PairsError` if damaged.
     """
-    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+    from rasterio.errors import RasterioIOError
     from rasterio.io import MemoryFile
 
     try:
         if not name.lower().endswith((".tif", ".tiff")):
             with PillowImage.open(io.BytesIO(content), formats=("PNG",)) as image:
                 return np.asarray(image)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(content) as memory, memory.open(driver="GTiff") as file:
-                bands: npt.NDArray[Any] = file.read()
+        with unplaced(), MemoryFile(content) as memory, memory.open(driver="GTiff") as file:
+            bands: npt.NDArray[Any] = file.read()
     except (OSError, UnidentifiedImageError, ValueError, RasterioIOError) as error:
         raise PairsError(f"{name}: not a readable image ({error})") from error
     return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import struct
 import threading
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image as PillowImage
 
 from changeanywhere.errors import RasterError
 from changeanywhere.rasters.facts import Facts, Palette, Valid, Values, Window, check_size, shown, stamp_of
+from changeanywhere.rasters.unplaced import unplaced
 
 COLOUR_TYPES = {0: ("grey", 1), 2: ("rgb", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("rgb", 4)}
 """Of a PNG: what it holds, and bands (alpha among them)."""
@@ -187,18 +187,17 @@ def _decoded(path: Path, bits: int, container: str, stamp: tuple[int, int]) -> V
 def _deep_png(path: Path) -> Values | None:
     """16-bit PNG of several bands; None for one band, which Pillow reads as it is."""
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
     try:
         with (
             rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"),
-            warnings.catch_warnings(),
+            unplaced(),
+            rasterio.open(Path(path).absolute(), driver="PNG") as raster,
         ):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(Path(path).absolute(), driver="PNG") as raster:
-                if raster.count == 1:
-                    return None
-                values: Values = np.ascontiguousarray(raster.read().transpose(1, 2, 0))
-                return values
+            if raster.count == 1:
+                return None
+            values: Values = np.ascontiguousarray(raster.read().transpose(1, 2, 0))
+            return values
     except RasterioError as error:
         raise RasterError(f"{path}: not a readable image ({' '.join(str(error).split())})") from error

@@ -8,7 +8,6 @@ BigTIFF; https://www.awaresystems.be/imaging/tiff/tifftags.html.
 from __future__ import annotations
 
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,6 +19,7 @@ import numpy as np
 from changeanywhere.errors import RasterError
 from changeanywhere.rasters.facts import Facts, Palette, Valid, Values, Window, check_size, shown, stamp_of
 from changeanywhere.rasters.ground import place_of
+from changeanywhere.rasters.unplaced import unplaced
 
 BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, COLOUR_MAP = 258, 259, 262, 274, 320
 WANTED = (BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, COLOUR_MAP)
@@ -40,16 +40,15 @@ DRIVERS = {"TIFF": "GTiff", "JPEG 2000": "JP2OpenJPEG"}
 def opened(path: Path, driver: str = "GTiff") -> Iterator[Any]:
     """The file as rasterio sees it; :class:`RasterError` for whatever is wrong with it."""
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
     try:
         with (
             rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # plain TIFFs are welcome
-            with rasterio.open(Path(path).absolute(), driver=driver) as raster:  # as Path: no URLs are looked for
-                yield raster
+            unplaced(),
+            rasterio.open(Path(path).absolute(), driver=driver) as raster,
+        ):  # as Path: no URLs are looked for
+            yield raster
     except (RasterioError, MemoryError) as error:
         raise RasterError(f"{path}: not a readable raster ({' '.join(str(error).split())})") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from changeanywhere.errors import OutputError
 from changeanywhere.legend import Legend
+from changeanywhere.rasters.unplaced import unplaced
 from changeanywhere.sample import GeoReference
 
 BLOCK = 512
@@ -63,16 +63,15 @@ def cog(path: Path, raster: Raster, scratch: Path) -> Iterator[RowWriter]:
     for what is uncompressed meanwhile."""
     import rasterio
     import rasterio.shutil
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
     plain, packed = scratch / f"{path.name}.plain.tif", scratch / f"{path.name}.cog.tif"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         with (
             rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_TIFF_INTERNAL_MASK=True, GDAL_PAM_ENABLED="NO"),
-            warnings.catch_warnings(),
+            unplaced(),  # a scene without CRS stays without
         ):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a scene without CRS stays without
             with rasterio.open(plain, "w", **_profile(raster)) as target:
                 target.update_tags(**raster.tags)
                 if raster.legend is not None:
