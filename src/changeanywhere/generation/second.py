@@ -187,19 +187,15 @@ def _reader(name: Path) -> Callable[[Pixels], npt.NDArray[np.float32]]:
 
     from changeanywhere.models.first_stage import channels_last
     from changeanywhere.models.info import find_segmenter
-    from changeanywhere.models.segmenter import SIZE_MULTIPLE, Segmenter
+    from changeanywhere.models.segmenter import Segmenter, of_any_size
 
     net = channels_last(Segmenter.load(find_segmenter(name)))
 
     @torch.no_grad()
     def read(pixels: Pixels) -> npt.NDArray[np.float32]:
-        height, width = pixels.shape[:2]
         image = torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)[None]
-        beyond = (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE)
-        padded = torch.nn.functional.pad(image, beyond, mode="replicate")
-        both = torch.cat([padded, padded.flip(3)]).contiguous(memory_format=torch.channels_last)
-        found = net(both).softmax(1)
-        likely: npt.NDArray[np.float32] = ((found[0] + found[1].flip(2)) / 2)[:, :height, :width].numpy()
+        found = of_any_size(net, torch.cat([image, image.flip(3)])).softmax(1)
+        likely: npt.NDArray[np.float32] = ((found[0] + found[1].flip(2)) / 2).numpy()
         return likely
 
     return read

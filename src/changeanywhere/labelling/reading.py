@@ -17,7 +17,7 @@ from changeanywhere.labelling.networks import Network, open_network
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.labelling.predictions import Predictions
 from changeanywhere.legend import Legend
-from changeanywhere.models.segmenter import SIZE_MULTIPLE
+from changeanywhere.models.segmenter import of_any_size
 from changeanywhere.rasters.facts import Facts, Window
 
 MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
@@ -109,19 +109,12 @@ class Reader:
         for scale in self._scales:
             scaled = image if scale == 1 else F.interpolate(image, scale_factor=scale, mode="bilinear", antialias=True)
             for dims in self._mirrorings:
-                found = torch.flip(self._read(torch.flip(scaled, dims)), dims)
+                found = torch.flip(of_any_size(self.net, torch.flip(scaled, dims)), dims)
                 if scale != 1:
                     found = F.interpolate(found, size=image.shape[2:], mode="bilinear")
                 total = total + found
         result: npt.NDArray[np.float32] = (total[0] / (len(self._scales) * len(self._mirrorings))).cpu().numpy()
         return result
-
-    def _read(self, image: Tensor) -> Tensor:
-        """Probabilities of an image of any size, which is continued at its right and lower border."""
-        height, width = image.shape[2:]
-        padded = F.pad(image, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE), mode="replicate")
-        found: Tensor = self.net(padded.contiguous(memory_format=torch.channels_last))
-        return found[..., :height, :width]
 
 
 def with_settled_norms(net: nn.Module) -> None:

@@ -179,3 +179,12 @@ class Segmenter(nn.Module):
         file = folder / "model.safetensors"
         load_weights(net, read_safetensors(file), file, "the segmenter")
         return net.eval()
+
+
+def of_any_size(net: nn.Module, images: Tensor) -> Tensor:
+    """What ``net`` gives for images ``[B, C, H, W]`` of any size, continued at their right and lower border →
+    ``[B, K, H, W]``."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE), mode="replicate")
+    found: Tensor = net(padded.contiguous(memory_format=torch.channels_last))
+    return found[..., :height, :width]
