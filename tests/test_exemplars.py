@@ -298,9 +298,11 @@ def test_guidance_in_an_interval_is_guidance_at_its_calls_alone(monkeypatch: pyt
     seen: list[tuple[int, int]] = []
     predict = Calls._predict
 
-    def watched(self: Calls, x: torch.Tensor, times: torch.Tensor, conditions: list[torch.Tensor]) -> torch.Tensor:
+    def watched(
+        self: Calls, x: torch.Tensor, times: torch.Tensor, conditions: list[torch.Tensor], guided: bool
+    ) -> torch.Tensor:
         seen.append((int(times[0]), len(conditions)))
-        return predict(self, x, times, conditions)
+        return predict(self, x, times, conditions, guided)
 
     monkeypatch.setattr(Calls, "_predict", watched)
 

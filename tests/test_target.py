@@ -117,7 +117,7 @@ def test_unknown_ground_teaches_nothing_but_where_the_mask_is_dropped() -> None:
         rows = torch.full((2,), dropped)
         alphas = schedule.alphas_cumprod[steps].view(-1, 1, 1, 1)  # the noisy latent stays; the target alone differs
         noisy = latents - (1 - alphas).sqrt() / alphas.sqrt() * (noise - known_noise)
-        return denoising_loss(denoiser, schedule, noisy, masks, settings, steps, noise, rows)
+        return denoising_loss(denoiser, schedule, noisy, masks, settings, (steps, noise, rows))
 
     known_noise, other = noise, noise.clone()
     other[:, :, :, 4:] += 1

@@ -179,7 +179,7 @@ def test_loss_is_that_of_the_prediction_type(prediction_type: str) -> None:
     def loss(answer: torch.Tensor, **settings: Any) -> float:
         oracle = Oracle(answer)
         asked = replace(DenoiserRecipe(prediction_type=prediction_type, loss="l2"), **settings)
-        value = denoising_loss(cast(Denoiser, oracle), schedule, latents, masks, asked, timesteps, noise, dropped)
+        value = denoising_loss(cast(Denoiser, oracle), schedule, latents, masks, asked, (timesteps, noise, dropped))
         assert torch.equal(oracle.dropped, dropped)
         return float(value)
 
@@ -482,7 +482,7 @@ def test_denoiser_learns_to_paint_what_the_mask_says(tmp_path: Path) -> None:
     losses = []
     for step in range(150):
         noise = draw_noise(latents.shape[1:], 8, range(8), 0.1, 1000, torch.Generator().manual_seed(step))
-        loss = denoising_loss(denoiser, schedule, latents, masks, DENOISER, *noise)
+        loss = denoising_loss(denoiser, schedule, latents, masks, DENOISER, noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -42,6 +42,7 @@ STEPS: dict[str, int] = {
     "training.noise": 1,  # timesteps and noise of the denoiser, restarted codes of the first stage
     "training.jitter": 64,  # brightness and contrast of a segmenter's crops
     "training.dropout": 64,  # torch's own stream in a detector, by process
+    "training.guidance": 1024,  # which masks of a step are another tile's in a box
 }
 """Streams of torch that a step of a training draws from: the distance between two steps' seeds."""
 HELD_OUT_SEED = 47

@@ -246,27 +246,31 @@ class Calls:
     def predict(self, x: Tensor, call: int, conditions: Sequence[Tensor]) -> Tensor:
         """What the network says of ``x`` at a call, guided where that call is."""
         times = torch.full((len(x),), self.timesteps[call], device=x.device)
-        return self._predict(x, times, list(conditions if self._is_guided(call) else conditions[:1]))
+        guided = self._is_guided(call)
+        return self._predict(x, times, list(conditions if guided else conditions[:1]), guided)
 
     def _is_guided(self, call: int) -> bool:
         interval = self._sampling.guidance_interval
+        if self._sampling.guidance_scale == 1:
+            return False
         return interval is None or interval[0] <= self.timesteps[call] <= interval[1]
 
-    def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor]) -> Tensor:
-        """With guidance both branches go through the UNet as one batch."""
+    def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor], guided: bool) -> Tensor:
+        """With guidance both branches go through the UNet as one batch, unless one network says what both do."""
         if len(conditions) == 1:
-            alone: Tensor = self._denoiser(x, times, conditions[0])
+            alone: Tensor = self._denoiser(x, times, conditions[0], guided)
             return alone
         both = self._denoiser(torch.cat([x, x]), torch.cat([times, times]), torch.cat(conditions))
         conditional, unconditional = both.chunk(2)
-        guided: Tensor = unconditional + self._sampling.guidance_scale * (conditional - unconditional)
-        return guided
+        together: Tensor = unconditional + self._sampling.guidance_scale * (conditional - unconditional)
+        return together
 
 
 def mask_conditions(denoiser: Denoiser, masks: Tensor, scale: float) -> list[Tensor]:
-    """What the masks say and, with guidance, the null condition: ``[B, mask_channels, h, w]`` each."""
+    """What the masks say and, with guidance that the denoiser has not learned, the null condition:
+    ``[B, mask_channels, h, w]`` each."""
     conditions = [denoiser.encode_masks(masks)]
-    if scale != 1:
+    if scale != 1 and not denoiser.guides_itself(scale):
         conditions.append(torch.zeros_like(conditions[0]))  # of an all-zero one-hot, by a convolution without bias
     return conditions
 

@@ -230,8 +230,8 @@ class AveragedCalls(Calls):
         self._plane, self._masks, self._run = plane, masks, run
         self.corners, self.size, self.name = plane.windows(), 4, "calls"
 
-    def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor]) -> Tensor:
-        """``conditions`` say by their number whether this call is guided; what they are follows window by window."""
+    def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor], guided: bool) -> Tensor:
+        """``conditions`` say by their number how many this call takes; what they are follows window by window."""
         blend = Blend(x.shape[1], self._plane)
         device = next(self._denoiser.parameters()).device
 
@@ -239,7 +239,7 @@ class AveragedCalls(Calls):
             masks = self._masks(corners).to(device)
             there = mask_conditions(self._denoiser, masks, self._sampling.guidance_scale)[: len(conditions)]
             here = see(x, corners, self._plane.side).to(device)
-            return super(AveragedCalls, self)._predict(here, times.to(device).expand(len(corners)), there)
+            return super(AveragedCalls, self)._predict(here, times.to(device).expand(len(corners)), there, guided)
 
         name = f"{self.name}-{int(times[0])}"
         for corner, part in over_windows(name, self._plane, self.corners, self.size, predicted, self._run):

@@ -99,8 +99,8 @@ class Pushed(Denoiser):
             wanted = wanted * (~dropped).view(-1, 1, 1, 1)
         return torch.cat([condition, wanted.to(condition)], 1)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """See :class:`Denoiser`."""
+    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor, guided: bool = False) -> Tensor:
+        """See :class:`Denoiser`; guidance stays in two branches, of which one is pushed."""
         count = self.critic.legend.num_classes
         condition, wanted = condition[:, :-count], condition[:, -count:].float()
         prediction = super().forward(latents, timesteps, condition)

@@ -86,7 +86,8 @@ class SceneWindows:
 
     def _branches(self) -> list[Tensor]:
         """As many conditions as a call has, for calls that make their own by window."""
-        return [torch.zeros(0)] * (2 if self._sampling.guidance_scale != 1 else 1)
+        scale = self._sampling.guidance_scale
+        return [torch.zeros(0)] * (1 if scale == 1 or self._networks.denoiser.guides_itself(scale) else 2)
 
     def _calls(self, noise: PlaceNoise, plane: Plane, corners: Sequence[Corner], name: str) -> AveragedCalls:
         """On the windows ``corners`` of ``plane``, a part of the scene's."""

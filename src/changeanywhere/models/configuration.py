@@ -135,6 +135,7 @@ MODEL: Mapping[str, Rule] = {
     "bands": or_null(listing(whole(1, 2**16), 1, MAX_BANDS)),
     "stretch": or_null(listing(real(0, 100), 2, 2)),
     "gsd_m": or_null(listing(real(0, 1e6), 2, 2)),
+    "guided_scale": or_null(real(0, 1000)),
 }
 
 

@@ -76,12 +76,22 @@ def build_unet(
 
 
 class Denoiser(nn.Module):
-    """UNet and mask encoder, trained together."""
+    """UNet and mask encoder, trained together; and, where there is one, a UNet that was taught what both branches of
+    classifier-free guidance say together (Meng et al. 2023, guidance distillation), for half of its calls."""
 
-    def __init__(self, unet: UNet2DModel, mask_encoder: MaskEncoder) -> None:
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        mask_encoder: MaskEncoder,
+        guided: UNet2DModel | None = None,
+        guided_scale: float | None = None,
+    ) -> None:
+        """``guided_scale``: the guidance that ``guided`` was taught, and the only one that it knows."""
         super().__init__()
         self.unet = unet
         self.mask_encoder = mask_encoder
+        self.guided = guided
+        self.guided_scale = guided_scale
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,6 +104,10 @@ class Denoiser(nn.Module):
         """Images must have height and width divisible by this (px)."""
         return DOWNSAMPLING * int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
+    def guides_itself(self, scale: float) -> bool:
+        """Whether a call with ``guided`` has this guidance without its null branch."""
+        return self.guided is not None and scale == self.guided_scale
+
     def of_rows(self, rows: Sequence[int]) -> Denoiser:
         """The denoiser of these rows of a batch alone: itself, unless it knows something of each."""
         return self
@@ -103,10 +117,14 @@ class Denoiser(nn.Module):
         condition: Tensor = self.mask_encoder(masks, dropped)
         return condition
 
-    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """Noisy latents ``[B, 3, h, w]``, timesteps int64 ``[B]``, condition → prediction ``[B, 3, h, w]`` float32."""
+    def forward(self, latents: Tensor, timesteps: Tensor, condition: Tensor, guided: bool = False) -> Tensor:
+        """Noisy latents ``[B, 3, h, w]``, timesteps int64 ``[B]``, condition → prediction ``[B, 3, h, w]`` float32.
+
+        ``guided``: that of guidance ``guided_scale``, of a denoiser that has learned it.
+        """
         inputs = torch.cat([latents.to(condition.dtype), condition], dim=1).contiguous(
             memory_format=torch.channels_last
         )
-        prediction: Tensor = self.unet(inputs, timesteps).sample
+        unet = self.guided if guided and self.guided is not None else self.unet
+        prediction: Tensor = unet(inputs, timesteps).sample
         return prediction.float()

@@ -7,6 +7,8 @@ MODEL/legend.json               its legend
 MODEL/first_stage/              diffusers VQModel (config.json, safetensors) + latent_statistics.json (mean, standard
                                 deviation; "quantises": false where it decodes latents as they are)
 MODEL/denoiser/                 diffusers UNet2DModel
+MODEL/denoiser_guided/          one more, where there is one: taught what the other says with guidance guided_scale
+                                (model.json), in one call for two
 MODEL/mask_encoder/             MaskEncoder (config.json, safetensors)
 MODEL/scheduler/                diffusers scheduler_config.json: noise schedule and prediction type
 MODEL/README.md                 model card
@@ -52,6 +54,7 @@ from changeanywhere.storage import atomic_folder
 
 MAX_FILE = "15MB"  # code hosts and mail gateways refuse larger files without special storage
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+GUIDED = "denoiser_guided"
 
 __all__ = [
     "Model",
@@ -168,9 +171,14 @@ def save_model(model: Model, folder: Path, weights_dtype: torch.dtype = torch.fl
     description |= {
         name: list(value) for name in ("bands", "stretch", "gsd_m") if (value := getattr(model, name)) is not None
     }
+    guided = model.denoiser.guided
+    if guided is not None:
+        description["guided_scale"] = model.denoiser.guided_scale
     with atomic_folder(folder, "model.json") as part:
         _write_first_stage(model.first_stage, part / "first_stage")
         save_part(model.denoiser.unet, part / "denoiser")
+        if guided is not None:
+            save_part(guided, part / GUIDED)
         save_part(model.denoiser.mask_encoder, part / "mask_encoder")
         model.schedule.save_pretrained(part / "scheduler")
         model.legend.save(part / "legend.json")
@@ -193,11 +201,12 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
         raise ModelError(
             f"{folder}: mask_encoder has {encoder.num_classes} classes, legend.json has {info.legend.num_classes}"
         )
+    guided = _guided(folder, info.guided_scale, dtype)
     place = folder / "scheduler" / "scheduler_config.json"
     schedule = _built(DDPMScheduler, *read_configuration(place, "DDPMScheduler", SCHEDULER), place)
     return Model(
         first_stage=first_stage,
-        denoiser=Denoiser(unet, encoder).eval(),
+        denoiser=Denoiser(unet, encoder, guided, info.guided_scale).eval(),
         schedule=schedule,
         legend=info.legend,
         mask_dropout=info.mask_dropout,
@@ -208,6 +217,20 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
         stretch=info.stretch,
         gsd_m=info.gsd_m,
     )
+
+
+def _guided(folder: Path, scale: float | None, dtype: torch.dtype) -> UNet2DModel | None:
+    """The network that was taught guidance ``scale``, of the same configuration as the one that taught it."""
+    place, other = folder / GUIDED / "config.json", folder / "denoiser" / "config.json"
+    if scale is None:
+        if place.is_file():
+            raise ModelError(f"{folder / 'model.json'}: guided_scale is missing, which {GUIDED}/ was taught")
+        return None
+    own, taught = (read_configuration(file, "UNet2DModel", DENOISER) for file in (place, other))
+    if own != taught:
+        raise ModelError(f"{place}: is not the network of {other}; allowed: the same configuration")
+    guided: UNet2DModel = load_network(UNet2DModel, folder / GUIDED, DENOISER, dtype)
+    return guided
 
 
 def load_network(kind: Any, folder: Path, rules: Mapping[str, Rule], dtype: torch.dtype) -> Any:

@@ -61,6 +61,8 @@ class ModelInfo:
     """Percentiles that were black and white in training; None: not said."""
     gsd_m: tuple[float, float] | None = None
     """Finest and coarsest ground sampling, in metres, of the images that it was trained on; None: not said."""
+    guided_scale: float | None = None
+    """Guidance that a second denoiser of the folder was taught, in one call for two; None: there is none."""
 
 
 def find_folder(place: str | Path) -> Path:
@@ -125,7 +127,7 @@ def read_info(folder: Path) -> ModelInfo:
     unet, _ = read_configuration(
         folder / "denoiser" / "config.json", "UNet2DModel", DENOISER, ("in_channels", "block_out_channels")
     )
-    bands, stretch, gsd = (description.get(name) for name in ("bands", "stretch", "gsd_m"))
+    bands, stretch, gsd, scale = (description.get(name) for name in ("bands", "stretch", "gsd_m", "guided_scale"))
     if stretch is not None and stretch[0] >= stretch[1]:
         raise ModelError(f"{file}: stretch is {stretch}; allowed: the smaller percentile first")
     if bands is not None and len(bands) != first_stage["in_channels"]:
@@ -142,6 +144,7 @@ def read_info(folder: Path) -> ModelInfo:
         bands=None if bands is None else tuple(bands),
         stretch=None if stretch is None else (float(stretch[0]), float(stretch[1])),
         gsd_m=None if gsd is None else (float(gsd[0]), float(gsd[1])),
+        guided_scale=None if scale is None else float(scale),
     )
 
 

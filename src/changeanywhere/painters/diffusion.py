@@ -80,7 +80,9 @@ class DiffusionPainter:
         whole = settings.critic.push == 0 or self.sampling.guidance_interval is None
         require(whole, "critic.push", settings.critic.push, "0 with guidance_interval")
         if settings.compile:
-            self.pipeline.denoiser.unet.compile()
+            for unet in (self.pipeline.denoiser.unet, self.pipeline.denoiser.guided):
+                if unet is not None:
+                    unet.compile()
 
     @classmethod
     def build(cls, settings: PainterSettings) -> Self:
@@ -118,8 +120,7 @@ class DiffusionPainter:
         return painted
 
     def _paint(self, batch: Batch) -> list[Painting]:
-        device, latents = self.pipeline.device, tiles_of(batch).latents(self.pipeline)
-        masks = onto(torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans])), device).long()
+        masks = onto(torch.from_numpy(np.stack([plan.mask_t2 for plan in batch.plans])), self.pipeline.device).long()
         changes = torch.from_numpy(np.stack([plan.change_mask for plan in batch.plans]))
         denoiser, schedule = self._denoiser(changes), self.pipeline.model.schedule
         donors: list[list[SourceItem]] = [[] for _ in batch.plans]
@@ -131,6 +132,8 @@ class DiffusionPainter:
             donors = [list(each.donors) for each in made]
             strength = np.stack([each.strengths[p.mask_t2] for each, p in zip(made, batch.plans, strict=True)])
             exemplars = Exemplars(real.latents(self.pipeline), torch.from_numpy(strength))
+        # Exemplars are date 1 but where something changed: one encoding is that of both.
+        latents = real.latents(self.pipeline)
 
         def paint_seeds(seeds: Sequence[int], sampling: Sampling) -> Tensor:
             if exemplars is None:

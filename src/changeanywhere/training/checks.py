@@ -160,6 +160,9 @@ def _check_denoiser(recipe: Sections) -> None:
     require(1 <= dn.views <= 8, "denoiser.views", dn.views, "1 to 8")
     require(0 <= dn.mask_dropout < 1, "denoiser.mask_dropout", dn.mask_dropout, "0 to below 1")
     require(0 <= dn.unknown_weight <= 1, "denoiser.unknown_weight", dn.unknown_weight, "0 to 1")
+    scale = dn.distil_guidance
+    needed = "above 1 to 1000, with init: the model whose guidance is learned"
+    require(scale is None or (1 < scale <= 1000 and bool(recipe.init)), "denoiser.distil_guidance", scale, needed)
     require(0 <= dn.held_out < 1, "denoiser.held_out", dn.held_out, "0 to below 1")
     require(dn.val_every > 0, "denoiser.val_every", dn.val_every, "above 0")
     allowed = 0 < dn.ema_halflife_share <= 0.1

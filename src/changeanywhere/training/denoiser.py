@@ -31,6 +31,7 @@ from changeanywhere.terminal import say
 from changeanywhere.training.batches import drawn_ahead, mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.guidance import Teacher, mixed, taught
 from changeanywhere.training.initialise import initialise_denoiser
 from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import LiveTiles
@@ -134,20 +135,24 @@ def denoising_loss(
     latents: Tensor,
     masks: Tensor,
     recipe: DenoiserRecipe,
-    timesteps: Tensor,
-    noise: Tensor,
-    dropped: Tensor,
+    drawn: tuple[Tensor, Tensor, Tensor],
+    teacher: Teacher | None = None,
 ) -> Tensor:
     """Paper eq. 4 with eq. 2 for the noisy latent; latents ``[B, 3, h, w]``, masks int64 ``[B, H, W]`` → scalar.
 
-    ``timesteps`` int64 ``[B]``, ``noise`` ``[B, 3, h, w]``, ``dropped`` bool ``[B]`` as of :func:`draw_noise`.
+    ``drawn``: timesteps int64 ``[B]``, noise ``[B, 3, h, w]`` and dropped masks bool ``[B]`` of :func:`draw_noise`.
+    With a ``teacher`` what is to be predicted is what it says.
     """
+    timesteps, noise, dropped = drawn
     alphas = schedule.alphas_cumprod.to(latents.device)[timesteps].view(-1, 1, 1, 1)
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     target = noise
     if schedule.config.prediction_type == "v_prediction":
         target = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
-    predicted = denoiser(noisy, timesteps, denoiser.encode_masks(masks, dropped))
+    condition = denoiser.encode_masks(masks, dropped)
+    if teacher is not None:
+        target = teacher.predict(noisy, timesteps, condition.detach())
+    predicted = denoiser(noisy, timesteps, condition)
     error = (predicted - target).abs() if recipe.loss == "l1" else (predicted - target).square()
     if recipe.unknown_weight != 1:
         known = F.avg_pool2d((masks > 0).float().unsqueeze(1), masks.shape[-1] // latents.shape[-1])
@@ -194,6 +199,11 @@ class DenoiserTraining(Stage):
         # Where steps read it: a recording copies nothing from the host.
         self.schedule.alphas_cumprod = self.schedule.alphas_cumprod.to(processes.device)
         self.recordable = self.num_parts == 1 and not recipe.run.compile
+        self.teacher: Teacher | None = None
+        if settings.distil_guidance is not None and recipe.init is not None:
+            self.teacher = Teacher(recipe.init, settings.distil_guidance, source.legend, processes.device)
+            # The network that was there before goes on reading masks by it.
+            self.denoiser.mask_encoder.requires_grad_(False)
 
     def _fresh(self) -> Denoiser:
         latent_channels = self.first_stage.latent_mean.numel()
@@ -235,16 +245,23 @@ class DenoiserTraining(Stage):
         # A GPU takes a step in the time in which a processor draws the noise of the next one.
         with closing(drawn_ahead(noise_of, steps, device.type == "cuda")) as noises:
             for step, noise in zip(steps, noises, strict=True):
-                tiles = self.cache.batch(self.batch_size, self.seed, step, rows)
-                yield tuple(onto(tensor, device) for tensor in (*tiles, *noise))
+                latents, masks = self.cache.batch(self.batch_size, self.seed, step, rows)
+                if self.teacher is not None:
+                    masks = mixed(masks, self.batch_size, rows, self.seed, step)
+                yield tuple(onto(tensor, device) for tensor in (latents, masks, *noise))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """The error of the predicted noise."""
         latents, masks, *noise = part
         with self.processes.accelerator.autocast():
-            loss = denoising_loss(self.denoiser, self.schedule, latents, masks, self.settings, *noise)
+            loss = self._loss(self.denoiser, latents, masks, *noise)
         self.add_gradients(loss)
         return {"loss": loss}
+
+    def _loss(self, denoiser: Denoiser, latents: Tensor, masks: Tensor, *drawn: Tensor) -> Tensor:
+        timesteps, noise, dropped = drawn
+        given = self.schedule, latents, masks, self.settings, (timesteps, noise, dropped), self.teacher
+        return denoising_loss(denoiser, *given)
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         """The average follows."""
@@ -261,7 +278,7 @@ class DenoiserTraining(Stage):
         def loss_of(latents: Tensor, masks: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
             kept = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
             with self.processes.accelerator.autocast():
-                return denoising_loss(averaged, self.schedule, latents, masks, settings, timesteps, noise, kept)
+                return self._loss(averaged, latents, masks, timesteps, noise, kept)
 
         loss = held.measure(loss_of, int(self.schedule.config.num_train_timesteps))
         held.take(loss, self.average.weights)
@@ -298,11 +315,15 @@ class DenoiserTraining(Stage):
             self.ended = self.held.over
 
     def finished_model(self) -> Model:
-        """First stage and averaged denoiser, or the average that did best on held out scenes, on the device."""
-        best = self.held and self.held.weights
+        """First stage and averaged denoiser, or the average that did best on held out scenes, on the device; or the
+        model that it was taught by, with that denoiser beside its own."""
+        denoiser = self._averaged((self.held and self.held.weights) or self.average.weights)
+        if self.teacher is not None:
+            assert self.recipe.init is not None  # says Recipe.check
+            return taught(self.recipe.init, denoiser, self.teacher.scale)
         return Model(
             first_stage=self.first_stage,
-            denoiser=self._averaged(best or self.average.weights),
+            denoiser=denoiser,
             schedule=self.schedule,
             legend=self.source.legend,
             mask_dropout=self.settings.mask_dropout,
@@ -345,7 +366,7 @@ class DenoiserTraining(Stage):
                 real,
                 Cells(changed=everywhere, unknown=~everywhere),
                 NoiseStreams(list(tiles), real.shape[1:], real.device),
-                Sampling(num_steps=20, free_fraction=0.0),
+                Sampling(num_steps=20, free_fraction=0.0, guidance_scale=self.settings.distil_guidance or 1.0),
             )
             images = [list(self.first_stage.decode(latents)) for latents in (painted, real)]
         colours = torch.from_numpy(self.source.legend.palette())[masks.cpu()].permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -177,6 +177,9 @@ class DenoiserRecipe:
     unknown_weight: float = 1.0
     """Weight of ground without a class in the loss, 1 = as any other (it teaches the null condition); 0 = it teaches
     nothing but that, where the mask is dropped (ours)."""
+    distil_guidance: float | None = None
+    """Leave the denoiser of ``init`` as it is and train a second one beside it, which says in one call what the first
+    says in two with this guidance scale (Meng et al. 2023): ``generate`` then takes half the time in its denoiser."""
     held_out: float = 0.0
     """Share of the tiles with masks, in whole scenes, that is held out: every ``val_every`` steps the loss of the
     averaged weights is measured on it, and the weights of the least loss are the result (ours)."""

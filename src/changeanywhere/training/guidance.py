@@ -1,0 +1,72 @@
+"""Guidance distillation: a denoiser learns what another one says with classifier-free guidance, in one call for two.
+
+After Meng et al. 2023 ("On Distillation of Guided Diffusion Models", stage one), for one guidance scale. What painting
+asks for is not what tiles show: changed ground lies under a mask that the image does not have yet. Half of the masks
+are therefore another tile's, in a box.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from changeanywhere.errors import ConfigError
+from changeanywhere.legend import Legend
+from changeanywhere.models.denoiser import Denoiser
+from changeanywhere.models.folder import Model, find_model, load_model
+from changeanywhere.seeds import step_seed
+
+MISMATCHED = 0.5
+"""Share of the masks that are another tile's in a box."""
+
+
+class Teacher:
+    """The denoiser of a model, which guides by two calls; it does not learn."""
+
+    def __init__(self, init: str, scale: float, legend: Legend, device: torch.device) -> None:
+        """``init``: ``mini`` or a model folder, of the classes of ``legend``. :class:`ConfigError` for a model that
+        cannot be guided, or of other classes."""
+        self.scale, model = scale, load_model(find_model(init))
+        if model.mask_dropout == 0:
+            raise ConfigError(f"denoiser.distil_guidance is {scale}, but {init} was trained without mask dropout")
+        if [c.name for c in model.legend.classes] != [c.name for c in legend.classes]:
+            names = ", ".join(c.name for c in model.legend.classes)
+            raise ConfigError(
+                f"denoiser.distil_guidance is {scale}, but {init} has other classes than the tiles; allowed: {names} "
+                "(data.model_legend)"
+            )
+        self.denoiser = model.denoiser.requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """Guided prediction f32 ``[B, 3, h, w]`` for noisy latents, timesteps int64 ``[B]`` and encoded masks."""
+        conditions = torch.cat([condition, torch.zeros_like(condition)])
+        both = self.denoiser(torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), conditions)
+        conditional, unconditional = both.chunk(2)
+        guided: Tensor = unconditional + self.scale * (conditional - unconditional)
+        return guided
+
+
+def mixed(masks: Tensor, batch_size: int, rows: range, seed: int, step: int) -> Tensor:
+    """Masks int64 ``[rows, H, W]`` of a step, half of them those of another row of the batch in a box.
+
+    Drawn for the whole batch, then cut; which row lends is settled among the rows of a process.
+    """
+    generator = torch.Generator().manual_seed(step_seed("training.guidance", seed, step))
+    corners = torch.rand(batch_size, 2, 2, generator=generator).sort(-1).values  # row, column: first, last
+    corners[torch.rand(batch_size, generator=generator) >= MISMATCHED] = 2.0  # nowhere
+    own = corners[rows.start : rows.stop].to(masks.device)
+    inside = [
+        (own[:, axis, :1] <= places) & (places < own[:, axis, 1:])
+        for axis, places in enumerate(torch.arange(n, device=masks.device)[None] / n for n in masks.shape[1:])
+    ]
+    return torch.where(inside[0][:, :, None] & inside[1][:, None, :], masks.roll(1, 0), masks)
+
+
+def taught(init: str, guided: Denoiser, scale: float) -> Model:
+    """The model ``init`` with a denoiser more, which knows guidance ``scale``."""
+    model = load_model(find_model(init))
+    own = model.denoiser
+    model.denoiser = Denoiser(own.unet, own.mask_encoder, guided.unet, scale).to(guided.unet.device).eval()
+    model.first_stage.to(guided.unet.device)
+    return model
