@@ -137,11 +137,13 @@ def test_the_teacher_says_what_two_branches_say(tmp_path: Path) -> None:
     with torch.no_grad():
         first = model.denoiser(KNOWN, times, condition)
         second = model.denoiser(KNOWN, times, torch.zeros_like(condition))
-    torch.testing.assert_close(teacher.predict(KNOWN, times, condition), second + SCALE * (first - second))
+    guided, weight = teacher.predict(KNOWN, times, condition)
+    torch.testing.assert_close(guided, second + SCALE * (first - second))
+    torch.testing.assert_close(weight, 1 / ((first - second).square().mean((1, 2, 3)) + 0.01))
     with torch.no_grad():
         assert not any(each.requires_grad for each in teacher.denoiser.parameters())
     # Without a mask there is nothing to guide by.
-    torch.testing.assert_close(teacher.predict(KNOWN, times, torch.zeros_like(condition)), second)
+    torch.testing.assert_close(teacher.predict(KNOWN, times, torch.zeros_like(condition))[0], second)
 
 
 def test_half_of_the_masks_hold_a_box_of_another() -> None:
@@ -198,7 +200,7 @@ def test_what_is_taught_comes_nearer_to_guidance_and_leaves_its_teacher_alone(
             float(denoising_loss(each, noise_schedule(), latents, masks, taught_recipe.denoiser, drawn, teacher))
             for each in (taught, init.denoiser)
         ]
-    assert errors[0] < 0.5 * errors[1], errors
+    assert errors[0] < 0.6 * errors[1], errors
 
 
 def test_what_cannot_be_taught_is_refused(taught_recipe: Recipe, tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ def test_a_name_is_a_recipe_and_a_file_a_file(tmp_path: Path, monkeypatch: pytes
     assert with_shipped(["--config", "mini.yaml"]) == ["--config", "mini.yaml"]
     (tmp_path / "mini").write_text("seed: 1\n")
     assert with_shipped(["--config", "mini"]) == ["--config", "mini"]
+    Path("judge").mkdir()
+    named = with_shipped(["--config", "judge"])[1]
+    assert named == str(find_recipe("judge")), "the folder of a run is no recipe, whatever its name"
     with pytest.raises(ConfigError, match=r"config is 'nimi'; allowed: a YAML file, or a recipe of the package: bench"):
         with_shipped(["--config", "nimi"])
     assert Path(find_source("examples")).is_dir() and len(ca.load_source("examples")) == 12

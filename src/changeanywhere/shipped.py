@@ -71,7 +71,8 @@ def with_shipped(arguments: list[str]) -> list[str]:
 def _meant(flag: str, value: str) -> str:
     if flag in SOURCES:
         return str(find_source(value))
-    is_name = is_plain_name(value) and "." not in value and not Path(value).exists()
+    is_there = Path(value).exists() and not (Path(value).is_dir() and value in recipes())  # a run's folder, named alike
+    is_name = is_plain_name(value) and "." not in value and not is_there
     return str(find_recipe(value)) if is_name else value
 
 

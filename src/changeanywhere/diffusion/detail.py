@@ -35,4 +35,6 @@ def contrast_structure(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _mean(image: Tensor) -> Tensor:
-    return F.avg_pool2d(image, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+    """Of the neighbourhood, as far as it lies in the image: of columns of means of rows, 18 values for 81."""
+    across = F.avg_pool2d(image, (1, WINDOW), stride=1, padding=(0, WINDOW // 2), count_include_pad=False)
+    return F.avg_pool2d(across, (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0), count_include_pad=False)

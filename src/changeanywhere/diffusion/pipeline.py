@@ -25,10 +25,12 @@ from changeanywhere.diffusion.windows import SIDE_STEP
 from changeanywhere.errors import ConfigError, InputError, ModelError
 from changeanywhere.help import among
 from changeanywhere.legend import Legend
+from changeanywhere.models.blocks import quick_blocks
 from changeanywhere.models.copies import onto
 from changeanywhere.models.first_stage import DOWNSAMPLING, channels_last
 from changeanywhere.models.folder import Model, find_model, load_model, save_model
 from changeanywhere.models.norms import quick_norms
+from changeanywhere.models.packed import packed
 from changeanywhere.sample import Normalisation
 
 SCENE_BATCH = 4  # windows that go through the networks at once
@@ -83,8 +85,8 @@ class ChangePairPipeline:
     def __init__(self, model: Model, device: torch.device | None = None) -> None:
         self.model = model
         self.device = device or default_device()
-        self.first_stage = quick_norms(channels_last(model.first_stage.to(self.device))).eval()
-        self.denoiser = quick_norms(channels_last(model.denoiser.to(self.device))).eval()
+        self.first_stage = quick_blocks(quick_norms(channels_last(model.first_stage.to(self.device))))
+        self.denoiser = packed(quick_blocks(quick_norms(channels_last(model.denoiser.to(self.device)))))
 
     @classmethod
     def from_pretrained(

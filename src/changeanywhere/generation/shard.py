@@ -98,7 +98,8 @@ def _paint_once(
     with pool(1) as reader, pool(lanes) as painters, pool(WRITER_THREADS) as writers:
         read_ahead = ahead(reader, lambda pairs: read(job, pairs), batches, max(READ_AHEAD, lanes))
         tasks = zip(batches, read_ahead, strict=True)
-        for pairs, batch, paintings in ahead(painters, paint, tasks, lanes - 1):
+        # As many again wait for a lane, so that none does nothing while the first of them is not done yet.
+        for pairs, batch, paintings in ahead(painters, paint, tasks, 2 * (lanes - 1)):
             for painting in paintings:
                 key, sample = pairs[painting.place].key, batch.samples[painting.place]
 

@@ -122,6 +122,7 @@ try:
         from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
         from diffusers.models.autoencoders.vq_model import VQModel
         from diffusers.models.modeling_utils import ModelMixin
+        from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.unets.unet_2d import UNet2DModel
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -137,6 +138,7 @@ except ImportError:  # an edition whose networks need what is kept away here
         VQModel,
     )
     from diffusers.configuration_utils import FrozenDict, register_to_config
+    from diffusers.models.resnet import ResnetBlock2D
 
 __all__ = [
     "ConfigMixin",
@@ -145,6 +147,7 @@ __all__ = [
     "DPMSolverMultistepScheduler",
     "FrozenDict",
     "ModelMixin",
+    "ResnetBlock2D",
     "UNet2DModel",
     "VQModel",
     "register_to_config",

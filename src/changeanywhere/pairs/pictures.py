@@ -24,9 +24,10 @@ def data_uri(pixels: Pixels, kind: str, side: int = SIDE) -> str:
     return _encoded(PillowImage.fromarray(pixels), kind, side)[0]
 
 
-def img(pixels: Pixels, kind: str, name: str) -> str:
+def img(pixels: Pixels | PillowImage.Image, kind: str, name: str) -> str:
     """The same as a tag that knows its size, so that a page does not move while it loads."""
-    uri, (width, height) = _encoded(PillowImage.fromarray(pixels), kind, SIDE)
+    image = pixels if isinstance(pixels, PillowImage.Image) else PillowImage.fromarray(pixels)
+    uri, (width, height) = _encoded(image, kind, SIDE)
     return f'<img src="{uri}" width="{width}" height="{height}" alt="{xml(name)}" loading="lazy">'
 
 
@@ -34,10 +35,10 @@ def _encoded(image: PillowImage.Image, kind: str, side: int) -> tuple[str, tuple
     if max(image.size) > side:
         smooth = PillowImage.Resampling.LANCZOS if kind == "JPEG" else PillowImage.Resampling.NEAREST
         image.thumbnail((side, side), smooth)
-    if kind == "PNG":
+    if kind == "PNG" and image.mode == "RGB":
         image = image.convert("P", palette=PillowImage.Palette.ADAPTIVE)
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=85, optimize=kind == "PNG")
+    image.save(buffer, kind, quality=85)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}", image.size
 
 
@@ -94,11 +95,18 @@ def dates(first: Pixels, second: Pixels, change: npt.NDArray[np.bool_], names: S
 
 def masks(first: Mask, second: Mask, change: npt.NDArray[np.bool_], legend: Legend) -> str:
     """Both masks and the change, small."""
-    shown = [(legend.colorize(first), "mask t1"), (legend.colorize(second), "mask t2")]
-    return small([*shown, (change.astype(np.uint8) * 255, "change")])
+    shown = [(_coloured(first, legend), "mask t1"), (_coloured(second, legend), "mask t2")]
+    return small([*shown, (PillowImage.fromarray(change.astype(np.uint8) * 255), "change")])
 
 
-def small(shown: Sequence[tuple[Pixels, str]]) -> str:
+def _coloured(mask: Mask, legend: Legend) -> PillowImage.Image:
+    """A mask with the legend as its palette: nobody has to count its colours."""
+    image = PillowImage.fromarray(mask)
+    image.putpalette(legend.palette()[: 1 + max(c.index for c in legend.classes)].tobytes())
+    return image
+
+
+def small(shown: Sequence[tuple[Pixels | PillowImage.Image, str]]) -> str:
     """Masks beside the dates, small: uint8 ``[H, W]`` or ``[H, W, 3]`` and what each is."""
     cells = "".join(f"<div>{img(pixels, 'PNG', name)}<small>{xml(name)}</small></div>" for pixels, name in shown)
     return f'<div class="masks">{cells}</div>'

@@ -150,8 +150,9 @@ def denoising_loss(
     if schedule.config.prediction_type == "v_prediction":
         target = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
     condition = denoiser.encode_masks(masks, dropped)
+    weight = None
     if teacher is not None:
-        target = teacher.predict(noisy, timesteps, condition.detach())
+        target, weight = teacher.predict(noisy, timesteps, condition.detach())
     predicted = denoiser(noisy, timesteps, condition)
     error = (predicted - target).abs() if recipe.loss == "l1" else (predicted - target).square()
     if recipe.unknown_weight != 1:
@@ -159,6 +160,8 @@ def denoising_loss(
         known = torch.where(dropped.view(-1, 1, 1, 1), 1.0, known)  # without a mask all ground is the null condition's
         error = error * (known + recipe.unknown_weight * (1 - known))
     losses = error.mean((1, 2, 3))
+    if weight is not None:
+        losses = losses * weight
     if recipe.min_snr_gamma is not None:
         snr = (alphas / (1 - alphas)).flatten()
         divisor = snr + 1 if schedule.config.prediction_type == "v_prediction" else snr

@@ -19,6 +19,9 @@ from changeanywhere.seeds import step_seed
 MISMATCHED = 0.5
 """Share of the masks that are another tile's in a box."""
 
+LEAST_CHANGE = 0.01
+"""Added to the mean square of what guidance changes, so that rows in which it changes nothing do not weigh all."""
+
 
 class Teacher:
     """The denoiser of a model, which guides by two calls; it does not learn."""
@@ -38,13 +41,15 @@ class Teacher:
         self.denoiser = model.denoiser.requires_grad_(False).to(device)
 
     @torch.no_grad()
-    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """Guided prediction f32 ``[B, 3, h, w]`` for noisy latents, timesteps int64 ``[B]`` and encoded masks."""
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Guided prediction f32 ``[B, 3, h, w]`` for noisy latents, timesteps int64 ``[B]`` and encoded masks; and the
+        weight ``[B]`` of an error of it, 1 over what guidance changes: a hundred times as much in pure noise as in
+        little noise, where painting over exemplars happens."""
         conditions = torch.cat([condition, torch.zeros_like(condition)])
         both = self.denoiser(torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps]), conditions)
         conditional, unconditional = both.chunk(2)
-        guided: Tensor = unconditional + self.scale * (conditional - unconditional)
-        return guided
+        guided = unconditional + self.scale * (conditional - unconditional)
+        return guided, 1 / ((guided - conditional).square().mean((1, 2, 3)) + LEAST_CHANGE)
 
 
 def mixed(masks: Tensor, batch_size: int, rows: range, seed: int, step: int) -> Tensor:
