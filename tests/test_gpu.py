@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import NoiseStreams, philox
 from changeanywhere.generation.generate import generate
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.painting import GPU_BATCHES
+from changeanywhere.models.recorded import EAGER_CALLS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -149,6 +151,33 @@ def test_too_large_a_batch_falls_back_to_a_smaller_one(
     assert "out of memory with 8 pairs at once" in said
     assert files(out, *LABELS) == files(on_gpu, *LABELS)
     assert (np.abs(painted(out) - painted(tmp_path / "whole")).max(-1) <= 2).mean() >= 0.999
+
+
+def test_recorded_calls_say_what_single_ones_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every size, with rows added, on either network; and that recordings are what was asked."""
+    pipe = ChangePairPipeline.from_pretrained("mini", device="cuda", dtype="bfloat16")
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 8, (5, 256, 256), generator=generator).cuda()
+    calls = []
+    for side, rows in ((16, 5), (32, 1), (48, 3), (64, 2), (32, 5)):
+        latents = torch.randn(rows, 3, side, side, generator=generator).cuda()
+        condition = pipe.denoiser.encode_masks(masks[:rows, : 4 * side, : 4 * side])
+        calls.append((latents, torch.full((rows,), 300, device="cuda"), condition))
+
+    def said() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [pipe.denoiser(*call, guided).clone() for call in calls for guided in (False, True)]
+
+    single = said()
+    pipe.denoiser.record()
+    played = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (played.append(1), replay(graph)))
+    for _ in range(EAGER_CALLS + 2):
+        again = said()
+    assert len(played) == 3 * len(single), "each once to be held to its call, then at every call"
+    for one, other in zip(single, again, strict=True):
+        torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)  # rows were added: other kernels may be chosen
 
 
 def test_a_batch_size_is_found(tmp_path: Path) -> None:

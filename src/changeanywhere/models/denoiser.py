@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from changeanywhere.models.borrowed import ConfigMixin, ModelMixin, UNet2DModel, register_to_config
 from changeanywhere.models.first_stage import DOWNSAMPLING
+from changeanywhere.models.recorded import Recordings
 
 
 def one_hot(masks: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -92,6 +93,7 @@ class Denoiser(nn.Module):
         self.mask_encoder = mask_encoder
         self.guided = guided
         self.guided_scale = guided_scale
+        self._recordings: dict[bool, Recordings] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,6 +105,11 @@ class Denoiser(nn.Module):
     def size_multiple(self) -> int:
         """Images must have height and width divisible by this (px)."""
         return DOWNSAMPLING * int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    def record(self) -> None:
+        """Call the networks by CUDA graphs from here on, one for each size of their input."""
+        networks = {False: self.unet, True: self.guided}
+        self._recordings = {key: Recordings(each) for key, each in networks.items() if each is not None}
 
     def guides_itself(self, scale: float) -> bool:
         """Whether a call with ``guided`` has this guidance without its null branch."""
@@ -126,5 +133,6 @@ class Denoiser(nn.Module):
             memory_format=torch.channels_last
         )
         unet = self.guided if guided and self.guided is not None else self.unet
-        prediction: Tensor = unet(inputs, timesteps).sample
+        recorded = self._recordings.get(unet is self.guided)
+        prediction: Tensor = unet(inputs, timesteps).sample if recorded is None else recorded(inputs, timesteps)
         return prediction.float()

@@ -83,6 +83,8 @@ class DiffusionPainter:
             for unet in (self.pipeline.denoiser.unet, self.pipeline.denoiser.guided):
                 if unet is not None:
                     unet.compile()
+        elif self.pipeline.device.type == "cuda":
+            self.pipeline.denoiser.record()
 
     @classmethod
     def build(cls, settings: PainterSettings) -> Self:
