@@ -134,6 +134,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.source.read(tile)
         height, width = sample.image.shape[:2]
         side = self.crop_size
+        if min(height, width) < side:  # of pairs: tiles of a source are as large as was asked
+            raise InputError(f"{sample.item.key}: {height}x{width} px; allowed: crop_size, {side} px, and more")
         if self.scale:
             most = math.log1p(self.scale)
             side = min(round(side * math.exp(rng.uniform(-most, most))), height, width)

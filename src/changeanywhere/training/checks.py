@@ -33,7 +33,7 @@ READ_BY = {
 }
 """Stage → sections and options that it reads."""
 OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
-OF_SEGMENTERS = ("data.complete", "data.complete_margin")
+OF_SEGMENTERS = ("data.complete", "data.complete_margin", "data.evidence", "data.evidence_split")
 UNREAD = {
     "first_stage": OF_SEGMENTERS,
     "denoiser": ("run.num_workers", *OF_SEGMENTERS),
@@ -297,6 +297,7 @@ IDLE = (
     Idle("data.images_without", "data.images", _missing),
     Idle("data.further_share", "data.further", _missing),
     Idle("data.complete_margin", "data.complete", _missing),
+    Idle("data.evidence_split", "data.evidence", _missing),
     Idle("segmenter.taught_from_step", "data.images", _missing),
     Idle("segmenter.confidence", "data.images", _missing),
     Idle("denoiser.views", "denoiser.flip", _horizontal),

@@ -19,6 +19,7 @@ from changeanywhere.storage import atomic_write, check_out
 from changeanywhere.terminal import say
 from changeanywhere.text import in_a_line
 from changeanywhere.training.checks import UNREAD, cut_short, refuse_unread_flags, without_idle
+from changeanywhere.training.evidence import Evidence
 from changeanywhere.training.recipe import (
     STAGE_SECTIONS,
     CriticRecipe,
@@ -70,6 +71,8 @@ def open_training_source(data: DataRecipe) -> Source:
     for folder in data.further:
         tiles = open_source(Path(folder), all_of)
         parts.append(tiles if tiles.legend == source.legend else tiles.with_legend(source.legend, mapping))
+    for folder, became in data.evidence.items():
+        parts.append(Evidence(folder, became, source.legend, data.evidence_split, data.bands))
     labelled = len(parts)
     parts += [open_images(folder, source.legend, all_of) for folder in data.images]
     return source if len(parts) == 1 else JoinedSource(parts, data.images_without, labelled)

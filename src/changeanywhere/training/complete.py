@@ -1,5 +1,5 @@
-"""Folders in which every object of some classes is drawn: their unknown ground is none of these classes, which is less
-than a class, and more than nothing."""
+"""Ground that is none of some classes, which is less than a class, and more than nothing: unknown ground of folders in
+which every object of these is drawn, and date 1 of ground that became one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from torch import Tensor
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Mask
 from changeanywhere.sources import JoinedSource, Source
+from changeanywhere.training.evidence import Evidence
 from changeanywhere.training.recipe import DataRecipe
 
 
 class Complete:
-    """What ``data.complete`` says of the tiles of ``source``, as a training opened it.
+    """What ``data.complete`` and ``data.evidence`` say of the tiles of ``source``, as a training opened it.
 
     :class:`ConfigError` naming a folder that is none of ``data.source`` and ``data.further``, or a class that its masks
     cannot hold, or beside which no class is left.
@@ -40,14 +41,26 @@ class Complete:
             for place in places:
                 rows.append(_none_of(folder, names, parts[place]))
                 self._set_of_part[place] = len(rows) - 1
+        self._is_evidence = [isinstance(part, Evidence) for part in parts]
+        for place, part in enumerate(parts):
+            if isinstance(part, Evidence):
+                rows.append(torch.tensor([name == part.became for name in source.legend.names]))
+                self._set_of_part[place] = len(rows) - 1
         self.sets = torch.stack(rows)
-        """bool ``[S + 1, K]``: the classes of set 1…S, one for each complete folder; 0 has none."""
+        """bool ``[S + 1, K]``: the classes of set 1…S, one for each complete folder and each of evidence; 0 has
+        none."""
 
     def masks(self, tile: int, mask: Mask) -> npt.NDArray[np.int64]:
-        """The mask ``[H, W]`` of a tile as it is learned from: -s on unknown ground that is none of the classes of set
-        s, if it lies more than ``data.complete_margin`` px from these classes."""
+        """The mask ``[H, W]`` of a tile as it is learned from: -s on ground that is none of the classes of set s.
+
+        In a complete folder that is unknown ground more than ``data.complete_margin`` px from these classes; of
+        evidence, what date 1 was not.
+        """
         learned = mask.astype(np.int64)
-        number = self._set_of_part[int(np.searchsorted(self._starts, tile, side="right")) - 1]
+        part = int(np.searchsorted(self._starts, tile, side="right")) - 1
+        number = self._set_of_part[part]
+        if self._is_evidence[part]:
+            return learned if (tile - self._starts[part]) % 2 else np.where(learned > 0, -number, 0)
         if number:
             none = mask == 0
             drawn = np.isin(mask, np.flatnonzero(self.sets[number].numpy()) + 1)

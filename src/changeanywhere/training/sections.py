@@ -39,13 +39,20 @@ class DataRecipe(SourceOptions):
     """Folders of further tiles with masks, in classes of the same names as those of ``source`` (or of ``model_legend``,
     with the same ``legend_map``)."""
     further_share: float = 0.5
-    """Share of each step's tiles with masks that come from ``further``, in equal parts from each folder."""
+    """Share of each step's tiles with masks that come from ``further`` and ``evidence``, in equal parts from each
+    folder."""
     complete: dict[str, list[str]] = field(default_factory=dict)
     """Folders, of ``source`` and ``further``, in which every object of these classes is drawn: {DIR: [building]}.
     Their unknown ground teaches a segmenter that it is none of these; without, it teaches nothing. Segmenters alone
     read it."""
     complete_margin: int = 2
     """So many px around what is drawn in such a folder still teach nothing: outlines are seldom exact."""
+    evidence: dict[str, str] = field(default_factory=dict)
+    """Folders of labelled pairs, and the class that changed ground became in them: {FEW: building}. A segmenter learns
+    that it is this class at date 2 and is not at date 1, and nothing of other ground. Never give pairs that are to
+    test."""
+    evidence_split: str | None = None
+    """Split of these folders; null = all of their pairs."""
     images: list[str] = field(default_factory=list)
     """Folders of further images, whose masks are not read: more to see for a first stage, unknown ground for a denoiser
     (the null condition), what a segmenter teaches itself on. Critics read none."""

@@ -85,7 +85,7 @@ class SegmenterTraining(Stage):
         halflife = self.settings.ema_halflife_share
         self.average = WeightAverage(self.net, halflife) if halflife else None
         self.taught = bool(recipe.data.images)
-        self.complete = Complete(source, recipe.data) if recipe.data.complete else None
+        self.complete = Complete(source, recipe.data) if recipe.data.complete or recipe.data.evidence else None
         self.sets = None if self.complete is None else self.complete.sets.to(processes.device)
         share, names = self.settings.decoded, self.settings.first_stage
         self.decoded = Decoded(names, processes.device) if share else None
