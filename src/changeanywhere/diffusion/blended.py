@@ -258,7 +258,8 @@ class Calls:
     def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor], guided: bool) -> Tensor:
         """With guidance both branches go through the UNet as one batch, unless one network says what both do."""
         if len(conditions) == 1:
-            alone: Tensor = self._denoiser(x, times, conditions[0], guided)
+            given = x, times, conditions[0]
+            alone: Tensor = self._denoiser(*given, True) if guided else self._denoiser(*given)
             return alone
         both = self._denoiser(torch.cat([x, x]), torch.cat([times, times]), torch.cat(conditions))
         conditional, unconditional = both.chunk(2)
