@@ -18,6 +18,7 @@ from PIL import Image
 import changeanywhere as ca
 from changeanywhere.legend import load_legend
 from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.shipped import find_source
 from conftest import write_source
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -195,6 +196,12 @@ def test_host_stages(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
 def test_noise_error(run: Run, tiles: Path, tiny_model_folder: Path) -> None:
     printed = run("noise_error", "--models", tiny_model_folder, "--source", tiles, "--num-tiles", 2)
     assert float(printed.split(": ")[1]) > 0
+
+
+def test_guided(run: Run) -> None:
+    printed = run("guided", "--source", find_source("examples"), "--num-tiles", 2)
+    rows = [line.split("|")[1:-1] for line in printed.splitlines()[2:]]
+    assert len(rows) == 8 and all(0 < float(share) < 1 for *_, share in rows)
 
 
 def test_painted_sheet(run: Run, tiles: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
