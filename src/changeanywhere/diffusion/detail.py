@@ -6,6 +6,7 @@ showed, that octave is known: it is the difference between the real pixels and w
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,13 +29,33 @@ def give_back(painted: Tensor, real: Tensor, through: Tensor, share: float) -> T
 
 def contrast_structure(first: Tensor, second: Tensor) -> Tensor:
     """(2 covariance + c) / (sum of variances + c) in a window around each pixel: ``[B, 1, H, W]``, -1 to 1."""
-    mean_first, mean_second = _mean(first), _mean(second)
-    covariance = _mean(first * second) - mean_first * mean_second
-    variances = _mean(first.square()) - mean_first.square() + _mean(second.square()) - mean_second.square()
+    maps = torch.cat([first, second, first * second, first.square() + second.square()], 1)
+    mean_first, mean_second, product, squares = _mean(maps).chunk(4, 1)
+    covariance = product - mean_first * mean_second
+    variances = squares - mean_first.square() - mean_second.square()
     return (2 * covariance + FLAT) / (variances.clamp(min=0) + FLAT)
 
 
 def _mean(image: Tensor) -> Tensor:
-    """Of the neighbourhood, as far as it lies in the image: of columns of means of rows, 18 values for 81."""
-    across = F.avg_pool2d(image, (1, WINDOW), stride=1, padding=(0, WINDOW // 2), count_include_pad=False)
-    return F.avg_pool2d(across, (WINDOW, 1), stride=1, padding=(WINDOW // 2, 0), count_include_pad=False)
+    """Of the neighbourhood, as far as it lies in the image: sums of rows, then of columns, each by doubling."""
+    height, width = image.shape[-2:]
+    return _sum(_sum(image, -1), -2) / (_known(height, image)[:, None] * _known(width, image))
+
+
+def _sum(image: Tensor, axis: int) -> Tensor:
+    """Of the :data:`WINDOW` values around each along an axis: sums of 2, 4 and 8 of them, and the ninth."""
+    length, reach = image.shape[axis], WINDOW // 2
+    one = F.pad(image, (reach, reach) if axis == -1 else (0, 0, reach, reach))
+    total, count = one, 1
+    while 2 * count <= WINDOW:
+        most = total.shape[axis] - count
+        total, count = total.narrow(axis, 0, most) + total.narrow(axis, count, most), 2 * count
+    for place in range(count, WINDOW):
+        total = total.narrow(axis, 0, length) + one.narrow(axis, place, length)
+    return total
+
+
+def _known(length: int, image: Tensor) -> Tensor:
+    """How many of these values lie in a line of so many px, for each of them."""
+    places, reach = torch.arange(length, device=image.device), WINDOW // 2
+    return ((places + reach).clamp(max=length - 1) - (places - reach).clamp(min=0) + 1).to(image)
