@@ -221,6 +221,34 @@ def test_labelled_sheet(run: Run, tiles: Path, tmp_path: Path) -> None:
     assert (first == second).all() and (image != first).any()
 
 
+def test_target_reading(run: Run, judge: Path, tmp_path: Path) -> None:
+    """What is counted, on a pair of which every count is known; and a segmenter that reads it."""
+    for folder in ("A", "B", "label"):
+        (tmp_path / folder).mkdir()
+    label = np.zeros((64, 64), np.uint8)
+    label[8:16, 8:24] = 255
+    for name, there in (("one", label), ("none", 0 * label)):
+        Image.fromarray(there).save(tmp_path / "label" / f"{name}.png")
+        for date in ("A", "B"):
+            Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / date / f"{name}.png")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "test.txt").write_text("one.png\nnone.png\n")
+    printed = run("target_reading", "--pairs", tmp_path, "--segmenters", judge)
+    assert printed.startswith("1 of 2 pairs change, 128 px of them") and len(rows(printed)) == 3
+    assert "| all is building |  | 0.500 | 0.0 % | 100.0 % | 100.0 % | 0.0 % | 0.0 % | 0.0 % |" in printed
+    script = importlib.import_module("target_reading")
+    changed = label > 0
+    ring = script.around(changed, 4, 12)
+    assert ring[20, 10] and not ring[17, 10] and not ring[changed].any()
+    count = script.Count()
+    west = np.broadcast_to(np.arange(64) < 16, (64, 64))
+    north = np.arange(64)[:, None] < 10
+    # Of 128 px that changed 64 are found, 16 of which were there before; 16 * 54 px are said to have changed.
+    count.add(west & north, west, changed, ring, np.ones_like(changed))
+    row = count.row("x", "y")
+    assert row.startswith("| x | y | 0.444 | 50.0 % | 12.5 % | ") and row.endswith("| 9.7 % | 5.6 % | 37.5 % |")
+
+
 def test_object_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
     classes = ["bareland", "road", "water", "building", "vegetation_mixed", "impervious_mixed", "informal_settlement"]
     sheet = tmp_path / "objects.png"
@@ -351,6 +379,18 @@ def test_scenes(run: Run, tmp_path: Path) -> None:
     ):
         assert image.shape == mask.shape == (512, 512) and image.crs == mask.crs
         assert len(np.unique(mask.read(1))) > 1 and image.read().std() > 0
+
+
+def test_label_grids(run: Run, tmp_path: Path) -> None:
+    """An image of several windows: labelled by a process of its own, then by the other grid."""
+    source = write_source(tmp_path / "tiles", num_tiles=2, size=256)
+    run("scenes", "mosaic", "--source", source, "--side", 768, "--out", tmp_path / "mosaic")
+    (tmp_path / "image").mkdir()
+    (tmp_path / "mosaic" / "mosaic.tif").rename(tmp_path / "image" / "mosaic.tif")
+    flags = ["--source", tmp_path / "image", "--no-flips", "--out", tmp_path / "out"]
+    size, memory, shares = run("label_grids", *flags).splitlines()
+    assert size.startswith("768 x 768 px") and 0.05 < float(memory.split()[3]) < 4
+    assert float(shares.split()[4]) > 90
 
 
 def test_gpu(run: Run, tmp_path: Path) -> None:
