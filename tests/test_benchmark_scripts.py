@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from PIL import Image
 
 import changeanywhere as ca
+from changeanywhere.cli import run as command
 from changeanywhere.legend import load_legend
 from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.shipped import find_source
@@ -249,6 +251,24 @@ def test_target_reading(run: Run, judge: Path, tmp_path: Path) -> None:
     assert row.startswith("| x | y | 0.444 | 50.0 % | 12.5 % | ") and row.endswith("| 9.7 % | 5.6 % | 37.5 % |")
 
 
+def test_second_dates(run: Run, tmp_path: Path) -> None:
+    """All ground really changed, and next to none of it is called so: what is not ignored is called unchanged."""
+    source = write_source(tmp_path / "source", num_tiles=6)
+    for folder in ("images", "masks"):
+        (source / folder).rename(tmp_path / folder)
+        for date in ("A", "B"):
+            shutil.copytree(tmp_path / folder, source / folder / date)
+    (tmp_path / "labels").mkdir()
+    for file in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(tmp_path / "labels" / file.name)
+    flags = ["--source", source, "--tile-size", 64, "--num-pairs", 12, "--method", "copy_paste", "--second.use", "base"]
+    assert command([str(flag) for flag in ("generate", *flags, "--out", tmp_path / "pairs")]) == 0
+    flags = ["--pairs", tmp_path / "pairs", "--labelled", source, "--labels", tmp_path / "labels", "--tile-size", 64]
+    said = run("second_dates", *flags).splitlines()
+    assert said[0].endswith("0.0% is ignored,") and float(said[1].split("%")[0]) > 50
+    assert "classes differ on 0.0%" in said[2]
+
+
 def test_object_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
     classes = ["bareland", "road", "water", "building", "vegetation_mixed", "impervious_mixed", "informal_settlement"]
     sheet = tmp_path / "objects.png"
@@ -287,8 +307,6 @@ def test_recipe_ablation(run: Run, tiles: Path, judge: Path, recipe: Path, tmp_p
 
 
 def train(stage: str, recipe: Path, out: Path) -> int:
-    from changeanywhere.cli import run as command
-
     return command(["train", stage, "--config", str(recipe), "--out", str(out)])
 
 
