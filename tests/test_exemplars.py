@@ -64,7 +64,7 @@ def test_less_strength_stays_closer_to_the_exemplar_and_asks_the_network_less(mo
     calls: list[int] = []
     forward = type(MODEL.denoiser).forward
 
-    def counted(self: Any, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def counted(self: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         calls.append(len(x))
         return forward(self, x, *rest)
 

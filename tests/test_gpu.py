@@ -170,9 +170,14 @@ def test_recorded_calls_say_what_single_ones_say(monkeypatch: pytest.MonkeyPatch
 
     single = said()
     pipe.denoiser.record()
-    played = []
+    played: list[int] = []
     replay = torch.cuda.CUDAGraph.replay
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (played.append(1), replay(graph)))
+
+    def counted(graph: torch.cuda.CUDAGraph) -> None:
+        played.append(1)
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
     for _ in range(EAGER_CALLS + 2):
         again = said()
     assert len(played) == 3 * len(single), "each once to be held to its call, then at every call"

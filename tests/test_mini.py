@@ -84,7 +84,7 @@ def test_guidance_in_one_call_is_near_guidance_in_two() -> None:
     model, source = ChangePairPipeline.from_pretrained("mini", dtype="float32").model, open_source(EXAMPLES)
     denoiser = model.denoiser
     scale = denoiser.guided_scale
-    assert scale == model.defaults["guidance_scale"] and denoiser.guides_itself(scale)
+    assert scale is not None and scale == model.defaults["guidance_scale"] and denoiser.guides_itself(scale)
     samples = [source.read(i) for i in range(0, 12, 2)]
     images = torch.from_numpy(np.stack([s.pixels() for s in samples])).permute(0, 3, 1, 2)
     masks = torch.from_numpy(np.stack([s.mask for s in samples])).long()

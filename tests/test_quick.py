@@ -99,15 +99,16 @@ def test_unusual_convolutions_say_the_same(settings: dict[str, Any]) -> None:
 def test_a_quick_block_says_what_the_library_says(settings: dict[str, Any], dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     block = ResnetBlock2D(in_channels=16, groups=4, **settings).to(dtype).eval()
-    own = quick_blocks(nn.ModuleList([deepcopy(block)]))[0]
+    own: Any = quick_blocks(nn.ModuleList([deepcopy(block)]))[0]
     is_plain = set(settings) <= {"temb_channels", "out_channels"}
     assert (type(own) is not ResnetBlock2D) == is_plain
     image, wide = picture(12, dtype), settings["temb_channels"]
     time = None if wide is None else torch.randn(2, wide).to(dtype)
-    given = image.clone(), None if time is None else time.clone()
+    first, second = image.clone(), None if time is None else time.clone()
     with torch.no_grad():
         assert torch.equal(own(image, time), block(image, time))
-    assert torch.equal(image, given[0]) and (time is None or torch.equal(time, given[1])), "what came in stays"
+    assert torch.equal(image, first), "what came in stays"
+    assert time is None or second is None or torch.equal(time, second)
     own(image.contiguous(), time).square().mean().backward()  # torch 2.13 fails on sums of channels-last maps
     assert own.conv1.weight.grad is not None
 
