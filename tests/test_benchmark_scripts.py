@@ -206,6 +206,11 @@ def test_guided(run: Run) -> None:
     assert len(rows) == 8 and all(0 < float(share) < 1 for *_, share in rows)
 
 
+def test_window_decoding(run: Run) -> None:
+    rows = run("window_decoding", "--source", "examples", "--num-tiles", 2, "--sides", 48).splitlines()[2:]
+    assert len(rows) == 1 and rows[0].startswith("| 48 | ") and "nan" not in rows[0]
+
+
 def test_painted_sheet(run: Run, tiles: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     flags = ["--model", tiny_model_folder, "--source", tiles, "--count", 2, "--side", 64, "--out", tmp_path / "x.png"]
     assert "2 tiles" in run("painted_sheet", *flags)
