@@ -7,6 +7,7 @@ torch's own compiler; where a torch has none, or they refuse, convolutions go on
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,7 @@ class _PackedConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         height, width = input.shape[-2:]
         plain = input.device.type != "cpu" or height * width > MOST_PLACES or torch.is_grad_enabled()
-        if plain or torch.compiler.is_compiling() or input.dtype != self.weight.dtype:
+        if plain or torch.compiler.is_compiling() or input.dtype != self.weight.dtype or not can_pack(input.dtype):
             return super().forward(input)
         return _convolve(self, input, (height, width))
 
@@ -50,19 +51,20 @@ def _convolve(module: nn.Conv2d, image: Tensor, size: tuple[int, int]) -> Tensor
 def packed(module: ModuleT) -> ModuleT:
     """Let the convolutions of ``module`` keep layouts of their kernels where they may; in place. Parameters, their
     names and, but for the last bit, results stay."""
-    if can_pack():
-        for each in module.modules():
-            if type(each) is nn.Conv2d and each.padding_mode == "zeros" and not isinstance(each.padding, str):
-                each.__class__ = _PackedConv
+    for each in module.modules():
+        if type(each) is nn.Conv2d and each.padding_mode == "zeros" and not isinstance(each.padding, str):
+            each.__class__ = _PackedConv
     return module
 
 
-def can_pack() -> bool:
-    """Whether this torch has the operators, and they take a small convolution."""
-    probe = nn.Conv2d(1, 1, 3, padding=1)
+@cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch has the operators, and they take a small convolution of this type on this processor: where it
+    has no instructions for bfloat16, torch itself convolves in it, slowly, and they refuse."""
+    probe = nn.Conv2d(16, 16, 3, padding=1).to(dtype)
     try:
         with torch.no_grad():
-            _convolve(probe, torch.zeros(1, 1, 4, 4), (4, 4))
+            _convolve(probe, torch.zeros(1, 16, 4, 4, dtype=dtype), (4, 4))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return True
