@@ -16,7 +16,7 @@ import torch
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.training.guidance import mixed
-from tiles import add_source, open_tiles
+from tiles import add_source, as_tensor, evenly, open_tiles
 
 TIMESTEPS = (999, 818, 649, 494, 353, 229, 125, 44)
 """Of the eight calls of the embedded model."""
@@ -35,11 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if scale is None:
         parser.error(f"{arguments.model} has no denoiser_guided")
     source = open_tiles(arguments.source, arguments.licences, model.tile_size).with_legend(model.legend)
-    places = np.unique(np.linspace(0, len(source) - 1, arguments.num_tiles).astype(int))
-    samples = [source.read(int(place)) for place in places]
-    images = torch.from_numpy(np.stack([sample.pixels() for sample in samples])).permute(0, 3, 1, 2)
+    samples = evenly(source, arguments.num_tiles)
     masks = torch.from_numpy(np.stack([sample.mask for sample in samples])).long()
-    latents = torch.cat([model.first_stage.encode(part.contiguous()) for part in images.split(4)])
+    latents = torch.cat([model.first_stage.encode(part.contiguous()) for part in as_tensor(samples).split(4)])
     condition = denoiser.encode_masks(mixed(masks, len(masks), range(len(masks)), seed=0, step=0))
     print("| timestep | guidance adds | missing | share |\n|---|---|---|---|")
     for timestep in TIMESTEPS:

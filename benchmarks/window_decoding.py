@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.models.first_stage import DOWNSAMPLING
 from changeanywhere.shipped import find_source
-from tiles import add_source, open_tiles
+from tiles import add_source, as_tensor, evenly, open_tiles
 
 
 @torch.no_grad()
@@ -30,9 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--margin", type=int, default=8, help="cells")
     arguments = parser.parse_args(argv)
     pipe = ChangePairPipeline.from_pretrained(arguments.model, dtype="float32")
-    source = open_tiles(find_source(arguments.source), arguments.licences, pipe.model.tile_size)
-    places = np.unique(np.linspace(0, len(source) - 1, arguments.num_tiles).astype(int))
-    images = torch.from_numpy(np.stack([source.read(int(place)).pixels() for place in places])).permute(0, 3, 1, 2)
+    source = open_tiles(Path(find_source(arguments.source)), arguments.licences, pipe.model.tile_size)
+    images = as_tensor(evenly(source, arguments.num_tiles))
     latents = torch.cat([pipe.encode(part.contiguous()) for part in images.split(4)])
     whole, cells = torch.cat([pipe.decode(part) for part in latents.split(4)]), latents.shape[-1]
     print("| window, cells | PSNR, median | worst | brightness, of 255, median | worst |\n|---|---|---|---|---|")

@@ -12,7 +12,7 @@ SIDE_STEP = 8
 """The canonical windows of a scene have a side of a multiple of this many cells."""
 SIZE_STEP = 16
 """Windows around changes have sides of multiples of this many: few sizes occur (in 64 cells 32, 48 and 64), so that
-windows of a batch go together. Steps of 8 would take a processor 5 % less, and a GPU twice as many recordings."""
+windows of a batch go together. Steps of 8 would take a processor somewhat less, and a GPU twice as many recordings."""
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def read_weights_file(file: Path) -> dict[str, Tensor]:
         ) from error
     except UnreadableError as error:
         raise ModelError(f"{file}: not a readable checkpoint ({error})") from error
-    # NotImplementedError: what zipfile says of a compression that it does not know.
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    # RuntimeError: what zipfile says of a compression that it does not know, and of a file behind a password.
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ModelError(f"{file}: not a readable checkpoint ({reason or type(error).__name__})") from error
 
