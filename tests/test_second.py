@@ -14,10 +14,21 @@ from scipy import ndimage
 
 from changeanywhere.cli import run as command
 from changeanywhere.errors import PairsError, SourceError
-from changeanywhere.generation.second import _reader, differing, disagreeing, in_style, packed, unpacked
+from changeanywhere.events.ground import describe
+from changeanywhere.generation.second import (
+    _reader,
+    differing,
+    disagreeing,
+    in_style,
+    packed,
+    unpacked,
+    with_found,
+    with_masks,
+)
 from changeanywhere.pairs.containers import stream_pairs
 from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.pairs.writer import check_labels
+from changeanywhere.sample import ChangePlan, change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from conftest import write_source
 
@@ -121,6 +132,105 @@ def test_what_label_makes_of_two_dates_has_both(tmp_path: Path) -> None:
     for one, two in (("A__tile_1", "B__tile_1"), ("B__tile_1", "A__tile_1")):
         second = both.read_second(both.index_of(one))
         assert np.array_equal(second.image, both.read(both.index_of(two)).image)
+
+
+def write_labelled(folder: Path, count: int = 6) -> Path:
+    """Two dates of the same ground with a mask each, as ``label`` writes them: something of another class in
+    :data:`HOUSE` at date B, and a strip that nobody knows there."""
+    source = write_dates(folder / "source", count)
+    for date, images in (("A", "images"), ("B", "images_t2")):
+        shutil.copytree(source / images, folder / "labelled" / "images" / date)
+        shutil.copytree(source / "masks", folder / "labelled" / "masks" / date)
+    shutil.copyfile(source / "legend.json", folder / "labelled" / "legend.json")
+    for file in (folder / "labelled" / "masks" / "B").iterdir():
+        mask = np.asarray(Image.open(file)).copy()
+        mask[HOUSE] = 3 - mask[HOUSE].clip(1, 2)
+        mask[:8] = 0
+        Image.fromarray(mask).save(file)
+    return folder / "labelled"
+
+
+def labelled_set(tmp_path: Path, masks: str, *more: str) -> Path:
+    if not (tmp_path / "labelled").exists():
+        write_labelled(tmp_path)
+    given = ["generate", "--source", str(tmp_path / "labelled"), *GENERATE, "--second.use", "base"]
+    given += ["--second.masks", masks, "--num-pairs", "12", *more]
+    assert command([*given, "--out", str(tmp_path / masks)]) == 0
+    return tmp_path / masks
+
+
+@pytest.mark.parametrize("masks", ["keep", "ignore"])
+def test_masks_of_both_dates_say_what_changed_between_them(tmp_path: Path, masks: str) -> None:
+    out = labelled_set(tmp_path, masks, "--targets.no-change", "0.25", "--random-order", "--second.min-z", "900")
+    source, pairs = open_source(tmp_path / "labelled", TILES), load_pairs(out)
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and {line["real_date"] for line in lines} == {1, 2}
+    painted = 0
+    for number, line in enumerate(lines):
+        pair, index = pairs[number], source.index_of(line["source_key"])
+        own, other = source.read_mask(index), source.read_second_mask(index)
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None and pair.ignored is not None
+        images, written = (pair.image_t1, pair.image_t2), (pair.mask_t1, pair.mask_t2)
+        (image_t2, first, second) = (images[1], *written) if line["real_date"] == 1 else (images[0], *written[::-1])
+        assert pair.ignored[:8].all(), "unknown at one date"
+        assert pair.ignored[HOUSE].all() == (masks == "ignore") and not pair.ignored[10:34].any()
+        known = ~pair.ignored
+        assert np.array_equal(first[known], own[known]) and not first[pair.ignored].any()
+        assert np.array_equal(pair.change_mask, known & (first != second))
+        real = known & np.all(image_t2 == source.read_second(index).image, 2)
+        assert np.array_equal(second[real], (other if masks == "keep" else own)[real]) and real.mean() > 0.5
+        painted += int((known & ~real).sum())
+        found = [event for event in line["events"] if event["kind"] == "found"]
+        assert bool(found) == (masks == "keep") == ("found" in line["kind"])
+        assert sum(event["area"] for event in line["events"]) == pair.change_mask.sum(), "every changed px, once"
+        assert line["change_ratio"] == pytest.approx(pair.change_mask.mean(), abs=1e-6)
+    assert painted, "changes are painted beside those that were found"
+    assert sum(line["kind"] == "no_change" for line in lines) == (3 if masks == "ignore" else 0)
+    assert command(["check", str(out)]) == 0
+
+
+def test_what_was_painted_over_a_change_that_was_found_counts_as_it_ends() -> None:
+    first, ground = np.ones((8, 8), np.uint8), np.ones((8, 8), np.uint8)
+    first[:2], ground[:2] = 0, 0
+    ground[4:6, 2:6] = 2  # a house that came
+    painted = ground.copy()
+    painted[4:6, 2:4] = 1  # half of it removed again
+    painted[4:6, 4:5] = 3  # a part made something else
+    painted[7, 0] = 2  # and a house of its own
+    change = change_mask_of(ground, painted)
+    drawn = (*describe("disappearance", ground, np.where(painted == 1, painted, ground)),)
+    drawn += (*describe("conversion", ground, np.where(painted == 3, painted, ground)),)
+    drawn += (*describe("appearance", ground, np.where((painted == 2) & change, painted, ground)),)
+    plan = with_found(first, ground, ChangePlan(painted, change, drawn, 7))
+    assert np.array_equal(plan.change_mask, change_mask_of(first, painted)) and plan.change_mask.sum() == 5
+    assert [(event.kind, event.from_class, event.to_class, event.area) for event in plan.events] == [
+        ("appearance", 1, 2, 1),
+        ("found", 1, 2, 2),
+        ("found", 1, 3, 2),
+    ]
+    assert plan.seed == 7 and np.array_equal(plan.mask_t2, painted)
+    same = with_found(ground, ground, ChangePlan(painted, change, drawn, 7))
+    assert same.events == drawn and np.array_equal(same.change_mask, change)
+
+
+def test_ground_that_differs_where_masks_do_not_is_ignored_beside_what_was_found() -> None:
+    first, second = np.ones((8, 8), np.uint8), np.ones((8, 8), np.uint8)
+    second[2:4, 2:4], first[6:], second[0, 0] = 2, 0, 0
+    differs = np.zeros((8, 8), bool)
+    differs[2:6, 2:6] = True
+    kept, dropped = (with_masks(differs, first, second, keep) for keep in (True, False))
+    assert not kept[2:4, 2:4].any() and kept[4:6, 2:6].all() and kept[6:].all() and kept[0, 0] and kept.sum() == 29
+    assert dropped[2:6, 2:6].all() and dropped[6:].all() and dropped.sum() == 33
+
+
+def test_masks_of_both_dates_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_dates(tmp_path / "source")
+    given = ["generate", "--source", str(source), *GENERATE, "--second.masks", "keep", "--out", str(tmp_path / "out")]
+    assert command([*given, "--second.use", "base"]) == 2
+    said = capsys.readouterr().err
+    assert "images_t2" in said and "has no mask among the source's; `changeanywhere label`" in said
+    assert command([*given, "--second.use", "style"]) == 2
+    assert "second.masks is 'keep'; allowed: none, or second.use base" in capsys.readouterr().err
 
 
 def base_set(tmp_path: Path, *more: str, name: str = "pairs") -> Path:

@@ -203,6 +203,8 @@ BAD_YAML = {
     "damaged": "a: [1, 2",
     "date": "a: 2024-99-99",
     "no text": "a: \x00",
+    "a key twice": "seed: 1\nevents:\nnum_pairs: 2\nevents: {min_area: 3}",
+    "a key twice inside": "a: [1, {b: 1, c: [2], b: 3}]",
 }
 
 
@@ -233,6 +235,21 @@ def test_values_of_flags_are_bounded(tmp_path: Path, capsys: pytest.CaptureFixtu
     for value in ("{" + laughs().replace("\n", ", ") + "}", "[" * 5000 + "]" * 5000, "{a: " * 2000 + "1" + "}" * 2000):
         assert run(["benchmark", "--pairs", "o", "--out", str(tmp_path), "--pretraining", value]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_key_that_is_given_twice_is_named() -> None:
+    with pytest.raises(DocumentError, match=r"^'events' is given twice \(line 4\)$"):
+        parse_yaml(BAD_YAML["a key twice"])
+    with pytest.raises(DocumentError, match=r"^'b' is given twice \(line 1\)$"):
+        parse_yaml(BAD_YAML["a key twice inside"])
+    with pytest.raises(DocumentError, match="^'name' is given twice$"):
+        parse_json('{"classes": [{"name": "a", "index": 1, "name": "b"}]}')
+    for sound in ("[a, a, {a: a}, {a: {a: [a]}}]", "a: b\nb: a\nc: {a: b, b: a}", "? [a, a]\n: 1", "- a\n- a: a\n  b: b"):
+        try:
+            parse_yaml(sound)
+        except DocumentError as error:
+            assert "twice" not in str(error)
+    assert parse_json('[{"a": 1}, {"a": 2, "b": {"a": 3}}]')[1]["b"] == {"a": 3}
 
 
 def test_sound_yaml_is_read_as_before() -> None:

@@ -1,7 +1,8 @@
 """JSON and YAML that others wrote, read within bounds; and JSON as every reader takes it.
 
 A document of a few hundred bytes can stand for gigabytes (aliases of aliases in YAML) or end the interpreter (brackets
-in brackets). Nothing that belongs to this package is large, deep, or refers to itself.
+in brackets). Nothing that belongs to this package is large, deep, or refers to itself. And of a key that is given
+twice every parser takes the last and says nothing: here it is an error.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def parse_json(text: str | bytes) -> Any:
     if len(text) > MAX_BYTES:
         raise DocumentError(f"{len(text)} bytes; allowed: {MAX_BYTES}")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_each_once)
     except DocumentError:
         raise
     except RecursionError as error:
@@ -54,6 +55,14 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise DocumentError(f"not JSON ({name} is no number of JSON)")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DocumentError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return content
 
 
 def to_json(content: Any, indent: int | None = None, ensure_ascii: bool = True) -> str:
@@ -105,15 +114,18 @@ def read_yaml(file: Path) -> Any:
 
 
 def check_yaml(text: str | bytes) -> None:
-    """:class:`DocumentError` where YAML goes beyond a bound: depth, aliases, values with all aliases written out.
+    """:class:`DocumentError` where YAML goes beyond a bound (depth, aliases, values with all aliases written out), or
+    gives a key twice.
 
     ``yaml.YAMLError`` where it is none.
     """
+    keys = _Keys()
     depth = aliases = 0
     sizes: dict[str, int] = {}
     open_anchors: list[tuple[str | None, int]] = []
     count = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        keys.see(event)
         if isinstance(event, yaml.AliasEvent):
             aliases += 1
             if any(anchor == event.anchor for anchor, _ in open_anchors):
@@ -139,6 +151,33 @@ def check_yaml(text: str | bytes) -> None:
         ):
             if found > allowed:
                 raise DocumentError(f"{found} {what}; allowed: {allowed}")
+
+
+class _Keys:
+    """The keys of the mappings that are open, innermost last; None for a list."""
+
+    def __init__(self) -> None:
+        self._open: list[set[str] | None] = []
+        self._is_value: list[bool] = []
+
+    def see(self, event: yaml.Event) -> None:
+        """The next event of a document; :class:`DocumentError` for a key that its mapping has already."""
+        if isinstance(event, yaml.CollectionEndEvent):
+            self._open.pop()
+            self._is_value.pop()
+            return
+        if not isinstance(event, yaml.NodeEvent):
+            return
+        if self._open:
+            keys = self._open[-1]
+            if isinstance(event, yaml.ScalarEvent) and keys is not None and not self._is_value[-1]:
+                if event.value in keys:
+                    raise DocumentError(f"{event.value!r} is given twice (line {event.start_mark.line + 1})")
+                keys.add(event.value)
+            self._is_value[-1] = not self._is_value[-1]
+        if isinstance(event, yaml.CollectionStartEvent):
+            self._open.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
+            self._is_value.append(False)
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from changeanywhere.errors import ModelError
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.nuisances import Pixels, disturb
 from changeanywhere.generation.options import FinishingOptions
-from changeanywhere.generation.second import in_style
+from changeanywhere.generation.second import in_style, with_found
 from changeanywhere.generation.tiles import Tiles
 from changeanywhere.painters.base import Painting
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
@@ -50,9 +50,13 @@ def finished_pair(
 
     dates = _dates_of(job, painting, sample)
     finished = finish(dates, plan.change_mask, plan.seed, options, other_tile)
-    masks, samples = (sample.mask, plan.mask_t2), (dates.sample_t1, sample)
+    mask_t1 = sample.mask
+    if tiles.dates is not None and sample.date == 2 and job.second.masks == "keep":
+        mask_t1 = tiles.dates.first_mask(tiles.dates.index_of(sample.item.key))
+        plan = with_found(mask_t1, sample.mask, plan)
+    masks, samples = (mask_t1, plan.mask_t2), (dates.sample_t1, sample)
     if finished.real_date == 2:
-        masks, samples, plan = masks[::-1], samples[::-1], exchange(sample.mask, plan)
+        masks, samples, plan = masks[::-1], samples[::-1], exchange(mask_t1, plan)
     first, second = _in_file_units(finished, samples, options)
     pair = ChangePair(
         key, first, second, plan.change_mask, *masks, georef=sample.georef, ignored=_ignored(tiles, sample)

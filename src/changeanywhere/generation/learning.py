@@ -29,7 +29,9 @@ def learned_of(
     ignored = before.ignored if before is not None else None
     if ignored is None and second.shown:
         ignored = find_ignored(source, second, progress)
-    ground = SecondDate(source, ignored) if ignored is not None and second.use == "base" else source
+    ground = source
+    if ignored is not None and second.use == "base":
+        ground = SecondDate(source, ignored, second.masks == "keep")
     return replace(learn(ground, options.events, options.learn_transitions, options.seed), ignored=ignored)
 
 

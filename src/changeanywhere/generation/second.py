@@ -20,13 +20,16 @@ from changeanywhere.errors import require
 from changeanywhere.help import one_of, require_one
 from changeanywhere.legend import Mask
 from changeanywhere.progress import Progress
-from changeanywhere.sample import GeoReference, SourceSample
+from changeanywhere.sample import ChangePlan, GeoReference, SourceSample, change_mask_of
 from changeanywhere.sources import Source
 
 Pixels = npt.NDArray[np.float32]
 Where = npt.NDArray[np.bool_]
 """bool ``[H, W]``."""
 USES = ("none", "base", "style")
+FOUND = "found"
+"""Kind of a change that nobody simulated: masks of two real dates say it."""
+MASKS = ("none", "ignore", "keep")
 CELL = 4
 """Ground is ignored in cells of so many px: those of the latents in which it is painted."""
 SMOOTHED, WIDE = 3.0, 24.0
@@ -60,6 +63,10 @@ class SecondOptions:
     segmenter: Path | None = None
     """``mini-segmenter``, or a segmenter's folder or address: ground that it reads otherwise at the second date, and is
     sure of at both, counts as changed in earnest too."""
+    masks: str = one_of(MASKS, "none")
+    """What the second date's own mask is for, where it has one (``label`` on a folder of two dates): ``ignore``: ground
+    of another class at either date, or of an unknown one, counts as changed in earnest; ``keep``: ground of another
+    class is a change of the pair as it stands, beside what is painted, and unknown ground is ignored. With ``base``."""
     no_change: bool = False
     """With ``style``: pairs without a change (targets.no_change) are painted on the second date, as with ``base``."""
 
@@ -71,6 +78,9 @@ class SecondOptions:
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""
         require_one("second.use", self.use, USES)
+        require_one("second.masks", self.masks, MASKS)
+        based = self.masks == "none" or self.use == "base"
+        require(based, "second.masks", self.masks, "none, or second.use base, which alone reads masks of both dates")
         require(self.min_z > 0, "second.min_z", self.min_z, "above 0")
         style = "with second.use style; base shows the second date in every pair"
         require(not self.no_change or self.use == "style", "second.no_change", True, style)
@@ -80,10 +90,11 @@ class SecondOptions:
 
 
 class SecondDate(Source):
-    """The tiles of ``source`` at their second date: masks of the first, unknown where the dates differ."""
+    """The tiles of ``source`` at their second date: masks of the first, or with ``own_masks`` of the second; unknown
+    where the dates differ in earnest."""
 
-    def __init__(self, source: Source, ignored: Sequence[str]) -> None:
-        self._source, self._ignored = source, ignored
+    def __init__(self, source: Source, ignored: Sequence[str], own_masks: bool = False) -> None:
+        self._source, self._ignored, self._own_masks = source, ignored, own_masks
         self.root, self.name, self.items = source.root, source.name, source.items
         self.legend, self.mapping, self.skipped = source.legend, source.mapping, source.skipped
         self.passed, self.unplaced = source.passed, source.unplaced
@@ -99,11 +110,16 @@ class SecondDate(Source):
         return unpacked(self._ignored[index])
 
     def read_mask(self, index: int) -> Mask:
+        return self._known(index, (self._source.read_second_mask if self._own_masks else self._source.read_mask)(index))
+
+    def first_mask(self, index: int) -> Mask:
+        """The mask of the first date, uint8 ``[H, W]``, unknown where the dates differ in earnest."""
         return self._known(index, self._source.read_mask(index))
 
     def read(self, index: int) -> SourceSample:
         sample = self._source.read_second(index)
-        return replace(sample, mask=self._known(index, sample.mask))
+        mask = self._source.read_second_mask(index) if self._own_masks else sample.mask
+        return replace(sample, mask=self._known(index, mask))
 
     def _known(self, index: int, mask: Mask) -> Mask:
         return np.where(self.ignored(index), 0, mask).astype(np.uint8)
@@ -116,9 +132,12 @@ def find_ignored(source: Source, options: SecondOptions, progress: Progress) -> 
     for index in range(len(source)):
         first, second = source.read(index), source.read_second(index)
         images = first.pixels(), second.pixels()
-        where = differing(*images, options.min_z) | ((first.mask > 0) & (second.mask == 0))
+        where = differing(*images, options.min_z)
         if read is not None:
             where |= disagreeing(read(images[0]), read(images[1]))
+        if options.masks != "none":
+            where = with_masks(where, first.mask, source.read_second_mask(index), options.masks == "keep")
+        where |= (first.mask > 0) & (second.mask == 0)
         found.append(packed(where))
         progress("comparing dates", index + 1, len(source))
     return found
@@ -168,6 +187,33 @@ def disagreeing(one: npt.NDArray[np.float32], two: npt.NDArray[np.float32]) -> W
     """Where probabilities ``[K, H, W]`` of two dates have another first class, sure at both."""
     sure = (one.max(0) >= SURE) & (two.max(0) >= SURE)
     return _objects(sure & (one.argmax(0) != two.argmax(0)))
+
+
+def with_masks(where: Where, first: Mask, second: Mask, keep: bool) -> Where:
+    """``where`` two dates differ in earnest, and where masks uint8 ``[H, W]`` of both do not agree: ground that is
+    unknown in one of them; ground of another class is such ground too, or with ``keep`` none."""
+    apart = change_mask_of(first, second)
+    return (where & ~apart if keep else where | apart) | (first == 0) | (second == 0)
+
+
+def with_found(first: Mask, ground: Mask, plan: ChangePlan) -> ChangePlan:
+    """``plan``, drawn on the mask ``ground`` of a second date, as it leads from ``first``, that of the first date:
+    what differs between these and was not painted over is a change of the kind :data:`FOUND`.
+
+    Painted events of which nothing is left (a house removed that was not there at date 1) are no events of the pair.
+    """
+    from changeanywhere.events.ground import describe
+
+    covered, events = np.zeros(first.shape, bool), []
+    for event in plan.events:
+        row, column, height, width = event.bbox
+        part = slice(row, row + height), slice(column, column + width)
+        left = plan.change_mask[part] & (first[part] == event.from_class) & (plan.mask_t2[part] == event.to_class)
+        covered[part] |= left
+        if left.any():
+            events.append(replace(event, area=int(left.sum())))
+    found = describe(FOUND, first, np.where(covered, first, plan.mask_t2))
+    return replace(plan, change_mask=change_mask_of(first, plan.mask_t2), events=(*events, *found))
 
 
 def _objects(where: Where) -> Where:

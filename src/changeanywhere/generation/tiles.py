@@ -142,7 +142,8 @@ def gather(
     from changeanywhere.events.bank import ShapeBank, references_of
     from changeanywhere.events.transitions import TransitionTable
 
-    dates = None if learned.ignored is None else SecondDate(first, learned.ignored)
+    keeps = second_date.masks == "keep"
+    dates = None if learned.ignored is None else SecondDate(first, learned.ignored, keeps)
     source = dates if dates is not None and second_date.use == "base" else first
     splits = assign_splits({item.scene: item.split for item in source.items})
     of_split: dict[str, list[int]] = {}

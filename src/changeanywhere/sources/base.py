@@ -49,6 +49,11 @@ class Source(ABC):
         ground that was not imaged. :class:`SourceError` where there is none."""
         raise SourceError(f"{self.root}: has no images of a second date")
 
+    def read_second_mask(self, index: int) -> Mask:
+        """The second date's own mask, uint8 ``[H, W]``, where that date is a tile of the source as well (what ``label``
+        makes of two dates). :class:`SourceError` where it is none."""
+        raise SourceError(f"{self.root}: has no images of a second date")
+
     def second_hash(self) -> str:
         """Of the images of the second date, by their size. :class:`SourceError` naming the first tile without one, or
         one of another size or place."""
@@ -110,6 +115,9 @@ class _MappedSource(Source):
     def read_second(self, index: int) -> SourceSample:
         sample = self._source.read_second(index)
         return replace(sample, mask=self.mapping.apply(sample.mask))
+
+    def read_second_mask(self, index: int) -> Mask:
+        return self.mapping.apply(self._source.read_second_mask(index))
 
     def second_hash(self) -> str:
         return self._source.second_hash()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,21 @@ class TileSource(Source):
             raise SourceError(f"{second}: {image.dtype}, the first date {tile.entry.image.name} is {first.image.dtype}")
         mask = first.mask if valid is None else np.where(valid, first.mask, 0).astype(np.uint8)
         return replace(first, image=image, mask=mask, date=2)
+
+    @cached_property
+    def _of_image(self) -> dict[tuple[Path, Window], int]:
+        return {(tile.entry.image, tile.window): index for index, tile in enumerate(self._tiles)}
+
+    def read_second_mask(self, index: int) -> Mask:
+        tile = self._tiles[index]
+        second = _second_of(tile.entry)
+        twin = self._of_image.get((second, tile.window))
+        if twin is None:
+            raise SourceError(
+                f"{second}: the second date of {tile.entry.image.name} has no mask among the source's; "
+                "`changeanywhere label` on the folder of both dates (A/ and B/) gives masks to both"
+            )
+        return self.read_mask(twin)
 
     def second_hash(self) -> str:
         seen = hashlib.sha256()
