@@ -187,6 +187,7 @@ def test_masks_of_both_dates_say_what_changed_between_them(tmp_path: Path, masks
     assert painted, "changes are painted beside those that were found"
     assert sum(line["kind"] == "no_change" for line in lines) == (3 if masks == "ignore" else 0)
     assert command(["check", str(out)]) == 0
+    assert ("In 12 pairs changes stand that nobody painted" in (out / "README.md").read_text()) == (masks == "keep")
 
 
 def test_what_was_painted_over_a_change_that_was_found_counts_as_it_ends() -> None:

@@ -242,13 +242,12 @@ def test_a_key_that_is_given_twice_is_named() -> None:
         parse_yaml(BAD_YAML["a key twice"])
     with pytest.raises(DocumentError, match=r"^'b' is given twice \(line 1\)$"):
         parse_yaml(BAD_YAML["a key twice inside"])
-    with pytest.raises(DocumentError, match="^'name' is given twice$"):
+    with pytest.raises(DocumentError, match=r"^'name' is given twice$"):
         parse_json('{"classes": [{"name": "a", "index": 1, "name": "b"}]}')
-    for sound in ("[a, a, {a: a}, {a: {a: [a]}}]", "a: b\nb: a\nc: {a: b, b: a}", "? [a, a]\n: 1", "- a\n- a: a\n  b: b"):
-        try:
-            parse_yaml(sound)
-        except DocumentError as error:
-            assert "twice" not in str(error)
+    for sound in ("[a, a, {a: a}, {a: {a: [a]}}]", "a: b\nb: a\nc: {a: b, b: a}", "- a\n- a: a\n  b: b"):
+        assert parse_yaml(sound)
+    with pytest.raises(DocumentError, match="unhashable"):
+        parse_yaml("? [a, a]\n: 1")
     assert parse_json('[{"a": 1}, {"a": 2, "b": {"a": 3}}]')[1]["b"] == {"a": 3}
 
 

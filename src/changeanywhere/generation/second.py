@@ -19,6 +19,7 @@ import numpy.typing as npt
 from changeanywhere.errors import require
 from changeanywhere.help import one_of, require_one
 from changeanywhere.legend import Mask
+from changeanywhere.pairs.names import FOUND
 from changeanywhere.progress import Progress
 from changeanywhere.sample import ChangePlan, GeoReference, SourceSample, change_mask_of
 from changeanywhere.sources import Source
@@ -27,8 +28,6 @@ Pixels = npt.NDArray[np.float32]
 Where = npt.NDArray[np.bool_]
 """bool ``[H, W]``."""
 USES = ("none", "base", "style")
-FOUND = "found"
-"""Kind of a change that nobody simulated: masks of two real dates say it."""
 MASKS = ("none", "ignore", "keep")
 CELL = 4
 """Ground is ignored in cells of so many px: those of the latents in which it is painted."""

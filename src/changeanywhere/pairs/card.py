@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from changeanywhere.documents import to_json
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.names import SPLITS, table_name
+from changeanywhere.pairs.names import FOUND, SPLITS, table_name
 from changeanywhere.pairs.record import FILE_FOLDERS, PairRecord
 from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.text import code_span, markdown, one_line
@@ -68,6 +68,12 @@ def _seconds(counts: SetSummary) -> list[str]:
             "a change differs as real dates do. Where the real dates differ in earnest nobody knows what is there: "
             f"{counts.ignored / counts.count:.1%} of the ground is unknown in both masks, and 255 in `ignore/`; what "
             "no test found there is called unchanged."
+        )
+    found = sum(count for kind, count in counts.kinds.items() if FOUND in kind.split("+"))
+    if found:
+        said.append(
+            f"In {found} pairs changes stand that nobody painted (events of the kind `{FOUND}`): masks of both real "
+            "dates differ there, and are as right as whoever labelled them."
         )
     if counts.seconds["style"]:
         said.append(

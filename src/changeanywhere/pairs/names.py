@@ -10,6 +10,8 @@ CHANGE_FOLDER = "label"
 MASK_FOLDERS = ("label1", "label2")
 IGNORE_FOLDER = "ignore"
 """255 where no label speaks of the ground: only in sets with real second dates; both semantic masks are 0 there."""
+FOUND = "found"
+"""Kind of a change that nobody simulated: masks of two real dates say it."""
 SPLITS = ("train", "val", "test")
 ImageFormat = Literal["png", "geotiff"]
 SUFFIXES = {"png": ".png", "geotiff": ".tif"}
