@@ -15,16 +15,8 @@ from scipy import ndimage
 from changeanywhere.cli import run as command
 from changeanywhere.errors import PairsError, SourceError
 from changeanywhere.events.ground import describe
-from changeanywhere.generation.second import (
-    _reader,
-    differing,
-    disagreeing,
-    in_style,
-    packed,
-    unpacked,
-    with_found,
-    with_masks,
-)
+from changeanywhere.generation.found import correlation, doubtful, settled, solid, with_found
+from changeanywhere.generation.second import _reader, differing, disagreeing, in_style, packed, unpacked
 from changeanywhere.pairs.containers import stream_pairs
 from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.pairs.writer import check_labels
@@ -161,7 +153,17 @@ def labelled_set(tmp_path: Path, masks: str, *more: str) -> Path:
 
 @pytest.mark.parametrize("masks", ["keep", "ignore"])
 def test_masks_of_both_dates_say_what_changed_between_them(tmp_path: Path, masks: str) -> None:
-    out = labelled_set(tmp_path, masks, "--targets.no-change", "0.25", "--random-order", "--second.min-z", "900")
+    out = labelled_set(
+        tmp_path,
+        masks,
+        "--targets.no-change",
+        "0.25",
+        "--random-order",
+        "--second.min-z",
+        "900",
+        "--second.min-correlation",
+        "1",
+    )
     source, pairs = open_source(tmp_path / "labelled", TILES), load_pairs(out)
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == 12 and {line["real_date"] for line in lines} == {1, 2}
@@ -190,6 +192,27 @@ def test_masks_of_both_dates_say_what_changed_between_them(tmp_path: Path, masks
     assert ("In 12 pairs changes stand that nobody painted" in (out / "README.md").read_text()) == (masks == "keep")
 
 
+def test_ground_that_looks_the_same_is_unchanged_whatever_its_masks_say(tmp_path: Path) -> None:
+    out = labelled_set(tmp_path, "keep", "--targets.no-change", "1")
+    source, pairs = open_source(tmp_path / "labelled", TILES), load_pairs(out)
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    settled_ = 0
+    for number, line in enumerate(lines):
+        pair, index = pairs[number], source.index_of(line["source_key"])
+        images = source.read(index).pixels(), source.read_second(index).pixels()
+        same = ~unpacked(packed(correlation(*images) < 0.3))
+        ignored = np.zeros_like(same) if pair.ignored is None else pair.ignored
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
+        assert not pair.change_mask[same].any() and np.array_equal(pair.mask_t1[same], pair.mask_t2[same])
+        known = same & ~ignored
+        settled_ += int((known[:8] & (pair.mask_t1[:8] > 0)).sum())
+        house = np.zeros_like(same)
+        house[HOUSE] = True
+        assert not pair.mask_t1[known & house].any(), "two masks that contradict each other say nothing"
+    assert settled_, "what is unknown at one date has the class of the other"
+    assert command(["check", str(out)]) == 0
+
+
 def test_what_was_painted_over_a_change_that_was_found_counts_as_it_ends() -> None:
     first, ground = np.ones((8, 8), np.uint8), np.ones((8, 8), np.uint8)
     first[:2], ground[:2] = 0, 0
@@ -214,14 +237,43 @@ def test_what_was_painted_over_a_change_that_was_found_counts_as_it_ends() -> No
     assert same.events == drawn and np.array_equal(same.change_mask, change)
 
 
-def test_ground_that_differs_where_masks_do_not_is_ignored_beside_what_was_found() -> None:
-    first, second = np.ones((8, 8), np.uint8), np.ones((8, 8), np.uint8)
-    second[2:4, 2:4], first[6:], second[0, 0] = 2, 0, 0
-    differs = np.zeros((8, 8), bool)
-    differs[2:6, 2:6] = True
-    kept, dropped = (with_masks(differs, first, second, keep) for keep in (True, False))
-    assert not kept[2:4, 2:4].any() and kept[4:6, 2:6].all() and kept[6:].all() and kept[0, 0] and kept.sum() == 29
-    assert dropped[2:6, 2:6].all() and dropped[6:].all() and dropped.sum() == 33
+def test_where_masks_of_both_dates_leave_no_label() -> None:
+    first, second = np.ones((32, 32), np.uint8), np.ones((32, 32), np.uint8)
+    second[2:12, 2:12] = 2  # a house that came
+    second[20:22, :] = 2  # two outlines of one thing
+    first[26:28], second[29:31] = 0, 0
+    differs, same = np.zeros((32, 32), bool), np.zeros((32, 32), bool)
+    differs[8:16, 8:16] = True
+    same[:, 24:] = True
+    kept, dropped = (doubtful(differs, first, second, same, keep) for keep in (True, False))
+    expected = np.zeros((32, 32), bool)
+    expected[8:16, 8:16], expected[2:12, 2:12] = True, False
+    for rows in (slice(20, 22), slice(26, 28), slice(29, 31)):
+        expected[rows, :24] = True
+    assert np.array_equal(kept, expected), "all but the house, and nowhere that is the same"
+    expected[2:12, 2:12] = True
+    assert np.array_equal(dropped, expected)
+    assert np.array_equal(solid(second == 2), np.pad(np.ones((10, 10), bool), ((2, 20), (2, 20))))
+    one, two = settled(first, second, kept, same)
+    assert not one[kept].any() and not two[kept].any()
+    assert np.array_equal(one[same], two[same]), "the same ground has one class"
+    assert (one[26:31, 24:] == 1).all() and not one[20:22, 24:].any(), (
+        "what one of them knows; nothing where they quarrel"
+    )
+    assert (one[2:12, 2:12] == 1).all() and (two[2:12, 2:12] == 2).all()
+    assert np.array_equal(change_mask_of(one, two), np.pad(np.ones((10, 10), bool), ((2, 20), (2, 20))))
+
+
+def test_light_does_not_hide_that_the_same_things_stand_there() -> None:
+    first = ground()
+    haze = (first * 0.6 + 0.3 + np.linspace(-0.1, 0.1, 128)[:, None, None]).astype(np.float32)
+    assert correlation(first, haze).min() > 0.85 and correlation(first, first) == pytest.approx(1, abs=1e-6)
+    other = haze.copy()
+    other[30:80, 30:80] = ground(9)[30:80, 30:80]
+    found = correlation(first, other)
+    assert found[45:65, 45:65].max() < 0.45 and found[105:].min() > 0.8
+    flat = np.zeros((64, 64, 3), np.float32)
+    assert np.abs(correlation(flat, flat)).max() < 0.1, "where nothing is to be seen nothing can be the same"
 
 
 def test_masks_of_both_dates_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,7 +172,8 @@ class _Keys:
             keys = self._open[-1]
             if isinstance(event, yaml.ScalarEvent) and keys is not None and not self._is_value[-1]:
                 if event.value in keys:
-                    raise DocumentError(f"{event.value!r} is given twice (line {event.start_mark.line + 1})")
+                    line = "" if event.start_mark is None else f" (line {event.start_mark.line + 1})"
+                    raise DocumentError(f"{event.value!r} is given twice{line}")
                 keys.add(event.value)
             self._is_value[-1] = not self._is_value[-1]
         if isinstance(event, yaml.CollectionStartEvent):

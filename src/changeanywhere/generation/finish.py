@@ -10,10 +10,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from changeanywhere.errors import ModelError
+from changeanywhere.generation.found import with_found
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.nuisances import Pixels, disturb
 from changeanywhere.generation.options import FinishingOptions
-from changeanywhere.generation.second import in_style, with_found
+from changeanywhere.generation.second import in_style
 from changeanywhere.generation.tiles import Tiles
 from changeanywhere.painters.base import Painting
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
@@ -51,8 +52,8 @@ def finished_pair(
     dates = _dates_of(job, painting, sample)
     finished = finish(dates, plan.change_mask, plan.seed, options, other_tile)
     mask_t1 = sample.mask
-    if tiles.dates is not None and sample.date == 2 and job.second.masks == "keep":
-        mask_t1 = tiles.dates.first_mask(tiles.dates.index_of(sample.item.key))
+    if tiles.dates is not None and sample.date == 2:
+        mask_t1 = tiles.dates.read_masks(tiles.dates.index_of(sample.item.key))[0]
         plan = with_found(mask_t1, sample.mask, plan)
     masks, samples = (mask_t1, plan.mask_t2), (dates.sample_t1, sample)
     if finished.real_date == 2:

@@ -7,7 +7,7 @@ from typing import Any
 
 from changeanywhere.generation.job import Job
 from changeanywhere.generation.options import GenerateOptions, SimulateOptions
-from changeanywhere.generation.second import SecondDate, SecondOptions, find_ignored
+from changeanywhere.generation.second import SecondDate, SecondOptions, compare_dates
 from changeanywhere.generation.tiles import Learned, learn
 from changeanywhere.models.info import hash_segmenter
 from changeanywhere.progress import Progress
@@ -26,13 +26,12 @@ def learned_of(
         before = begun.learned if asked == _asked_before(begun, second) else None
     if before is not None and options.events.transitions is None:
         return before
-    ignored = before.ignored if before is not None else None
+    ignored, other = (before.ignored, before.other) if before is not None else (None, None)
     if ignored is None and second.shown:
-        ignored = find_ignored(source, second, progress)
-    ground = source
-    if ignored is not None and second.use == "base":
-        ground = SecondDate(source, ignored, second.masks == "keep")
-    return replace(learn(ground, options.events, options.learn_transitions, options.seed), ignored=ignored)
+        ignored, other = compare_dates(source, second, progress)
+    ground = SecondDate(source, ignored, other) if ignored is not None and second.use == "base" else source
+    learned = learn(ground, options.events, options.learn_transitions, options.seed)
+    return replace(learned, ignored=ignored, other=other)
 
 
 def _asked_before(begun: Job, second: SecondOptions) -> tuple[Any, ...]:

@@ -17,16 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.errors import require
+from changeanywhere.generation.found import Pixels, Where, correlation, doubtful, settled
 from changeanywhere.help import one_of, require_one
 from changeanywhere.legend import Mask
-from changeanywhere.pairs.names import FOUND
 from changeanywhere.progress import Progress
-from changeanywhere.sample import ChangePlan, GeoReference, SourceSample, change_mask_of
+from changeanywhere.sample import GeoReference, SourceSample
 from changeanywhere.sources import Source
 
-Pixels = npt.NDArray[np.float32]
-Where = npt.NDArray[np.bool_]
-"""bool ``[H, W]``."""
 USES = ("none", "base", "style")
 MASKS = ("none", "ignore", "keep")
 CELL = 4
@@ -66,6 +63,9 @@ class SecondOptions:
     """What the second date's own mask is for, where it has one (``label`` on a folder of two dates): ``ignore``: ground
     of another class at either date, or of an unknown one, counts as changed in earnest; ``keep``: ground of another
     class is a change of the pair as it stands, beside what is painted, and unknown ground is ignored. With ``base``."""
+    min_correlation: float = 0.3
+    """With ``masks``: where brightness in 8 px around correlates so much between the dates, the same things stand
+    there: unchanged, whatever masks say or do not know, and whatever tests find; 1 = nowhere."""
     no_change: bool = False
     """With ``style``: pairs without a change (targets.no_change) are painted on the second date, as with ``base``."""
 
@@ -80,6 +80,9 @@ class SecondOptions:
         require_one("second.masks", self.masks, MASKS)
         based = self.masks == "none" or self.use == "base"
         require(based, "second.masks", self.masks, "none, or second.use base, which alone reads masks of both dates")
+        correlated = self.masks != "none" or self.min_correlation == SecondOptions.min_correlation
+        require(correlated, "second.min_correlation", self.min_correlation, "with second.masks ignore or keep")
+        require(0 < self.min_correlation <= 1, "second.min_correlation", self.min_correlation, "above 0, up to 1")
         require(self.min_z > 0, "second.min_z", self.min_z, "above 0")
         style = "with second.use style; base shows the second date in every pair"
         require(not self.no_change or self.use == "style", "second.no_change", True, style)
@@ -89,11 +92,11 @@ class SecondOptions:
 
 
 class SecondDate(Source):
-    """The tiles of ``source`` at their second date: masks of the first, or with ``own_masks`` of the second; unknown
-    where the dates differ in earnest."""
+    """The tiles of ``source`` at their second date: masks of the first, or where those of both dates count, of the
+    second; unknown where the dates differ in earnest."""
 
-    def __init__(self, source: Source, ignored: Sequence[str], own_masks: bool = False) -> None:
-        self._source, self._ignored, self._own_masks = source, ignored, own_masks
+    def __init__(self, source: Source, ignored: Sequence[str], other: Sequence[str] | None = None) -> None:
+        self._source, self._ignored, self._other = source, ignored, other
         self.root, self.name, self.items = source.root, source.name, source.items
         self.legend, self.mapping, self.skipped = source.legend, source.mapping, source.skipped
         self.passed, self.unplaced = source.passed, source.unplaced
@@ -108,26 +111,26 @@ class SecondDate(Source):
         """Where tile ``index`` differs in earnest."""
         return unpacked(self._ignored[index])
 
-    def read_mask(self, index: int) -> Mask:
-        return self._known(index, (self._source.read_second_mask if self._own_masks else self._source.read_mask)(index))
+    def read_masks(self, index: int) -> tuple[Mask, Mask]:
+        """What is known of tile ``index`` at the first and at the second date, uint8 ``[H, W]``."""
+        first, ignored = self._source.read_mask(index), self.ignored(index)
+        if self._other is None:
+            known = np.where(ignored, 0, first).astype(np.uint8)
+            return known, known
+        return settled(first, self._source.read_second_mask(index), ignored, ~unpacked(self._other[index]))
 
-    def first_mask(self, index: int) -> Mask:
-        """The mask of the first date, uint8 ``[H, W]``, unknown where the dates differ in earnest."""
-        return self._known(index, self._source.read_mask(index))
+    def read_mask(self, index: int) -> Mask:
+        return self.read_masks(index)[1]
 
     def read(self, index: int) -> SourceSample:
-        sample = self._source.read_second(index)
-        mask = self._source.read_second_mask(index) if self._own_masks else sample.mask
-        return replace(sample, mask=self._known(index, mask))
-
-    def _known(self, index: int, mask: Mask) -> Mask:
-        return np.where(self.ignored(index), 0, mask).astype(np.uint8)
+        return replace(self._source.read_second(index), mask=self.read_mask(index))
 
 
-def find_ignored(source: Source, options: SecondOptions, progress: Progress) -> list[str]:
-    """Of every tile, where its dates differ in earnest, or the second shows nothing: see :func:`packed`."""
+def compare_dates(source: Source, options: SecondOptions, progress: Progress) -> tuple[list[str], list[str] | None]:
+    """Of every tile, where its dates differ in earnest, or the second shows nothing; and, where masks of both count,
+    where they do not show the same: see :func:`packed`."""
     read = _reader(options.segmenter) if options.segmenter is not None else None
-    found = []
+    ignored, other = [], []
     for index in range(len(source)):
         first, second = source.read(index), source.read_second(index)
         images = first.pixels(), second.pixels()
@@ -135,11 +138,12 @@ def find_ignored(source: Source, options: SecondOptions, progress: Progress) -> 
         if read is not None:
             where |= disagreeing(read(images[0]), read(images[1]))
         if options.masks != "none":
-            where = with_masks(where, first.mask, source.read_second_mask(index), options.masks == "keep")
-        where |= (first.mask > 0) & (second.mask == 0)
-        found.append(packed(where))
+            same = correlation(*images) >= options.min_correlation
+            other.append(packed(~same))
+            where = doubtful(where, first.mask, source.read_second_mask(index), same, options.masks == "keep")
+        ignored.append(packed(where | ((first.mask > 0) & (second.mask == 0))))
         progress("comparing dates", index + 1, len(source))
-    return found
+    return ignored, other if options.masks != "none" else None
 
 
 def differing(first: Pixels, second: Pixels, min_z: float) -> Where:
@@ -186,33 +190,6 @@ def disagreeing(one: npt.NDArray[np.float32], two: npt.NDArray[np.float32]) -> W
     """Where probabilities ``[K, H, W]`` of two dates have another first class, sure at both."""
     sure = (one.max(0) >= SURE) & (two.max(0) >= SURE)
     return _objects(sure & (one.argmax(0) != two.argmax(0)))
-
-
-def with_masks(where: Where, first: Mask, second: Mask, keep: bool) -> Where:
-    """``where`` two dates differ in earnest, and where masks uint8 ``[H, W]`` of both do not agree: ground that is
-    unknown in one of them; ground of another class is such ground too, or with ``keep`` none."""
-    apart = change_mask_of(first, second)
-    return (where & ~apart if keep else where | apart) | (first == 0) | (second == 0)
-
-
-def with_found(first: Mask, ground: Mask, plan: ChangePlan) -> ChangePlan:
-    """``plan``, drawn on the mask ``ground`` of a second date, as it leads from ``first``, that of the first date:
-    what differs between these and was not painted over is a change of the kind :data:`FOUND`.
-
-    Painted events of which nothing is left (a house removed that was not there at date 1) are no events of the pair.
-    """
-    from changeanywhere.events.ground import describe
-
-    covered, events = np.zeros(first.shape, bool), []
-    for event in plan.events:
-        row, column, height, width = event.bbox
-        part = slice(row, row + height), slice(column, column + width)
-        left = plan.change_mask[part] & (first[part] == event.from_class) & (plan.mask_t2[part] == event.to_class)
-        covered[part] |= left
-        if left.any():
-            events.append(replace(event, area=int(left.sum())))
-    found = describe(FOUND, first, np.where(covered, first, plan.mask_t2))
-    return replace(plan, change_mask=change_mask_of(first, plan.mask_t2), events=(*events, *found))
 
 
 def _objects(where: Where) -> Where:

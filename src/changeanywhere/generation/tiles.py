@@ -54,6 +54,8 @@ class Learned:
     """The shape bank, as references (see :meth:`ShapeBank.to_dict`)."""
     ignored: list[str] | None = None
     """By tile, where its two real dates differ in earnest (:func:`.second.packed`); None: the second is not shown."""
+    other: list[str] | None = None
+    """By tile, where they do not show the same; None: the second date's masks do not count."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,7 @@ def gather(
     from changeanywhere.events.bank import ShapeBank, references_of
     from changeanywhere.events.transitions import TransitionTable
 
-    keeps = second_date.masks == "keep"
-    dates = None if learned.ignored is None else SecondDate(first, learned.ignored, keeps)
+    dates = None if learned.ignored is None else SecondDate(first, learned.ignored, learned.other)
     source = dates if dates is not None and second_date.use == "base" else first
     splits = assign_splits({item.scene: item.split for item in source.items})
     of_split: dict[str, list[int]] = {}
