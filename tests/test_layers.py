@@ -65,9 +65,9 @@ INSIDE = {
     "__init__",
     "prediction": "options windows inputs predict __init__",
     "labelling": "options windows masks regions pictures networks predictions reading label __init__",
-    "generation": "nuisances second targets like options tiles channel job learning lanes planners plan executors "
-    "finish shard hands turns fidelity painting carried dataset prepare shares cluster generate simulate speed "
-    "__init__",
+    "generation": "nuisances found second targets like options tiles channel job learning lanes planners plan "
+    "executors finish shard hands turns fidelity painting carried dataset prepare shares cluster generate simulate "
+    "speed __init__",
     "studio": "__init__ options light edits painting uploads keeping review session snippets jobs studio pictures acts "
     "charts looks reports wiring paint_tab review_tab generate_tab page server",
     "scenes": "options vectors inputs planning exemplars settings prepare rasters_out work paint descriptions report "
