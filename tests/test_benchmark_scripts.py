@@ -271,7 +271,9 @@ def test_second_dates(run: Run, tmp_path: Path) -> None:
     flags = ["--pairs", tmp_path / "pairs", "--labelled", source, "--labels", tmp_path / "labels", "--tile-size", 64]
     said = run("second_dates", *flags).splitlines()
     assert said[0].endswith("0.0% is ignored,") and float(said[1].split("%")[0]) > 50
-    assert "classes differ on 0.0%" in said[2]
+    assert "classes differ on 0.0%" in said[2] and "called changed 100.0% really changed" in said[4]
+    flags = [*flags, "--change-classes", "building"]
+    assert run("second_dates", *flags).splitlines()[4] != said[4], "fewer changes count"
 
 
 def test_object_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:
