@@ -8,8 +8,9 @@ and the ring, ground 4 to 12 px around new houses at date 2, of which so much is
 as the most likely class, and as `changeanywhere label` cleans it. Calling all of it building is the first row.
 
 And the change map that a segmenter is without any detector: building at date 2 and none at date 1 is changed
-(post-classification comparison). F1, precision and recall of it over all pairs of the split. Nothing is trained or
-chosen here.
+(post-classification comparison). F1, precision and recall of it over all pairs of the split; then the same without
+ground that looks the same at both dates and without slivers, as `generate --second.masks keep` believes it. Nothing is
+trained or chosen here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
+from changeanywhere.generation.found import correlation, solid
+from changeanywhere.generation.second import SecondOptions
 from changeanywhere.labelling.label import label_image
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.labelling.reading import ImageReader, open_readers
@@ -33,7 +36,8 @@ from changeanywhere.sample import ChangePair, rgb8
 
 HEAD = (
     "| segmenter | reads | IoU of building | missed at date 2 | building at date 1 | ring "
-    "| change: F1 | precision | recall |\n|---|---|---|---|---|---|---|---|---|"
+    "| change: F1 | precision | recall | not the same: F1 | precision | recall |\n|---|---|---|---|---|---|"
+    "---|---|---|---|---|---|"
 )
 Where = npt.NDArray[np.bool_]
 """bool ``[H, W]``."""
@@ -56,11 +60,19 @@ class Count:
     """Ground that is building at date 2 alone, by this reading."""
     right: int = 0
     """What of it changed."""
+    believed: int = 0
+    """What of ``said`` is no sliver, on ground that does not look the same."""
+    borne_out: int = 0
+    """What of it changed."""
 
-    def add(self, first: Where, second: Where, changed: Where, ring: Where, known: Where) -> None:
-        """A pair: where building is read at each date; what changed, the ring, and of what labels speak."""
+    def add(self, first: Where, second: Where, same: Where, changed: Where, ring: Where, known: Where) -> None:
+        """A pair: where building is read at each date, and where both look the same; what changed, the ring, and of
+        what labels speak."""
         said = second & ~first & known
         self.said, self.right = self.said + int(said.sum()), self.right + int((said & changed).sum())
+        believed = solid(said & ~same)
+        self.believed += int(believed.sum())
+        self.borne_out += int((believed & changed).sum())
         new, found, early = int(changed.sum()), int((second & changed).sum()), int((first & changed).sum())
         self.new, self.found, self.early = self.new + new, self.found + found, self.early + early
         self.ring, self.called = self.ring + int(ring.sum()), self.called + int((second & ring).sum())
@@ -68,13 +80,10 @@ class Count:
     def row(self, name: str, reads: str) -> str:
         """A line of the table."""
         iou = self.found / (self.new + self.early)
-        shares = (1 - self.found / self.new, self.early / self.new, self.called / max(self.ring, 1))
-        change = (2 * self.right / (self.said + self.new), self.right / max(self.said, 1), self.right / self.new)
-        return (
-            f"| {name} | {reads} | {iou:.3f} | "
-            + " | ".join(f"{100 * share:.1f} %" for share in shares + change)
-            + " |"
-        )
+        shares: tuple[float, ...] = (1 - self.found / self.new, self.early / self.new, self.called / max(self.ring, 1))
+        for right, said in ((self.right, self.said), (self.borne_out, self.believed)):
+            shares += (2 * right / (said + self.new), right / max(said, 1), right / self.new)
+        return f"| {name} | {reads} | {iou:.3f} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |"
 
 
 def read(image: npt.NDArray[np.uint8], options: LabelOptions, reader: ImageReader) -> tuple[Where, Where]:
@@ -119,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = [dataset[i] for i in range(len(dataset))]
     everything = Count()
     for pair in pairs:
-        everything.add(*(np.ones_like(pair.change_mask),) * 2, *ground(pair, arguments.ring))
+        everywhere = np.ones_like(pair.change_mask)
+        everything.add(everywhere, everywhere, ~everywhere, *ground(pair, arguments.ring))
     changing = sum(bool(pair.change_mask.any()) for pair in pairs)
     print(f"{changing} of {len(pairs)} pairs change, {everything.new} px of them\n\n{HEAD}")
     print(everything.row("all is building", ""))
@@ -129,8 +139,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         likely, cleaned = Count(), Count()
         for pair in pairs:
             dates = [read(image, options, reader) for image in rgb8(pair)]
+            one, two = ((image / 127.5 - 1).astype(np.float32) for image in rgb8(pair))
+            same = correlation(one, two) >= SecondOptions.min_correlation
             for count, first, second in zip((likely, cleaned), *dates, strict=True):
-                count.add(first, second, *ground(pair, arguments.ring))
+                count.add(first, second, same, *ground(pair, arguments.ring))
         print(likely.row(name, "most likely class") + "\n" + cleaned.row(name, "as label cleans it"))
 
 
