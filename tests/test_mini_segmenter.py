@@ -177,7 +177,7 @@ def test_a_scaled_crop_keeps_image_and_mask_together(source_folder: Path) -> Non
                 assert np.allclose(grey.numpy(), colours[label] // 2 + 60, atol=25)
     assert any(not torch.equal(plain[0, 0, row][0], scaled[0, 0, row][0]) for row in range(4))
     image, mask = plain[0, 0, 0]
-    assert resized(image, mask, 32)[0] is image, "a crop of its own size is nobody's business"
+    assert resized(image, mask, (32, 32))[0] is image, "a crop of its own size is nobody's business"
 
 
 def test_training_on_decoded_crops_resumes_and_knows_its_first_stage(tiny_model_folder: Path, tmp_path: Path) -> None:

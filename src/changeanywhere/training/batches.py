@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from changeanywhere.errors import ChangeAnywhereError, InputError
+from changeanywhere.sample import SourceSample
 from changeanywhere.seeds import stream
 from changeanywhere.sources import JoinedSource, Source
 from changeanywhere.training.complete import Complete
@@ -113,7 +114,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
 
     ``views``: among how many flips and rotations one is drawn; 1: the crop as it is. ``scale``: windows of
     ``crop_size`` divided, or multiplied, by up to ``1 + scale`` are brought to ``crop_size``. ``complete``: masks are
-    as it has them, below 0 on ground that is none of some classes.
+    as it has them, below 0 on ground that is none of some classes; a labelled pair is one crop of both dates, one above
+    the other.
     """
 
     def __init__(
@@ -131,7 +133,18 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         tile, step, row = place
         rng = stream("training.crop", self.seed, step, row)
+        dates = [] if self.complete is None else self.complete.dates(tile)
+        if dates:
+            return self._of_dates(dates, rng)
         sample = self.source.read(tile)
+        side, top, left = self._drawn(sample, rng)
+        learned = sample.mask.astype(np.int64) if self.complete is None else self.complete.masks(tile, sample.mask)
+        window = slice(top, top + side), slice(left, left + side)
+        seen = _cut(sample, learned, window, int(rng.integers(self.views)))
+        return resized(*seen, (self.crop_size, self.crop_size))
+
+    def _drawn(self, sample: SourceSample, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Side, top row and left column of a window."""
         height, width = sample.image.shape[:2]
         side = self.crop_size
         if min(height, width) < side:  # of pairs: tiles of a source are as large as was asked
@@ -139,22 +152,35 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.scale:
             most = math.log1p(self.scale)
             side = min(round(side * math.exp(rng.uniform(-most, most))), height, width)
-        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        window = slice(top, top + side), slice(left, left + side)
-        view = int(rng.integers(self.views))
-        image = dihedral(replace(sample, image=sample.image[window]).pixels(), view)
-        learned = sample.mask.astype(np.int64) if self.complete is None else self.complete.masks(tile, sample.mask)
-        mask = np.ascontiguousarray(dihedral(learned[window], view))
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return resized(pixels, torch.from_numpy(mask), self.crop_size)
+        return side, int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+
+    def _of_dates(
+        self, dates: Sequence[tuple[SourceSample, npt.NDArray[np.int64]]], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """One crop of the same ground at two dates, each in a half: the first above, the second below it. Views are
+        those in which ground keeps its place in its half: none, both mirrorings, and half a turn."""
+        side, top, left = self._drawn(dates[0][0], rng)
+        view = int(rng.integers(self.views)) & ~1
+        window, size = (slice(top, top + side // 2), slice(left, left + side)), (self.crop_size // 2, self.crop_size)
+        seen = [resized(*_cut(sample, learned, window, view), size) for sample, learned in dates]
+        return torch.cat([image for image, _ in seen], 1), torch.cat([mask for _, mask in seen], 0)
 
 
-def resized(image: Tensor, mask: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Image float ``[C, h, h]`` and mask int64 ``[h, h]``, brought to ``side``: the image filtered, the mask picked."""
-    if mask.shape[0] == side:
+def _cut(
+    sample: SourceSample, learned: npt.NDArray[np.int64], window: tuple[slice, slice], view: int
+) -> tuple[Tensor, Tensor]:
+    """A view of a window of a tile: image float ``[C, h, w]`` in [-1, 1], mask int64 ``[h, w]``."""
+    image = dihedral(replace(sample, image=sample.image[window]).pixels(), view)
+    mask = np.ascontiguousarray(dihedral(learned[window], view))
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask)
+
+
+def resized(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Image float ``[C, h, w]`` and mask int64 ``[h, w]``, brought to ``size``: the image filtered, the mask picked."""
+    if tuple(mask.shape) == size:
         return image, mask
-    filtered = F.interpolate(image[None], size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-    picked = F.interpolate(mask[None, None].float(), size=(side, side), mode="nearest-exact")
+    filtered = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)
+    picked = F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
     return filtered[0], picked[0, 0].long()
 
 

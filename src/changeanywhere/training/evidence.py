@@ -1,7 +1,8 @@
-"""Labelled pairs as evidence of a class: ground that changed is of it at date 2, and was not at date 1.
+"""Labelled pairs as evidence of a class: ground that changed is of it at date 2 and was not at date 1, and ground that
+did not change is of it at both dates or at neither.
 
 A label of change says little, and that for certain: where houses were built, a house stands afterwards and stood not
-before. Of all other ground it says nothing.
+before. What stands on other ground it does not say; but the same at both dates.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from changeanywhere.errors import ConfigError, SourceError
 from changeanywhere.legend import Legend, Mask
@@ -19,9 +21,9 @@ from changeanywhere.sources.options import DEFAULT_BANDS
 
 
 class Evidence(Source):
-    """Both dates of each pair, one after the other: tile 2n is date 1 of pair n, tile 2n + 1 date 2.
+    """Labelled pairs: ``read`` has date 1 of each, ``read_second`` date 2.
 
-    The mask of date 2 has the class where something changed, that of date 1 **what it was not**; unknown elsewhere.
+    The mask of both is that of date 2: the class where something changed, unknown elsewhere.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class Evidence(Source):
         self.root, self.name, self.legend, self.skipped = self._pairs.folder, "evidence", legend, ()
         self.became, self._class = became, legend.names.index(became) + 1
         keys = [self._pairs.key_of(number) for number in range(len(self._pairs))]
-        self.items = tuple(SourceItem(f"{key}__t{date}", key) for key in keys for date in (1, 2))
+        self.items = tuple(SourceItem(key, key) for key in keys)
 
     def content_hash(self) -> str:
         return f"{self._pairs.content_hash()}-{self._class}"
@@ -45,22 +47,33 @@ class Evidence(Source):
         return None
 
     def read_mask(self, index: int) -> Mask:
-        return self._mask(self._pairs[index // 2])
+        return self._mask(self._pairs[index])
 
     def read(self, index: int) -> SourceSample:
-        pair = self._pairs[index // 2]
-        stored = pair.image_t2 if index % 2 else pair.image_t1
-        image = self._image(stored if stored.ndim == 3 else stored[..., None], pair.key)
-        names, scale = tuple(map(str, self._bands)), Normalisation.eight_bit(len(self._bands))
-        return SourceSample(self.items[index], image, self._mask(pair), names, scale, date=1 + index % 2)
+        return self.read_both(index)[0]
+
+    def read_second(self, index: int) -> SourceSample:
+        return self.read_both(index)[1]
+
+    def read_both(self, index: int) -> tuple[SourceSample, SourceSample, npt.NDArray[np.bool_]]:
+        """Both dates of a pair, and of which ground its label speaks, bool ``[H, W]``."""
+        pair, scale = self._pairs[index], Normalisation.eight_bit(len(self._bands))
+        names, mask = tuple(map(str, self._bands)), self._mask(pair)
+        images = (self._image(image, pair.key) for image in (pair.image_t1, pair.image_t2))
+        first, second = (
+            SourceSample(self.items[index], image, mask, names, scale, date=date)
+            for date, image in enumerate(images, 1)
+        )
+        return first, second, np.ones(mask.shape, bool) if pair.ignored is None else ~pair.ignored
 
     def _image(self, stored: Image, key: str) -> Image:
-        if stored.dtype != np.uint8 or stored.shape[2] < max(self._bands):
+        image = stored if stored.ndim == 3 else stored[..., None]
+        if image.dtype != np.uint8 or image.shape[2] < max(self._bands):
             raise SourceError(
-                f"{self.root}: {key} is {stored.dtype} of {stored.shape[2]} band(s); allowed: 8 bits, with band "
+                f"{self.root}: {key} is {image.dtype} of {image.shape[2]} band(s); allowed: 8 bits, with band "
                 f"{max(self._bands)}"
             )
-        return stored[..., [band - 1 for band in self._bands]]
+        return image[..., [band - 1 for band in self._bands]]
 
     def _mask(self, pair: ChangePair) -> Mask:
         changed = pair.change_mask if pair.ignored is None else pair.change_mask & ~pair.ignored

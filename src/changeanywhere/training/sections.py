@@ -49,8 +49,8 @@ class DataRecipe(SourceOptions):
     """So many px around what is drawn in such a folder still teach nothing: outlines are seldom exact."""
     evidence: dict[str, str] = field(default_factory=dict)
     """Folders of labelled pairs, and the class that changed ground became in them: {FEW: building}. A segmenter learns
-    that it is this class at date 2 and is not at date 1, and nothing of other ground. Never give pairs that are to
-    test."""
+    that it is this class at date 2 and is not at date 1, and that other ground is it at both dates or at neither. Never
+    give pairs that are to test."""
     evidence_split: str | None = None
     """Split of these folders; null = all of their pairs."""
     images: list[str] = field(default_factory=list)

@@ -19,7 +19,7 @@ from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.terminal import say
 from changeanywhere.training.batches import crop_batches, loaded, mixture_of
-from changeanywhere.training.complete import Complete, none_of_loss
+from changeanywhere.training.complete import SAME, Complete, none_of_loss, same_loss
 from changeanywhere.training.decoded import Decoded, content_of, draw
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
@@ -48,12 +48,14 @@ def train_segmenter(
 
 def segmentation_loss(logits: Tensor, masks: Tensor, sets: Tensor | None = None) -> Tensor:
     """Cross-entropy of logits ``[B, K, H, W]`` on known ground of masks int64 ``[B, H, W]`` → scalar; with the ``sets``
-    of :class:`Complete`, the mean of it and of :func:`none_of_loss`."""
+    of :class:`Complete`, the mean of it, of :func:`none_of_loss` and of :func:`same_loss`."""
     # Unknown is 0 in masks and has no channel: shifted down by one it is -1, which is left out.
     total = F.cross_entropy(logits.float(), masks.clamp(min=0) - 1, ignore_index=-1, reduction="sum")
     count = (masks > 0).sum()
     if sets is not None:
-        total, count = total + none_of_loss(logits, masks, sets), (masks != 0).sum()
+        same, places = same_loss(logits, masks, sets)
+        total = total + none_of_loss(logits, masks, sets) + same
+        count = ((masks > -SAME) & (masks != 0)).sum() + places
     return total / count.clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
 
 
