@@ -6,21 +6,26 @@ r"""What pairs on real second dates call unchanged that did change: `generate --
 
 Of the ground that changed by the labels of the real pairs (which trained nothing): how much the set ignores, how much
 of it is called unchanged, and what the masks of both dates say there. And how much of what is called changed did
-change: of a set in which nothing is painted (--second.masks keep --targets.no-change 1) that is what was found.
+change: of a set in which nothing is painted (--second.masks keep --targets.no-change 1) that is what was found; and
+what it is worth to ask whether the same things stand there.
 --change-classes: only changes to or from these count. Training pairs of the set alone.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 import changeanywhere as ca
+from changeanywhere.generation.found import Where, correlation
+from changeanywhere.generation.second import SecondOptions
+from changeanywhere.legend import Mask
+from changeanywhere.sample import change_mask_of
 
 DATES = {"A": "B", "B": "A"}
 
@@ -36,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     source = ca.load_source(arguments.labelled, tile_size=arguments.tile_size)
     places = {item.key: number for number, item in enumerate(source.items)}
-    pairs, counts = ca.load_pairs(arguments.pairs, split="train"), np.zeros(9, np.int64)
+    pairs, px = ca.load_pairs(arguments.pairs, split="train"), Counter[str]()
     if arguments.change_classes:
         pairs = pairs.counting(arguments.change_classes)
     for number in range(len(pairs)):
@@ -44,26 +49,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         date, _, name = pair.metadata["source_key"].partition("__")
         with Image.open(arguments.labels / f"{name}.png") as file:
             real = np.asarray(file.convert("L")) > 127
-        ignored = np.zeros_like(real) if pair.ignored is None else pair.ignored
-        first, second = (source.read_mask(places[f"{each}__{name}"]) for each in (date, DATES[date]))
-        unknown, unchanged = (first == 0) | (second == 0), ~ignored & ~pair.change_mask
-        wrong, right = real & unchanged, ~real & unchanged
-        apart = (first != second) & ~unknown
-        found = (real, real & ignored, wrong, pair.change_mask, wrong & unknown, wrong & apart, right)
-        counts += [int(each.sum()) for each in (*found, right & (unknown | apart), real & pair.change_mask)]
-    print(f"{len(pairs)} pairs; {told(counts)}")
+        first, second = (source.read(places[f"{each}__{name}"]) for each in (date, DATES[date]))
+        same = correlation(first.pixels(), second.pixels()) >= SecondOptions.min_correlation
+        px.update({what: int(where.sum()) for what, where in ground(pair, real, first.mask, second.mask, same).items()})
+    print(f"{len(pairs)} pairs; {told(px)}")
 
 
-def told(counts: npt.NDArray[np.int64]) -> str:
-    """What the counts of px are, in words."""
-    real, ignored, wrong, called, unknown, apart, right, lost, hit = np.maximum(counts, 1).tolist()
-    return (
-        f"of the ground that really changed {ignored / real:.1%} is ignored,\n"
-        f"{wrong / real:.1%} called unchanged, {wrong / called:.2f} times as much as is called changed.\n"
-        f"There a mask is unknown on {unknown / wrong:.1%}, classes differ on {apart / wrong:.1%};\n"
-        f"so they are on {lost / right:.1%} of the ground that is rightly called unchanged.\n"
-        f"Of what is called changed {hit / called:.1%} really changed; {hit / real:.1%} of what did is called so."
-    )
+def ground(pair: ca.ChangePair, real: Where, first: Mask, second: Mask, same: Where) -> dict[str, Where]:
+    """Ground of a pair, by what is said of it: what ``real``-ly changed, its masks of both dates, what looks the
+    same."""
+    ignored = np.zeros_like(real) if pair.ignored is None else pair.ignored
+    unknown, apart = (first == 0) | (second == 0), change_mask_of(first, second)
+    wrong, right = (each & ~ignored & ~pair.change_mask for each in (real, ~real))
+    found = {"real": real, "ignored": real & ignored, "wrong": wrong, "called": pair.change_mask}
+    found |= {"hit": real & pair.change_mask, "wrong, unknown": wrong & unknown, "wrong, apart": wrong & apart}
+    found |= {"right": right, "lost": right & (unknown | apart)}
+    for name, where in (("unknown", unknown), ("apart", apart)):
+        found |= {name: where, f"{name}, same": where & same, f"{name}, real": where & real}
+        found[f"{name}, same, real"] = where & same & real
+    return found
+
+
+def told(px: Counter[str]) -> str:
+    """What the counts are, in words."""
+
+    def share(part: str, whole: str) -> str:
+        return f"{px[part] / max(px[whole], 1):.1%}"
+
+    times, apart = px["wrong"] / max(px["called"], 1), share("wrong, apart", "wrong")
+    hit, of_real = share("hit", "called"), share("hit", "real")
+    lines = [
+        f"of the ground that really changed {share('ignored', 'real')} is ignored,",
+        f"{share('wrong', 'real')} called unchanged, {times:.2f} times as much as is called changed.",
+        f"There a mask is unknown on {share('wrong, unknown', 'wrong')}, classes differ on {apart};",
+        f"so they are on {share('lost', 'right')} of the ground that is rightly called unchanged.",
+        f"Of what is called changed {hit} really changed; {of_real} of what did is called so.",
+    ]
+    for name, words in (("unknown", "a mask is unknown"), ("apart", "classes differ")):
+        same, changed = share(f"{name}, same", name), share(f"{name}, same, real", f"{name}, same")
+        lines.append(f"Where {words}, {same} looks the same: {changed} of that really changed,")
+        lines.append(f"{share(f'{name}, real', name)} of all such ground.")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
