@@ -23,7 +23,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.unlabelled import UnlabelledPairs, open_images
 from changeanywhere.training.consistency import Teacher, UnlabelledViews, batches_of_both, weight_at
 from changeanywhere.training.detection import IGNORE
-from changeanywhere.training.detector import DetectorTraining, evaluate_detector, train_detector
+from changeanywhere.training.detector import Beside, DetectorTraining, evaluate_detector, train_detector
 from changeanywhere.training.loop import take_step
 from changeanywhere.training.pair_batches import TrainingPairs, training_batches
 from changeanywhere.training.processes import Processes
@@ -133,7 +133,11 @@ def test_gradients_are_those_of_both_losses(recipe: Recipe, name: str, monkeypat
     weights: list[list[Tensor]] = []
     for sure in (True, False):
         training = DetectorTraining(
-            replace(recipe, detector=settings), Processes(recipe.run), load_pairs(settings.pairs, "train"), None, pairs
+            replace(recipe, detector=settings),
+            Processes(recipe.run),
+            load_pairs(settings.pairs, "train"),
+            None,
+            Beside(pairs),
         )
         if not sure:
             monkeypatch.setattr(Teacher, "labels", lambda self, first, second, hidden: torch.full_like(hidden, IGNORE))

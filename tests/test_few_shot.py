@@ -79,10 +79,48 @@ def test_arms_see_the_same_labels_and_some_see_unlabelled_pairs(
     assert "| fc_ef | made-semi | 1 | 4 |" in plan and "what a teacher reads not counted" in plan
 
 
+def test_an_arm_may_rehearse_the_set_of_its_pretraining(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same labels and steps as without; the set beside them is its own."""
+    begun: dict[str, tuple[Recipe, Any]] = {}
+
+    def noted(recipe: Recipe, out: Path, *more: Any, **beside: Any) -> None:
+        begun[out.name.split("-050")[0]] = recipe, beside.get("rehearsed")
+        train_detector(recipe, out, *more, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", noted)
+    options = replace(options, rehearsed=["made"], finetune=replace(SURE, rehearsed_share=0.75))
+    records = run_benchmark(options)
+    assert [record["arm"] for record in records][-1] == "made-rehearsed" and {r["steps"] for r in records} == {4}
+    found = {name: (recipe.detector.rehearsed, recipe.detector.rehearsed_share) for name, (recipe, _) in begun.items()}
+    assert found.pop("fc_ef-made-rehearsed") == (options.pretraining["made"], 0.75)
+    assert set(found.values()) == {("", 0.5)} and len(found) == 5
+    pairs = {name: rehearsed for name, (_, rehearsed) in begun.items() if rehearsed is not None}
+    assert list(pairs) == ["fc_ef-made-rehearsed"] and len(pairs["fc_ef-made-rehearsed"]) == 6
+    assert begun["fc_ef-made-rehearsed"][0].init == begun["fc_ef-made"][0].init
+    assert "| fc_ef | made-rehearsed | 1 | 4 |" in (options.out / "plan.md").read_text()
+    with pytest.raises(OutputError, match=r"was begun with settings of made-rehearsed = 0\.75"):
+        Benchmark(replace(options, finetune=replace(SURE, rehearsed_share=0.5))).freeze()
+    for changed, message in (
+        (replace(options, rehearsed=["nobody"]), r"rehearsed is \['nobody'\]"),
+        (replace(options, rehearsed=[]), r"finetune\.rehearsed_share is 0\.75; allowed: its default"),
+        (replace(options, finetune=replace(SURE, rehearsed="x")), r"finetune\.rehearsed is 'x'; .* protocol"),
+        (replace(options, finetune=replace(SURE, rehearsed_share=1.0)), r"finetune\.rehearsed_share is 1\.0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            changed.check()
+
+
 def test_they_may_be_added_to_a_folder_that_was_begun_without_them(options: BenchmarkOptions) -> None:
     Benchmark(plain(options)).freeze()
     begun = json.loads((options.out / "benchmark.json").read_text())
-    assert not [name for stage in ("pretrain", "finetune") for name in begun[stage] if "unlabelled" in name]
+    assert not [
+        name
+        for stage in ("pretrain", "finetune")
+        for name in begun[stage]
+        if "unlabelled" in name or "rehearsed" in name
+    ]
     Benchmark(options).freeze()
     arms = json.loads((options.out / "benchmark.json").read_text())["arms"]
     assert arms.keys() == {"made", "semi-supervised", "made-semi"}

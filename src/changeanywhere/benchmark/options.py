@@ -28,12 +28,19 @@ IGNORED = (
     "schedule",
     "unlabelled",
     "unlabelled_split",
+    "rehearsed",
+    "rehearsed_classes",
 )
 """Fields of ``pretrain`` and ``finetune`` that the protocol decides itself: refused, since they would do nothing."""
-UNTIL_FLAT, WITH_UNLABELLED = "-flat", "-semi"
-"""Endings of arms with pre-training that are fine-tuned until validation is flat, and on unlabelled pairs too."""
+UNTIL_FLAT, WITH_UNLABELLED, WITH_REHEARSED = "-flat", "-semi", "-rehearsed"
+"""Endings of arms with pre-training that are fine-tuned until validation is flat, on unlabelled pairs too, and on the
+set of their pre-training too."""
 HOW_UNLABELLED = tuple(f"unlabelled_{name}" for name in OF_UNLABELLED if name != "split")
 """Fields of ``finetune`` that arms with unlabelled pairs alone read."""
+HOW_REHEARSED = "rehearsed_share"
+"""Field of ``finetune`` that arms which rehearse alone read."""
+BESIDE = ("unlabelled", "unlabelled_split", *HOW_UNLABELLED, "rehearsed", "rehearsed_classes", HOW_REHEARSED)
+"""Fields of a detector's recipe about what it learns from beside its pairs: of no matter to other arms."""
 Rule = tuple[str, object, bool, str]
 """Name of an option, its value, whether that is allowed, what is."""
 
@@ -120,6 +127,8 @@ class BenchmarkOptions:
     in the tables. The schedule of ``only-sup`` may be too short for either."""
     semi_supervised: list[str] = field(default_factory=list)
     """Arms with pre-training that are fine-tuned as ``semi-supervised`` is trained too: ARM-semi in the tables."""
+    rehearsed: list[str] = field(default_factory=list)
+    """Arms of ``pretraining`` that are fine-tuned beside pairs of their own set too: ARM-rehearsed in the tables."""
     unlabelled: list[str] = field(default_factory=list)
     """Folders of further pairs without labels for ``semi-supervised`` and ARM-semi, beside all images of the training
     split. Test scenes among them are refused."""
@@ -186,8 +195,16 @@ class BenchmarkOptions:
     @property
     def _endings(self) -> dict[str, tuple[str, str]]:
         """Arms that are fine-tuned in another way → the arm of their pre-training, and their ending."""
-        ways = ((UNTIL_FLAT, self.until_flat), (WITH_UNLABELLED, self.semi_supervised))
-        return {arm + ending: (arm, ending) for ending, arms in ways for arm in arms}
+        return {arm + ending: (arm, ending) for ending, _, arms in self._ways for arm in arms}
+
+    @property
+    def _ways(self) -> tuple[tuple[str, str, list[str]], ...]:
+        """Endings, the options that say for which arms, and these arms."""
+        return (
+            (UNTIL_FLAT, "until_flat", self.until_flat),
+            (WITH_UNLABELLED, "semi_supervised", self.semi_supervised),
+            (WITH_REHEARSED, "rehearsed", self.rehearsed),
+        )
 
     def goes_flat(self, arm: str) -> bool:
         """Whether an arm is trained on labels until validation gains no more."""
@@ -196,6 +213,10 @@ class BenchmarkOptions:
     def sees_unlabelled(self, arm: str) -> bool:
         """Whether an arm learns from unlabelled pairs beside the labelled ones."""
         return arm == SEMI or (arm not in self.arms and self._endings.get(arm, ("", ""))[1] == WITH_UNLABELLED)
+
+    def rehearses(self, arm: str) -> bool:
+        """Whether an arm goes on learning from the set of its pre-training, beside the labels."""
+        return arm not in self.arms and self._endings.get(arm, ("", ""))[1] == WITH_REHEARSED
 
     @property
     def unlabelled_arms(self) -> list[str]:
@@ -226,14 +247,15 @@ class BenchmarkOptions:
         common = {name: getattr(self, name) for name in (*names, "candidates", "finetune_epochs", "warmup_epochs")}
         common |= {"backbones": self.backbones, "pretrain_seeds": self.pretrain_seeds, "flat": asdict(self.flat)}
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
-        how = {name: stages["finetune"][name] for name in HOW_UNLABELLED}
+        how, share = {name: stages["finetune"][name] for name in HOW_UNLABELLED}, stages["finetune"][HOW_REHEARSED]
         for stage in stages.values():
             del stage["max_megapixels"]  # what may be read changes no figure
-            for name in ("unlabelled", "unlabelled_split", *HOW_UNLABELLED):  # no figure of other arms
+            for name in BESIDE:
                 del stage[name]
         arms: dict[str, Any] = {arm: [self.unlabelled, how] for arm in self.unlabelled_arms}
         arms |= {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}
         arms |= {arm: [folder, None] for arm, folder in self.pretrained.items()}
+        arms |= {arm + WITH_REHEARSED: share for arm in self.rehearsed}
         precision = self.run.mixed_precision
         return common | stages | {"lists": self.lists and str(self.lists), "precision": precision, "arms": arms}
 
@@ -245,9 +267,15 @@ class BenchmarkOptions:
         for name, value, allowed, what in rules:
             require(allowed, name, value, what)
         for stage, recipe in self._stages():
-            learned = [self.pairs] if stage == "finetune" and self.unlabelled_arms else []
+            read: list[dict[str, Any]] = [{}]
+            if stage == "finetune":
+                read += [{"unlabelled": [self.pairs]}] if self.unlabelled_arms else []
+                read += [{"rehearsed": self.pairs}] if self.rehearsed else []
             try:
-                Recipe(detector=replace(recipe, pairs=self.pairs, unlabelled=learned), run=self.run).check("detector")
+                for beside in read:
+                    blank = {name: getattr(DetectorRecipe(), name) for name in unread(beside)}
+                    asked = replace(recipe, pairs=self.pairs, **blank, **beside)
+                    Recipe(detector=asked, run=self.run).check("detector")
             except ConfigError as error:
                 raise ConfigError(str(error).replace("detector.", f"{stage}.")) from error
 
@@ -309,14 +337,15 @@ class BenchmarkOptions:
             yield what, paths, not paths, "names of letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
         counted = list(self.change_classes)
         yield "change_classes", counted, set(counted) <= set(self.pretraining), "names of pretraining"
-        tuned, what = arms | set(self.tuned_arms), "names of pretraining, pretrained, ARM-flat or ARM-semi"
+        tuned, endings = arms | set(self.tuned_arms), " or ".join(f"ARM{ending}" for ending, *_ in self._ways)
+        what = f"names of pretraining, pretrained, {endings}"
         yield "rivals", self.rivals, set(self.rivals) <= tuned, what
         allowed = set(self.claims_for) <= tuned | ({SEMI} & set(self.baselines))
         yield "claims_for", self.claims_for, allowed, f"{what}; {SEMI} where baselines have it"
-        ways = (("until_flat", self.until_flat, UNTIL_FLAT), ("semi_supervised", self.semi_supervised, WITH_UNLABELLED))
-        for name, asked in (("zero_shot_only", self.zero_shot_only), *((name, asked) for name, asked, _ in ways)):
+        for name, asked in (("zero_shot_only", self.zero_shot_only), *((name, asked) for _, name, asked in self._ways)):
             yield name, asked, set(asked) <= arms, "names of pretraining or pretrained"
-        for name, asked, ending in ways:
+        yield "rehearsed", self.rehearsed, set(self.rehearsed) <= set(self.pretraining), "names of pretraining"
+        for ending, name, asked in self._ways:
             taken = sorted(arm for arm in asked if arm + ending in arms or arm in self.zero_shot_only)
             yield name, taken, not taken, f"arms that are fine-tuned, and whose name with {ending} is free"
         idle = [] if self.unlabelled_arms else self.unlabelled
@@ -332,7 +361,16 @@ class BenchmarkOptions:
                 value, read = getattr(recipe, name), stage == "finetune" and bool(self.unlabelled_arms)
                 allowed = f"its default where no arm reads it (finetune: {SEMI}, ARM{WITH_UNLABELLED})"
                 yield f"{stage}.{name}", value, read or value == getattr(DetectorRecipe(), name), allowed
+            share, read = getattr(recipe, HOW_REHEARSED), stage == "finetune" and bool(self.rehearsed)
+            allowed = f"its default where no arm reads it (finetune: ARM{WITH_REHEARSED})"
+            default = getattr(DetectorRecipe(), HOW_REHEARSED)
+            yield f"{stage}.{HOW_REHEARSED}", share, read or share == default, allowed
         for name, steps in (("finetune_epochs", "num_steps"), ("warmup_epochs", "warmup_steps")):
             value = getattr(self.finetune, steps)
             free = getattr(self, name) is None or value == getattr(DetectorRecipe(), steps)
             yield f"finetune.{steps}", value, free, f"nothing beside {name}, which takes its place"
+
+
+def unread(beside: dict[str, Any]) -> tuple[str, ...]:
+    """Fields of fine-tuning that an arm with this beside its labels does not read."""
+    return (*(() if "unlabelled" in beside else HOW_UNLABELLED), *(() if "rehearsed" in beside else (HOW_REHEARSED,)))

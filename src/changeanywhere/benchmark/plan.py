@@ -56,8 +56,10 @@ def work_of(
                 trainings += count
                 steps += count * steps_of(options, arm, tuning(cell.share, cell.seed))
             if own:
-                beside = 1 / (1 - options.finetune.unlabelled_share) if options.sees_unlabelled(arm) else 1.0
-                yield Work(detector, arm, trainings, steps, options.goes_flat(arm), beside)
+                tuned = options.finetune
+                seen = tuned.unlabelled_share if options.sees_unlabelled(arm) else 0.0
+                seen = tuned.rehearsed_share if options.rehearses(arm) else seen
+                yield Work(detector, arm, trainings, steps, options.goes_flat(arm), 1 / (1 - seen))
 
 
 def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int:

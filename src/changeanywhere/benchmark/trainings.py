@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.options import EQUAL, HOW_UNLABELLED, BenchmarkOptions
+from changeanywhere.benchmark.options import BESIDE, EQUAL, BenchmarkOptions, unread
 from changeanywhere.benchmark.sharing import alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
@@ -200,16 +200,24 @@ class Trainings:
         return Trained(folder, settings.learning_rate, note["steps"], note["best"], note["curve"])
 
     def _seeing(self, settings: DetectorRecipe, arm: str) -> DetectorRecipe:
-        """With the folders of unlabelled pairs for an arm that learns from them, else with nothing of the kind."""
-        if self.options.sees_unlabelled(arm):
-            return replace(settings, unlabelled=[self.options.pairs, *self.options.unlabelled])
-        blank: dict[str, Any] = {name: getattr(DetectorRecipe(), name) for name in HOW_UNLABELLED}
-        return replace(settings, **blank)
+        """With the folders of unlabelled pairs, or the set that is rehearsed, for an arm that learns from them beside
+        its labels; else with nothing of the kind."""
+        options, read = self.options, dict[str, Any]()
+        if options.sees_unlabelled(arm):
+            read["unlabelled"] = [options.pairs, *options.unlabelled]
+        if options.rehearses(arm):
+            origin = str(options.origin_of(arm))
+            read = {"rehearsed": options.pretraining[origin]}
+            read["rehearsed_classes"] = options.change_classes.get(origin)
+        blank = {name: getattr(DetectorRecipe(), name) for name in unread(read)}
+        return replace(settings, **blank, **read)
 
     def _end(self, recipe: Recipe, out: Path, cell: Cell) -> None:
-        few, beside = self.few(cell.share, cell.seed), {}
+        few, beside = self.few(cell.share, cell.seed), dict[str, Any]()
         if recipe.detector.unlabelled:
-            beside = {"unlabelled": self.unlabelled}
+            beside["unlabelled"] = self.unlabelled
+        if recipe.detector.rehearsed:
+            beside["rehearsed"] = self.sets[str(self.options.origin_of(cell.arm))]
         train_detector(recipe, out, few, self.val, self.progress, self.stop, **beside)
         rows = validations(out)
         best = max([f1 for _, f1 in rows], default=0.0)
@@ -289,7 +297,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """What a pre-training depends on, as JSON has it."""
     content: dict[str, Any] = to_plain(recipe.detector)
     # Where it lies, and what changes no weight; what pre-training does not read.
-    for name in ("pairs", "max_megapixels", "val_every", "unlabelled", "unlabelled_split", *HOW_UNLABELLED):
+    for name in ("pairs", "max_megapixels", "val_every", *BESIDE):
         del content[name]
     return content | {"seed": recipe.run.seed, "mixed_precision": recipe.run.mixed_precision}
 

@@ -220,6 +220,9 @@ def _check_detector(recipe: Sections) -> None:
     require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")
     allowed = de.max_megapixels is None or 0 < de.max_megapixels < 1e6
     require(allowed, "detector.max_megapixels", de.max_megapixels, "above 0, below 1e6")
+    require(0 < de.rehearsed_share < 1, "detector.rehearsed_share", de.rehearsed_share, "between 0 and 1")
+    alone = not (de.rehearsed and de.unlabelled)
+    require(alone, "detector.rehearsed", de.rehearsed, "nothing beside detector.unlabelled")
     _check_unlabelled(recipe)
 
 
@@ -308,6 +311,8 @@ IDLE = (
     Idle("segmenter.first_stage", "segmenter.decoded", _zero),
     Idle("detector.backbone_weights", "init", bool),
     Idle("detector.val_every", "detector.val_split", _missing),
+    Idle("detector.rehearsed_classes", "detector.rehearsed", _missing),
+    Idle("detector.rehearsed_share", "detector.rehearsed", _missing),
     *(Idle(f"detector.unlabelled_{name}", "detector.unlabelled", _missing) for name in OF_UNLABELLED),
 )
 

@@ -7,14 +7,14 @@ weights (Tarvainen & Valpola 2017) or the network itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from changeanywhere.errors import ConfigError, PairsError, require
 from changeanywhere.models.detectors import Detector
@@ -25,7 +25,7 @@ from changeanywhere.seeds import stream
 from changeanywhere.training.batches import StepSampler, outlive_sigterm
 from changeanywhere.training.detection import IGNORE
 from changeanywhere.training.ema import WeightAverage
-from changeanywhere.training.pair_batches import Array, TrainingPairs, augment, to_tensors
+from changeanywhere.training.pair_batches import Array, RowsOfParts, TrainingPairs, augment, count_beside, to_tensors
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 from changeanywhere.training.taught import photometric
@@ -54,16 +54,13 @@ def open_unlabelled(
     return pairs if len(pairs) else None
 
 
-def count_beside(recipe: DetectorRecipe) -> int:
-    """Unlabelled pairs of a step, over all processes."""
-    return round(recipe.batch_size * recipe.unlabelled_share / (1 - recipe.unlabelled_share))
-
-
-def rows_beside(recipe: DetectorRecipe, processes: Processes) -> range:
-    """Which of a step's unlabelled rows this process takes; :class:`ConfigError` where they cannot be divided."""
-    share, count = recipe.unlabelled_share, count_beside(recipe)
+def rows_beside(recipe: DetectorRecipe, processes: Processes, kind: str = "unlabelled") -> range:
+    """Which of a step's further rows (``unlabelled`` or ``rehearsed``) this process takes; :class:`ConfigError` where
+    they cannot be divided."""
+    share = recipe.unlabelled_share if kind == "unlabelled" else recipe.rehearsed_share
+    count = count_beside(recipe.batch_size, share)
     what = f"a share that gives each of {processes.count} process(es) as many pairs, one or more; this gives {count}"
-    require(count > 0 and count % processes.count == 0, "detector.unlabelled_share", share, what)
+    require(count > 0 and count % processes.count == 0, f"detector.{kind}_share", share, what)
     return processes.rows(count, 1)
 
 
@@ -113,18 +110,6 @@ class _Both(Dataset[tuple[Tensor, ...]]):
         return self.parts[part][inside]
 
 
-class _BothRows(Sampler[list[tuple[int, Place]]]):
-    def __init__(self, labelled: StepSampler, unlabelled: StepSampler) -> None:
-        self.parts = labelled, unlabelled
-
-    def __iter__(self) -> Iterator[list[tuple[int, Place]]]:
-        for rows in zip(*self.parts, strict=True):
-            yield [(part, place) for part, places in enumerate(rows) for place in places]
-
-    def __len__(self) -> int:
-        return len(self.parts[0])
-
-
 def _side_by_side(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Three tensors of the labelled rows, then five of the others."""
     kinds = ([row for row in rows if len(row) == count] for count in (3, 5))
@@ -137,7 +122,8 @@ def batches_of_both(
     """As :func:`.pair_batches.training_batches`, whose rows stay what they are, with those of
     :class:`UnlabelledViews` behind them; ``rows``: of this process, labelled ones and others."""
     recipe, seed = views.recipe, run.seed
-    sizes = (len(views.pairs), recipe.batch_size), (len(unlabelled), count_beside(recipe))
+    beside = count_beside(recipe.batch_size, recipe.unlabelled_share)
+    sizes = (len(views.pairs), recipe.batch_size), (len(unlabelled), beside)
     # Orders of their own: where all labels are used, a step would show the same pairs twice.
     samplers = [
         StepSampler(number, batch, seed + part, first_step, recipe.num_steps, own)
@@ -145,7 +131,7 @@ def batches_of_both(
     ]
     return DataLoader(
         _Both(views, UnlabelledViews(unlabelled, recipe, seed, views.in_channels)),
-        batch_sampler=_BothRows(*samplers),
+        batch_sampler=RowsOfParts(*samplers),
         collate_fn=_side_by_side,
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -29,13 +30,21 @@ from changeanywhere.training.consistency import Teacher, batches_of_both, open_u
 from changeanywhere.training.detection import IGNORE, OHEM, ChangeScores, detection_loss, score_pairs, sum_of
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.loop import train_stage
-from changeanywhere.training.pair_batches import TrainingPairs, training_batches, whole_batches
+from changeanywhere.training.pair_batches import TrainingPairs, batches_beside, training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
 from changeanywhere.training.semantic import SemanticScores, score_classes, semantic_loss
 from changeanywhere.training.stage import Batch, Learner, Stage
 
 Pairs = Sequence[ChangePair] | PairDataset
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a detector learns from beside its pairs."""
+
+    unlabelled: UnlabelledPairs | None = None
+    rehearsed: PairDataset | None = None
 
 
 def train_detector(
@@ -46,11 +55,12 @@ def train_detector(
     progress: Progress = silent,
     stop: Event | None = None,
     unlabelled: UnlabelledPairs | None = None,
+    rehearsed: PairDataset | None = None,
 ) -> Path:
     """Train, or resume, in ``out/training/detector``; returns ``out/detector`` (the last weights).
 
     With validation pairs the weights of the best F1 are kept apart in ``out/detector_best``. Default of ``train``,
-    ``val`` and ``unlabelled``: what the recipe names.
+    ``val``, ``unlabelled`` and ``rehearsed``: what the recipe names.
     """
     recipe.check("detector")
     settings = recipe.detector
@@ -64,9 +74,12 @@ def train_detector(
         content = f"{content}-{unlabelled.content_hash()}"
         for pairs in unlabelled.sets:  # one memory for all that is decoded
             pairs.kept = train.kept if isinstance(train, PairDataset) else pairs.kept
-    processes = Processes(recipe.run)
+    if settings.rehearsed:
+        rehearsed = rehearsed or _rehearsed_pairs(settings).keeping(recipe.run.keep_mib)
+        content = f"{content}-{_hash_of(rehearsed, recipe)}"
+    processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed if settings.rehearsed else None)
     with TrainingFolder(out, "detector", recipe, processes, content) as folder:
-        return train_stage(DetectorTraining(recipe, processes, train, val, unlabelled), folder, progress, stop)
+        return train_stage(DetectorTraining(recipe, processes, train, val, beside), folder, progress, stop)
 
 
 def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None = None) -> PairDataset:
@@ -75,6 +88,11 @@ def select_pairs(recipe: DetectorRecipe, split: str | None, listing: str | None 
     if recipe.change_classes:
         pairs = pairs.counting(recipe.change_classes)
     return pairs if listing is None else pairs.listed(Path(listing), f"split {split!r} of {recipe.pairs}")
+
+
+def _rehearsed_pairs(settings: DetectorRecipe) -> PairDataset:
+    named = replace(settings, pairs=settings.rehearsed, change_classes=settings.rehearsed_classes)
+    return select_pairs(named, "train")
 
 
 def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
@@ -169,8 +187,9 @@ def evaluate_classes(
 
 
 class DetectorTraining(Stage):
-    """A change detector. A batch: ``(image t1, image t2, label)``; the label of a semantic one has classes too. With
-    unlabelled pairs what :class:`.consistency.UnlabelledViews` gives stands behind these."""
+    """A change detector. A batch: ``(image t1, image t2, label)``, rehearsed pairs behind the others; the label of a
+    semantic one has classes too. With unlabelled pairs what :class:`.consistency.UnlabelledViews` gives stands behind
+    these."""
 
     name = "detector"
 
@@ -180,10 +199,10 @@ class DetectorTraining(Stage):
         processes: Processes,
         train: Pairs,
         val: Pairs | None,
-        unlabelled: UnlabelledPairs | None = None,
+        beside: Beside = Beside(),
     ) -> None:
         super().__init__(recipe, processes)
-        self.settings, self.train, self.val, self.unlabelled = recipe.detector, train, val, unlabelled
+        self.settings, self.train, self.val, self.beside = recipe.detector, train, val, beside
         settings = recipe.detector
         torch.manual_seed(self.seed)
         net = start_detector(settings, recipe.init, train)
@@ -199,7 +218,11 @@ class DetectorTraining(Stage):
         )
         # Not clipped, but watched: a step that breaks the weights must not reach a checkpoint.
         self.learners = (Learner(self.net, optimizer),)
-        self.teacher = None if unlabelled is None else self._teacher()
+        self.teacher = None if beside.unlabelled is None else self._teacher()
+        if beside.rehearsed is not None:
+            one = "none: classes of both dates are learned in one legend"
+            require(not self.semantic, "detector.rehearsed", settings.rehearsed, one)
+            self.rows_beside = rows_beside(settings, processes, "rehearsed")
         # Hard examples are counted on the host, and the weight of what is taught changes with the step.
         self.recordable = not settings.hard_examples and self.num_parts == 1 and self.teacher is None
         self.best = 0.0  # weights that find nothing are never the best ones
@@ -226,11 +249,16 @@ class DetectorTraining(Stage):
         """See :class:`Stage`."""
         run, channels = self.recipe.run, self.net.in_channels
         views: Iterable[Batch]
-        if self.unlabelled is None:
-            views = training_batches(self.train, self.settings, run, first_step, self.rows, channels, self.semantic)
+        unlabelled, rehearsed = self.beside.unlabelled, self.beside.rehearsed
+        labelled = TrainingPairs(self.train, self.settings, run.seed, channels, self.semantic)
+        if unlabelled is not None:
+            views = batches_of_both(labelled, unlabelled, run, first_step, (self.rows, self.rows_beside))
+        elif rehearsed is not None:
+            # Another seed: of a set with as many pairs a step would see the same crops.
+            further = TrainingPairs(rehearsed, self.settings, run.seed + 1, channels, self.semantic)
+            views = batches_beside(labelled, further, run, first_step, (self.rows, self.rows_beside))
         else:
-            labelled = TrainingPairs(self.train, self.settings, run.seed, channels)
-            views = batches_of_both(labelled, self.unlabelled, run, first_step, (self.rows, self.rows_beside))
+            views = training_batches(self.train, self.settings, run, first_step, self.rows, channels, self.semantic)
         with closing(loaded(views)) as batches:
             for batch in batches:
                 yield self.processes.put(*batch)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from changeanywhere.errors import PairsError
 from changeanywhere.pairs.reader import PairDataset
@@ -236,6 +236,56 @@ def training_batches(
     return DataLoader(
         TrainingPairs(pairs, recipe, run.seed, in_channels, semantic),
         batch_sampler=StepSampler(len(pairs), recipe.batch_size, run.seed, first_step, recipe.num_steps, rows),
+        num_workers=run.num_workers,
+        worker_init_fn=outlive_sigterm,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Beside(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Pairs of two kinds, by the kind and the place in a step."""
+
+    def __init__(self, *parts: TrainingPairs) -> None:
+        self.parts = parts
+
+    def __getitem__(self, place: tuple[int, tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        part, inside = place
+        return self.parts[part][inside]
+
+
+class RowsOfParts(Sampler[list[tuple[int, tuple[int, int, int]]]]):
+    """The rows of a step from several samplers, one after the other, each with the number of its sampler."""
+
+    def __init__(self, *parts: StepSampler) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int, int]]]]:
+        for rows in zip(*self.parts, strict=True):
+            yield [(part, place) for part, places in enumerate(rows) for place in places]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+
+def count_beside(batch_size: int, share: float) -> int:
+    """Pairs of a step that come beside ``batch_size``, over all processes, where they are a ``share`` of all."""
+    return round(batch_size * share / (1 - share))
+
+
+def batches_beside(
+    pairs: TrainingPairs, rehearsed: TrainingPairs, run: RunRecipe, first_step: int, rows: tuple[range, range]
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """As :func:`training_batches`, whose rows stay what they are, with rows of ``rehearsed`` behind them; ``rows``: of
+    this process, of either."""
+    recipe, seed = pairs.recipe, run.seed
+    counts = recipe.batch_size, count_beside(recipe.batch_size, recipe.rehearsed_share)
+    samplers = [
+        StepSampler(len(part.pairs), count, seed + number, first_step, recipe.num_steps, own)
+        for number, (part, count, own) in enumerate(zip((pairs, rehearsed), counts, rows, strict=True))
+    ]
+    return DataLoader(
+        _Beside(pairs, rehearsed),
+        batch_sampler=RowsOfParts(*samplers),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,
         pin_memory=torch.cuda.is_available(),

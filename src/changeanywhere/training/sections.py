@@ -304,6 +304,13 @@ class DetectorRecipe:
     """Exchange the dates with probability one half (reference configuration of ChangerEx)."""
     val_every: int = 4000
     """Steps between validations."""
+    rehearsed: str = ""
+    """Folder of further pairs with labels, to learn from beside ``pairs``: a generated set, of which a few labels
+    would make a detector that was pre-trained on it forget too much. Its training split."""
+    rehearsed_classes: list[str] | None = None
+    """``change_classes`` of that folder."""
+    rehearsed_share: float = 0.5
+    """Share of a step's pairs that come from there, beside ``batch_size`` of ``pairs`` (0.5: as many again)."""
     unlabelled: list[str] = field(default_factory=list)
     """Folders of pairs without labels (or whose labels are not read), to learn from beside those of ``pairs``: what a
     teacher is sure of in a pair is learned on the same pair with its colours changed (FixMatch)."""
