@@ -50,7 +50,7 @@ AMOUNTS = {
     "finetune_epochs": 1e6, "warmup_epochs": 1e6, "pretrain_seeds": MAX_SEED, "claims_at": 100,
     "seed": MAX_SEED, "seeds": MAX_SEED, "shares": 100, "val_share": 99, "warmup_steps": 10**9, "weight_decay": 1e3,
     "further_share": 1, "held_out": 1, "unknown_weight": 1, "photometric": 1, "taught_from_step": 10**9,
-    "window_margin": 16_384, "keep_mib": 2**24, "complete_margin": 65_536, "min_z": 1000,
+    "window_margin": 16_384, "keep_mib": 2**24, "complete_margin": 65_536, "min_z": 1000, "min_correlation": 1,
     "unlabelled_share": 1, "unlabelled_weight": 1e6, "unlabelled_ramp": 1, "unlabelled_confidence": 1,
     "unlabelled_halflife_share": 1, "rehearsed_share": 1,
 }  # fmt: skip
