@@ -30,6 +30,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair
 from changeanywhere.storage import LocalStore
 from changeanywhere.training import loop
+from changeanywhere.training.batches import loaded
 from changeanywhere.training.denoiser import train_denoiser
 from changeanywhere.training.detector import train_detector
 from changeanywhere.training.folder import TrainingFolder
@@ -281,6 +282,24 @@ def test_a_reading_process_that_dies_is_one_line(
     with pytest.raises(ChangeAnywhereError, match="a process that reads for the training died") as caught:
         train_segmenter(source_of(running), replace(running, segmenter=replace(SEGMENTER, num_steps=500)), tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
+def test_a_reading_process_that_dies_while_it_hands_over_is_no_other_error(error: Exception) -> None:
+    """The line to it breaks before its end is heard of."""
+
+    class Broken:
+        def __init__(self, num_workers: int) -> None:
+            self.num_workers = num_workers
+
+        def __iter__(self) -> Iterator[int]:
+            yield 1
+            raise error
+
+    with pytest.raises(RuntimeError, match="DataLoader worker is gone"):
+        list(loaded(Broken(2)))
+    with pytest.raises(type(error)):
+        list(loaded(Broken(0)))
 
 
 @pytest.mark.numerical

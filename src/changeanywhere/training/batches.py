@@ -194,7 +194,10 @@ def loaded(batches: Iterable[Batch]) -> Generator[Batch, None, None]:
     except InputError as error:
         kind = type(error)
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from error
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, EOFError) as error:
+        if isinstance(error, ConnectionError | EOFError) and bool(getattr(batches, "num_workers", 0)):
+            # It was killed while it handed over a batch; usually its end is heard of first.
+            raise RuntimeError(f"DataLoader worker is gone ({error})") from error
         if "in DataLoader worker" not in str(error):
             raise
         last = str(error).strip().splitlines()[-1][:200]

@@ -37,7 +37,7 @@ def train_stage(stage: Stage, folder: TrainingFolder, progress: Progress = silen
     :class:`KeyboardInterrupt`. Raises :class:`TrainingDivergedError` before a loss that is no number reaches a
     checkpoint.
     """
-    with folder.at_work(), _in_one_line(folder):
+    with _in_one_line(folder), folder.at_work():  # its end may be heard of while the folder is given back
         return _train(stage, folder, progress, stop)
 
 
