@@ -123,7 +123,9 @@ def test_a_painting_is_what_the_command_paints(
     assert run([*words, "--out", str(tmp_path / "pairs")]) == 0
     pair = ca.load_pairs(tmp_path / "pairs")[0]
     off = np.abs(pair.image_t2.astype(int) - session.painted.image_t2)
-    assert (off <= 2).mean() > 0.999
+    # Another seed leaves 4 %. Alone in a process the bytes are equal; among other tests kernels may be laid out by then
+    # that add up in another order, and a network of random weights carries last bits far (once seen: 99.82 %).
+    assert (off <= 2).mean() > 0.99
     assert not np.array_equal(pair.image_t2, pair.image_t1)
 
 
