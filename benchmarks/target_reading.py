@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from changeanywhere.generation.found import correlation, solid
+from changeanywhere.generation.found import Where, correlation, solid
 from changeanywhere.generation.second import SecondOptions
 from changeanywhere.labelling.label import label_image
 from changeanywhere.labelling.options import LabelOptions
@@ -39,8 +39,6 @@ HEAD = (
     "| change: F1 | precision | recall | not the same: F1 | precision | recall |\n|---|---|---|---|---|---|"
     "---|---|---|---|---|---|"
 )
-Where = npt.NDArray[np.bool_]
-"""bool ``[H, W]``."""
 
 
 @dataclass

@@ -25,7 +25,15 @@ from changeanywhere.seeds import stream
 from changeanywhere.training.batches import StepSampler, outlive_sigterm
 from changeanywhere.training.detection import IGNORE
 from changeanywhere.training.ema import WeightAverage
-from changeanywhere.training.pair_batches import Array, RowsOfParts, TrainingPairs, augment, count_beside, to_tensors
+from changeanywhere.training.pair_batches import (
+    Array,
+    Parts,
+    RowsOfParts,
+    TrainingPairs,
+    augment,
+    count_beside,
+    to_tensors,
+)
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 from changeanywhere.training.taught import photometric
@@ -99,17 +107,6 @@ class UnlabelledViews(Dataset[tuple[Tensor, ...]]):
         return first, second, label
 
 
-class _Both(Dataset[tuple[Tensor, ...]]):
-    """Rows with a label and rows without, by the place in a step."""
-
-    def __init__(self, labelled: TrainingPairs, unlabelled: UnlabelledViews) -> None:
-        self.parts = labelled, unlabelled
-
-    def __getitem__(self, place: tuple[int, Place]) -> tuple[Tensor, ...]:
-        part, inside = place
-        return self.parts[part][inside]
-
-
 def _side_by_side(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Three tensors of the labelled rows, then five of the others."""
     kinds = ([row for row in rows if len(row) == count] for count in (3, 5))
@@ -130,7 +127,7 @@ def batches_of_both(
         for part, ((number, batch), own) in enumerate(zip(sizes, rows, strict=True))
     ]
     return DataLoader(
-        _Both(views, UnlabelledViews(unlabelled, recipe, seed, views.in_channels)),
+        Parts(views, UnlabelledViews(unlabelled, recipe, seed, views.in_channels)),
         batch_sampler=RowsOfParts(*samplers),
         collate_fn=_side_by_side,
         num_workers=run.num_workers,

@@ -242,13 +242,13 @@ def training_batches(
     )
 
 
-class _Beside(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Pairs of two kinds, by the kind and the place in a step."""
+class Parts(Dataset[tuple[Tensor, ...]]):
+    """Rows of several kinds, by the kind and the place in a step."""
 
-    def __init__(self, *parts: TrainingPairs) -> None:
+    def __init__(self, *parts: Dataset[tuple[Tensor, ...]]) -> None:
         self.parts = parts
 
-    def __getitem__(self, place: tuple[int, tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, place: tuple[int, tuple[int, int, int]]) -> tuple[Tensor, ...]:
         part, inside = place
         return self.parts[part][inside]
 
@@ -274,7 +274,7 @@ def count_beside(batch_size: int, share: float) -> int:
 
 def batches_beside(
     pairs: TrainingPairs, rehearsed: TrainingPairs, run: RunRecipe, first_step: int, rows: tuple[range, range]
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+) -> DataLoader[tuple[Tensor, ...]]:
     """As :func:`training_batches`, whose rows stay what they are, with rows of ``rehearsed`` behind them; ``rows``: of
     this process, of either."""
     recipe, seed = pairs.recipe, run.seed
@@ -284,7 +284,7 @@ def batches_beside(
         for number, (part, count, own) in enumerate(zip((pairs, rehearsed), counts, rows, strict=True))
     ]
     return DataLoader(
-        _Beside(pairs, rehearsed),
+        Parts(pairs, rehearsed),
         batch_sampler=RowsOfParts(*samplers),
         num_workers=run.num_workers,
         worker_init_fn=outlive_sigterm,
