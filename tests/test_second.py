@@ -194,6 +194,7 @@ def test_masks_of_both_dates_say_what_changed_between_them(tmp_path: Path, masks
 
 def test_ground_that_looks_the_same_is_unchanged_whatever_its_masks_say(tmp_path: Path) -> None:
     out = labelled_set(tmp_path, "keep", "--targets.no-change", "1")
+    assert json.loads((out / "targets.json").read_text())[0]["target"] == "no change (with changes that were found)"
     source, pairs = open_source(tmp_path / "labelled", TILES), load_pairs(out)
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     settled_ = 0
