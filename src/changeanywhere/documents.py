@@ -107,12 +107,6 @@ def parse_yaml(text: str | bytes) -> Any:
         raise DocumentError(f"not YAML ({_one_line(error)})") from error
 
 
-def read_yaml(file: Path) -> Any:
-    """The content of ``file``; :class:`DocumentError` saying what is wrong, ``OSError`` if it cannot be read."""
-    with open_regular(file) as opened:
-        return parse_yaml(opened.read(MAX_BYTES + 1))
-
-
 def check_yaml(text: str | bytes) -> None:
     """:class:`DocumentError` where YAML goes beyond a bound (depth, aliases, values with all aliases written out), or
     gives a key twice.

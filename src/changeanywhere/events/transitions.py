@@ -52,11 +52,6 @@ class TransitionTable:
         }
 
 
-def uniform_table(legend: Legend) -> TransitionTable:
-    """Every transition with weight 1: the paper's."""
-    return TransitionTable(legend, np.ones((legend.num_classes + 1,) * 2))
-
-
 def load_table(name_or_file: str, legend: Legend) -> TransitionTable:
     """A shipped table (:data:`SHIPPED`, by class names) or a YAML file; :class:`LegendError` naming what is wrong."""
     if name_or_file in SHIPPED:

@@ -40,7 +40,6 @@ class ResNet18(nn.Module):
             layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
         self.stem = nn.Sequential(*layers)
         before = WIDTHS[0]
-        self.num_stages = len(strides)
         for stage, stride in enumerate(strides, 1):
             width = WIDTHS[stage - 1]
             blocks = nn.Sequential(BasicBlock(before, width, stride), BasicBlock(width, width, 1))
