@@ -139,6 +139,10 @@ def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
     assert [step for step, _ in records["scratch-flat"]["curve"]] == [2, 4, 6, 8, 10]
     recipe = options.out / "training" / "fc_ef-scratch-flat-050-0-lr0.001-round1" / "training/detector/recipe.json"
     assert json.loads(recipe.read_text())["detector"]["schedule"] == "constant"
+    runs = [
+        json.loads(file.read_text())["run"] for file in sorted(recipe.parents[3].glob("*flat*/training/*/recipe.json"))
+    ]
+    assert len(runs) == 4 and len({run["seed"] for run in runs}) == 4, "no round sees again what one before has seen"
     assert not is_flat([0.1], 1, 0.01) and is_flat([0.5, 0.505], 1, 0.01) and not is_flat([0.5, 0.52], 1, 0.01)
     assert not is_flat([0.0, 0.0, 0.0], 2, 0.01), "it has not begun"
     assert not is_flat([0.5, 0.4, 0.6], 2, 0.01) and is_flat([0.5, 0.4, 0.3], 2, 0.01)

@@ -169,6 +169,15 @@ def test_both_dates_and_the_label_are_moved_together() -> None:
     assert 0.2 < shares < 0.8
 
 
+def test_crops_are_not_sought_where_nothing_is_known() -> None:
+    label = np.zeros((256, 256), np.uint8)
+    label[:, 150:], label[100:110, :10] = 255, 1
+    image, recipe = np.zeros((256, 256, 3), np.uint8), DetectorRecipe(crop_size=64, rotate_degrees=0, photometric=False)
+    crops = [augment(image, image, label, recipe, np.random.default_rng(seed))[2] for seed in range(200)]
+    assert not any((crop == 255).all() for crop in crops), "of windows at random, more than a fifth"
+    assert len(augment(image, image, np.full_like(label, 255), recipe, np.random.default_rng(0))[2]) == 64
+
+
 @pytest.mark.numerical
 def test_loss_ignores_unknown_ground_and_easy_pixels() -> None:
     logits = torch.zeros(1, 2, 4, 4)

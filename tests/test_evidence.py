@@ -50,6 +50,19 @@ def data(tmp_path: Path) -> DataRecipe:
     )
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_crops_of_two_dates_reach_every_row(data: DataRecipe, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_training_source(data)
+    complete = Complete(source, data)
+    (before, _), (after, _) = complete.dates(FIRST)
+    rows = np.arange(64)[:, None].repeat(64, 1)
+    monkeypatch.setattr(complete, "dates", lambda tile: [(before, rows), (after, rows)])
+    crops = CropDataset(source, 64, 0, scale, complete=complete)
+    seen = [crops[FIRST, step, 0][1] for step in range(200)]
+    assert all(torch.equal(mask[:32], mask[32:]) for mask in seen), "the same ground at both dates"
+    assert min(int(mask.min()) for mask in seen) == 0 and max(int(mask.max()) for mask in seen) == 63
+
+
 def test_changed_ground_is_the_class_at_date_2_and_none_of_it_at_date_1(data: DataRecipe, tmp_path: Path) -> None:
     source = open_training_source(data)
     complete = Complete(source, data)

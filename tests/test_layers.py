@@ -56,8 +56,8 @@ INSIDE = {
     "events": "options correlation instances placement bank ground disappearance appearance regions transitions engine "
     "__init__",
     "rasters": "unplaced facts ground tiff flat gate values classes __init__",
-    "sources": "problems base joined files entries splits options matching dates provenance official layouts drafts "
-    "legends unchanged tiles __init__",
+    "sources": "problems base joined files entries splits options matching dates provenance official layouts alone "
+    "drafts legends unchanged tiles __init__",
     "pairs": "names split layouts annotations record summary card labels codec containers hub kept reader semantics "
     "unlabelled pictures report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",

@@ -21,7 +21,8 @@ from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, SourceError
 from changeanywhere.models.folder import load_first_stage, noise_schedule
 from changeanywhere.sources import JoinedSource, SourceOptions, held_out, open_source
-from changeanywhere.sources.layouts import images_alone
+from changeanywhere.sources.alone import images_alone
+from changeanywhere.sources.layouts import find_layout
 from changeanywhere.sources.problems import Problems
 from changeanywhere.training.denoiser import build_denoiser, denoising_loss, train_denoiser
 from changeanywhere.training.processes import Processes
@@ -103,6 +104,35 @@ def test_images_of_one_name_in_folders_of_two_dates_are_one_scene(two_dates: Pat
     (two_dates / "B").rename(two_dates / "other")
     entries = images_alone(two_dates, Problems(skip=False)).entries
     assert len({entry.scene for entry in entries}) == 11, "two folders are not two dates"
+
+
+@pytest.mark.parametrize("dates", [("A", "B"), ("T1", "T2")])
+def test_labels_beside_images_are_no_images_and_dates_are_found_in_folders_of_splits(
+    two_dates: Path, tmp_path: Path, dates: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, count = tmp_path / "set", 0
+    for split in ("train", "test"):
+        for own, date in zip("AB", dates, strict=True):
+            shutil.copytree(two_dates / own, root / split / date)
+        for folder in ("label", "label1"):
+            (root / split / folder).mkdir()
+            for file in (two_dates / "A").iterdir():
+                Image.new("L", (64, 64)).save(root / split / folder / f"{file.stem}.png")
+                count += 1
+    Image.new("L", (64, 64)).save(root / "train" / dates[0] / "tile_0_mask.png")
+    entries = images_alone(root, Problems(skip=False)).entries
+    assert len(entries) == 2 * (6 + 5) and {entry.image.parent.name for entry in entries} == set(dates)
+    scenes = {entry.scene for entry in entries}
+    assert scenes == {f"{split}/tile_{number}" for split in ("train", "test") for number in range(6)}
+    assert command(["label", "--source", str(root), "--out", str(tmp_path / "labelled"), "--flips", "false"]) == 0
+    assert f"{count + 1} masks and labels, which are not asked for" in capsys.readouterr().err
+    seconds = [entry.second for entry in find_layout(tmp_path / "labelled", Problems(skip=False)).entries]
+    assert sum(second is not None for second in seconds) == 2 * (5 + 5), "each other's second date"
+    shutil.rmtree(root / "train")
+    for date in dates:
+        shutil.rmtree(root / "test" / date)
+    with pytest.raises(SourceError, match=r"no image in it \(passed over: 12 masks and labels"):
+        images_alone(root, Problems(skip=False))
 
 
 def test_unknown_ground_teaches_nothing_but_where_the_mask_is_dropped() -> None:

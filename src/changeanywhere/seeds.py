@@ -36,6 +36,7 @@ NUMBERS: dict[str, tuple[int, ...]] = {
     "evaluation.objects": (5,),  # which objects are looked at, and which real ones beside them
     "benchmark.held_out": (),  # pairs held out for validation, the same for every seed of a protocol
     "benchmark.subset": (31,),  # which pairs are the labelled share
+    "benchmark.stage": (37,),  # the seed of a round that goes on from the one before
     "benchmark.bootstrap": (61,),  # which seeds and test scenes a difference is measured on again
 }
 STEPS: dict[str, int] = {

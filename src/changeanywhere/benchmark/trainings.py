@@ -27,6 +27,7 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.unlabelled import UnlabelledPairs
 from changeanywhere.plain import to_plain
 from changeanywhere.progress import Progress, silent
+from changeanywhere.seeds import stream
 from changeanywhere.storage import atomic_write
 from changeanywhere.training.detector import train_detector
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
@@ -175,18 +176,25 @@ class Trainings:
         curve: list[list[float]] = []
         while len(watched) < flat.rounds and not is_flat(watched, flat.patience, flat.least_gain):
             constant = replace(settings, num_steps=steps, schedule="constant")
-            one = self._train(cell, constant, before, f"{what}-round{len(watched)}", candidates=1)
+            one = self._train(cell, constant, before, f"{what}-round{len(watched)}", len(watched), candidates=1)
             curve.append([steps * (len(watched) + 1), one.best])
             watched.append(one.best)
             before = one.folder.parent / "detector"
-        last = self._train(cell, settings, before, what)
+        last = self._train(cell, settings, before, what, len(watched))
         done = steps * len(watched)
         return replace(last, steps=done + last.steps, curve=[*curve, *([done + s, f1] for s, f1 in last.curve)])
 
     def _train(
-        self, cell: Cell, settings: DetectorRecipe, init: Path | None, what: str, candidates: int | None = None
+        self,
+        cell: Cell,
+        settings: DetectorRecipe,
+        init: Path | None,
+        what: str,
+        stage: int = 0,
+        candidates: int | None = None,
     ) -> Trained:
-        """One training on the cell's labels, which ends in ``result.json``."""
+        """One training on the cell's labels, which ends in ``result.json``; ``stage``: how many went before it, none of
+        whose crops and colours come again."""
         out = self.options.out / "training" / f"{cell.key}-{what}"
         count = min(candidates or self.options.candidates, settings.num_steps)
         settings = replace(settings, pairs=self.options.pairs, val_every=-(-settings.num_steps // count))
@@ -194,7 +202,8 @@ class Trainings:
         if not self._is_trained(out, cell):
             with alone(self.options.out, out.name):
                 if not self._is_trained(out, cell):
-                    self._end(self._recipe(settings, cell.detector, cell.seed, init), out, cell)
+                    seed = int(stream("benchmark.stage", cell.seed, stage).integers(2**31)) if stage else cell.seed
+                    self._end(self._recipe(settings, cell.detector, seed, init), out, cell)
         note, best = noted(out / "result.json"), out / "detector_best"
         folder = best if (best / "detector.json").is_file() else out / "detector"
         return Trained(folder, settings.learning_rate, note["steps"], note["best"], note["curve"])

@@ -26,9 +26,9 @@ from changeanywhere.legend import Mask
 from changeanywhere.progress import Progress, silent
 from changeanywhere.rasters.facts import Facts, Window
 from changeanywhere.rasters.gate import inspect, read_image, read_stretch
+from changeanywhere.sources.alone import images_alone
 from changeanywhere.sources.entries import Entry, Layout
-from changeanywhere.sources.layouts import images_alone
-from changeanywhere.sources.problems import Problems
+from changeanywhere.sources.problems import Problems, say_passed
 from changeanywhere.storage import atomic_write
 
 JOB, TABLE = "label.json", "labels.csv"
@@ -61,7 +61,9 @@ def label(options: LabelOptions, progress: Progress = silent) -> list[Labelled]:
     other options.
     """
     options.check()
-    layout = images_alone(options.source, Problems(skip=False))
+    problems = Problems(skip=False)
+    layout = images_alone(options.source, problems)
+    say_passed(options.source, problems.passed_over())
     readers = open_readers(options, find_device(options.device))
     _begin(options, layout, readers)
     lines = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ DATES = (
     ("before", "after"),
 )  # fmt: skip
 """Folders of two dates; of the same name in both is the same ground."""
+
+
+PARTNER = {one.lower(): two.lower() for pair in DATES for one, two in (pair, pair[::-1])}
 
 
 def names_of_second(folder: Path) -> tuple[str, ...]:
@@ -44,9 +48,29 @@ def _inside(layout: Layout, folder: Path) -> dict[str, Path]:
     """Of the images of two dates in ``folder``: path of one → file of the other."""
     pairs = zip(layout.entries, layout.folders, strict=True)
     own = {_stem_of(entry, each): entry.image for entry, each in pairs if each == folder}
-    partner = {one: two for pair in DATES for one, two in (pair, pair[::-1])}
-    other = {stem: f"{partner.get(stem.partition('/')[0], '')}/{stem.partition('/')[2]}" for stem in own}
-    return {stem: own[twin] for stem, twin in other.items() if twin in own}
+    return {stem: own[twin] for stem, (twin, _) in twins_of(own).items() if twin is not None}
+
+
+def twins_of(stems: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+    """Of every path without suffix that lies in a folder of a date, where the same folder of the other date is there,
+    too, at any depth: the path of the same ground at the other date (None: there is none), and that ground's name,
+    which is the path without the date."""
+    paths = {_folded(parts): "/".join(parts) for stem in stems if len(parts := stem.split("/")) > 1}
+    folders = {path[:end] for path in paths for end in range(1, len(path))}
+    found: dict[str, tuple[str | None, str]] = {}
+    for path, stem in paths.items():
+        for place, name in enumerate(path[:-1]):
+            other = (*path[:place], PARTNER.get(name, ""))
+            if other in folders:
+                parts = stem.split("/")
+                found[stem] = paths.get((*other, *path[place + 1 :])), "/".join(parts[:place] + parts[place + 1 :])
+                break
+    return found
+
+
+def _folded(parts: Sequence[str]) -> tuple[str, ...]:
+    """Folders in small letters, as they are looked for in any case; the file's name as it is."""
+    return *(part.lower() for part in parts[:-1]), parts[-1]
 
 
 def _stem_of(entry: Entry, folder: Path) -> str:

@@ -45,7 +45,7 @@ def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> La
         layout = recognise(root, problems, masks)
         if layout is not None:
             if not layout.entries:
-                raise SourceError(f"{root}: no image with a mask in it{_passed(problems)}")
+                raise SourceError(f"{root}: no image with a mask in it{passed_of(problems)}")
             layout = with_second(with_provenance(root, layout))
             check_splits(root, layout)
             return layout
@@ -56,33 +56,14 @@ def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> La
     )
 
 
-def images_alone(root: Path, problems: Problems) -> Layout:
-    """Every image below ``root/images`` (or the like), else below ``root``, whatever masks there are. Where two folders
-    are :data:`DATES`, images of one name in them are one scene. The rows of ``provenance.csv`` count.
-    :class:`SourceError` without any."""
-    if not root.is_dir():
-        raise SourceError(f"{root}: no such folder")
-    folder = find_folder(root, IMAGE_FOLDERS) or root
-    found = [Found(name, folder, image, None) for name, image in stems_below(folder, problems).items()]
-    if not found:
-        raise SourceError(f"{root}: no image in it{_passed(problems)}")
-    found = _of_one_ground(found)
-    return with_provenance(root, make_layout(_name_of(root), found, f"images of {folder.name}/, no masks"))
-
-
-def _of_one_ground(found: list[Found]) -> list[Found]:
-    tops = {each.name.partition("/")[0] for each in found}
-    dates = next((pair for pair in DATES if tops.issuperset(pair)), ())
-    parts = [(each, *each.name.partition("/")[::2]) for each in found]
-    return [replace(each, scene=below) if top in dates and below else each for each, top, below in parts]
-
-
-def _passed(problems: Problems) -> str:
+def passed_of(problems: Problems) -> str:
+    """What was passed over, for the end of a message; empty for nothing."""
     lines = problems.passed_over()
     return f" (passed over: {', '.join(lines)})" if lines else ""
 
 
-def _name_of(root: Path) -> str:
+def name_of(root: Path) -> str:
+    """What a source at ``root`` is called."""
     return f"{root.resolve().parent.name}/{root.resolve().name}"
 
 
@@ -104,7 +85,7 @@ def _plain(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     tops = {each.name.partition("/")[0].lower() for each in found}
     if tops <= set(NAMES_OF_SPLITS) and all("/" in each.name for each in found):
         found = [replace(each, split=NAMES_OF_SPLITS[each.name.partition("/")[0].lower()]) for each in found]
-    return make_layout(_name_of(root), found, _described(root, folders, rule))
+    return make_layout(name_of(root), found, _described(root, folders, rule))
 
 
 def _described(root: Path, folders: tuple[Path, Path], rule: Rule) -> str:
@@ -142,7 +123,7 @@ def _of_parts(root: Path, tops: list[Path], problems: Problems, masks: Path | No
         found = [replace(each, key=each.name) for each in found]
     names = ", ".join(dict.fromkeys(f"{'|'.join(f.name for f in folders)}/" for _, folders in parts))
     kind = "|".join(top.name for top, _ in parts) if splits else f"{len(parts)} folders"
-    return make_layout(_name_of(root), found, f"{kind} with {names} in each, {rules[0].described()}")
+    return make_layout(name_of(root), found, f"{kind} with {names} in each, {rules[0].described()}")
 
 
 def _flat(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
@@ -161,10 +142,10 @@ def _flat(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
         images = by_stem([file for file in own if _is_jpeg(file)], root, problems)
         others = by_stem([file for file in own if not _is_jpeg(file)], root, problems)
         found, rule = match_files(images, others, Places(root, root), problems, Rule())
-        return make_layout(_name_of(root), found, "one folder, NAME.jpg with NAME.png")
+        return make_layout(name_of(root), found, "one folder, NAME.jpg with NAME.png")
     else:
         return None
-    return make_layout(_name_of(root), found, f"one folder, {rule.described()}")
+    return make_layout(name_of(root), found, f"one folder, {rule.described()}")
 
 
 def _divided(files: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Path]] | None:

@@ -61,8 +61,13 @@ def without_place(source: HasPassed) -> str:
 def say_passed_over(source: HasPassed) -> None:
     """On standard error, a line for the files that a source's layout leaves out, such as masks without an image, and
     one for images whose place is not understood."""
-    lines = [line for line in source.passed if SYSTEM not in line]
-    if lines:
-        say(f"{source.root}: passed over {', '.join(lines)}", error=True)
+    say_passed(source.root, source.passed)
     if said := without_place(source):
         say(f"{source.root}: {said}", error=True)
+
+
+def say_passed(root: Path, passed: Sequence[str]) -> None:
+    """On standard error, a line for the files below ``root`` that are not read, by the reasons of ``passed``."""
+    lines = [line for line in passed if SYSTEM not in line]
+    if lines:
+        say(f"{root}: passed over {', '.join(lines)}", error=True)

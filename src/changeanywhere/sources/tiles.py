@@ -18,6 +18,7 @@ from changeanywhere.rasters.facts import Facts, Valid, Window
 from changeanywhere.rasters.ground import georef_of, gsd_of, lies_elsewhere
 from changeanywhere.rasters.values import PLAIN
 from changeanywhere.sample import GeoReference, Image, Normalisation, SourceItem, SourceSample
+from changeanywhere.sources.alone import images_alone
 from changeanywhere.sources.base import Source
 from changeanywhere.sources.dates import names_of_second
 from changeanywhere.sources.entries import Entry
@@ -29,7 +30,7 @@ from changeanywhere.sources.files import (
     read_stretch,
     read_valid,
 )
-from changeanywhere.sources.layouts import find_layout, images_alone
+from changeanywhere.sources.layouts import find_layout
 from changeanywhere.sources.legends import legend_of
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, DEFAULT_TILE_SIZE, SourceOptions
 from changeanywhere.sources.problems import Problems

@@ -143,8 +143,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         seen = _cut(sample, learned, window, int(rng.integers(self.views)))
         return resized(*seen, (self.crop_size, self.crop_size))
 
-    def _drawn(self, sample: SourceSample, rng: np.random.Generator) -> tuple[int, int, int]:
-        """Side, top row and left column of a window."""
+    def _drawn(self, sample: SourceSample, rng: np.random.Generator, parts: int = 1) -> tuple[int, int, int]:
+        """Side, top row and left column of a window of ``side // parts`` rows."""
         height, width = sample.image.shape[:2]
         side = self.crop_size
         if min(height, width) < side:  # of pairs: tiles of a source are as large as was asked
@@ -152,14 +152,14 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.scale:
             most = math.log1p(self.scale)
             side = min(round(side * math.exp(rng.uniform(-most, most))), height, width)
-        return side, int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        return side, int(rng.integers(height - side // parts + 1)), int(rng.integers(width - side + 1))
 
     def _of_dates(
         self, dates: Sequence[tuple[SourceSample, npt.NDArray[np.int64]]], rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """One crop of the same ground at two dates, each in a half: the first above, the second below it. Views are
         those in which ground keeps its place in its half: none, both mirrorings, and half a turn."""
-        side, top, left = self._drawn(dates[0][0], rng)
+        side, top, left = self._drawn(dates[0][0], rng, parts=2)
         view = int(rng.integers(self.views)) & ~1
         window, size = (slice(top, top + side // 2), slice(left, left + side)), (self.crop_size // 2, self.crop_size)
         seen = [resized(*_cut(sample, learned, window, view), size) for sample, learned in dates]

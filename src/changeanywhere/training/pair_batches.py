@@ -25,7 +25,8 @@ from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 Array = npt.NDArray[np.uint8]
 CROP_ATTEMPTS = 10
 MAX_CLASS_SHARE = 0.75
-"""A crop of which one class takes more is drawn again, at most :data:`CROP_ATTEMPTS` times."""
+"""A crop of whose known ground one class takes more, or that knows nothing, is drawn again, :data:`CROP_ATTEMPTS` times
+at most; one that knows something is taken before one that knows nothing."""
 
 
 def label_of(pair: ChangePair) -> Array:
@@ -147,13 +148,15 @@ def _crop(label: Array, recipe: DetectorRecipe, rng: np.random.Generator) -> tup
         row, column = places[rng.integers(len(places))] - rng.integers(size, size=2)
         top, left = (int(np.clip(at, 0, side - size)) for at, side in ((row, height), (column, width)))
         return slice(top, top + size), slice(left, left + size)
+    chosen = None
     for _ in range(CROP_ATTEMPTS):
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         window = slice(top, top + size), slice(left, left + size)
         counts = np.bincount(label[window].ravel(), minlength=2)[:2]
-        if (height, width) == (size, size) or counts.max() <= MAX_CLASS_SHARE * max(counts.sum(), 1):
+        chosen = window if chosen is None or counts.any() else chosen
+        if (height, width) == (size, size) or 0 < counts.max() <= MAX_CLASS_SHARE * counts.sum():
             break
-    return window
+    return chosen or window
 
 
 def distort_colours(image: Array, rng: np.random.Generator) -> Array:
