@@ -312,7 +312,11 @@ def test_validation_pairs_are_held_out_where_there_are_none(options: BenchmarkOp
     held = Benchmark(replace(options, val_share=25))
     train, val = set(held.train.names), set(held.val.names)
     assert len(val) == 3 and len(train) == 9 and not train & val
+    held.freeze()
     assert set((options.out / "lists" / "val.txt").read_text().split()) == val
+    with pytest.raises(OutputError, match="val_share = 25, asked now: 50"):
+        Benchmark(replace(options, val_share=50)).freeze()
+    assert set((options.out / "lists" / "val.txt").read_text().split()) == val, "a refused run changes nothing"
     assert set(held.few(100, 0).names) == train, "all of it is all but the held-out pairs"
 
 
@@ -371,6 +375,10 @@ def test_scenes_are_drawn_anew_too() -> None:
     assert everywhere.is_certain(10) and not one_scene.is_certain(10)
     assert paired_gain(before, [{"seed": 9, "f1": 0.5}]) is None
     assert [scene_of("test_12_0256_0512"), scene_of("00012"), scene_of("x_1", "s")] == ["test_12", "00012", "s"]
+    assert len({scene_of(f"test_{scene}_{tile}") for scene in range(1, 129) for tile in range(1, 17)}) == 128, (
+        "LEVIR-CD"
+    )
+    assert scene_of("2016_08_03") == "2016_08_03"
 
 
 def test_the_gain_that_could_be_seen_is_seen_four_times_in_five() -> None:
@@ -492,6 +500,59 @@ def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions
         with pytest.raises(OutputError, match=f"was begun with {name}"):
             Benchmark(replace(options, **wrong)).freeze()
     assert json.loads((options.out / "benchmark.json").read_text())["arms"].keys() == {"made", "again"}
+    backed = replace(options, detectors=["fc_ef", "bit_r18"], backbones={"bit_r18": "x.pth"})
+    Benchmark(backed).freeze()
+    with pytest.raises(OutputError, match=r"was begun with backbones of bit_r18 = 'x\.pth', asked now: 'y\.pth'"):
+        Benchmark(replace(backed, backbones={"bit_r18": "y.pth"})).freeze()
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"),
+    [("real/test", "the test split"), ("real/train", "the training split"), ("generated", "the set of made")],
+)
+def test_finished_cells_are_believed_of_the_same_pairs_alone(
+    options: BenchmarkOptions, folder: str, what: str, tmp_path: Path
+) -> None:
+    Benchmark(options).freeze()
+    label = next((tmp_path / folder / "label").iterdir())
+    Image.fromarray(255 - np.array(Image.open(label))).save(label)
+    with pytest.raises(OutputError, match=f"out: {what} is not what it was .* give another --out"):
+        Benchmark(options).freeze()
+
+
+def test_a_run_that_ends_early_leaves_tables_of_what_is_finished(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Benchmark.finish
+
+    def finish(self: Benchmark, cell: Cell) -> None:
+        if cell.share:
+            raise KeyboardInterrupt
+        whole(self, cell)
+
+    monkeypatch.setattr(Benchmark, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(options)
+    assert [cell["arm"] for cell in json.loads((options.out / "results.json").read_text())["cells"]] == ["made"]
+
+
+def test_panels_of_pairs_of_several_sizes_and_of_weights_that_are_gone(options: BenchmarkOptions) -> None:
+    def cropped(image: Image.Image) -> Image.Image:
+        return image.crop((0, 0, 64, 48))
+
+    for name in ("A", "B", "label"):
+        file = sorted((Path(options.pairs) / "test" / name).iterdir())[-1]
+        cropped(Image.open(file)).save(file)
+    file = sorted((Path(options.pairs) / "test" / "label").iterdir())[0]
+    label = np.array(Image.open(file)) // 255
+    label[:10] = 255  # nobody knows
+    Image.fromarray(label).save(file)
+    run_benchmark(replace(options, shares=[50], baselines=["only-sup"]))
+    with Image.open(options.out / "panels.png") as panels:
+        assert panels.size == (5 * 68, 68 + 52)
+        found = np.array(panels)[2:66, 3 * 68 + 2 : 4 * 68 - 2]
+    assert (found[:10] == found[0, 0]).all() and len({tuple(pixel) for pixel in found.reshape(-1, 3)}) > 1
+    run_benchmark(replace(options, shares=[50], baselines=["only-sup"], seeds=[1, 0]))  # seed 1 has no weights any more
 
 
 def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
@@ -503,7 +564,16 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
         ({"backbones": {"bit_r18": "x"}}, "backbones is ['bit_r18']"),
         ({"baselines": ["scratch"]}, "baselines is ['scratch']"),
         ({"finetune": replace(STEPS, learning_rate=0.0)}, "finetune.learning_rate is 0.0"),
-        ({"seeds": [0, 0]}, "seeds is"),
+        *(({name: [0, 0]}, f"{name} is") for name in ("seeds", "pretrain_seeds")),
+        *(({name: ["only-sup", "only-sup"]}, f"{name} is") for name in ("baselines", "rivals")),
+        ({"learning_rates": [1e-3, 1e-3]}, "learning_rates is"),
+        ({"seeds_at": {50: 3}}, "seeds_at is {50: 3}; allowed: 0 to 100: 1 to 2"),
+        ({"run": RunRecipe(seed=3)}, "run.seed is 3"),
+        ({"finetune": replace(STEPS, learning_rate=0.01)}, "finetune.learning_rate is 0.01"),
+        ({"finetune": replace(STEPS, val_split=None)}, "finetune.val_split is None; allowed: nothing, the protocol"),
+        ({"val_share": 10, "val_split": "test2"}, "val_split is 'test2'"),
+        ({"rehearsed": ["made"], "finetune": replace(STEPS, rehearsed_share=0.01)}, "finetune.rehearsed_share is 0.01"),
+        ({"rehearsed": ["made"], "detectors": ["semantic_unet_lite0"]}, "detectors is ['semantic_unet_lite0']"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             replace(options, **wrong).check()

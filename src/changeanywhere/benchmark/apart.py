@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from changeanywhere.benchmark.statistics import scene_of
+from changeanywhere.benchmark.statistics import without_offsets
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError
 from changeanywhere.pairs.reader import PairDataset
@@ -75,7 +75,7 @@ def pixel_hash(file: Path, max_megapixels: float | None) -> str | None:
 def _names_in(key: str) -> set[str]:
     """Of a pair or a tile, and of its scene: without folders and dates before it. Numbers alone name nothing."""
     name = re.split(r"/|__", key)[-1]
-    return {each for each in (name, scene_of(name)) if re.search(r"[^\W\d_]", each)}
+    return {each for each in (name, without_offsets(name)) if each and re.search(r"[^\W\d_]", each)}
 
 
 def _told(looked: Looked, number: int) -> set[str]:

@@ -10,17 +10,21 @@ from typing import Any
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.help import among, choose
 from changeanywhere.limits import check_limits
-from changeanywhere.models.names import detector_names
+from changeanywhere.models.names import SEMANTIC, detector_names
 from changeanywhere.storage import check_out
 from changeanywhere.text import is_plain_name
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
-from changeanywhere.training.sections import OF_UNLABELLED
+from changeanywhere.training.sections import OF_UNLABELLED, count_beside
 
 ONLY_SUP, FLAT, EQUAL, SEMI = "only-sup", "scratch-flat", "scratch-equal", "semi-supervised"
 BASELINES = (ONLY_SUP, FLAT, EQUAL, SEMI)
 """Arms without pre-training: fine-tuning's schedule on the labels alone; until validation is flat; as many steps as
 pre-training and fine-tuning together; fine-tuning's schedule on the labels and on unlabelled pairs."""
 IGNORED = (
+    "name",
+    "pairs",
+    "train_split",
+    "val_split",
     "train_list",
     "change_classes",
     "backbone_weights",
@@ -245,7 +249,11 @@ class BenchmarkOptions:
         """What a finished cell depends on, beside its detector, arm, share and seed."""
         names = ("pairs", "train_split", "val_split", "val_share", "test_split", "rates", "rate_seeds", "rate_at")
         common = {name: getattr(self, name) for name in (*names, "candidates", "finetune_epochs", "warmup_epochs")}
-        common |= {"backbones": self.backbones, "pretrain_seeds": self.pretrain_seeds, "flat": asdict(self.flat)}
+        common |= {
+            "backbones": {name: self.backbones.get(name) for name in self.detectors},
+            "pretrain_seeds": self.pretrain_seeds,
+            "flat": asdict(self.flat),
+        }
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
         how, share = {name: stages["finetune"][name] for name in HOW_UNLABELLED}, stages["finetune"][HOW_REHEARSED]
         for stage in stages.values():
@@ -294,13 +302,17 @@ class BenchmarkOptions:
             among("".join(unknown[:1]), names),
         )
         yield "shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"
-        for name, values in (("detectors", self.detectors), ("shares", self.shares), ("seeds", self.seeds)):
+        for name in ("detectors", "shares", "seeds", "pretrain_seeds", "baselines", "rivals", "learning_rates"):
+            values = getattr(self, name)
             yield name, values, len(set(values)) == len(values), "each one once"
         yield "seeds", self.seeds, bool(self.seeds), "one or more"
-        counted = all(0 <= share <= 100 and count >= 1 for share, count in self.seeds_at.items())
-        yield "seeds_at", self.seeds_at, counted, "0 to 100: 1 and more"
+        most = len(self.seeds)
+        counted = all(0 <= share <= 100 and 1 <= count <= most for share, count in self.seeds_at.items())
+        yield "seeds_at", self.seeds_at, counted, f"0 to 100: 1 to {most}, the number of seeds"
         yield "num_panels", self.num_panels, self.num_panels >= 0, "0 and more"
         yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
+        own = not self.val_share or self.val_split == BenchmarkOptions.val_split
+        yield "val_split", self.val_split, own, "nothing beside val_share, which takes its place"
         apart = self.test_split not in (self.train_split, self.val_split)
         yield "test_split", self.test_split, apart, "a split apart"
         yield "learning_rates", self.learning_rates, min(self.rates) > 0, "above 0"
@@ -350,6 +362,10 @@ class BenchmarkOptions:
             yield name, taken, not taken, f"arms that are fine-tuned, and whose name with {ending} is free"
         idle = [] if self.unlabelled_arms else self.unlabelled
         yield "unlabelled", idle, not idle, f"nothing without an arm that sees it ({SEMI}, ARM{WITH_UNLABELLED})"
+        beside = self.unlabelled_arms or self.rehearsed
+        semantic = [name for name in self.detectors if name in SEMANTIC and beside]
+        what = f"none that learns classes of both dates, which it does from labels alone, beside {beside}"
+        yield "detectors", semantic, not semantic, what
 
     def _stage_rules(self) -> Iterator[Rule]:
         """What a stage must leave to the protocol."""
@@ -365,6 +381,14 @@ class BenchmarkOptions:
             allowed = f"its default where no arm reads it (finetune: ARM{WITH_REHEARSED})"
             default = getattr(DetectorRecipe(), HOW_REHEARSED)
             yield f"{stage}.{HOW_REHEARSED}", share, read or share == default, allowed
+        yield "run.seed", self.run.seed, self.run.seed == RunRecipe.seed, "nothing, seeds and pretrain_seeds are these"
+        for name, share in (("unlabelled_share", self.unlabelled_arms), ("rehearsed_share", self.rehearsed)):
+            value = getattr(self.finetune, name)
+            some = not share or not 0 < value < 1 or count_beside(self.finetune.batch_size, value) > 0
+            yield f"finetune.{name}", value, some, f"enough for a pair beside {self.finetune.batch_size} labelled ones"
+        rate, free = self.finetune.learning_rate, not self.learning_rates
+        free = free or rate == DetectorRecipe.learning_rate
+        yield "finetune.learning_rate", rate, free, "nothing beside learning_rates, which take its place"
         for name, steps in (("finetune_epochs", "num_steps"), ("warmup_epochs", "warmup_steps")):
             value = getattr(self.finetune, steps)
             free = getattr(self, name) is None or value == getattr(DetectorRecipe(), steps)

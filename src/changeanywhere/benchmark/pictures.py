@@ -17,9 +17,10 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.sample import rgb8
 from changeanywhere.storage import atomic_file
 from changeanywhere.text import xml
-from changeanywhere.training.pair_batches import to_tensors
+from changeanywhere.training.detection import IGNORE
+from changeanywhere.training.pair_batches import label_of, to_tensors
 
-HIT, MISS, FALSE_ALARM = (255, 255, 255), (0, 114, 178), (213, 94, 0)
+HIT, MISS, FALSE_ALARM, NOWHERE = (255, 255, 255), (0, 114, 178), (213, 94, 0), (110, 110, 110)
 """Colours that colour-blind readers tell apart; black = unchanged and not called changed."""
 COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a", "#b59a00", "#20a5b0")
 
@@ -114,7 +115,7 @@ def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]]
     if not shared or not options.num_panels:
         return
     share = min(r["share"] for r in shared)
-    nets = [_net_of(options.out / "training", record) for record in shared if record["share"] == share]
+    nets = [net for r in shared if r["share"] == share if (net := _net_of(options.out / "training", r)) is not None]
     rows = []
     for i in np.unique(np.linspace(0, len(test) - 1, options.num_panels).astype(int)):
         pair = test[int(i)]
@@ -125,14 +126,20 @@ def write_panels(options: BenchmarkOptions, records: Sequence[Mapping[str, Any]]
             for net, (first, second, _) in zip(nets, inputs, strict=True)
         ]
         label = np.repeat(pair.change_mask[..., None] * np.uint8(255), 3, 2)
-        pictures = [*images, label, *(outcome(f, pair.change_mask) for f in found)]
-        rows.append(np.hstack([np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255) for picture in pictures]))
+        pictures = [label, *(outcome(f, pair.change_mask) for f in found)]
+        for picture in pictures:
+            picture[label_of(pair) == IGNORE] = NOWHERE
+        framed = [np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255) for picture in (*images, *pictures)]
+        rows.append(np.hstack(framed))
+    widest = max(row.shape[1] for row in rows)
+    rows = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     with atomic_file(options.out / "panels.png") as target:
         PillowImage.fromarray(np.vstack(rows)).save(target, "PNG")
 
 
-def _net_of(training: Path, record: Mapping[str, Any]) -> Detector:
-    """The network that a cell was scored with."""
+def _net_of(training: Path, record: Mapping[str, Any]) -> Detector | None:
+    """The network that a cell was scored with; None where its weights were dropped (its seed was not the first one)."""
     cell = f"{record['detector']}-{record['arm']}-{record['share']:03d}-{record['seed']}-lr{record['learning_rate']:g}"
     best = training / cell / "detector_best"
-    return load_detector(best if best.is_dir() else training / cell / "detector")[1]
+    folder = best if best.is_dir() else training / cell / "detector"
+    return load_detector(folder)[1] if folder.is_dir() else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,7 +29,6 @@ from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
-from changeanywhere.folders import read_names
 from changeanywhere.leases import Leases
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
@@ -48,6 +48,8 @@ ALL_CHANGED = 0.95
 """A net that calls more than this share of the ground changed …"""
 NOTHING_CHANGED = 0.0005
 """… or less than this has collapsed."""
+GROWING = ("arms", "backbones", "contents")
+"""Parts of ``benchmark.json`` in which further ones may come: what is in them depends on detectors, arms and shares."""
 
 
 class Benchmark:
@@ -67,8 +69,8 @@ class Benchmark:
         for arm in options.pretraining:
             sets[arm] = select_pairs(self.trainings.pretraining(arm), split=None).keeping(kept)
         for place in options.pretrained.values():
-            for detector in options.detectors:
-                handed_in(place, detector, options.pretrain_seeds[0])
+            for detector, seed in product(options.detectors, options.pretrain_seeds):
+                handed_in(place, detector, seed)
         for share in (s for s in options.shares if s and options.lists):
             self.few(share, options.seeds[0])  # what is wrong with a list is said before the training
 
@@ -91,21 +93,39 @@ class Benchmark:
         for name in ("cells", "lists", "pretrain", "training", "leases"):
             refuse_way_out(self.options.out, self.options.out / name)
         file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
-        arms = asked.pop("arms")
-        before = noted(file) if file.exists() else asked | {"arms": {}}
-        old_arms = before.pop("arms", None)
-        if not isinstance(old_arms, dict):
-            raise OutputError(f"{file}: damaged (no arms); give another --out")
-        both = {arm: f"{'pretraining' if arm in self.options.arms else 'settings'} of {arm}" for arm in arms}
-        old = before | {both[arm]: old_arms[arm] for arm in old_arms.keys() & arms.keys()}
-        new = asked | {both[arm]: arms[arm] for arm in old_arms.keys() & arms.keys()}
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                raise OutputError(
-                    f"{self.options.out}: was begun with {key} = {old.get(key)!r}, asked now: {new.get(key)!r}; "
-                    "give another --out, or the same settings to go on"
-                )
-        atomic_write(file, (json.dumps(asked | {"arms": old_arms | arms}, indent=1) + "\n").encode())
+        asked["contents"] = {name: pairs.content_hash() for name, pairs in self._contents().items()}
+        before = noted(file) if file.exists() else asked | {group: {} for group in GROWING}
+        old, new, whole = dict(before), dict(asked), dict(asked)
+        for group in GROWING:  # what is there once stays, further ones may come
+            there, now = old.pop(group, None), new.pop(group)
+            if not isinstance(there, dict):
+                raise OutputError(f"{file}: damaged (no {group}); give another --out")
+            both = {name: self._called(group, name) for name in there.keys() & now.keys()}
+            old |= {both[name]: there[name] for name in both}
+            new |= {both[name]: now[name] for name in both}
+            whole[group] = there | now
+        differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        for key in sorted(differing, key=lambda key: key.startswith("contents")):
+            if key.startswith("contents"):
+                now = "is not what it was (other pairs, or other labels)"
+                raise OutputError(f"{self.options.out}: {key.partition(' of ')[2]} {now}; give another --out")
+            raise OutputError(
+                f"{self.options.out}: was begun with {key} = {old.get(key)!r}, asked now: {new.get(key)!r}; "
+                "give another --out, or the same settings to go on"
+            )
+        atomic_write(file, (json.dumps(whole, indent=1) + "\n").encode())
+        if self.options.val_share:
+            _write_list(self.options.out / "lists" / "val.txt", self.val.names)
+
+    def _called(self, group: str, name: str) -> str:
+        what = "pretraining" if name in self.options.arms else "settings"
+        return f"{what if group == 'arms' else group} of {name}"
+
+    def _contents(self) -> dict[str, PairDataset]:
+        """What cells are believed of without another look, by what it is called in ``benchmark.json``."""
+        own = {"the training split": self.train, "the validation split": self.val, "the test split": self.test}
+        given = {f"the list of {s} %": self.few(s, 0) for s in self.options.shares if s and self.options.lists}
+        return own | given | {f"the set of {arm}": pairs for arm, pairs in self.trainings.sets.items()}
 
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
         """Training and validation pairs; the latter are drawn from the former if the dataset defines none."""
@@ -118,7 +138,6 @@ class Benchmark:
             len(train)
         )  # the same pairs for every seed of the protocol
         names = sorted(train.names[i] for i in order[:held])
-        atomic_write(options.out / "lists" / "val.txt", "".join(f"{name}\n" for name in names).encode())
         return train.subset(sorted(set(train.names) - set(names))), train.subset(names)
 
     def cells(self) -> Iterator[Cell]:
@@ -136,23 +155,13 @@ class Benchmark:
         """``share`` percent of the training split: a given list, else drawn by ``seed``, and written down."""
         if share == 100:
             return self.train
-        given = self.options.lists / f"{share}.txt" if self.options.lists else None
-        if given is not None:
-            try:
-                names = read_names(given)
-            except OSError as error:
-                raise ConfigError(f"{given}: cannot be read ({error.strerror})") from error
-        else:
-            count = max(1, round(len(self.train) * share / 100))
-            order = stream("benchmark.subset", seed).permutation(len(self.train))
-            names = sorted(self.train.names[i] for i in order[:count])  # the 5 % are among the 10 %
-            content = "".join(f"{name}\n" for name in names)
-            atomic_write(self.options.out / "lists" / f"{share}-seed{seed}.txt", content.encode())
-        stems = {Path(name).stem: name for name in self.train.names}
-        absent = [name for name in names if Path(name).stem not in stems]
-        if absent or not names:
-            raise ConfigError(f"{given}: {absent[0] if absent else 'nothing'} is not in the training split")
-        return self.train.subset([stems[Path(name).stem] for name in names])
+        if self.options.lists is not None:
+            return self.train.listed(self.options.lists / f"{share}.txt", "the training split")
+        count = max(1, round(len(self.train) * share / 100))
+        order = stream("benchmark.subset", seed).permutation(len(self.train))
+        names = sorted(self.train.names[i] for i in order[:count])  # the 5 % are among the 10 %
+        _write_list(self.options.out / "lists" / f"{share}-seed{seed}.txt", names)
+        return self.train.subset(names)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether the cell has its score."""
@@ -197,11 +206,20 @@ class Benchmark:
     def _by_scene(self, scores: list[ChangeScores]) -> dict[str, list[int]]:
         """Counts of the test pairs, added up by scene."""
         found: dict[str, list[int]] = {}
-        for name, one in zip(self.test.names, scores, strict=True):
-            counts = found.setdefault(scene_of(Path(name).stem), [0] * len(COUNTS))
+        for number, one in enumerate(scores):
+            scene = scene_of(self.test.key_of(number), self.test.record_of(number).get("scene"))
+            counts = found.setdefault(scene, [0] * len(COUNTS))
             for place, count in enumerate(COUNTS):
                 counts[place] += getattr(one, count)
         return found
+
+    def write_results(self) -> list[dict[str, Any]]:
+        """Tables, curves and panels of the cells that are finished, which are returned."""
+        files = [self.options.out / "cells" / f"{cell.key}.json" for cell in self.cells()]
+        records = [noted(file) for file in files if file.is_file()]
+        if records:
+            write_results(self.options, records, self.constants(), self.test)
+        return records
 
     def constants(self) -> dict[str, dict[str, Any]]:
         """What predicting "changed" everywhere, or nowhere, scores: as :class:`ChangeScores` has it, and by scene."""
@@ -212,6 +230,10 @@ class Benchmark:
             "nothing changed": [ChangeScores(0, 0, changed, unchanged) for changed, unchanged in areas],
         }
         return {name: {**sum_of(s).to_dict(), "scenes": self._by_scene(s)} for name, s in kinds.items()}
+
+
+def _write_list(file: Path, names: Sequence[str]) -> None:
+    atomic_write(file, "".join(f"{name}\n" for name in names).encode())
 
 
 def flags(scores: ChangeScores) -> dict[str, Any]:
@@ -225,7 +247,8 @@ def flags(scores: ChangeScores) -> dict[str, Any]:
 def run_benchmark(
     options: BenchmarkOptions, progress: Progress = silent, stop: Event | None = None
 ) -> list[dict[str, Any]]:
-    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed.
+    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed. Where it
+    is stopped, or ends in an error, these are of the cells that are finished by then.
 
     Once ``stop`` is set the training at work ends with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
@@ -237,11 +260,13 @@ def run_benchmark(
         return []
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
     cells = list(benchmark.cells())
-    failed = _finish_all(benchmark, cells)
+    try:
+        failed = _finish_all(benchmark, cells)
+    except (ChangeAnywhereError, KeyboardInterrupt):
+        benchmark.write_results()
+        raise
     Leases(LocalStore(options.out)).sweep()
-    files = [options.out / "cells" / f"{cell.key}.json" for cell in cells]
-    records = [noted(file) for file in files if file.is_file()]
-    write_results(options, records, benchmark.constants(), benchmark.test)
+    records = benchmark.write_results()
     if failed:
         raise ShortfallError(f"{options.out}: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
     return records

@@ -24,7 +24,10 @@ RESAMPLED = 4000
 ALPHA = 0.05
 POWER = 0.8
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
-OFFSETS = re.compile(r"(.+?)_\d{2,}_\d{2,}")
+OFFSETS = re.compile(r"(.+?)_(\d{3,})_(\d{3,})")
+"""Rows and columns in px, filled up to one width."""
+NUMBERED = re.compile(r"(.*[^\W\d_].*_\d+)_\d+")
+"""A tile of a scene that has a number itself: the usual names of LEVIR-CD in 256 px, ``test_SCENE_TILE``."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -55,10 +58,17 @@ class Gain:
 
 
 def scene_of(name: str, recorded: str | None = None) -> str:
-    """What a test pair is resampled with: its recorded scene, else its name without the offsets of a tile
-    (``test_12_0256_0512`` → ``test_12``), else itself."""
+    """What a test pair is resampled with: its recorded scene, else its name without the offsets or the number of a tile
+    (``test_12_0256_0512``, ``test_12_7`` → ``test_12``), else itself."""
+    tile = NUMBERED.fullmatch(name)
+    return recorded or without_offsets(name) or (tile.group(1) if tile else name)
+
+
+def without_offsets(name: str) -> str | None:
+    """The scene that a tile's name says with its place (``test_12_0256_0512`` → ``test_12``); None where it says
+    none."""
     match = OFFSETS.fullmatch(name)
-    return recorded or (match.group(1) if match else name)
+    return match.group(1) if match and len(match.group(2)) == len(match.group(3)) else None
 
 
 def paired_gain(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> Gain | None:

@@ -11,6 +11,8 @@ DETECTORS = (
     "semantic_unet_lite0",
 )
 """Those of this package; nobody else takes these names."""
+SEMANTIC = ("semantic_unet_lite0",)
+"""Of these, those that learn the classes of both dates."""
 BACKBONES = ("lite0", "lite1", "unet")
 """Of a segmenter."""
 GROUP = "changeanywhere.detectors"

@@ -134,7 +134,8 @@ class PairDataset:
         label = self._file(layout.change, name)
         if layout.says == "bands":
             return *read_bands(label, self.max_megapixels), masks
-        for folder in layout.masks:
+        # Numbers without names are nobody's classes: 0 may be unknown, unchanged, or one of them.
+        for folder in layout.masks if layout.says == "masks" or self.legend else ():
             file = self.find(folder, name) if layout.says == "label" else self._file(folder, name)
             if file is not None:
                 masks[folder] = _read_mask(file, self.legend, self.max_megapixels)
@@ -143,7 +144,7 @@ class PairDataset:
         first, second = masks.values()
         if first.shape != second.shape:
             raise PairsError(f"{label}: {first.shape} px, the mask of date 2 has {second.shape}")
-        return first != second, None, masks if self.legend else {}  # numbers without names are nobody's classes
+        return first != second, None, masks if self.legend else {}
 
     def _known(self, name: str, changed: Valid, ignored: Valid | None) -> tuple[Valid, Valid | None]:
         """With the ground of which a set of ours says that no label speaks."""
@@ -215,11 +216,11 @@ class PairDataset:
             raise ConfigError(f"{listing}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{listing}: not readable as UTF-8 ({error})") from error
-        stems = {Path(name).stem: name for name in self.names}
-        absent = [name for name in names if Path(name).stem not in stems]
+        known = {stem_of(name): name for name in self.names} | {name: name for name in self.names}
+        absent = [name for name in names if name not in known and stem_of(name) not in known]
         if absent or not names:
             raise ConfigError(f"{listing}: {f'{absent[0]} is not in {where}' if absent else 'is empty'}")
-        return self.subset([stems[Path(name).stem] for name in names])
+        return self.subset([known.get(name) or known[stem_of(name)] for name in names])
 
     def _like(self, names: Sequence[str], counted: Sequence[int]) -> PairDataset:
         """Others of this set, under the rule of its labels: a few pairs may not tell it."""

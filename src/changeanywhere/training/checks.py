@@ -78,6 +78,8 @@ def _check_data(recipe: Sections) -> None:
     require(bool(data.source), "data.source", data.source, "a folder")
     for name, share in (("images_share", data.images_share), ("further_share", data.further_share)):
         require(0 < share < 1, f"data.{name}", share, "between 0 and 1")
+    read = bool(data.further or data.evidence) or data.further_share == type(data)().further_share
+    require(read, "data.further_share", data.further_share, "with data.further or data.evidence, whose share it is")
     require(data.complete_margin >= 0, "data.complete_margin", data.complete_margin, "0 px and more")
 
 
@@ -298,7 +300,6 @@ IDLE = (
     Idle("first_stage.restart_codes_every", "first_stage.parts", _decoder),
     Idle("data.images_share", "data.images", _missing),
     Idle("data.images_without", "data.images", _missing),
-    Idle("data.further_share", "data.further", _missing),
     Idle("data.complete_margin", "data.complete", _missing),
     Idle("data.evidence_split", "data.evidence", _missing),
     Idle("segmenter.taught_from_step", "data.images", _missing),

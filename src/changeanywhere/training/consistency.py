@@ -31,11 +31,11 @@ from changeanywhere.training.pair_batches import (
     RowsOfParts,
     TrainingPairs,
     augment,
-    count_beside,
     to_tensors,
 )
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
+from changeanywhere.training.sections import count_beside
 from changeanywhere.training.taught import photometric
 
 STRENGTH = 1.0

@@ -21,6 +21,7 @@ from changeanywhere.seeds import stream
 from changeanywhere.training.batches import StepSampler, outlive_sigterm
 from changeanywhere.training.detection import IGNORE
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
+from changeanywhere.training.sections import count_beside
 
 Array = npt.NDArray[np.uint8]
 CROP_ATTEMPTS = 10
@@ -268,11 +269,6 @@ class RowsOfParts(Sampler[list[tuple[int, tuple[int, int, int]]]]):
 
     def __len__(self) -> int:
         return len(self.parts[0])
-
-
-def count_beside(batch_size: int, share: float) -> int:
-    """Pairs of a step that come beside ``batch_size``, over all processes, where they are a ``share`` of all."""
-    return round(batch_size * share / (1 - share))
 
 
 def batches_beside(

@@ -293,7 +293,8 @@ class DetectorRecipe:
     change_crops: float = 0.0
     """Share of crops that must hold some change, of pairs that have any; the others are drawn as the reference does."""
     hard_examples: bool = False
-    """Online hard example mining (reference configurations of ChangerEx and LightCDNet)."""
+    """Online hard example mining (reference configurations of ChangerEx and LightCDNet): at least 100,000 px of a crop
+    count, so that of crops of 316 px and less all but the easiest does."""
     rotate_degrees: float = 180.0
     """Every second view is turned by up to this angle; 0 = never."""
     flip: bool = True
@@ -327,6 +328,11 @@ class DetectorRecipe:
     unlabelled_halflife_share: float = 0.05
     """The teacher is a moving average of the weights: its half-life as a share of the steps so far (at most 0.1);
     0 = the network itself."""
+
+
+def count_beside(batch_size: int, share: float) -> int:
+    """Pairs of a step that come beside ``batch_size``, over all processes, where they are a ``share`` of all."""
+    return round(batch_size * share / (1 - share))
 
 
 @dataclass(frozen=True)
