@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptio
 from changeanywhere.benchmark.pictures import outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
 from changeanywhere.benchmark.published import read_published
+from changeanywhere.benchmark.sharing import alone
 from changeanywhere.benchmark.statistics import degrees_of_freedom, groups_of, paired_gain, scene_of, visible_gain
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
@@ -536,6 +538,17 @@ def test_a_run_that_ends_early_leaves_tables_of_what_is_finished(
     assert [cell["arm"] for cell in json.loads((options.out / "results.json").read_text())["cells"]] == ["made"]
 
 
+def test_a_run_that_waits_for_others_can_be_stopped_and_makes_what_they_are_not_at(options: BenchmarkOptions) -> None:
+    asked, stop = replace(options, shares=[50], baselines=["only-sup"], pretraining={}, seeds=[0]), Event()
+    first = "fc_ef-only-sup-050-0-lr0.001"
+    with alone(options.out, first):
+        Timer(8, stop.set).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_benchmark(asked, stop=stop)
+    made = sorted(file.parent.name for file in options.out.glob("training/*/result.json"))
+    assert made == ["fc_ef-only-sup-050-0-lr0.0001"], "the other rate"
+
+
 def test_panels_of_pairs_of_several_sizes_and_of_weights_that_are_gone(options: BenchmarkOptions) -> None:
     def cropped(image: Image.Image) -> Image.Image:
         return image.crop((0, 0, 64, 48))
@@ -556,7 +569,7 @@ def test_panels_of_pairs_of_several_sizes_and_of_weights_that_are_gone(options: 
 
 
 def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
-    for wrong, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"pretrain": replace(STEPS, train_list="x.txt")}, "pretrain.train_list is 'x.txt'"),
         ({"finetune": replace(STEPS, change_classes=["building"])}, "finetune.change_classes is"),
         ({"pretrain": replace(STEPS, backbone_weights="r18.pth")}, "pretrain.backbone_weights is 'r18.pth'"),
@@ -574,7 +587,8 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
         ({"val_share": 10, "val_split": "test2"}, "val_split is 'test2'"),
         ({"rehearsed": ["made"], "finetune": replace(STEPS, rehearsed_share=0.01)}, "finetune.rehearsed_share is 0.01"),
         ({"rehearsed": ["made"], "detectors": ["semantic_unet_lite0"]}, "detectors is ['semantic_unet_lite0']"),
-    ):
+    ]
+    for wrong, message in refused:
         with pytest.raises(ConfigError, match=re.escape(message)):
             replace(options, **wrong).check()
 

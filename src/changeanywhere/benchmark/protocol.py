@@ -274,12 +274,14 @@ def run_benchmark(
 
 def _finish_all(benchmark: Benchmark, cells: Sequence[Cell]) -> list[str]:
     """Every cell that is not finished, but for those that other processes are at; returns which failed, and why."""
-    failed, pending = [], list(enumerate(cells, 1))
+    failed, pending, stop = [], list(enumerate(cells, 1)), benchmark.stop or Event()
     while pending:
         busy = []
         for number, cell in pending:
             if benchmark.is_finished(cell):
                 continue
+            if stop.is_set():  # asked for between two trainings, or while others are waited for
+                raise KeyboardInterrupt
             try:
                 with alone(benchmark.options.out, cell.key):
                     if not benchmark.is_finished(cell):
@@ -292,6 +294,6 @@ def _finish_all(benchmark: Benchmark, cells: Sequence[Cell]) -> list[str]:
                     raise
                 failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
         if len(busy) == len(pending):  # all that is left is with others
-            time.sleep(POLL)
+            stop.wait(POLL)
         pending = busy
     return failed

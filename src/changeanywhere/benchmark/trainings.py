@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.benchmark.options import BESIDE, EQUAL, BenchmarkOptions, unread
-from changeanywhere.benchmark.sharing import alone
+from changeanywhere.benchmark.sharing import BusyError, alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.models.configuration import read_object
@@ -139,9 +139,23 @@ class Trainings:
         group = cell.detector, cell.arm, share
         if group not in self._rates:
             firsts = [replace(cell, share=share, seed=seed) for seed in options.seeds[: options.rate_seeds]]
-            scores = [np.mean([self._at_rate(first, rate).best for first in firsts]) for rate in options.rates]
+            best = self._best_of([(first, rate) for rate in options.rates for first in firsts])
+            scores = np.reshape(best, (len(options.rates), len(firsts))).mean(1)
             self._rates[group] = options.rates[int(np.argmax(scores))]
         return self._rates[group]
+
+    def _best_of(self, tried: list[tuple[Cell, float]]) -> list[float]:
+        """F1 on validation pairs of each; where others are at some of them the rest is made all the same, and then
+        :class:`BusyError` raised."""
+        best, busy = list[float](), None
+        for cell, rate in tried:
+            try:
+                best.append(self._at_rate(cell, rate).best)
+            except BusyError as error:
+                busy = error
+        if busy is not None:
+            raise busy
+        return best
 
     def tuning(self, share: int, seed: int) -> DetectorRecipe:
         """Fine-tuning at a share: its lengths in steps."""
