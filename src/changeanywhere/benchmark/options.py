@@ -21,7 +21,6 @@ BASELINES = (ONLY_SUP, FLAT, EQUAL, SEMI)
 """Arms without pre-training: fine-tuning's schedule on the labels alone; until validation is flat; as many steps as
 pre-training and fine-tuning together; fine-tuning's schedule on the labels and on unlabelled pairs."""
 IGNORED = (
-    "name",
     "pairs",
     "train_split",
     "val_split",
@@ -306,9 +305,8 @@ class BenchmarkOptions:
             values = getattr(self, name)
             yield name, values, len(set(values)) == len(values), "each one once"
         yield "seeds", self.seeds, bool(self.seeds), "one or more"
-        most = len(self.seeds)
-        counted = all(0 <= share <= 100 and 1 <= count <= most for share, count in self.seeds_at.items())
-        yield "seeds_at", self.seeds_at, counted, f"0 to 100: 1 to {most}, the number of seeds"
+        counted = all(0 <= share <= 100 and 1 <= n <= len(self.seeds) for share, n in self.seeds_at.items())
+        yield "seeds_at", self.seeds_at, counted, f"0 to 100: 1 to {len(self.seeds)}, the number of seeds"
         yield "num_panels", self.num_panels, self.num_panels >= 0, "0 and more"
         yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
         own = not self.val_share or self.val_split == BenchmarkOptions.val_split
@@ -370,6 +368,8 @@ class BenchmarkOptions:
     def _stage_rules(self) -> Iterator[Rule]:
         """What a stage must leave to the protocol."""
         for stage, recipe in self._stages():
+            named = recipe.name != DetectorRecipe.name and recipe.name in detector_names()  # else its own check says it
+            yield f"{stage}.name", recipe.name, not named, "nothing, detectors has them"
             for name in IGNORED:
                 value, blank = getattr(recipe, name), getattr(DetectorRecipe(), name)
                 yield f"{stage}.{name}", value, value == blank, "nothing, the protocol sets it"
@@ -386,8 +386,8 @@ class BenchmarkOptions:
             value = getattr(self.finetune, name)
             some = not share or not 0 < value < 1 or count_beside(self.finetune.batch_size, value) > 0
             yield f"finetune.{name}", value, some, f"enough for a pair beside {self.finetune.batch_size} labelled ones"
-        rate, free = self.finetune.learning_rate, not self.learning_rates
-        free = free or rate == DetectorRecipe.learning_rate
+        rate = self.finetune.learning_rate
+        free = not self.learning_rates or rate == DetectorRecipe.learning_rate
         yield "finetune.learning_rate", rate, free, "nothing beside learning_rates, which take its place"
         for name, steps in (("finetune_epochs", "num_steps"), ("warmup_epochs", "warmup_steps")):
             value = getattr(self.finetune, steps)
