@@ -599,7 +599,20 @@ def test_outcomes_in_colour() -> None:
     assert len({tuple(pixel) for pixel in picture[0]}) == 4 and not picture[0, 3].any()
 
 
-@pytest.mark.parametrize("name", ["benchmark-paper", "benchmark-levir-small"])
+def test_without_a_share_of_labels_no_other_split_is_needed(options: BenchmarkOptions) -> None:
+    for split in ("train", "val"):
+        shutil.rmtree(Path(options.pairs) / split)
+    with pytest.raises(PairsError, match="no split 'train'"):
+        Benchmark(options)
+    records = run_benchmark(replace(options, shares=[0]))
+    assert [(cell["arm"], cell["share"]) for cell in records] == [("made", 0)]
+    whole = replace(options, pairs=f"{options.pairs}/test", test_split=None, shares=[0], out=options.out / "whole")
+    assert [cell["f1"] for cell in run_benchmark(whole)] == [records[0]["f1"]]
+    with pytest.raises(ConfigError, match=r"test_split is None; allowed: a split apart; null with shares \[0\]"):
+        replace(whole, shares=[0, 5]).check()
+
+
+@pytest.mark.parametrize("name", ["benchmark-paper", "benchmark-levir-small", "benchmark-target"])
 def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They parse and pass every check; what stops them here is that the dataset is elsewhere."""
     recipe = Path(__file__).parents[1] / "recipes" / f"{name}.yaml"

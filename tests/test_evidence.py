@@ -154,6 +154,15 @@ def test_what_cannot_be_is_one_line(data: DataRecipe, tmp_path: Path, capsys: py
         open_training_source(replace(data, evidence={folder: "castle"}))
     with pytest.raises(PairsError, match="no such folder"):
         open_training_source(replace(data, evidence={str(tmp_path / "nowhere"): "building"}))
+    flat, lists = tmp_path / "flat", tmp_path / "flat" / "list"
+    shutil.copytree(Path(folder) / "train", flat)
+    assert len(open_training_source(replace(data, evidence={str(flat): "building"}, evidence_split=None))) == FIRST + 6
+    lists.mkdir()
+    (lists / "test.txt").write_text("train0.png\n")
+    with pytest.raises(
+        ConfigError, match=r"flat has a test split, which would teach too; say which teaches \(data\.ev"
+    ):
+        open_training_source(replace(data, evidence={str(flat): "building"}, evidence_split=None))
     with pytest.raises(ConfigError, match=r"evidence_split is 'train', which does nothing while data\.evidence"):
         Recipe(replace(data, evidence={}), segmenter=SETTINGS).check("segmenter")
     source = open_training_source(data)

@@ -101,8 +101,8 @@ class BenchmarkOptions:
     """Split that selects weights and learning rates."""
     val_share: int = 0
     """Percent of the training split that is held out as validation split, where the dataset has none (SECOND)."""
-    test_split: str = "test"
-    """Split that is scored, once per cell; nothing is selected on it."""
+    test_split: str | None = "test"
+    """Split that is scored, once per cell; nothing is selected on it. ``null``: all pairs, zero-shot alone."""
     detectors: list[str] = field(default_factory=lambda: ["fc_siam_diff"], metadata=choose(detector_names))
     """Detectors, by name."""
     pretraining: dict[str, str] = field(default_factory=dict)
@@ -311,8 +311,8 @@ class BenchmarkOptions:
         yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
         own = not self.val_share or self.val_split == BenchmarkOptions.val_split
         yield "val_split", self.val_split, own, "nothing beside val_share, which takes its place"
-        apart = self.test_split not in (self.train_split, self.val_split)
-        yield "test_split", self.test_split, apart, "a split apart"
+        apart = self.test_split not in (self.train_split, self.val_split) and (self.test_split or not any(self.shares))
+        yield "test_split", self.test_split, bool(apart), "a split apart; null with shares [0]"
         yield "learning_rates", self.learning_rates, min(self.rates) > 0, "above 0"
         yield "rate_seeds", self.rate_seeds, 1 <= self.rate_seeds <= len(self.seeds), "1 to the number of seeds"
         at = self.rate_at

@@ -60,8 +60,8 @@ class Benchmark:
         self.options, self.progress, self.stop = options, progress, stop
         self.device = default_device()
         kept = options.run.keep_mib
-        self.train, self.val = (pairs.keeping(kept) for pairs in self._training_splits())
         self.test = load_pairs(options.pairs, options.test_split, options.finetune.max_megapixels).keeping(kept)
+        self.train, self.val = (pairs.keeping(kept) for pairs in self._training_splits())
         sets: dict[str, PairDataset] = {}
         further = [open_images(folder, None, options.finetune.max_megapixels) for folder in options.unlabelled]
         self.unlabelled = UnlabelledPairs([self.train, *further]) if options.unlabelled_arms else None
@@ -114,7 +114,7 @@ class Benchmark:
                 "give another --out, or the same settings to go on"
             )
         atomic_write(file, (json.dumps(whole, indent=1) + "\n").encode())
-        if self.options.val_share:
+        if self.options.val_share and len(self.val):
             _write_list(self.options.out / "lists" / "val.txt", self.val.names)
 
     def _called(self, group: str, name: str) -> str:
@@ -123,13 +123,17 @@ class Benchmark:
 
     def _contents(self) -> dict[str, PairDataset]:
         """What cells are believed of without another look, by what it is called in ``benchmark.json``."""
-        own = {"the training split": self.train, "the validation split": self.val, "the test split": self.test}
+        own = {"the training split": self.train, "the validation split": self.val} if any(self.options.shares) else {}
+        own |= {"the test split": self.test}
         given = {f"the list of {s} %": self.few(s, 0) for s in self.options.shares if s and self.options.lists}
         return own | given | {f"the set of {arm}": pairs for arm, pairs in self.trainings.sets.items()}
 
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
-        """Training and validation pairs; the latter are drawn from the former if the dataset defines none."""
+        """Training and validation pairs, none where nothing is trained on labels; validation pairs are drawn from the
+        others if the dataset defines none."""
         options = self.options
+        if not any(options.shares):
+            return self.test.subset([]), self.test.subset([])
         train = load_pairs(options.pairs, options.train_split, options.finetune.max_megapixels)
         if not options.val_share:
             return train, load_pairs(options.pairs, options.val_split, options.finetune.max_megapixels)

@@ -12,12 +12,19 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.errors import ConfigError, SourceError
+from changeanywhere.errors import ConfigError, PairsError, SourceError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair, GeoReference, Image, Normalisation, SourceItem, SourceSample
 from changeanywhere.sources.base import Source
 from changeanywhere.sources.options import DEFAULT_BANDS
+
+
+def _has_tests(folder: str) -> bool:
+    try:
+        return len(load_pairs(folder, "test")) > 0
+    except PairsError:
+        return False
 
 
 class Evidence(Source):
@@ -30,10 +37,14 @@ class Evidence(Source):
         self, folder: str, became: str, legend: Legend, split: str | None, bands: Sequence[int] | None
     ) -> None:
         """``became``: name of the class. :class:`ConfigError` for one that ``legend`` does not have, or beside which it
-        has none; :class:`PairsError` for a folder that holds no labelled pairs, or not that split."""
+        has none, or a folder whose test pairs would teach, too, without a ``split``; :class:`PairsError` for a folder
+        that holds no labelled pairs, or not that split."""
         if became not in legend.names or len(legend.names) == 1:
             allowed = ", ".join(legend.names) if len(legend.names) > 1 else "more than one class in the legend"
             raise ConfigError(f"data.evidence: {folder}: {became}; allowed: {allowed}")
+        if split is None and _has_tests(folder):
+            what = "has a test split, which would teach too; say which teaches (data.evidence_split train)"
+            raise ConfigError(f"data.evidence: {folder} {what}")
         self._pairs, self._bands = load_pairs(folder, split), tuple(bands or DEFAULT_BANDS)
         self.root, self.name, self.legend, self.skipped = self._pairs.folder, "evidence", legend, ()
         self.became, self._class = became, legend.names.index(became) + 1
