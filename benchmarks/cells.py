@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from changeanywhere.benchmark.options import BASELINES, SEMI, UNTIL_FLAT, WITH_UNLABELLED, Claims
+from changeanywhere.benchmark.arms import BASELINES, SEMI, ways_of
+from changeanywhere.benchmark.options import Claims
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text, write_cells
 from changeanywhere.shipped import find_recipe
@@ -28,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
     records = [json.loads(file.read_text()) for file in (options.run / "cells").glob("*.json")]
     recipe: dict[str, Any] = yaml.safe_load(config.read_text())
-    ways = ((UNTIL_FLAT, "until_flat"), (WITH_UNLABELLED, "semi_supervised"))
-    other_ways = [arm + ending for ending, name in ways for arm in recipe.get(name, ())]
-    order = {arm: number for number, arm in enumerate((*BASELINES, *recipe.get("pretraining", {}), *other_ways))}
+    arms = list(recipe.get("pretraining", {}))
+    other_ways = ways_of(arms, *(recipe.get(name, ()) for name in ("until_flat", "semi_supervised", "rehearsed")))
+    order = {arm: number for number, arm in enumerate((*BASELINES, *arms, *other_ways))}
     others = sorted({record["detector"] for record in records} - {*recipe["detectors"]})  # of a recipe before this one
     detectors = [*recipe["detectors"], *others]
-    records.sort(key=lambda r: (detectors.index(r["detector"]), r["share"], r["seed"], order[r["arm"]]))
+    records.sort(key=lambda r: (detectors.index(r["detector"]), r["share"], r["seed"], order.get(r["arm"], len(order))))
     write_cells(options.to, records)
     references = (*recipe.get("baselines", [arm for arm in BASELINES if arm != SEMI]), *recipe.get("rivals", ()))
     claims = Claims(references, tuple(recipe.get("claims_at", ())), tuple(recipe.get("claims_for", ())))

@@ -150,6 +150,31 @@ def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
     assert not is_flat([0.5, 0.4, 0.6], 2, 0.01) and is_flat([0.5, 0.4, 0.3], 2, 0.01)
 
 
+def test_rehearsed_arms_are_fine_tuned_until_validation_is_flat_too(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed: dict[str, str | None] = {}
+
+    def noted(recipe: Recipe, out: Path, *more: Any, **beside: Any) -> None:
+        rehearsed[out.name] = recipe.detector.rehearsed
+        assert ("rehearsed" in beside) == bool(recipe.detector.rehearsed)
+        train_detector(recipe, out, *more, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", noted)
+    flat, arms = FlatOptions(num_steps=2, rounds=2), ["made-rehearsed", "made"]
+    asked = replace(options, until_flat=arms, rehearsed=["made"], seeds=[0], flat=flat, learning_rates=[], shares=[50])
+    records = {record["arm"]: record for record in run_benchmark(asked)}
+    assert list(records) == ["only-sup", "made", "made-flat", "made-rehearsed", "made-rehearsed-flat"]
+    assert [record["steps"] for record in records.values()] == [4, 4, 8, 4, 8]
+    assert {name for name, folder in rehearsed.items() if folder} == {
+        name for name in rehearsed if "rehearsed" in name
+    } and len(rehearsed) == 1 + 1 + 1 + 3 + 1 + 3
+    with pytest.raises(
+        ConfigError, match=r"until_flat is \['made-rehearsed'\]; allowed: names of pretraining, pretrained, "
+    ):
+        replace(options, until_flat=["made-rehearsed"]).check()
+
+
 def test_pretrained_arms_fine_tuned_until_validation_is_flat_too(
     options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from changeanywhere.benchmark.arms import (
+    BASELINES,
+    EQUAL,
+    FLAT,
+    ONLY_SUP,
+    SEMI,
+    UNTIL_FLAT,
+    WITH_REHEARSED,
+    WITH_UNLABELLED,
+    Way,
+    ways_of,
+)
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.help import among, choose
 from changeanywhere.limits import check_limits
@@ -16,10 +28,6 @@ from changeanywhere.text import is_plain_name
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 from changeanywhere.training.sections import OF_UNLABELLED, count_beside
 
-ONLY_SUP, FLAT, EQUAL, SEMI = "only-sup", "scratch-flat", "scratch-equal", "semi-supervised"
-BASELINES = (ONLY_SUP, FLAT, EQUAL, SEMI)
-"""Arms without pre-training: fine-tuning's schedule on the labels alone; until validation is flat; as many steps as
-pre-training and fine-tuning together; fine-tuning's schedule on the labels and on unlabelled pairs."""
 IGNORED = (
     "pairs",
     "train_split",
@@ -35,9 +43,6 @@ IGNORED = (
     "rehearsed_classes",
 )
 """Fields of ``pretrain`` and ``finetune`` that the protocol decides itself: refused, since they would do nothing."""
-UNTIL_FLAT, WITH_UNLABELLED, WITH_REHEARSED = "-flat", "-semi", "-rehearsed"
-"""Endings of arms with pre-training that are fine-tuned until validation is flat, on unlabelled pairs too, and on the
-set of their pre-training too."""
 HOW_UNLABELLED = tuple(f"unlabelled_{name}" for name in OF_UNLABELLED if name != "split")
 """Fields of ``finetune`` that arms with unlabelled pairs alone read."""
 HOW_REHEARSED = "rehearsed_share"
@@ -127,7 +132,8 @@ class BenchmarkOptions:
     """Arms with pre-training that are scored without labels only, and not fine-tuned."""
     until_flat: list[str] = field(default_factory=list)
     """Arms with pre-training that are fine-tuned in a second way too, as long as ``scratch-flat`` is trained: ARM-flat
-    in the tables. The schedule of ``only-sup`` may be too short for either."""
+    in the tables (of ARM-semi and ARM-rehearsed as well, by these names). The schedule of ``only-sup`` may be too short
+    for any."""
     semi_supervised: list[str] = field(default_factory=list)
     """Arms with pre-training that are fine-tuned as ``semi-supervised`` is trained too: ARM-semi in the tables."""
     rehearsed: list[str] = field(default_factory=list)
@@ -192,43 +198,23 @@ class BenchmarkOptions:
 
     @property
     def tuned_arms(self) -> list[str]:
-        """With pre-training and labels, in their order: what is fine-tuned like ``only-sup``, then until it is flat."""
-        return [arm for arm in self.arms if arm not in self.zero_shot_only] + list(self._endings)
+        """With pre-training and labels, in their order: what is fine-tuned like ``only-sup``, then in other ways."""
+        return [arm for arm in self.arms if arm not in self.zero_shot_only] + list(self._other_ways)
 
     @property
-    def _endings(self) -> dict[str, tuple[str, str]]:
-        """Arms that are fine-tuned in another way → the arm of their pre-training, and their ending."""
-        return {arm + ending: (arm, ending) for ending, _, arms in self._ways for arm in arms}
+    def _other_ways(self) -> dict[str, Way]:
+        return ways_of(self.arms, self.until_flat, self.semi_supervised, self.rehearsed)
 
-    @property
-    def _ways(self) -> tuple[tuple[str, str, list[str]], ...]:
-        """Endings, the options that say for which arms, and these arms."""
-        return (
-            (UNTIL_FLAT, "until_flat", self.until_flat),
-            (WITH_UNLABELLED, "semi_supervised", self.semi_supervised),
-            (WITH_REHEARSED, "rehearsed", self.rehearsed),
-        )
-
-    def goes_flat(self, arm: str) -> bool:
-        """Whether an arm is trained on labels until validation gains no more."""
-        return arm == FLAT or (arm not in self.arms and self._endings.get(arm, ("", ""))[1] == UNTIL_FLAT)
-
-    def sees_unlabelled(self, arm: str) -> bool:
-        """Whether an arm learns from unlabelled pairs beside the labelled ones."""
-        return arm == SEMI or (arm not in self.arms and self._endings.get(arm, ("", ""))[1] == WITH_UNLABELLED)
-
-    def rehearses(self, arm: str) -> bool:
-        """Whether an arm goes on learning from the set of its pre-training, beside the labels."""
-        return arm not in self.arms and self._endings.get(arm, ("", ""))[1] == WITH_REHEARSED
+    def way_of(self, arm: str) -> Way:
+        """How an arm learns."""
+        if arm in self.arms:
+            return Way(arm)
+        return self._other_ways.get(arm, Way(flat=arm == FLAT, unlabelled=arm == SEMI))
 
     @property
     def unlabelled_arms(self) -> list[str]:
-        """The arms that do."""
-        return [arm for arm in (*self.baselines, *self.tuned_arms) if self.sees_unlabelled(arm)]
-
-    def origin_of(self, arm: str) -> str | None:
-        """The arm whose pre-training ``arm`` goes on from; None for those without."""
-        return arm if arm in self.arms else self._endings.get(arm, (None, ""))[0]
+        """The arms that learn from pairs without labels beside the labelled ones."""
+        return [arm for arm in (*self.baselines, *self.tuned_arms) if self.way_of(arm).unlabelled]
 
     @property
     def claims(self) -> Claims:
@@ -347,22 +333,26 @@ class BenchmarkOptions:
             yield what, paths, not paths, "names of letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
         counted = list(self.change_classes)
         yield "change_classes", counted, set(counted) <= set(self.pretraining), "names of pretraining"
-        tuned, endings = arms | set(self.tuned_arms), " or ".join(f"ARM{ending}" for ending, *_ in self._ways)
+        tuned, endings = arms | set(self.tuned_arms), f"ARM{UNTIL_FLAT}, ARM{WITH_UNLABELLED} or ARM{WITH_REHEARSED}"
         what = f"names of pretraining, pretrained, {endings}"
         yield "rivals", self.rivals, set(self.rivals) <= tuned, what
         allowed = set(self.claims_for) <= tuned | ({SEMI} & set(self.baselines))
         yield "claims_for", self.claims_for, allowed, f"{what}; {SEMI} where baselines have it"
-        for name, asked in (("zero_shot_only", self.zero_shot_only), *((name, asked) for _, name, asked in self._ways)):
-            yield name, asked, set(asked) <= arms, "names of pretraining or pretrained"
+        for name in ("zero_shot_only", "semi_supervised"):
+            yield name, getattr(self, name), set(getattr(self, name)) <= arms, "names of pretraining or pretrained"
         yield "rehearsed", self.rehearsed, set(self.rehearsed) <= set(self.pretraining), "names of pretraining"
-        for ending, name, asked in self._ways:
-            taken = sorted(arm for arm in asked if arm + ending in arms or arm in self.zero_shot_only)
+        beside = {arm for arm, way in self._other_ways.items() if way.unlabelled or way.rehearsed}
+        what = f"names of pretraining, pretrained, ARM{WITH_UNLABELLED} or ARM{WITH_REHEARSED} of this benchmark"
+        yield "until_flat", self.until_flat, set(self.until_flat) <= arms | beside, what
+        ways = ((UNTIL_FLAT, "until_flat"), (WITH_UNLABELLED, "semi_supervised"), (WITH_REHEARSED, "rehearsed"))
+        for ending, name in ways:
+            taken = [arm for arm in getattr(self, name) if arm + ending in arms or arm in self.zero_shot_only]
             yield name, taken, not taken, f"arms that are fine-tuned, and whose name with {ending} is free"
         idle = [] if self.unlabelled_arms else self.unlabelled
         yield "unlabelled", idle, not idle, f"nothing without an arm that sees it ({SEMI}, ARM{WITH_UNLABELLED})"
-        beside = self.unlabelled_arms or self.rehearsed
-        semantic = [name for name in self.detectors if name in SEMANTIC and beside]
-        what = f"none that learns classes of both dates, which it does from labels alone, beside {beside}"
+        both_dates = [*self.unlabelled_arms, *self.rehearsed]
+        semantic = [name for name in self.detectors if name in SEMANTIC and both_dates]
+        what = f"none that learns classes of both dates, which it does from labels alone, beside {both_dates}"
         yield "detectors", semantic, not semantic, what
 
     def _stage_rules(self) -> Iterator[Rule]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from changeanywhere import text
-from changeanywhere.benchmark.options import BASELINES, ONLY_SUP
+from changeanywhere.benchmark.arms import BASELINES, ONLY_SUP
 from changeanywhere.benchmark.published import Published
 from changeanywhere.benchmark.summary import SCORES
 

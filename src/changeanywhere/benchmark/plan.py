@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from changeanywhere.benchmark.options import EQUAL, BenchmarkOptions
+from changeanywhere.benchmark.arms import EQUAL
+from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.statistics import visible_gain
 from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons
 from changeanywhere.benchmark.trainings import Cell
@@ -56,17 +57,16 @@ def work_of(
                 trainings += count
                 steps += count * steps_of(options, arm, tuning(cell.share, cell.seed))
             if own:
-                tuned = options.finetune
-                seen = tuned.unlabelled_share if options.sees_unlabelled(arm) else 0.0
-                seen = tuned.rehearsed_share if options.rehearses(arm) else seen
-                yield Work(detector, arm, trainings, steps, options.goes_flat(arm), 1 / (1 - seen))
+                tuned, way = options.finetune, options.way_of(arm)
+                seen = tuned.unlabelled_share if way.unlabelled else tuned.rehearsed_share if way.rehearsed else 0.0
+                yield Work(detector, arm, trainings, steps, way.flat, 1 / (1 - seen))
 
 
 def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int:
     """On labels, of one training of an arm; of those until validation is flat the most that they may take."""
     if arm == EQUAL:
         return options.pretrain.num_steps + tuning.num_steps
-    if options.goes_flat(arm):
+    if options.way_of(arm).flat:
         return options.flat.rounds * (options.flat.num_steps or tuning.num_steps) + tuning.num_steps
     return tuning.num_steps
 

@@ -181,7 +181,7 @@ class Benchmark:
     def score(self, cell: Cell) -> dict[str, Any]:
         """Train and score one cell."""
         started = time.perf_counter()
-        options, origin = self.options, self.options.origin_of(cell.arm)
+        options, origin = self.options, self.options.way_of(cell.arm).origin
         made_here = origin in options.pretraining
         details: dict[str, Any] = {"pretraining_steps": options.pretrain.num_steps if made_here else 0}
         if cell.share == 0:

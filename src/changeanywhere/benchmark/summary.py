@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.options import BASELINES, SEMI, Claims
+from changeanywhere.benchmark.arms import BASELINES, SEMI
+from changeanywhere.benchmark.options import Claims
 from changeanywhere.benchmark.statistics import paired_gain, spread_of
 
 SCORES = ("f1", "precision", "recall", "iou")

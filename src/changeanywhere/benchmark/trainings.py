@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.options import BESIDE, EQUAL, BenchmarkOptions, unread
+from changeanywhere.benchmark.arms import EQUAL
+from changeanywhere.benchmark.options import BESIDE, BenchmarkOptions, unread
 from changeanywhere.benchmark.sharing import BusyError, alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
@@ -170,10 +171,10 @@ class Trainings:
 
     def _at_rate(self, cell: Cell, rate: float) -> Trained:
         settings = replace(self.tuning(cell.share, cell.seed), learning_rate=rate)
-        origin = self.options.origin_of(cell.arm)
+        way = self.options.way_of(cell.arm)
         seed = self.seed_of_pretraining(cell.seed)
-        init = None if origin is None else self.pretrained(cell.detector, origin, seed)
-        if self.options.goes_flat(cell.arm):
+        init = None if way.origin is None else self.pretrained(cell.detector, way.origin, seed)
+        if way.flat:
             return self._until_flat(cell, settings, init)
         if cell.arm == EQUAL:
             settings = replace(settings, num_steps=self.options.pretrain.num_steps + settings.num_steps)
@@ -225,13 +226,12 @@ class Trainings:
     def _seeing(self, settings: DetectorRecipe, arm: str) -> DetectorRecipe:
         """With the folders of unlabelled pairs, or the set that is rehearsed, for an arm that learns from them beside
         its labels; else with nothing of the kind."""
-        options, read = self.options, dict[str, Any]()
-        if options.sees_unlabelled(arm):
+        options, way, read = self.options, self.options.way_of(arm), dict[str, Any]()
+        if way.unlabelled:
             read["unlabelled"] = [options.pairs, *options.unlabelled]
-        if options.rehearses(arm):
-            origin = str(options.origin_of(arm))
-            read = {"rehearsed": options.pretraining[origin]}
-            read["rehearsed_classes"] = options.change_classes.get(origin)
+        if way.rehearsed and way.origin:
+            read = {"rehearsed": options.pretraining[way.origin]}
+            read["rehearsed_classes"] = options.change_classes.get(way.origin)
         blank = {name: getattr(DetectorRecipe(), name) for name in unread(read)}
         return replace(settings, **blank, **read)
 
@@ -240,7 +240,7 @@ class Trainings:
         if recipe.detector.unlabelled:
             beside["unlabelled"] = self.unlabelled
         if recipe.detector.rehearsed:
-            beside["rehearsed"] = self.sets[str(self.options.origin_of(cell.arm))]
+            beside["rehearsed"] = self.sets[str(self.options.way_of(cell.arm).origin)]
         train_detector(recipe, out, few, self.val, self.progress, self.stop, **beside)
         rows = validations(out)
         best = max([f1 for _, f1 in rows], default=0.0)
