@@ -178,6 +178,9 @@ def test_windows_need_noise_that_is_the_same_at_every_call() -> None:
     with pytest.raises(ConfigError, match="window_margin"):
         Sampling("ddim", window_margin=8).check()
     Sampling("ddim", eta=0.0, window_margin=8).check()
+    for noisy in (Sampling(known_noise="fresh", exemplar_strength=0.5), Sampling("ddim", exemplar_strength=0.5)):
+        with pytest.raises(ConfigError, match=r"exemplar_strength is 0\.5; allowed: 1 with known_noise fresh"):
+            noisy.check()
 
 
 @pytest.mark.usefixtures("unquantised")

@@ -104,8 +104,8 @@ RECIPES: dict[str, tuple[list[str], str, str]] = {
     ),
     "patch-exchange": (
         ["generate", "--seed=9", "--method=patch_exchange", "--num-pairs=8"],
-        "1b4230d7493bfa62",
-        "f2f8dfd2487fd518",
+        "c47de4f3f1aabf6d",
+        "7b4697010d26ace4",
     ),
 }
 

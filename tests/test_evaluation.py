@@ -131,6 +131,8 @@ def test_identical_dates_fail_the_realism_of_unchanged_ground() -> None:
     assert all(c.ratio > 1.5 for c in compare_differences(same, real, 0).values())
     assert all(c.ratio < 1.5 for c in compare_differences(other_half, real, 0).values())
     assert against_halves(np.zeros(10), np.zeros(10)).distance == 0
+    few = [against_halves(rng.normal(size=20), rng.normal(size=400), seed).ratio for seed in range(20)]
+    assert 0.8 < np.mean(few) < 1.3, "a small set of the same kind is as near as a half that is as small"
 
 
 def test_bootstrap_interval_covers_the_mean() -> None:

@@ -243,6 +243,16 @@ def test_pixels_of_other_tiles_bring_their_licence_and_stay_in_their_split(
     assert given > 2
 
 
+def test_windows_of_one_tile_alone_change_places(options: GenerateOptions) -> None:
+    for folder in ("images", "masks"):
+        for file in sorted((options.source / folder).iterdir())[1:]:
+            file.unlink()
+    run.generate(replace(pasting(options, "patch_exchange"), num_pairs=4))
+    pairs = ca.load_pairs(options.out)
+    assert not any(pairs[number].metadata["donors"] for number in range(len(pairs)))
+    assert any(not np.array_equal(pairs[number].image_t1, pairs[number].image_t2) for number in range(len(pairs)))
+
+
 @pytest.mark.parametrize("method", ["copy_paste", "recolour", "patch_exchange"])
 def test_rivals_change_only_changed_ground(options: GenerateOptions, method: str) -> None:
     run.generate(pasting(options, method))

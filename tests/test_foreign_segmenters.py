@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rasterio.transform import Affine
 from torch import Tensor, nn
 
 from changeanywhere.cli import run
@@ -146,6 +149,38 @@ def test_class_rasters_of_another_model_are_cleaned_and_marked(tmp_path: Path, c
     assert run(again) == 2 and "no class raster" in capsys.readouterr().err
     Image.fromarray(mask[:32]).save(rasters / "b.png")
     assert run([*command[:-1], str(tmp_path / "third")]) == 2 and "resample" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_class_rasters_are_found_under_any_form_of_their_accents(form: Any, tmp_path: Path) -> None:
+    """As archives of a Mac have them, and as others have."""
+    source, rasters = tiles(tmp_path, (unicodedata.normalize("NFD", "dé"),)), tmp_path / "predicted"
+    rasters.mkdir()
+    (rasters / "legend.json").write_text(json.dumps({"classes": ["house", "lawn"]}))
+    Image.fromarray(np.full((64, 64), 2, np.uint8)).save(rasters / f"{unicodedata.normalize(form, 'dé')}.png")
+    assert run(["label", "--source", str(source), "--predictions", str(rasters), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_class_raster_of_other_ground_is_refused(tmp_path: Path, capsys: Any) -> None:
+    images, rasters = tmp_path / "tiles" / "images", tmp_path / "predicted"
+    images.mkdir(parents=True)
+    rasters.mkdir()
+    (rasters / "legend.json").write_text(json.dumps({"classes": ["house", "lawn"]}))
+    for file, east, bands in ((images / "a.tif", 500_000, 3), (rasters / "a.tif", 600_000, 1)):
+        place = {"crs": "EPSG:32614", "transform": Affine(0.5, 0, east, 0, -0.5, 4_000_000)}
+        with rasterio.open(file, "w", "GTiff", 64, 64, bands, dtype="uint8", **place) as opened_file:
+            opened_file.write(np.ones((bands, 64, 64), np.uint8))
+    command = [
+        "label",
+        "--source",
+        str(tmp_path / "tiles"),
+        "--predictions",
+        str(rasters),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert run(command) == 2
+    assert "predicted/a.tif: lies on other ground than its image" in capsys.readouterr().err
 
 
 def segformer(folder: Path) -> Path:

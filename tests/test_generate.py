@@ -647,6 +647,23 @@ def test_targets_stand_beside_what_was_reached(options: GenerateOptions) -> None
         generation.generate(change(options, out=options.out.with_name("x"), targets=nonsense))
 
 
+def test_learned_transitions_are_not_left_out_in_silence(options: GenerateOptions, tmp_path: Path) -> None:
+    arguments = ["simulate", "--source", str(options.source), "--tile-size", "64", "--num-pairs", "3"]
+    for first, then in (([], ["--learn-transitions"]), (["--learn-transitions"], [])):
+        out = tmp_path / f"begun{len(first)}"
+        assert run([*arguments, *first, "--out", str(out)]) == 0
+        assert run([*arguments, *then, "--out", str(out)]) == 2 and run([*arguments, *first, "--out", str(out)]) == 0
+
+
+def test_several_events_fill_a_ratio_and_quiet_pairs_do_not(options: GenerateOptions) -> None:
+    targets = SetTargets(no_change=0.5, ratios={"0-0.9": 0.5})
+    events = EventOptions(events_per_pair=(2, 2), min_area=4)
+    report = generation.generate(change(options, num_pairs=8, targets=targets, events=events))
+    assert {name: reached for name, _, reached in report.reached} == {"no change": 0.5, "change ratio 0-0.9": 0.5}
+    lines = [json.loads(line) for line in (options.out / "metadata.jsonl").read_text().splitlines()]
+    assert {len(line["events"]) for line in lines} == {0, 2}
+
+
 def test_learned_priors_are_written(options: GenerateOptions, tmp_path: Path) -> None:
     out = tmp_path / "learned"
     arguments = ["--source", str(options.source), "--tile-size", "64", "--num-pairs", "3", "--learn-transitions"]

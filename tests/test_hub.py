@@ -117,6 +117,58 @@ def test_folders_of_images(kind: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(["check", str(tmp_path / "hub")]) == 0, capsys.readouterr().err
 
 
+def write_split(folder: Path, count: int, seed: int, kind: str = "PNG") -> None:
+    """``count`` pairs, numbered from 0, in ``folder``."""
+    rows = []
+    for number in range(count):
+        row = {}
+        for name, array in zip(("imageA", "imageB", "label"), images(seed + number).values(), strict=True):
+            file = folder / name / f"{number}.{kind.lower()}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(file, kind)
+            row[f"{name}_file_name"] = f"{name}/{file.name}"
+        rows.append(json.dumps(row))
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_pairs_of_one_name_in_two_splits_stay_apart(kind: str, tmp_path: Path) -> None:
+    write_split(tmp_path / "hub" / "train", 2, 0, kind)
+    write_split(tmp_path / "hub" / "testing", 2, 5, kind)
+    for split, seed in (("train", 0), ("test", 5)):
+        pairs = ca.load_pairs(tmp_path / "hub", split)
+        assert len(pairs) == 2
+        for number in range(2):
+            np.testing.assert_array_equal(pairs[number].change_mask, images(seed + number)["label"] > 0)
+
+
+def test_labels_that_are_corrected_are_read_again(tmp_path: Path) -> None:
+    write_split(tmp_path / "hub" / "train", 1, 0)
+    before = ca.load_pairs(tmp_path / "hub", "train")
+    label = tmp_path / "hub" / "train" / "label" / "0.png"
+    Image.fromarray(255 - np.array(Image.open(label))).save(label)
+    after = ca.load_pairs(tmp_path / "hub", "train")
+    np.testing.assert_array_equal(after[0].change_mask, ~before[0].change_mask)
+    assert after.content_hash() != before.content_hash()
+
+
+def test_a_split_that_nobody_knows_is_no_training_split(tmp_path: Path) -> None:
+    write_split(tmp_path / "hub" / "train", 1, 0)
+    write_split(tmp_path / "hub" / "holdout", 1, 5)
+    with pytest.raises(
+        PairsError, match=r"holdout/metadata\.jsonl: of which split\? Others are train; names that say it"
+    ):
+        ca.load_pairs(tmp_path / "hub", "train")
+
+
+def test_a_list_of_published_synthetic_pairs_may_leave_out_suffixes(tmp_path: Path) -> None:
+    syntheworld(tmp_path)
+    (root,) = [path.parent for path in tmp_path.rglob("cd_mask")]
+    (root / "list").mkdir()
+    (root / "list" / "train.txt").write_text("0\n1.png\n")
+    assert len(ca.load_pairs(root, "train")) == 2
+
+
 def test_a_list_that_leads_out_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(images(0)["A"]))
     (tmp_path / "hub").mkdir()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from changeanywhere.errors import LegendError
-from changeanywhere.legend import Legend, builtin_legends, find_legend, load_legend, load_legend_map
+from changeanywhere.legend import Legend, builtin_legends, find_legend, load_legend, load_legend_map, parse_legend
+from changeanywhere.rasters.values import to_classes
 from changeanywhere.sample import Normalisation, change_mask_of, change_transitions
 from conftest import shared
 
@@ -49,6 +50,8 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"classes": [{"index": 1, "name": "unknown", "color": [1, 2, 3]}]}, "named 'unknown'"),
         ({"classes": [{"index": i, "name": "a", "color": [i, 2, 3]} for i in (1, 2)]}, "more than once"),
         ({"classes": []}, "0 classes"),
+        ({"classes": [{"index": i, "name": f"c{i}", "value": 5} for i in (1, 2)]}, "the value 5; allowed: 0 to 65535"),
+        ({"classes": [{"index": 1, "name": "a", "value": -3}]}, "the value -3"),
     ],
 )
 def test_bad_legend_files(tmp_path: Path, content: object, text: str) -> None:
@@ -56,6 +59,18 @@ def test_bad_legend_files(tmp_path: Path, content: object, text: str) -> None:
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(LegendError, match=text):
         Legend.load(file)
+
+
+@pytest.mark.parametrize("nobody", [-100, -1, [-1, 255]])
+def test_a_number_that_no_mask_holds_is_ignored_by_none(tmp_path: Path, nobody: object) -> None:
+    """-100 is what PyTorch ignores by default."""
+    content = {"classes": [{"index": 1, "name": "a", "value": 5}, {"index": 2, "name": "b", "value": 9}]}
+    legend, values = parse_legend(content | {"ignore_index": nobody}, "legend.json")
+    assert values.ignored == ((255,) if isinstance(nobody, list) else ())
+    found = to_classes(np.array([[5, 9, 0]], np.uint8), legend, values, tmp_path / "m.png")
+    assert found.tolist() == [[1, 2, 0]]
+    with pytest.raises(LegendError, match="7"):
+        to_classes(np.array([[5, 7, 0]], np.uint8), legend, values, tmp_path / "m.png")
 
 
 def test_check_names_file_and_value() -> None:

@@ -137,6 +137,10 @@ def test_what_is_painted_and_what_is_kept(pipeline: ChangePairPipeline, settings
         assert not differs.all() and not differs[180:, :60].any()
     exemplar = image.copy()
     exemplar[change] = (200, 30, 30)
+    if settings.get("known_noise") == "fresh":
+        with pytest.raises(ConfigError, match="exemplar_strength is"):
+            pipeline.paint_scene(image, mask, change, exemplar=exemplar, **settings, exemplar_strength={"default": 0.0})
+        return
     over = pipeline.paint_scene(
         image, mask, change, exemplar=exemplar, **settings, exemplar_strength={"default": 0.0}, dilate_cells=0
     )

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,11 +17,21 @@ from changeanywhere.cli import run as command
 from changeanywhere.errors import PairsError, SourceError
 from changeanywhere.events.ground import describe
 from changeanywhere.generation.found import correlation, doubtful, settled, solid, with_found
-from changeanywhere.generation.second import _reader, differing, disagreeing, in_style, packed, unpacked
+from changeanywhere.generation.second import (
+    SecondDate,
+    SecondOptions,
+    _reader,
+    compare_dates,
+    differing,
+    disagreeing,
+    in_style,
+    packed,
+    unpacked,
+)
 from changeanywhere.pairs.containers import stream_pairs
 from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.pairs.writer import check_labels
-from changeanywhere.sample import ChangePlan, change_mask_of
+from changeanywhere.sample import ChangePlan, Normalisation, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from conftest import write_source
 
@@ -48,6 +59,33 @@ def ground(seed: int = 0, side: int = 128) -> np.ndarray:
     fields = [ndimage.gaussian_filter(rng.normal(size=(side, side)), 4) for _ in range(3)]
     shades = np.stack([field / field.std() for field in fields], 2) * 0.15 + rng.normal(0, 0.02, (side, side, 3))
     return shades.clip(-1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("masks", ["keep", "ignore"])
+def test_ground_that_is_the_same_by_whole_cells_is_no_change(masks: str) -> None:
+    """Half of the ground is the same, up to no border of cells; masks contradict each other in a part of each cell."""
+    item = SourceItem("tile", "tile")
+    first, other = ground(0, 64), ground(9, 64)
+    other[:, :30] = first[:, :30]
+    scale = Normalisation.eight_bit(3)
+    one, two = np.full((64, 64), 1, np.uint8), np.full((64, 64), 2, np.uint8)
+    one[40:, :20] = 0  # one of them knows nothing
+    if masks == "ignore":
+        two[:, 2::4], two[:, 3::4] = 1, 1
+
+    def sample(image: np.ndarray, mask: np.ndarray) -> SourceSample:
+        return SourceSample(item, ((image + 1) * 127.5).astype(np.uint8), mask, ("1", "2", "3"), scale)
+
+    source = MagicMock(items=(item,))
+    source.__len__.return_value = 1
+    source.read.return_value, source.read_mask.return_value = sample(first, one), one
+    source.read_second.return_value, source.read_second_mask.return_value = sample(other, one), two
+    ignored, apart = compare_dates(source, SecondOptions(use="base", masks=masks), lambda *_: None)
+    before, after = SecondDate(source, ignored, apart).read_masks(0)
+    changed = change_mask_of(before, after)
+    assert apart is not None and 0.2 < unpacked(apart[0]).mean() < 0.8
+    assert not changed[~unpacked(apart[0])].any() and not (changed & unpacked(ignored[0])).any()
+    assert changed.any() == (masks == "keep") and not ((before == 0) != (after == 0)).any()
 
 
 def test_light_is_no_difference_and_a_new_roof_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -289,6 +290,36 @@ def test_a_palette_means_the_same_in_every_window(source_folder: Path) -> None:
     for window in range(2):
         with pytest.raises(LegendError, match="palette index 2 has the colour of water"):
             source.read_mask(window)
+
+
+def test_a_palette_with_an_ignored_border_counts_from_0(tmp_path: Path) -> None:
+    """As Pascal VOC has it: classes from 0 in the legend's colours, 255 around objects in a colour of its own."""
+    classes = [
+        {"index": i, "name": n, "color": c} for i, (n, c) in enumerate((("ground", [0, 0, 0]), ("car", [128, 0, 0])))
+    ]
+    content = {"classes": classes, "first_class": 0, "ignore_index": 255}
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "legend.json").write_text(json.dumps(content))
+    indices = np.zeros((64, 64), np.uint8)
+    indices[8:24, 8:24], indices[6:8, 6:26] = 1, 255
+    mask, palette = Image.fromarray(indices), np.zeros((256, 3), np.uint8)
+    palette[1], palette[255] = (128, 0, 0), (224, 224, 192)
+    mask.putpalette(palette.tobytes())
+    mask.save(tmp_path / "masks" / "a.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "a.png")
+    expected = np.where(indices == 255, 0, indices + 1)
+    assert np.array_equal(open_source(tmp_path, SMALL).read_mask(0), expected)
+
+
+def test_rows_of_names_that_end_like_files(source_folder: Path) -> None:
+    """An image ``s1.tif.png`` is called ``s1.tif``, as ``label`` writes it."""
+    for folder in ("images", "masks"):
+        for file in (source_folder / folder).iterdir():
+            file.rename(file.with_name(f"{file.stem}.tif.png"))
+    rows = ["patch,scene", *(f"tile_{i}.tif,s{i // 2}" for i in range(6))]
+    (source_folder / "provenance.csv").write_text("\n".join(rows))
+    assert {item.scene for item in open_source(source_folder, SMALL).items} == {"s0", "s1", "s2"}
 
 
 def test_content_hash_follows_the_files(source_folder: Path) -> None:

@@ -135,6 +135,34 @@ def test_labels_beside_images_are_no_images_and_dates_are_found_in_folders_of_sp
         images_alone(root, Problems(skip=False))
 
 
+def test_an_image_whose_copy_was_cut_short_is_copied_again(
+    two_dates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command_ = [
+        "label",
+        "--source",
+        str(two_dates),
+        "--images",
+        "copy",
+        "--flips",
+        "false",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+
+    def cut(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", cut)
+        assert command(command_) != 0
+    assert command(command_) == 0
+    for file in (two_dates / "A").iterdir():
+        assert (tmp_path / "o" / "images" / "A" / file.name).read_bytes() == file.read_bytes()
+    assert not list((tmp_path / "o" / "images").rglob(".*"))
+
+
 def test_unknown_ground_teaches_nothing_but_where_the_mask_is_dropped() -> None:
     torch.manual_seed(0)
     settings = replace(DENOISER, unknown_weight=0.0)

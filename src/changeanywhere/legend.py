@@ -39,6 +39,7 @@ NAMES_OF_UNKNOWN = frozenset((
     "void", "invalid", "undefined",
 ))  # fmt: skip
 """What others call index 0, in small letters without what stands between them."""
+LARGEST_VALUE = 65535  # of a class in the files of masks, 16 bits
 MAX_CLASSES = 254  # 255 stays free: it means "ignore" in detector labels
 
 
@@ -190,7 +191,7 @@ def parse_legend(data: Any, where: str, first_class: int | None = None) -> tuple
     if first == 1 and stated != 0:
         ignored = tuple(number for number in ignored if number != 0)  # it is unknown anyway
     legend = _with_colours(str(data.get("name", Path(where).parent.name or "legend")), classes)
-    values = _stored(classes, 0 if stated == 0 else 1)
+    values = _stored(classes, 0 if stated == 0 else 1, where)
     clash = set(ignored) & set(values or range(1, legend.num_classes + 1))
     if clash:
         raise LegendError(f"{where}: ignore_index is {min(clash)}, which is a class too; allowed: numbers of no class")
@@ -201,7 +202,8 @@ def _ignored(given: Any, where: str) -> tuple[int, ...]:
     numbers = [] if given is None else given if isinstance(given, list) else [given]
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         raise LegendError(f"{where}: ignore_index is {given!r}; allowed: a number, or a list of numbers")
-    return tuple(sorted(set(numbers)))
+    # No mask holds a number below 0 or beyond 16 bits; -100 and -1 stand for "none" with some programs.
+    return tuple(sorted({number for number in numbers if 0 <= number <= LARGEST_VALUE}))
 
 
 def _means_unknown(name: str) -> bool:
@@ -256,9 +258,12 @@ def _with_colours(name: str, classes: list[dict[str, Any]]) -> Legend:
     )
 
 
-def _stored(classes: list[dict[str, Any]], first: int) -> tuple[int, ...] | None:
+def _stored(classes: list[dict[str, Any]], first: int, where: str) -> tuple[int, ...] | None:
     """What stands in the files for class 1…K; None where it is 1…K."""
     stored = tuple(entry["index"] - 1 + first if entry["value"] is None else int(entry["value"]) for entry in classes)
+    wrong = next((value for value in stored if not 0 <= value <= LARGEST_VALUE or stored.count(value) > 1), None)
+    if wrong is not None:
+        raise LegendError(f"{where}: a class has the value {wrong}; allowed: 0 to {LARGEST_VALUE}, of one class each")
     return None if stored == tuple(range(1, len(classes) + 1)) else stored
 
 

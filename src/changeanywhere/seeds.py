@@ -1,8 +1,9 @@
 """Every random stream of the package, by name, in one table.
 
-A stream is numpy's ``default_rng([seed, number, *place])``: streams of one seed never share a number, and what is drawn
-at a place (a step, a row, a pair) does not depend on what was drawn before. Noise of the diffusion is a function of
-seed, purpose, call and place (``diffusion/place_noise``); it does not depend on batch, order or device.
+A stream is numpy's ``default_rng([seed, number, *place])``. To numpy missing numbers are zeros: a stream without one
+and place 0 of one whose number is 0 begin alike (``plan.order``, ``evaluation.kernel``); no result has two such. What
+is drawn at a place (a step, a row, a pair) does not depend on what was drawn before. Noise of the diffusion is a
+function of seed, purpose, call and place (``diffusion/place_noise``); it does not depend on batch, order or device.
 """
 
 from __future__ import annotations

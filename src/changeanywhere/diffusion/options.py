@@ -206,6 +206,9 @@ class Sampling:
         fits = ring == Sampling.exemplar_ring or self.from_exemplars
         checks.append(("exemplar_ring", ring, fits, "with an exemplar_strength below 1, else it does nothing"))
         strengths, numbers = self.exemplar_strength, self._strengths
+        fixed = self.known_noise == "fixed" and self.is_deterministic
+        what = "1 with known_noise fresh, and with ddim where eta is above 0: tiles begin at steps of their own"
+        checks.append(("exemplar_strength", strengths, fixed or not self.from_exemplars, what))
         ranged = not isinstance(strengths, list) or (len(strengths) == 2 and strengths[0] <= strengths[1])
         fits = all(0 <= number <= 1 for number in numbers) and ranged
         what = "0 to 1, [low, high], or {class: 0 to 1}"

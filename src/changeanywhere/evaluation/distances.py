@@ -122,16 +122,17 @@ class HalvesComparison:
 def against_halves(values: Array, real: Array, seed: int = 0, splits: int = 200) -> HalvesComparison:
     """Compare numbers ``[N]`` to real numbers ``[M]``; both distances are means over random halves of the real set.
 
-    ``values`` are held against half-sets too, cut to the same size, since the distance shrinks as sets grow.
+    ``values`` and one of the halves are cut to the same size, since the distance shrinks as sets grow.
     """
     rng = stream("evaluation.mean", seed)
     half = len(real) // 2
+    size = min(half, len(values))
     distances, between = [], []
     for _ in range(splits):
         order = rng.permutation(len(real))
-        sample = rng.choice(values, size=min(half, len(values)), replace=False)
+        sample = rng.choice(values, size=size, replace=False)
         distances.append(wasserstein_distance(sample, real[order[:half]]))
-        between.append(wasserstein_distance(real[order[half : 2 * half]], real[order[:half]]))
+        between.append(wasserstein_distance(real[order[half : half + size]], real[order[:half]]))
     return HalvesComparison(float(np.mean(distances)), float(np.mean(between)))
 
 

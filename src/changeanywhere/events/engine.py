@@ -82,11 +82,14 @@ def simulate(
     events: tuple[ChangeEvent, ...] = ()
     for number in range(max(wanted, MAX_SMALL_EVENTS if options.areas else MAX_EVENTS)):
         changed = int(np.count_nonzero(mask != mask_t2))
-        if changed >= low * mask.size and number >= (1 if request.ratio else wanted):
+        if changed >= low * mask.size and number >= wanted:
             break
         step = _one_event(mask, mask_t2, legend, rng, asked, options, context, request)
         if step is None:
             break
+        grown = np.count_nonzero(mask != step[0]) >= high * mask.size
+        if request.ratio and number and changed >= low * mask.size and grown:
+            break  # one more would be too much: what there is fits
         mask_t2, new_events = step
         events = (*events, *new_events)
     ratio = np.count_nonzero(mask != mask_t2) / mask.size

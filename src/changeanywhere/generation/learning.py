@@ -24,7 +24,8 @@ def learned_of(
     if begun is not None:
         asked = (source.fingerprint(), options.events, options.seed, dates, second, segmenter_hash(second))
         before = begun.learned if asked == _asked_before(begun, second) else None
-    if before is not None and options.events.transitions is None:
+    same = before is not None and options.learn_transitions == (before.transition_weights is not None)
+    if before is not None and same and options.events.transitions is None:
         return before
     ignored, other = (before.ignored, before.other) if before is not None else (None, None)
     if ignored is None and second.shown:

@@ -140,6 +140,7 @@ def compare_dates(source: Source, options: SecondOptions, progress: Progress) ->
         if options.masks != "none":
             same = correlation(*images) >= options.min_correlation
             other.append(packed(~same))
+            same = ~unpacked(other[-1])  # by whole cells, as whoever writes the masks reads it
             where = doubtful(where, first.mask, source.read_second_mask(index), same, options.masks == "keep")
         ignored.append(packed(where | ((first.mask > 0) & (second.mask == 0))))
         progress("comparing dates", index + 1, len(source))

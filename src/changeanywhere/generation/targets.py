@@ -99,7 +99,9 @@ class SetTargets:
         ratios = np.asarray(counts.ratios)
         for text, share in self.ratios.items():
             low, high = _ratio(text)
-            rows.append((f"change ratio {text}", share, int(((low <= ratios) & (ratios < high)).sum()) / count))
+            rows.append(
+                (f"change ratio {text}", share, int(((low <= ratios) & (ratios < high) & (ratios > 0)).sum()) / count)
+            )
         for text, share in self.class_pairs.items():
             rows.append((text, share, counts.single[text] / count))
         if any(FOUND in kind.split("+") for kind in counts.kinds):

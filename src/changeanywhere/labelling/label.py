@@ -169,7 +169,9 @@ def _begin(options: LabelOptions, layout: Layout, readers: Readers) -> None:
         if options.images == "link":
             place.symlink_to(entry.image.resolve())
         else:
-            shutil.copyfile(entry.image, place)
+            begun = place.with_name(f".{place.name}.part")  # killed in between, the next run copies it again
+            shutil.copyfile(entry.image, begun)
+            begun.replace(place)
 
 
 def _job(options: LabelOptions, readers: Readers) -> dict[str, Any]:

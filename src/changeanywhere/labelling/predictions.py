@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.errors import LegendError, SourceError
+from changeanywhere.folders import composed
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.legend import Legend, LegendMap, MaskValues, find_legend_file, load_legend, load_legend_map
 from changeanywhere.legend import load_legend_values as read_values
 from changeanywhere.rasters.facts import Facts, Window
+from changeanywhere.rasters.ground import lies_elsewhere
 from changeanywhere.sources.files import digest, read_info, read_mask, read_mask_info
 from changeanywhere.sources.matching import OF_MASKS, PLAIN, stems_below
 from changeanywhere.sources.problems import Problems
@@ -71,13 +73,15 @@ class Predictions:
 
     def of(self, patch: str, image: Path, facts: Facts) -> RasterReader:
         """The raster of an image; :class:`SourceError` where there is none, or one of another size."""
-        file = next((self._files[stem] for stem in _stems(patch) if stem in self._files), None)
+        file = next((self._files[stem] for stem in _stems(composed(patch)) if stem in self._files), None)
         if file is None:
             raise SourceError(f"{image}: no class raster in {self._folder} is called {Path(patch).name}, or …_mask")
         own = read_mask_info(file, self._options.max_megapixels)
         if (own.height, own.width) != (facts.height, facts.width):
             size = f"{facts.height}×{facts.width}"
             raise SourceError(f"{file}: {own.height}×{own.width} px, but its image {image} has {size}; resample it")
+        if lies_elsewhere(facts, own):
+            raise SourceError(f"{file}: lies on other ground than its image {image}, by CRS and transform")
         return RasterReader(file, read_info(file, self._options.max_megapixels), self._mapping, self._numbers)
 
 

@@ -203,8 +203,13 @@ def _recoloured(spot: Spot) -> Pixels:
 def _exchange_windows(
     image: Pixels, sample: SourceSample, plan: ChangePlan, donors: Donors, rng: np.random.Generator
 ) -> tuple[Pixels, ChangePlan]:
-    """One to three windows of another tile at the same place."""
-    other = donors.source.read(donors.draw(rng))
+    """One to three windows of another tile at the same place; where none is drawn, windows of this one that change
+    places."""
+    drawn = (donors.draw(rng) for _ in range(DONOR_TILES))
+    index = next((each for each in drawn if donors.source.items[each].key != sample.item.key), None)
+    if index is None:
+        return _exchange_places(image, sample, plan, rng)
+    other = donors.source.read(index)
     donors.note(other.item)
     height, width = sample.mask.shape
     size = round(height * WINDOW), round(width * WINDOW)

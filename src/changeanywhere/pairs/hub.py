@@ -15,7 +15,7 @@ from changeanywhere.documents import DocumentError, parse_json
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.folders import read_text
 from changeanywhere.pairs.containers import as_folder, in_cache
-from changeanywhere.pairs.layouts import trees_of
+from changeanywhere.pairs.layouts import SPLIT_FOLDERS, trees_of
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.regular import read_regular
 from changeanywhere.storage import LocalStore
@@ -30,8 +30,11 @@ NAMES = {
 }
 """Folder → columns that are it, in small letters without underscores."""
 KEYS = ("key", "filename", "name", "id", "imageid")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names} | dict.fromkeys(
+    ("dev", "eval", "evaluation"), "val"
+)
 KINDS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"II+\0": ".tif"}
+UNNAMED = ""
 METADATA = ("metadata.jsonl", "metadata.csv")
 Row = Mapping[str, Any]
 
@@ -53,13 +56,16 @@ def _of_hub(root: Path) -> Path:
         return root
 
     def fill(store: LocalStore) -> None:
+        taken = set[str]()
         for split, files in (tables or lists).items():
             rows = (row for file in files for row in (_of_table(file) if tables else _of_list(file, root)))
-            _unpack(rows, split, store)
+            _unpack(rows, split, store, taken)
         if (root / "legend.json").is_file():
             store.put("legend.json", read_regular(root / "legend.json"))
 
-    return in_cache(root, [file for files in (tables or lists).values() for file in files], fill)
+    files = [file for files in (tables or lists).values() for file in files]
+    used = [*files, *(image for file in files if lists for image in _named(file, root))]
+    return in_cache(root, [*used, *[root / "legend.json"] * (root / "legend.json").is_file()], fill)
 
 
 def columns_of(names: Iterable[str]) -> dict[str, str]:
@@ -89,8 +95,8 @@ def _tables(root: Path) -> dict[str, list[Path]]:
         except (OSError, ValueError) as error:
             raise PairsError(f"{file}: not readable as Parquet ({' '.join(str(error).split())[:120]})") from error
         if columns_of(names):
-            found.setdefault(_split_of(file.stem) or _split_of(file.parent.name) or "train", []).append(file)
-    return found
+            found.setdefault(_split_of(file.stem) or _split_of(file.parent.name) or UNNAMED, []).append(file)
+    return _named_splits(found)
 
 
 def _lists(root: Path) -> dict[str, list[Path]]:
@@ -101,9 +107,18 @@ def _lists(root: Path) -> dict[str, list[Path]]:
             if (folder / name).is_file():
                 row = next(_rows(folder / name), None)
                 if row is not None and columns_of(name for name in row if name.endswith("_file_name")):
-                    found.setdefault(_split_of(folder.name) or "train", []).append(folder / name)
+                    found.setdefault(_split_of(folder.name) or UNNAMED, []).append(folder / name)
                 break
-    return found
+    return _named_splits(found)
+
+
+def _named_splits(found: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Files that say no split are training pairs where none does; :class:`PairsError` where others do."""
+    unnamed = found.pop(UNNAMED, [])
+    if unnamed and found:
+        allowed = ", ".join(sorted(SPLIT_NAMES))
+        raise PairsError(f"{unnamed[0]}: of which split? Others are {', '.join(found)}; names that say it: {allowed}")
+    return found or ({"train": unnamed} if unnamed else {})
 
 
 def _split_of(name: str) -> str | None:
@@ -147,33 +162,47 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _of_list(file: Path, root: Path) -> Iterator[Row]:
-    inside = root.resolve()
-    for number, row in enumerate(_rows(file), 1):
-        columns = columns_of(name for name in row if name.endswith("_file_name"))
+    for number, (row, columns, images) in enumerate(_files_of(file, root), 1):
         contents = {}
-        for folder, name in columns.items():
-            image = (file.parent / str(row[name])).resolve()
-            if not image.is_relative_to(inside):
-                raise PairsError(f"{file}: line {number} names {str(row[name])[:80]!r}, which is not in {root}")
+        for folder, image in images.items():
             try:
                 contents[folder] = read_regular(image)
             except OSError as error:
                 raise PairsError(f"{image}: {error.strerror}, but line {number} of {file} names it") from error
-        if not columns:
-            raise PairsError(f"{file}: line {number} has no images of both dates and a label")
         yield {"key": row.get("key") or row[columns[IMAGE_FOLDERS[0]]], **contents}
 
 
-def _unpack(rows: Iterable[Row], split: str, store: LocalStore) -> None:
-    """Images of a split under their own names where those are plain and used once, else under their numbers."""
-    seen, names = set[str](), []
+def _files_of(file: Path, root: Path) -> Iterator[tuple[dict[str, Any], dict[str, str], dict[str, Path]]]:
+    """Rows of a list, their columns by folder, and the files that these name."""
+    inside = root.resolve()
+    for number, row in enumerate(_rows(file), 1):
+        columns = columns_of(name for name in row if name.endswith("_file_name"))
+        images = {folder: (file.parent / str(row[name])).resolve() for folder, name in columns.items()}
+        for folder, image in images.items():
+            if not image.is_relative_to(inside):
+                named = str(row[columns[folder]])[:80]
+                raise PairsError(f"{file}: line {number} names {named!r}, which is not in {root}")
+        if not columns:
+            raise PairsError(f"{file}: line {number} has no images of both dates and a label")
+        yield row, columns, images
+
+
+def _named(file: Path, root: Path) -> Iterator[Path]:
+    """Every file that a list names and that is there: what is in the cache is of these."""
+    return (image for _, _, images in _files_of(file, root) for image in images.values() if image.is_file())
+
+
+def _unpack(rows: Iterable[Row], split: str, store: LocalStore, taken: set[str]) -> None:
+    """Images of a split under their own names where those are plain and not ``taken`` by a pair before, in any split,
+    else under their numbers."""
+    names = []
     for number, row in enumerate(rows):
         name = Path(str(row["key"] or "")).stem
-        if not is_plain_name(name) or name in seen:
+        if not is_plain_name(name) or name in taken:
             name = f"{split}_{number:06d}"
-        if store.exists(f"{CHANGE_FOLDER}/{name}.png"):  # another split has it
-            name = f"{split}_{number:06d}"
-        seen.add(name)
+        while name in taken:
+            name += "_"
+        taken.add(name)
         names.append(name)
         for folder, content in row.items():
             if folder != "key":

@@ -344,22 +344,25 @@ def _open(folder: str | Path, split: str | None, max_megapixels: float | None) -
     images = root / layout.images[0]
     first = layout.files(root, layout.images[0])
     # Cities and sheets whose labels are not published are left out; of folders with equal names each must be whole.
-    labelled = first if type(layout) is Layout else layout.files(root, layout.change)
-    present = sorted(name for name in first if name in labelled)
+    known = by_name(first)
+    labelled = known if type(layout) is Layout else by_name(layout.files(root, layout.change))
+    present = sorted(name for name in first if _is_in(labelled, name))
     if split is not None:
         names = layout.split(root, split)
-        known = by_name(first)
-        absent = [name for name in names if composed(name) not in known and stem_of(composed(name)) not in known]
+        absent = [name for name in names if not _is_in(known, name)]
         if absent:
-            where = root / "list" / f"{split}.txt"
-            raise PairsError(f"{where}: names {absent[0]}, which is not in {images}")
-        present = [name for name in names if type(layout) is Layout or name in labelled]
+            raise PairsError(f"{root / 'list' / f'{split}.txt'}: names {absent[0]}, which is not in {images}")
+        present = [name for name in names if _is_in(labelled, name)]
     if not present and split:
         raise EmptySplitError(f"{root}: split {split!r} is empty")
     if not present:
         raise PairsError(f"{images}: holds no image; allowed: {', '.join(IMAGE_SUFFIXES)}")
     file = root / "metadata.jsonl"
     return PairDataset(root, present, Metadata(file) if file.is_file() else None, layout, (), max_megapixels)
+
+
+def _is_in(files: Mapping[str, Path], name: str) -> bool:
+    return composed(name) in files or stem_of(composed(name)) in files
 
 
 def _of_split(root: Path, split: str | None, max_megapixels: float | None) -> PairDataset:

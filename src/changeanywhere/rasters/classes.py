@@ -64,7 +64,7 @@ def read_classes(path: Path, facts: Facts, window: Window, legend: Legend, numbe
         return _by_colour(rgb, legend, path)
     indices = values[..., 0]
     if facts.palette is not None and numbers.own_colours:
-        table = _palette_indices(path, stamp_of(path), legend, facts)
+        table = _palette_indices(path, stamp_of(path), legend, numbers, facts)
         if table is not None:
             found: Mask = table[indices]
             return found if valid is None else np.where(valid, found, 0).astype(np.uint8)
@@ -109,8 +109,11 @@ def _refuse_one_hot(path: Path, values: Values) -> None:
 
 
 @lru_cache(maxsize=64)
-def _palette_indices(path: Path, stamp: tuple[int, int], legend: Legend, facts: Facts) -> npt.NDArray[np.uint8] | None:
-    """Class by palette index, or None where the index itself is the class; decided once for the whole file.
+def _palette_indices(
+    path: Path, stamp: tuple[int, int], legend: Legend, numbers: MaskValues, facts: Facts
+) -> npt.NDArray[np.uint8] | None:
+    """Class by palette index, or None where the index itself says the class; decided once for the whole file. What the
+    legend ignores is unknown, whatever its colour.
 
     :class:`LegendError` where both readings are possible: some colours are the legend's, in another order, and some are
     not.
@@ -127,7 +130,7 @@ def _palette_indices(path: Path, stamp: tuple[int, int], legend: Legend, facts: 
     expanded(path, used, palette)  # no index is beyond the colours
     index_of: dict[tuple[int, ...], int] = {(0, 0, 0): 0}
     index_of |= {c.color: c.index for c in legend.classes}
-    colours = {int(i): tuple(map(int, palette.colours[i])) for i in used}
+    colours = {int(i): tuple(map(int, palette.colours[i])) for i in used if i not in numbers.ignored}
     if all(colour in index_of for colour in colours.values()):
         table = np.zeros(len(counts), np.uint8)
         for index, colour in colours.items():
@@ -135,7 +138,7 @@ def _palette_indices(path: Path, stamp: tuple[int, int], legend: Legend, facts: 
         return table
     for index, colour in colours.items():
         by_colour = index_of.get(colour)
-        if by_colour and by_colour != index:
+        if by_colour and numbers.counted(len(legend.classes))[by_colour - 1] != index:
             raise LegendError(
                 f"{path}: palette index {index} has the colour of {legend.name_of(by_colour)}, and other colours are "
                 f"not in the legend {legend.name!r}; save the mask without palette, or with the legend's colours alone"

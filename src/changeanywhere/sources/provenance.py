@@ -76,8 +76,10 @@ def _by_patch(rows: list[list[str]], file: Path) -> dict[str, dict[str, str]]:
             )
         if not patch:
             raise SourceError(f"{file}: row {number} names no patch; give one, or delete the row")
-        found[composed(_without_suffix(patch.replace("\\", "/")))] = cells
-    return found
+        found[composed(patch.replace("\\", "/"))] = cells
+    # Whole names first: an image s1.tif.png is called s1.tif.
+    bare = {_without_suffix(name): cells for name, cells in found.items()}
+    return bare | found
 
 
 def _without_suffix(patch: str) -> str:
