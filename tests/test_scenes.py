@@ -37,6 +37,7 @@ from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import PlaceNoise, normals, philox
 from changeanywhere.diffusion.scene_arrays import ArrayScene, pixels_of
 from changeanywhere.diffusion.scene_groups import _line
+from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
 from changeanywhere.legend import load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model

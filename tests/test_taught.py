@@ -169,7 +169,7 @@ def test_further_tiles_bring_masks_in_the_classes_of_the_first(recipe: Recipe, t
         ({"segmenter": replace(TAUGHT, taught_from_step=6)}, "taught_from_step is 6; allowed: below"),
         ({"segmenter": replace(TAUGHT, confidence=[1.0])}, r"confidence is \[1.0\]; allowed: two numbers"),
         ({"data": DataRecipe(source="x", tile_size=64)}, r"taught_from_step is 2, which does nothing while"),
-        ({"data": DataRecipe(source="x", further_share=0.1)}, r"data\.further_share is 0.1; allowed: with data\.further"),
+        ({"data": DataRecipe(source="x", further_share=0.1)}, r"further_share is 0.1; allowed: with data.further"),
         ({"data": DataRecipe(source="x", further=["y"], further_share=1.0)}, r"data\.further_share is 1.0"),
     ],
 )  # fmt: skip
