@@ -312,6 +312,28 @@ def test_a_palette_with_an_ignored_border_counts_from_0(tmp_path: Path) -> None:
     assert np.array_equal(open_source(tmp_path, SMALL).read_mask(0), expected)
 
 
+@pytest.mark.parametrize("inside", ["", "masks"])
+def test_masks_given_for_folders_of_equal_names_are_each_folders_own(tmp_path: Path, inside: str) -> None:
+    for number, top in enumerate(("r1", "r2"), 1):
+        for folder, image in (("images", Image.new("RGB", (64, 64))), ("masks", Image.new("L", (64, 64), 1))):
+            (tmp_path / "tiles" / top / folder).mkdir(parents=True)
+            image.save(tmp_path / "tiles" / top / folder / "0001.png")
+        own = tmp_path / "given" / top / inside
+        own.mkdir(parents=True)
+        Image.new("L", (64, 64), 2 + number).save(own / "0001.png")
+    (tmp_path / "tiles" / "legend.json").write_text(json.dumps({"classes": ["a", "b", "c", "d"]}))
+    source = open_source(tmp_path / "tiles", SMALL, tmp_path / "given")
+    found = {item.key: int(source.read_mask(index).max()) for index, item in enumerate(source.items)}
+    assert list(found.values()) == [3, 4] and len(found) == 2
+    one = tmp_path / "one"
+    one.mkdir()
+    Image.new("L", (64, 64), 3).save(one / "0001.png")
+    with pytest.raises(
+        SourceError, match=r"one/0001\.png: would be the mask of .*r1/images/0001\.png and of .*r2/images"
+    ):
+        open_source(tmp_path / "tiles", SMALL, one)
+
+
 def test_rows_of_names_that_end_like_files(source_folder: Path) -> None:
     """An image ``s1.tif.png`` is called ``s1.tif``, as ``label`` writes it."""
     for folder in ("images", "masks"):

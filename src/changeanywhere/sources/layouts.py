@@ -105,17 +105,20 @@ def _regions(root: Path, problems: Problems, masks: Path | None) -> Layout | Non
 
 
 def _of_parts(root: Path, tops: list[Path], problems: Problems, masks: Path | None, splits: bool) -> Layout | None:
-    parts = [(top, folders) for top in tops if (folders := _folders(top, masks)) is not None]
+    parts = [(top, folders) for top in tops if (folders := _folders(top, _masks_of(top, masks))) is not None]
     if not parts:
         return None
-    others = tuple(images for _, (images, _) in parts) if masks else ()
+    others = tuple(images for _, (images, own) in parts if own == masks)
     found: list[Found] = []
     rules = []
     for top, folders in parts:
-        matched, rule = match(Places(*folders, required=masks is None, others=others), problems)
+        shared = others if folders[1] == masks else ()
+        matched, rule = match(Places(*folders, required=masks is None, others=shared), problems)
         rules.append(rule)
         split = NAMES_OF_SPLITS[top.name.lower()] if splits else None
         found += [replace(each, key=f"{top.name}/{each.name}", split=split) for each in matched]
+    if masks is not None:
+        _refuse_shared(found, masks)
     for top in tops:
         if top not in dict(parts) and (images := find_folder(top, IMAGE_FOLDERS)):
             problems.pass_over("images without a mask", *stems_below(images, problems).values())
@@ -124,6 +127,26 @@ def _of_parts(root: Path, tops: list[Path], problems: Problems, masks: Path | No
     names = ", ".join(dict.fromkeys(f"{'|'.join(f.name for f in folders)}/" for _, folders in parts))
     kind = "|".join(top.name for top, _ in parts) if splits else f"{len(parts)} folders"
     return make_layout(name_of(root), found, f"{kind} with {names} in each, {rules[0].described()}")
+
+
+def _masks_of(top: Path, masks: Path | None) -> Path | None:
+    """Of ``masks`` given for all parts, the folder of ``top``, where there is one: by its name, with or without the
+    usual folder of masks in it."""
+    own = None if masks is None else masks / top.name
+    if own is None or not own.is_dir():
+        return masks
+    return find_folder(own, MASK_FOLDERS) or own
+
+
+def _refuse_shared(found: list[Found], masks: Path) -> None:
+    """:class:`SourceError` where one mask would be that of two images."""
+    image_of: dict[Path, Path] = {}
+    for each in found:
+        if each.mask is not None and image_of.setdefault(each.mask, each.image) != each.image:
+            raise SourceError(
+                f"{each.mask}: would be the mask of {image_of[each.mask]} and of {each.image}; put those of each part "
+                f"into its own folder of {masks}, as {masks / each.folder.parent.name}"
+            )
 
 
 def _flat(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
