@@ -27,7 +27,7 @@ from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
 from changeanywhere.training.detector import evaluate_detector, train_detector
 from changeanywhere.training.folder import TrainingFolder
-from changeanywhere.training.pair_batches import TrainingPairs, augment, rotated, training_batches, turn_hue
+from changeanywhere.training.pair_batches import TrainingPairs, augment, label_of, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 UNSELECTED: dict[str, Any] = {"val_split": None, "val_every": DetectorRecipe.val_every}
@@ -167,6 +167,25 @@ def test_both_dates_and_the_label_are_moved_together() -> None:
     swaps = [augment(first, second, label, recipe, np.random.default_rng([seed, 0])) for seed in range(20)]
     shares = np.mean([np.array_equal(a[..., 0], c * 200) for a, _, c in swaps])
     assert 0.2 < shares < 0.8
+
+
+def test_masks_without_a_legend_say_nothing_of_what_is_unknown(tmp_path: Path) -> None:
+    """0 may be unchanged there, as it usually is in numbers of SECOND's classes."""
+    folder = write_pairs(tmp_path / "pairs", 2) / "train"
+    for number in ("1", "2"):
+        shutil.copytree(folder / "label", folder / f"label{number}")
+    pair = load_pairs(folder)[0]
+    assert pair.mask_t1 is None and set(np.unique(label_of(pair))) == {0, 1}
+
+
+def test_names_in_lists_keep_their_dots(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "pairs", 3) / "train"
+    for place in ("A", "B", "label"):
+        for number, file in enumerate(sorted((folder / place).iterdir())):
+            file.rename(file.with_name(f"s1.0_{number}{file.suffix}"))
+    (tmp_path / "few.txt").write_text("s1.0_2\ns1.0_0.png\n")
+    listed = load_pairs(folder).listed(tmp_path / "few.txt", "it")
+    assert [listed.key_of(number) for number in range(2)] == ["s1.0_2", "s1.0_0"]
 
 
 def test_crops_are_not_sought_where_nothing_is_known() -> None:
