@@ -149,15 +149,16 @@ def _crop(label: Array, recipe: DetectorRecipe, rng: np.random.Generator) -> tup
         row, column = places[rng.integers(len(places))] - rng.integers(size, size=2)
         top, left = (int(np.clip(at, 0, side - size)) for at, side in ((row, height), (column, width)))
         return slice(top, top + size), slice(left, left + size)
-    chosen = None
-    for _ in range(CROP_ATTEMPTS):
+    chosen = slice(0, size), slice(0, size)
+    for attempt in range(CROP_ATTEMPTS):
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         window = slice(top, top + size), slice(left, left + size)
         counts = np.bincount(label[window].ravel(), minlength=2)[:2]
-        chosen = window if chosen is None or counts.any() else chosen
+        if counts.any() or not attempt:
+            chosen = window
         if (height, width) == (size, size) or 0 < counts.max() <= MAX_CLASS_SHARE * counts.sum():
             break
-    return chosen or window
+    return chosen
 
 
 def distort_colours(image: Array, rng: np.random.Generator) -> Array:
