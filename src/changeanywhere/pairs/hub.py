@@ -30,9 +30,8 @@ NAMES = {
 }
 """Folder → columns that are it, in small letters without underscores."""
 KEYS = ("key", "filename", "name", "id", "imageid")
-SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names} | dict.fromkeys(
-    ("dev", "eval", "evaluation"), "val"
-)
+SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names if name.islower()}
+SPLIT_NAMES |= dict.fromkeys(("dev", "eval", "evaluation"), "val")
 KINDS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"II+\0": ".tif"}
 UNNAMED = ""
 METADATA = ("metadata.jsonl", "metadata.csv")

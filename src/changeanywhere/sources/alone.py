@@ -15,7 +15,7 @@ from changeanywhere.sources.provenance import with_provenance
 
 LABELS = "masks and labels, which are not asked for"
 LABEL_FOLDERS = frozenset(name.lower() for name in MASK_FOLDERS) | {
-    "label1", "label2", "ignore", "out", "cm", "cd_mask", "lbl", "labels_change", "change_label", "change label",
+    "label1", "label2", "ignore", "out", "cm", "cd_mask", "labels_change", "change_label", "change label",
     "t1_masks", "t2_masks",
 }  # fmt: skip
 """Folders of masks, and of labels in sets of two dates, in small letters."""

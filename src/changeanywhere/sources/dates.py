@@ -16,9 +16,8 @@ DATES = (
     ("before", "after"),
 )  # fmt: skip
 """Folders of two dates; of the same name in both is the same ground."""
-
-
 PARTNER = {one.lower(): two.lower() for pair in DATES for one, two in (pair, pair[::-1])}
+"""Either of them → the other, in small letters."""
 
 
 def names_of_second(folder: Path) -> tuple[str, ...]:
