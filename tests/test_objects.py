@@ -132,7 +132,9 @@ def test_median_and_its_interval() -> None:
     assert bootstrap_median(values, np.arange(400)) == alone
 
 
-def crowd(shift: float, of_scene: float = 0.0) -> tuple[Array, npt.NDArray[np.bool_], list[str], list[str]]:
+def crowd(
+    shift: float, of_scene: float = 0.0
+) -> tuple[Array, npt.NDArray[np.bool_], list[str], list[tuple[str, ...]]]:
     """200 real and 200 painted crops in ten scenes; painted ones shifted, or by scene, in a way of its own."""
     features = rng().normal(size=(400, 60))
     painted = np.arange(400) % 2 == 0
@@ -141,18 +143,36 @@ def crowd(shift: float, of_scene: float = 0.0) -> tuple[Array, npt.NDArray[np.bo
     sign = rng(1).choice([-1, 1], 10)
     for i in np.flatnonzero(painted):
         features[i, 20 + i // 40] += of_scene * sign[i // 40]
-    return features, painted, scenes, [f"tile_{i // 4}" for i in range(400)]
+    return features, painted, scenes, [(f"tile_{i // 4}",) for i in range(400)]
 
 
 def test_the_classifier_tells_what_holds_for_other_scenes() -> None:
     nothing, something, of_scene = (real_or_painted(*crowd(*given)) for given in ((0.0,), (1.5,), (0.0, 6.0)))
     assert nothing is not None and something is not None and of_scene is not None
-    assert nothing.low < 0.5 < nothing.high and 0.4 < nothing.value < 0.6
-    assert something.value > 0.95
-    assert of_scene.value < 0.65, "what marks a scene's own painted crops says nothing of other scenes"
-    features, painted, scenes, groups = crowd(1.5)
-    assert real_or_painted(features, painted, ["a", "b"] * 200, groups) is None
-    assert real_or_painted(features, painted, scenes, groups) == something
+    assert nothing.area.low < 0.5 < nothing.area.high and 0.4 < nothing.area.value < 0.6
+    assert something.area.value > 0.95 and something.learned_from == 1
+    assert of_scene.area.value < 0.65, "what marks a scene's own painted crops says nothing of other scenes"
+    features, painted, scenes, places = crowd(1.5)
+    assert real_or_painted(features, painted, ["a", "b"] * 200, places) is None
+    assert real_or_painted(features, painted, scenes, places) == something
+    everywhere = [(*place, "everywhere") if there else place for place, there in zip(places, painted, strict=True)]
+    assert real_or_painted(features, painted, scenes, everywhere) is None, "no painted crop is left to learn from"
+
+
+def test_a_pasted_object_does_not_meet_itself_among_the_real_ones() -> None:
+    """Painted crops that are real ones of other scenes, seen again: nobody can tell, and who has seen them as real is
+    worse than that."""
+    features, painted, scenes, places = crowd(0.0)
+    for i in np.flatnonzero(painted):
+        donor = int(rng(i).choice(np.flatnonzero(~painted & (np.array(scenes) != scenes[i]))))
+        features[i] = features[donor]
+        places[i] = (*places[i], places[donor][0])
+    seen = real_or_painted(features, painted, scenes, [place[:1] for place in places])
+    apart = real_or_painted(features, painted, scenes, places)
+    assert seen is not None and apart is not None
+    assert seen.learned_from == 1 and 0.3 < apart.learned_from < 0.8
+    assert seen.area.high < 0.45
+    assert apart.area.low < 0.5 < apart.area.high
 
 
 def town(number: int, change: Change | None = None, tiles: int = 40) -> ObjectSet:

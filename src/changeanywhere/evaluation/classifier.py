@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from changeanywhere.evaluation.distances import Array, Estimate
+from changeanywhere.evaluation.distances import Array, Estimate, Places
 from changeanywhere.seeds import stream
 
 FOLDS = 5
@@ -23,30 +24,39 @@ RESAMPLES = 200
 Where = npt.NDArray[np.bool_]
 
 
-def real_or_painted(
-    features: Array, painted: Where, scenes: Sequence[str], groups: Sequence[str], seed: int = 0
-) -> Estimate | None:
-    """Area under the ROC curve of telling the ``painted`` of ``[N, D]``: 0.5 = nobody can, 1 = always.
+@dataclass(frozen=True)
+class Told:
+    """How well it tells, and from how much it learned."""
 
-    Logistic regression, in five folds of whole scenes (fewer where there are fewer); in each the penalty of three is
-    taken that is best on the other folds, one after the other left out. Only scores of one fold are compared. The
-    interval is over ``groups`` (tiles), whose objects are drawn together: as a rule there are too few scenes to draw.
-    None where there are fewer than three scenes, or no fold holds both kinds.
+    area: Estimate
+    """Under the ROC curve: 0.5 = nobody can, 1 = always."""
+    learned_from: float
+    """Share of the other folds' crops that no place ties to the tested ones, mean over folds."""
+
+
+def real_or_painted(
+    features: Array, painted: Where, scenes: Sequence[str], places: Places, seed: int = 0
+) -> Told | None:
+    """Telling the ``painted`` of ``[N, D]``, from ``N`` tiles of ``scenes``, by logistic regression.
+
+    In five folds of whole scenes (fewer where there are fewer); in each the penalty of three is taken that is best on
+    the other folds, one after the other left out. What is tested shares no place (:class:`ObjectSet`) with what was
+    learned from: a pasted object would meet itself among the real ones. Only scores of one fold are compared. The
+    interval is over tiles (the first place of each), whose objects are drawn together: as a rule there are too few
+    scenes to draw. None where there are fewer than three scenes, or no fold with both kinds on both sides.
     """
     if len(set(scenes)) < MIN_SCENES:
         return None
-    folds = _folds(scenes)
-    chances = []
-    for fold in range(folds.max() + 1):
-        test, rest = folds == fold, folds != fold
-        if not (_both(painted[test]) and _both(painted[rest])):
-            continue
-        penalty = _best_penalty(features[rest], painted[rest], folds[rest])
+    folds, tied = _folds(scenes), _tied(places)
+    chances, learned_from = [], []
+    for test, rest in _folds_apart(painted, folds, tied):
+        penalty = _best_penalty(features[rest], painted[rest], folds[rest], tied[np.ix_(rest, rest)])
         scores = fit(features[rest], painted[rest], penalty)(features[test])
         chances.append((np.flatnonzero(test & painted), np.flatnonzero(test & ~painted), _above(scores, painted[test])))
+        learned_from.append(rest.sum() / (~test).sum())
     if not chances:
         return None
-    group_of = np.unique(list(groups), return_inverse=True)[1]
+    group_of = np.unique([place[0] for place in places], return_inverse=True)[1]
 
     def area(counts: Array) -> float:
         terms = [(counts[ours] @ above @ counts[theirs], counts[ours].sum() * counts[theirs].sum())
@@ -61,7 +71,7 @@ def real_or_painted(
         for _ in range(RESAMPLES)
     ]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Estimate(area(np.ones(len(group_of))), float(low), float(high))
+    return Told(Estimate(area(np.ones(len(group_of))), float(low), float(high)), float(np.mean(learned_from)))
 
 
 def fit(features: Array, painted: Where, penalty: float) -> Scorer:
@@ -104,21 +114,31 @@ def _folds(scenes: Sequence[str]) -> npt.NDArray[np.integer]:
     return np.array([fold_of[scene] for scene in scenes])
 
 
-def _best_penalty(features: Array, painted: Where, folds: npt.NDArray[np.integer]) -> float:
+def _best_penalty(features: Array, painted: Where, folds: npt.NDArray[np.integer], tied: Where) -> float:
     """The best mean area over the folds that are there, each left out once; the strongest of equals."""
     areas = {penalty: [0.0] for penalty in PENALTIES}
-    for held, kept in _inner(painted, folds):
+    for held, kept in _folds_apart(painted, folds, tied):
         for penalty, found in areas.items():
             scores = fit(features[kept], painted[kept], penalty)(features[held])
             found.append(float(_above(scores, painted[held]).mean()))
     return max(reversed(PENALTIES), key=lambda penalty: sum(areas[penalty]))
 
 
-def _inner(painted: Where, folds: npt.NDArray[np.integer]) -> Iterator[tuple[Where, Where]]:
+def _folds_apart(painted: Where, folds: npt.NDArray[np.integer], tied: Where) -> Iterator[tuple[Where, Where]]:
+    """Each fold, and those of the others that nothing ties to it, where both hold both kinds."""
     for fold in np.unique(folds):
         held = folds == fold
-        if _both(painted[held]) and _both(painted[~held]):
-            yield held, ~held
+        kept = ~held & ~tied[held].any(0)
+        if _both(painted[held]) and _both(painted[kept]):
+            yield held, kept
+
+
+def _tied(places: Places) -> Where:
+    """``[N, N]``: which of them share a place."""
+    names = np.unique([name for place in places for name in place])
+    comes_from = np.array([np.isin(names, place) for place in places])
+    tied: Where = comes_from @ comes_from.T
+    return tied
 
 
 def _above(scores: Array, painted: Where) -> Array:

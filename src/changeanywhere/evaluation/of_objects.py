@@ -157,21 +157,22 @@ def _told(blank: Figure, kind: str, both: Compared, features: tuple[Array, Array
         return replace(blank, note=note)
     chosen = np.sort(stream("evaluation.objects", seed, 4).permutation(len(both.painted))[:MAX_CROPS])
     ours, theirs = both.painted.only(chosen), both.real.only(chosen)
-    estimate = real_or_painted(
+    told = real_or_painted(
         np.concatenate([part[chosen] for part in features]),
         np.arange(2 * len(chosen)) < len(chosen),
         [*ours.scenes, *theirs.scenes],
-        [*ours.tiles, *theirs.tiles],
+        [*ours.places, *theirs.places],
         seed,
     )
-    if estimate is None:
-        return replace(blank, note="withheld: fewer than three scenes, or none with both kinds")
-    figure = replace(
-        _with(blank, estimate, 0.5), note=f"{len(chosen)} crops a side, scenes held out", count=len(chosen)
-    )
+    if told is None:
+        return replace(blank, note="withheld: fewer than three scenes, or no fold with both kinds")
+    note = f"{len(chosen)} crops a side, scenes held out"
+    if told.learned_from < 1:
+        note += f"; learned from {told.learned_from:.0%} of the others, which share no tile or donor with the tested"
+    figure = replace(_with(blank, told.area, 0.5), note=note, count=len(chosen))
     if not asked or both.name == FIRST_STAGE:
         return figure
-    return replace(figure, target=f"at most {ASKED_AUC:.2f}", reached=estimate.value <= ASKED_AUC)
+    return replace(figure, target=f"at most {ASKED_AUC:.2f}", reached=told.area.value <= ASKED_AUC)
 
 
 def object_pictures(
