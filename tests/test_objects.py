@@ -132,9 +132,7 @@ def test_median_and_its_interval() -> None:
     assert bootstrap_median(values, np.arange(400)) == alone
 
 
-def crowd(
-    shift: float, of_scene: float = 0.0
-) -> tuple[Array, npt.NDArray[np.bool_], list[str], list[tuple[str, ...]]]:
+def crowd(shift: float, of_scene: float = 0.0) -> tuple[Array, npt.NDArray[np.bool_], list[str], list[tuple[str, ...]]]:
     """200 real and 200 painted crops in ten scenes; painted ones shifted, or by scene, in a way of its own."""
     features = rng().normal(size=(400, 60))
     painted = np.arange(400) % 2 == 0
