@@ -32,8 +32,8 @@ from changeanywhere.events.disappearance import surrounding_class
 from changeanywhere.events.instances import find_instances
 from changeanywhere.events.transitions import learn_table, load_table
 from changeanywhere.legend import find_legend, load_legend
-from changeanywhere.pairs.annotations import coco_annotations, coco_categories, event_record, run_lengths
-from changeanywhere.sample import ChangeEvent, ChangePlan, GeoReference, change_mask_of
+from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_counts, event_record
+from changeanywhere.sample import ChangeEvent, ChangePlan, GeoReference, change_mask_of, runs_of, shape_of
 from conftest import shared
 
 Mask = npt.NDArray[np.uint8]
@@ -383,7 +383,7 @@ def test_coco_run_lengths_and_event_geometry() -> None:
     rng = np.random.default_rng(0)
     for shape in [rng.random((5, 4)) > 0.5, np.ones((2, 2), bool), np.zeros((2, 2), bool)]:
         decoded: list[int] = []
-        for i, length in enumerate(run_lengths(shape)):
+        for i, length in enumerate(coco_counts(shape)):
             decoded += [i % 2] * length
         assert np.array_equal(np.array(decoded, bool).reshape(shape.shape, order="F"), shape)
     mask_t1 = np.full((8, 8), 1, np.uint8)
@@ -397,6 +397,34 @@ def test_coco_run_lengths_and_event_geometry() -> None:
     )
     (annotation,) = coco_annotations("k", 1, 7, mask_t1, mask_t2, coco_categories(LEGEND), LEGEND)
     assert annotation["bbox"] == [4, 2, 4, 2] and annotation["area"] == 8 and annotation["id"] == 7
+
+
+def test_every_changed_px_is_of_one_event_where_boxes_overlap() -> None:
+    """Rings of growth: each has others in its box, of the same transition as a rule."""
+    options = EventOptions(kinds=("growth", "shrinkage"), events_per_pair=(4, 8), min_area=8, max_share=0.05)
+    overlapping = 0
+    for seed in range(12):
+        mask = scenery()
+        plan = simulate(mask, LEGEND, seed, options=options)
+        assert plan is not None
+        owners, loose = np.zeros(mask.shape, int), 0
+        for event in plan.events:
+            own = event.changed(mask[event.box], plan.mask_t2[event.box])
+            assert own.sum() == event.area
+            owners[event.box] += own
+            loose += int(replace(event, runs="").changed(mask[event.box], plan.mask_t2[event.box]).sum() > event.area)
+            row, column, height, width = event.bbox
+            left = event.within((row, column, height, max(width // 2, 1)))
+            assert np.array_equal(left.changed(mask[left.box], plan.mask_t2[left.box]), own[:, : max(width // 2, 1)])
+        overlapping += loose
+        assert np.array_equal(owners, plan.change_mask.astype(int))
+    assert overlapping, "no two events of a transition share ground of their boxes: nothing was tested"
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+def test_shapes_as_runs_come_back(seed: int, height: int, width: int, share: float) -> None:
+    shape = np.random.default_rng(seed).random((height, width)) < share
+    assert np.array_equal(shape_of(runs_of(shape), shape.shape), shape)
 
 
 def test_an_appearance_like_its_donor_seeks_the_same_surroundings() -> None:

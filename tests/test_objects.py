@@ -162,7 +162,7 @@ def test_a_pasted_object_does_not_meet_itself_among_the_real_ones() -> None:
     worse than that."""
     features, painted, scenes, places = crowd(0.0)
     for i in np.flatnonzero(painted):
-        donor = int(rng(i).choice(np.flatnonzero(~painted & (np.array(scenes) != scenes[i]))))
+        donor = int(rng(int(i)).choice(np.flatnonzero(~painted & (np.array(scenes) != scenes[i]))))
         features[i] = features[donor]
         places[i] = (*places[i], places[donor][0])
     seen = real_or_painted(features, painted, scenes, [place[:1] for place in places])

@@ -200,7 +200,8 @@ def test_events_of_second_masks_reach_the_geopackage(tmp_path: Path, tiny_model_
 
     image, mask = write_scene(tmp_path / "in", 100, 130)
     after = land_cover(100, 130)
-    after[40:60, 90:110] = 4
+    after[40:60, 90:94] = after[56:60, 90:110] = 4
+    after[42:48, 100:106] = 4  # in the box of the other, of the same transition where the ground is
     second = write_tiff(tmp_path / "in" / "after.tif", after[..., None])
     arguments = command(image, mask, tmp_path / "out", tiny_model_folder, "--mask-t2", str(second), "--paste-back")
     del arguments[arguments.index("--num-events") : arguments.index("--num-events") + 2]

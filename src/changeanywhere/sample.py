@@ -6,7 +6,7 @@ change masks ``bool [H, W]``.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,24 @@ class SourceSample:
         return self.normalisation.apply(self.image).clip(-1, 1)
 
 
+def run_lengths(values: npt.NDArray[np.bool_]) -> list[int]:
+    """Lengths of alternating runs of False and True in bool ``[N]``, first of False (maybe 0), the last of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], values.astype(np.int8), [0]])))
+    return [int(n) for n in np.diff(np.concatenate([[0], edges]))]
+
+
+def runs_of(shape: ChangeMask) -> str:
+    """Bool ``[H, W]`` as text: its run lengths, row by row."""
+    return " ".join(map(str, run_lengths(shape.ravel())))
+
+
+def shape_of(runs: str, size: tuple[int, ...]) -> ChangeMask:
+    """What :func:`runs_of` made of bool ``[H, W]``."""
+    lengths = np.fromstring(runs, np.int64, sep=" ")
+    values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return np.pad(values, (0, int(np.prod(size)) - len(values))).reshape(size)
+
+
 @dataclass(frozen=True)
 class ShapeDonor:
     """Where the shape of an appearance was taken from, and how it was turned: quarter turns, mirror, scale, angle in
@@ -113,7 +131,8 @@ class ChangeEvent:
     """One change: ``kind`` ("appearance", "disappearance"), classes, and where.
 
     ``bbox`` is (row, column, height, width) in px of the changed ground; ``offset`` (rows, columns) is how far an
-    appearance was moved from its donor; ``area`` is in px.
+    appearance was moved from its donor; ``area`` is in px. ``runs``: which px of the box are its own
+    (:func:`runs_of`), since boxes of two events of one transition may overlap; "": all of its transition.
     """
 
     kind: str
@@ -123,11 +142,31 @@ class ChangeEvent:
     offset: tuple[int, int]
     area: int
     donor: ShapeDonor | None = None
+    runs: str = ""
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of ``bbox``."""
+        row, column, height, width = self.bbox
+        return slice(row, row + height), slice(column, column + width)
+
+    def changed(self, before: Mask, after: Mask) -> ChangeMask:
+        """Its px among those of its box, bool ``[height, width]``, as far as the two masks of the box show it."""
+        where: ChangeMask = (before == self.from_class) & (after == self.to_class)
+        return where & shape_of(self.runs, where.shape) if self.runs else where
+
+    def within(self, bbox: tuple[int, int, int, int]) -> ChangeEvent:
+        """The part of it in a box that lies in its own, both in px of one image; ``area`` stays that of the whole."""
+        if not self.runs:
+            return replace(self, bbox=bbox)
+        top, left = bbox[0] - self.bbox[0], bbox[1] - self.bbox[1]
+        part = shape_of(self.runs, self.bbox[2:])[top : top + bbox[2], left : left + bbox[3]]
+        return replace(self, bbox=bbox, runs=runs_of(part))
 
     def to_dict(self, legend: Legend) -> dict[str, Any]:
         """For ``metadata.jsonl``: classes by name."""
         record = asdict(self)
-        del record["donor"]  # other tiles stand in the record's donors
+        del record["donor"], record["runs"]  # other tiles stand in the record's donors, its px in the masks
         record["from_class"] = legend.name_of(self.from_class)
         record["to_class"] = legend.name_of(self.to_class)
         return record

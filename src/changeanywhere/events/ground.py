@@ -13,7 +13,7 @@ import numpy.typing as npt
 from changeanywhere.events.instances import Instance, find_instances
 from changeanywhere.events.options import EventOptions
 from changeanywhere.legend import Mask
-from changeanywhere.sample import ChangeEvent, ShapeDonor
+from changeanywhere.sample import ChangeEvent, ShapeDonor, runs_of
 
 if TYPE_CHECKING:
     from changeanywhere.events.bank import ShapeBank
@@ -97,7 +97,18 @@ def describe(
         part = changed & (before == start) & (after == end)
         rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
         box = (int(rows[0]), int(columns[0]), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
-        events.append(ChangeEvent(kind, start, end, box, offset, int(part.sum()), donor))
+        events.append(
+            ChangeEvent(
+                kind,
+                start,
+                end,
+                box,
+                offset,
+                int(part.sum()),
+                donor,
+                runs_of(part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]),
+            )
+        )
     return tuple(events)
 
 

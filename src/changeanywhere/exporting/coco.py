@@ -9,7 +9,7 @@ import numpy as np
 from changeanywhere.exporting.base import Exporter
 from changeanywhere.exporting.items import DATES, Item
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.pairs.annotations import EIGHT, coco_annotations, coco_categories, run_lengths
+from changeanywhere.pairs.annotations import EIGHT, coco_annotations, coco_categories, coco_counts
 
 CHANGED = "change"
 
@@ -108,7 +108,7 @@ def _instances(changed: np.ndarray[Any, np.dtype[np.bool_]], image: int, first: 
                 "iscrowd": 0,
                 "area": int(shape.sum()),
                 "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-                "segmentation": {"size": list(shape.shape), "counts": run_lengths(shape)},
+                "segmentation": {"size": list(shape.shape), "counts": coco_counts(shape)},
             }
         )
     return found

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from changeanywhere.legend import Mask
 from changeanywhere.pairs.names import FOUND
-from changeanywhere.sample import ChangePlan, change_mask_of
+from changeanywhere.sample import ChangePlan, change_mask_of, runs_of
 
 Pixels = npt.NDArray[np.float32]
 Where = npt.NDArray[np.bool_]
@@ -91,11 +91,9 @@ def with_found(first: Mask, ground: Mask, plan: ChangePlan) -> ChangePlan:
         return plan
     covered, events = np.zeros(first.shape, bool), []
     for event in plan.events:
-        row, column, height, width = event.bbox
-        part = slice(row, row + height), slice(column, column + width)
-        left = plan.change_mask[part] & (first[part] == event.from_class) & (plan.mask_t2[part] == event.to_class)
-        covered[part] |= left
+        left = event.changed(first[event.box], plan.mask_t2[event.box]) & plan.change_mask[event.box]
+        covered[event.box] |= left
         if left.any():
-            events.append(replace(event, area=int(left.sum())))
+            events.append(replace(event, area=int(left.sum()), runs=runs_of(left)))
     found = describe(FOUND, first, np.where(covered, first, plan.mask_t2))
     return replace(plan, change_mask=change_mask_of(first, plan.mask_t2), events=(*events, *found))

@@ -101,10 +101,8 @@ def exemplars_of(
 
 def _changed_by(event: ChangeEvent, sample: SourceSample, plan: ChangePlan) -> Shape:
     """Ground that an event changed, bool ``[H, W]``."""
-    row, column, height, width = event.bbox
-    box = (slice(row, row + height), slice(column, column + width))
     shape = np.zeros(sample.mask.shape, bool)
-    shape[box] = (sample.mask[box] == event.from_class) & (plan.mask_t2[box] == event.to_class)
+    shape[event.box] = event.changed(sample.mask[event.box], plan.mask_t2[event.box])
     return shape & plan.change_mask
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.sample import ChangeEvent, ChangeMask, GeoReference, change_mask_of
+from changeanywhere.sample import ChangeEvent, ChangeMask, GeoReference, change_mask_of, run_lengths
 
 EIGHT = np.ones((3, 3), bool)
 
@@ -17,9 +17,7 @@ def event_record(
     event: ChangeEvent, mask_t1: Mask, mask_t2: Mask, legend: Legend, georef: GeoReference | None, gsd_m: float | None
 ) -> dict[str, Any]:
     """An event with its area in px and m², its centroid (row, column) in px and, with a CRS, in CRS coordinates."""
-    row, column, height, width = event.bbox
-    part = (slice(row, row + height), slice(column, column + width))
-    changed = (mask_t1[part] == event.from_class) & (mask_t2[part] == event.to_class)
+    (row, column), changed = event.bbox[:2], event.changed(mask_t1[event.box], mask_t2[event.box])
     rows, columns = np.nonzero(changed)
     centre = (row + float(rows.mean()) + 0.5, column + float(columns.mean()) + 0.5)
     record = event.to_dict(legend) | {
@@ -60,19 +58,17 @@ def coco_annotations(
                     "iscrowd": 0,
                     "area": int(np.count_nonzero(shape)),
                     "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-                    "segmentation": {"size": list(shape.shape), "counts": run_lengths(shape)},
+                    "segmentation": {"size": list(shape.shape), "counts": coco_counts(shape)},
                 }
             )
     return annotations
 
 
-def run_lengths(shape: ChangeMask) -> list[int]:
+def coco_counts(shape: ChangeMask) -> list[int]:
     """Lengths of alternating runs of 0 and 1 down the columns, first of 0 (COCO's uncompressed RLE)."""
-    flat = shape.ravel(order="F").astype(np.int8)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]])))
-    bounds = np.concatenate([[0], edges, [flat.size]])
-    lengths = np.diff(bounds)
-    return [int(n) for n in (lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1])]
+    lengths = run_lengths(shape.ravel(order="F"))
+    rest = shape.size - sum(lengths)
+    return [*lengths, rest] if rest else lengths
 
 
 def coco_file(

@@ -45,7 +45,7 @@ def event_features(
     for number, event in enumerate(events):
         window = Window(*event.bbox)
         before, after = (np.asarray(mask[window.slices]) for mask in masks)
-        changed = (before == event.from_class) & (after == event.to_class)
+        changed = event.changed(before, after)
         move = Affine.translation(window.column, window.row)
         transform = move if facts.crs is None else facts.transform * move
         found = shapes(changed.astype(np.uint8), mask=changed, connectivity=8, transform=transform)

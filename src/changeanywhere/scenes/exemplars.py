@@ -144,7 +144,7 @@ def _blocks(event: ChangeEvent) -> Iterator[ChangeEvent]:
         for left in range(column // BLOCK * BLOCK, column + width, BLOCK):
             first, last = max(top, row), min(top + BLOCK, row + height)
             start, stop = max(left, column), min(left + BLOCK, column + width)
-            yield replace(event, bbox=(first, start, last - first, stop - start))
+            yield event.within((first, start, last - first, stop - start))
 
 
 def _around(box: Box, donor: Box | None, ring: int, shape: tuple[int, int]) -> Box:

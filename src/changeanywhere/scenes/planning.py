@@ -22,7 +22,7 @@ from changeanywhere.events.transitions import TransitionTable
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.progress import Progress
 from changeanywhere.rasters.facts import Window
-from changeanywhere.sample import ChangeEvent, ShapeDonor
+from changeanywhere.sample import ChangeEvent, ShapeDonor, runs_of
 from changeanywhere.scenes.inputs import strips
 from changeanywhere.seeds import stream
 
@@ -195,7 +195,8 @@ def _box(box: tuple[int, int, int, int], row: int, column: int) -> tuple[int, in
 
 def given_events(mask_t1: Mask, mask_t2: Mask) -> Iterator[ChangeEvent]:
     """Events of second masks that somebody gave: connected ground of one class transition."""
-    from rasterio.features import shapes
+    from rasterio.features import rasterize, shapes
+    from rasterio.transform import Affine
 
     codes = np.zeros(mask_t1.shape, np.uint16)
     for window in strips(mask_t1.shape):
@@ -207,7 +208,9 @@ def given_events(mask_t1: Mask, mask_t2: Mask) -> Iterator[ChangeEvent]:
         (left, top), (right, bottom) = outer.min(0), outer.max(0)
         area = round(sum(_area(np.asarray(ring)) * (-1 if i else 1) for i, ring in enumerate(geometry["coordinates"])))
         box = (int(top), int(left), int(bottom - top), int(right - left))
-        yield ChangeEvent("given", int(code) // 256, int(code) % 256, box, (0, 0), area)
+        place = Affine.translation(box[1], box[0])
+        runs = runs_of(rasterize([geometry], box[2:], transform=place, dtype="uint8") == 1)
+        yield ChangeEvent("given", int(code) // 256, int(code) % 256, box, (0, 0), area, runs=runs)
 
 
 def _area(ring: npt.NDArray[np.float64]) -> float:

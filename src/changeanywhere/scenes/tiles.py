@@ -23,7 +23,16 @@ from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.rasters.facts import Window
 from changeanywhere.rasters.ground import georef_of
 from changeanywhere.rasters.tiff import opened
-from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Image, SourceItem, change_mask_of, in_8_bits
+from changeanywhere.sample import (
+    ChangeEvent,
+    ChangePair,
+    ChangePlan,
+    Image,
+    SourceItem,
+    change_mask_of,
+    in_8_bits,
+    runs_of,
+)
 from changeanywhere.scenes.inputs import SceneImage
 from changeanywhere.scenes.settings import SceneSettings
 from changeanywhere.seals import sealed, unsealed
@@ -143,11 +152,13 @@ class _Tiles:
             bottom = min(event.bbox[0] - window.row + event.bbox[2], window.height)
             right = min(event.bbox[1] - window.column + event.bbox[3], window.width)
             before, after = (mask[top:bottom, left:right] for mask in masks)
-            changed = (before == event.from_class) & (after == event.to_class)
+            shown = event.within((window.row + top, window.column + left, bottom - top, right - left))
+            changed = shown.changed(before, after)
             if changed.any():
                 rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
                 box = (top + int(rows[0]), left + int(columns[0]), int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
-                yield replace(event, bbox=box, area=int(changed.sum()), donor=None)
+                own = runs_of(changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+                yield replace(event, bbox=box, area=int(changed.sum()), donor=None, runs=own)
 
     def _mask(self, name: str, window: Window) -> npt.NDArray[np.uint8]:
         """Its numbers, not the colours of its table."""

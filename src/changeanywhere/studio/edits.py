@@ -73,7 +73,9 @@ class Edit:
         if (mask == self.mask_t2).all():
             raise InputError("that changes nothing: the ground has this class already, or is unknown")
         touched = mask != self.mask_t2
-        events = tuple(event for event in self.steps[-1].events if not touched[_box_of(event)].any())
+        before, last = self.sample.mask, self.steps[-1]
+        whole = (not (touched[e.box] & e.changed(before[e.box], last.mask_t2[e.box])).any() for e in last.events)
+        events = tuple(event for event, kept in zip(last.events, whole, strict=True) if kept)
         return self._with(Step(mask, events, True))
 
     def with_box(self, box: tuple[int, int, int, int], class_index: int) -> Edit:
@@ -117,11 +119,6 @@ class Edit:
 
     def _with(self, step: Step) -> Edit:
         return replace(self, steps=(*self.steps, step)[-MAX_STEPS:])
-
-
-def _box_of(event: ChangeEvent) -> tuple[slice, slice]:
-    row, column, height, width = event.bbox
-    return slice(row, row + height), slice(column, column + width)
 
 
 def snapped(colours: npt.NDArray[Any], legend: Legend, before: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
