@@ -30,7 +30,7 @@ from changeanywhere.events.bank import ShapeBank, find_shapes, references_of
 from changeanywhere.events.correlation import correlated
 from changeanywhere.events.disappearance import surrounding_class
 from changeanywhere.events.instances import find_instances
-from changeanywhere.events.transitions import learn_table, load_table
+from changeanywhere.events.transitions import learn_sizes, learn_table, load_table
 from changeanywhere.legend import find_legend, load_legend
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_counts, event_record
 from changeanywhere.sample import ChangeEvent, ChangePlan, GeoReference, change_mask_of, runs_of, shape_of
@@ -462,6 +462,23 @@ def test_a_bank_of_some_tiles_has_their_shapes_alone() -> None:
     for class_index, references in part.references.items():
         assert references and {one.tile for one in references} <= {0, 2}
         assert references == tuple(one for one in bank.references[class_index] if one.tile != 1)
+
+
+def test_limits_in_square_metres_hold_for_banks_and_usual_sizes() -> None:
+    """They take the place of those in px where the ground sampling is known: smaller objects, or larger ones alone."""
+    mask = np.ones((64, 64), np.uint8)
+    mask[4:10, 4:9] = 4  # 30 px
+    mask[30:50, 30:50] = 4  # 400 px
+
+    def areas(options: EventOptions, gsd_m: float | None) -> tuple[list[int], tuple[int, int]]:
+        found = find_shapes([mask], options, 0, [gsd_m])
+        return sorted(one.area for one in found[4]), learn_sizes([mask], options, [gsd_m])[4]
+
+    assert areas(EventOptions(), 0.5) == ([400], (400, 400))
+    small = EventOptions(min_area_m2=5.0)
+    assert areas(small, 0.5) == ([30, 400], (48, 382)) and areas(small, None) == ([400], (400, 400))
+    assert areas(EventOptions(min_area_m2=5.0, max_area_m2=20.0), 0.5)[0] == [30]
+    assert areas(EventOptions(min_area=16, min_area_m2=60.0), 0.5)[0] == [400]
 
 
 def test_objects_and_sizes_of_events_can_be_named() -> None:

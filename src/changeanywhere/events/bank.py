@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -118,12 +119,16 @@ def references_of(content: Mapping[str, Sequence[Sequence[int]]]) -> dict[int, l
     }
 
 
-def find_shapes(masks: Iterable[Mask], options: EventOptions, seed: int) -> dict[int, list[ShapeReference]]:
-    """All whole instances of at least ``min_area`` px in ``masks``; large classes are thinned at random."""
+def find_shapes(
+    masks: Iterable[Mask], options: EventOptions, seed: int, gsds: Iterable[float | None] | None = None
+) -> dict[int, list[ShapeReference]]:
+    """All whole instances in ``masks`` within the limits of the options, ``gsds`` being metres per px of each mask
+    (None: limits in px); large classes are thinned at random."""
     found: dict[int, list[ShapeReference]] = {}
-    for tile, mask in enumerate(masks):
+    for tile, (mask, gsd_m) in enumerate(zip(masks, gsds or repeat(None), strict=False)):
+        smallest, largest = options.area_limits(mask.size, gsd_m)
         for instance in find_instances(mask, options.connectivity):
-            if not instance.cut and options.min_area <= instance.area <= options.max_share * mask.size:
+            if not instance.cut and smallest <= instance.area <= largest:
                 rows, columns = instance.window
                 box = (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
                 start = int(np.argmax(instance.shape[0]))

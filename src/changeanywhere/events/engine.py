@@ -113,7 +113,7 @@ def _one_event(
 
     free = np.where(mask == mask_t2, mask, 0).astype(np.uint8)
     changed = int(np.count_nonzero(mask != mask_t2))
-    smallest, largest = area_limits(mask.size, options, context.gsd_m)
+    smallest, largest = options.area_limits(mask.size, context.gsd_m)
     if request.ratio is not None:
         largest = min(largest, int(np.ceil(request.ratio[1] * mask.size)) - 1 - changed)
     missing = request.ratio[0] * mask.size - changed if request.ratio is not None else 0.0
@@ -146,18 +146,6 @@ def sizes_of_events(
         return [bands[i] for i in rng.permutation(len(bands)) if bands[i][0] <= bands[i][1]]
     # Few large events rather than many tiny ones: at least a sixth of what is still missing, where there is any.
     return [(floor, largest) for floor in sorted({smallest, max(smallest, int(missing / 6))}, reverse=True)]
-
-
-def area_limits(num_pixels: int, options: EventOptions, gsd_m: float | None) -> tuple[int, int]:
-    """Smallest and largest area of an event in px, from px or square metres, on ground of ``num_pixels``."""
-    smallest, largest = options.min_area, int(options.max_share * num_pixels)
-    if gsd_m is not None:
-        pixel = gsd_m**2
-        if options.min_area_m2 is not None:
-            smallest = max(1, round(options.min_area_m2 / pixel))
-        if options.max_area_m2 is not None:
-            largest = min(largest, int(options.max_area_m2 / pixel))
-    return smallest, largest
 
 
 def registry_of_kinds() -> dict[str, EventKind]:

@@ -110,6 +110,17 @@ class EventOptions:
             if not allowed:
                 raise ConfigError(f"events.{name} is {value!r}; allowed: {what}")
 
+    def area_limits(self, num_pixels: int, gsd_m: float | None) -> tuple[int, int]:
+        """Smallest and largest area of an event in px, from px or square metres, on ground of ``num_pixels``."""
+        smallest, largest = self.min_area, int(self.max_share * num_pixels)
+        if gsd_m is not None:
+            pixel = gsd_m**2
+            if self.min_area_m2 is not None:
+                smallest = max(1, round(self.min_area_m2 / pixel))
+            if self.max_area_m2 is not None:
+                largest = min(largest, int(self.max_area_m2 / pixel))
+        return smallest, largest
+
 
 def _rising(areas: Sequence[int]) -> bool:
     return len(areas) != 1 and min(areas, default=1) >= 1 and all(a < b for a, b in pairwise(areas))

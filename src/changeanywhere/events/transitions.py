@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,16 @@ def learn_table(masks: Iterable[Mask], legend: Legend) -> TransitionTable:
     return TransitionTable(legend, contact / total * legend.num_classes**2 if total else np.ones_like(contact))
 
 
-def learn_sizes(masks: Iterable[Mask], options: EventOptions) -> dict[int, tuple[int, int]]:
-    """5 % and 95 % quantile of the area of whole instances (px, at least ``min_area``), by class."""
+def learn_sizes(
+    masks: Iterable[Mask], options: EventOptions, gsds: Iterable[float | None] | None = None
+) -> dict[int, tuple[int, int]]:
+    """5 % and 95 % quantile of the area of whole instances (px, the smallest of the options and more), by class;
+    ``gsds``: metres per px of each mask (None: limits in px)."""
     areas: dict[int, list[int]] = {}
-    for mask in masks:
+    for mask, gsd_m in zip(masks, gsds or repeat(None), strict=False):
+        smallest, _ = options.area_limits(mask.size, gsd_m)
         for instance in find_instances(mask, options.connectivity):
-            if not instance.cut and instance.area >= options.min_area:
+            if not instance.cut and instance.area >= smallest:
                 areas.setdefault(instance.class_index, []).append(instance.area)
     return {
         c: (int(np.quantile(found, 0.05)), int(np.ceil(np.quantile(found, 0.95)))) for c, found in sorted(areas.items())

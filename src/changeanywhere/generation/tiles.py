@@ -167,14 +167,14 @@ def learn(source: Source, events: EventOptions, learn_transitions: bool, seed: i
     from changeanywhere.events.transitions import learn_sizes, learn_table, load_table
 
     masks = (source.read_mask(i) for i in range(len(source)))
-    table, sizes, shapes = None, {}, None
+    table, sizes, shapes, gsds = None, {}, None, [item.gsd_m for item in source.items]
     if learn_transitions:
         table = learn_table(masks, source.legend)
-        sizes = learn_sizes((source.read_mask(i) for i in range(len(source))), events)
+        sizes = learn_sizes((source.read_mask(i) for i in range(len(source))), events, gsds)
     elif events.transitions is not None:
         table = load_table(events.transitions, source.legend)
     if events.shape_bank:
-        found = find_shapes((source.read_mask(i) for i in range(len(source))), events, seed)
+        found = find_shapes((source.read_mask(i) for i in range(len(source))), events, seed, gsds)
         bank = ShapeBank(found, source.read_mask, events.connectivity)
         shapes = {int(c): lists for c, lists in bank.to_dict().items()}
     return Learned(table.weights.tolist() if table else None, sizes, shapes)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
-from changeanywhere.events.engine import area_limits, registry_of_kinds, sizes_of_events
+from changeanywhere.events.engine import registry_of_kinds, sizes_of_events
 from changeanywhere.events.ground import Ground
 from changeanywhere.events.transitions import TransitionTable
 from changeanywhere.legend import Legend, Mask
@@ -75,7 +75,7 @@ def plan_scene(
     seed, gsd_m = place
     known = sum(int(np.count_nonzero(mask_t1[window.slices])) for window in strips(mask_t1.shape))
     budget = int((quotas.change_share or 1.0) * known)
-    smallest, largest = area_limits(known, options, gsd_m)
+    smallest, largest = options.area_limits(known, gsd_m)
     turns = _Turns(quotas, options, legend)
     weight = _weights(options, legend)
     events: list[ChangeEvent] = []
