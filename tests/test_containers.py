@@ -221,6 +221,17 @@ def _empty_tar() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("name", ["part-1.tar", "00000.tar"])
+def test_tars_of_others_beside_tiles_are_no_sets(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_source(tmp_path / "src", num_tiles=2)
+    (tmp_path / "src" / "data").mkdir()
+    with tarfile.open(tmp_path / "src" / "data" / name, "w") as tar:
+        for image in sorted((tmp_path / "src" / "images").iterdir()):
+            tar.add(image, image.name)
+    assert run(["check", str(tmp_path / "src"), "--tile-size=64"]) == 0
+    assert "2 tiles" in capsys.readouterr().out
+
+
 def test_other_formats_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments(folder, "zip", "none")) == 2
     assert "format is 'zip'; allowed: folder, webdataset, parquet" in capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_malformed_json_of_any_folder_is_one_line(
 ) -> None:
     file = tmp_path / "x" / name
     file.parent.mkdir(parents=True)
-    file.write_bytes(content)
+    file.write_bytes(content + b"\n" * (name.endswith("metrics.jsonl") and bool(content)))
     if name == "metadata.jsonl":
         for folder in ("A", "B", "label"):
             (file.parent / folder).mkdir()
@@ -178,6 +178,16 @@ def test_malformed_json_of_any_folder_is_one_line(
     said = capsys.readouterr()
     assert "Traceback" not in said.err and said.err.count("\n") == (1 if code else 0), said.err
     assert code == 2 or (name.endswith("jsonl") and not content), said.out
+
+
+def test_a_line_of_a_log_that_a_kill_cut_is_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "training" / "denoiser" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 50, "loss": 0.25}\n{"step": 100, "lo')
+    assert run(["check", str(tmp_path)]) == 0
+    assert "denoiser: step 50, loss 0.2500" in capsys.readouterr().out
+    log.write_text('{"step": 50, "lo\n{"step": 100, "loss": 0.2}\n')
+    assert run(["check", str(tmp_path)]) == 2
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:

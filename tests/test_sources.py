@@ -205,8 +205,19 @@ def test_provenance_gives_scene_split_licence_and_sampling(source_folder: Path) 
     items = open_source(source_folder, SMALL).items
     assert (items[5].scene, items[5].split, items[5].licence, items[5].gsd_m) == ("scene_1", "val", "secret", 0.7)
     assert len(open_source(source_folder, SourceOptions(tile_size=64, licences=("CC0-1.0",)))) == 4
-    with pytest.raises(SourceError, match="no tile under the licences MIT"):
-        open_source(source_folder, SourceOptions(tile_size=64, licences=("MIT",)))
+    for options in (SMALL, replace(SMALL, splits={"val": "all"})):
+        with pytest.raises(SourceError, match="no tile under the licences MIT"):
+            open_source(source_folder, replace(options, licences=("MIT",)))
+
+
+@pytest.mark.parametrize(("jpeg", "png"), [("jpg", "png"), ("jpg", "PNG"), ("JPG", "png"), ("jpeg", "Tif")])
+def test_images_and_masks_of_one_name_in_any_case_of_suffixes(tmp_path: Path, jpeg: str, png: str) -> None:
+    for number in range(3):
+        Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(tmp_path / f"{number}.{jpeg}", "JPEG")
+        kind = "TIFF" if png == "Tif" else "PNG"
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(tmp_path / f"{number}.{png}", kind)
+    source = open_source(tmp_path, replace(SMALL, class_names=("one", "two")))
+    assert [int(source.read_mask(i).max()) for i in range(len(source))] == [0, 1, 2]
 
 
 def test_provenance_finds_files_by_path_or_by_stem(source_folder: Path) -> None:

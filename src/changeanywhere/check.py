@@ -126,11 +126,13 @@ def _model(folder: Path) -> str:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """A JSON object, or one per line. Raises :class:`PairsError` for a damaged file."""
+    """A JSON object, or one per line; a last one without its end is being written, or was when a kill came. Raises
+    :class:`PairsError` for a damaged file."""
     try:
         text = read_regular(file).decode()
         whole = file.suffix == ".json"
-        found = [parse_json(line) for line in ([text] if whole else text.splitlines()) if whole or line]
+        lines = [text] if whole else [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+        found = [parse_json(line) for line in lines]
     except (OSError, ValueError) as error:
         raise PairsError(f"{file}: damaged ({' '.join(str(error).split())})") from error
     if not all(isinstance(each, dict) for each in found):

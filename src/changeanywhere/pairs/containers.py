@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -239,14 +240,25 @@ def _last(held: _Held, name: str) -> dict[str, Mapping[str, bytes]]:
 
 
 def _are_ours(file: Path) -> bool:
-    """Whether a container is one that ``generate`` writes; tables of others have other columns."""
+    """Whether a container is one that ``generate`` writes: tables of others have other columns, tars other files."""
     if file.suffix != CONTAINERS["parquet"]:
-        return True
+        return file.stem.isdecimal() if (kinds := _kinds_in(file)) is None else {"a", "b", "label"} <= kinds
     arrow = _pyarrow()
     try:
         return {*COLUMNS.values(), "metadata"} <= set(arrow.parquet.read_schema(file).names)
     except (arrow.ArrowException, OSError) as error:
         raise PairsError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
+
+
+def _kinds_in(file: Path) -> set[str] | None:
+    """Of the first pair that may lie in a tar: what stands behind the first point of its files' names, up to the next;
+    None where the tar is damaged."""
+    try:
+        with tarfile.open(file, mode="r:") as tar:
+            names = [member.name for member in islice(tar, len(ALL_FOLDERS) + 1)]
+    except (tarfile.TarError, OSError):
+        return None
+    return {name.partition(".")[2].partition(".")[0] for name in names}
 
 
 def as_folder(root: Path) -> Path:

@@ -31,7 +31,7 @@ MASK_FOLDERS = (
     "masks", "labels", "gt", "annotations", "mask", "label", "annotation", "gts", "ground_truth", "groundtruth",
     "segmentation", "segmentations", "seg", "msk", "lbl", "masks_png", "SegmentationClass",
 )  # fmt: skip
-TWINS = (".png", ".tif", ".tiff", ".PNG", ".TIF", ".TIFF")
+TWINS = (".png", ".tif", ".tiff")
 
 
 def find_layout(root: Path, problems: Problems, masks: Path | None = None) -> Layout:
@@ -158,9 +158,7 @@ def _flat(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     elif (divided := _divided(files)) is not None:
         stems_in(root, problems)  # once more, for what is wrong there
         found, rule = match_files(*divided, Places(root, root), problems)
-    elif any(file.with_suffix(suffix).is_file() for file in files.values() for suffix in TWINS if _is_jpeg(file)):
-        passed: set[Path] = set()
-        own = [path for path in entries_of(root, passed) if path.is_file()]
+    elif _has_twins(own := _files_of(root, passed := set[Path]())):
         problems.pass_over(SYSTEM, *passed)
         images = by_stem([file for file in own if _is_jpeg(file)], root, problems)
         others = by_stem([file for file in own if not _is_jpeg(file)], root, problems)
@@ -185,6 +183,16 @@ def _divided(files: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Path
         if count > most:
             best, most = (images, masks), count
     return best
+
+
+def _files_of(root: Path, passed: set[Path]) -> list[Path]:
+    return [path for path in entries_of(root, passed) if path.is_file()]
+
+
+def _has_twins(files: list[Path]) -> bool:
+    """Whether a JPEG lies beside a PNG or TIFF of its name, in any case of the suffixes' letters."""
+    masks = {file.stem for file in files if file.suffix.lower() in TWINS}
+    return any(_is_jpeg(file) and file.stem in masks for file in files)
 
 
 def _is_jpeg(file: Path) -> bool:

@@ -69,6 +69,8 @@ class TileSource(Source):
         self._unchanged = Unchanged()
         pairs, unplaced = [], []
         licensed = [e for e in layout.entries if options.licences is None or e.licence in options.licences]
+        if layout.entries and not licensed:
+            raise SourceError(f"{root}: no tile under the licences {', '.join(options.licences or ())}")
         for entry in licensed if options.splits is None else chosen(root, licensed, options.splits):
             try:
                 info = self._check(entry)
@@ -85,8 +87,6 @@ class TileSource(Source):
                 pairs.append((item, _Tile(entry, window)))
         if not pairs and problems.found:
             raise SourceError(f"{root}: no tile can be read; the first: {problems.found[0]}")
-        if not pairs:
-            raise SourceError(f"{root}: no tile under the licences {', '.join(options.licences or ())}")
         pairs.sort(key=lambda pair: pair[0].key)
         self.unplaced = tuple(unplaced)
         self.items = tuple(item for item, _ in pairs)
