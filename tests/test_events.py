@@ -30,7 +30,9 @@ from changeanywhere.events.bank import ShapeBank, find_shapes, references_of
 from changeanywhere.events.correlation import correlated
 from changeanywhere.events.disappearance import surrounding_class
 from changeanywhere.events.instances import find_instances
-from changeanywhere.events.transitions import learn_sizes, learn_table, load_table
+from changeanywhere.events.transitions import TransitionTable, learn_sizes, learn_table, load_table
+from changeanywhere.generation.options import SimulateOptions
+from changeanywhere.generation.targets import SetTargets
 from changeanywhere.legend import find_legend, load_legend
 from changeanywhere.pairs.annotations import coco_annotations, coco_categories, coco_counts, event_record
 from changeanywhere.sample import ChangeEvent, ChangePlan, GeoReference, change_mask_of, runs_of, shape_of
@@ -518,6 +520,16 @@ def test_the_paper_may_be_read_otherwise() -> None:
     plan = simulate(mask, legend, 0, options=only)
     assert plan is not None and not (plan.mask_t2[40:52, 54:64] == house).all()
     assert np.count_nonzero(plan.mask_t2 == house) == np.count_nonzero(mask == house), "moved, not copied"
+    came, *left = plan.events
+    assert (came.kind, came.to_class) == ("appearance", house) and came.donor is not None
+    assert all((each.kind, each.from_class, each.donor) == ("disappearance", house, None) for each in left) and left
+    to_tree = np.zeros((legend.num_classes + 1,) * 2)
+    to_tree[bare, house] = to_tree[tree, house] = to_tree[house, tree] = 1
+    table = EventContext(transitions=TransitionTable(legend, to_tree))
+    for fill, feasible in (("majority", False), ("random", True)):  # there is more bare ground around it
+        plans = [simulate(mask, legend, s, options=replace(only, fill=fill), context=table) for s in range(20)]
+        assert any(plans) == feasible
+        assert {int(each.mask_t2[45, 58]) for each in plans if each is not None} <= {tree}
     vanish = EventOptions(kinds=("disappearance",), objects=("building",), fill="random")
     became = set()
     for seed in range(20):
@@ -527,3 +539,10 @@ def test_the_paper_may_be_read_otherwise() -> None:
     assert became == {bare, tree}
     with pytest.raises(ConfigError, match=r"events\.move"):
         EventOptions(move=True, shape_bank=True)
+    moving = SimulateOptions(source=Path("tiles"), out=Path("out"), events=replace(only, fill="random"))
+    moving.check()
+    pairs = SetTargets(no_change=0.0, ratios={}, class_pairs={"tree->building": 0.5})
+    with pytest.raises(ConfigError, match=r"events\.move is True; allowed: false beside targets\.class_pairs"):
+        replace(moving, targets=pairs).check()
+    with pytest.raises(ConfigError, match=r"events\.fill is 'random'; allowed: with one of the kinds"):
+        replace(moving, events=replace(only, move=False, fill="random")).check()

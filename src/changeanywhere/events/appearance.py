@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from changeanywhere.events.correlation import correlated
-from changeanywhere.events.disappearance import dissolve
+from changeanywhere.events.disappearance import vanished
 from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
 from changeanywhere.events.placement import alike, surroundings
@@ -68,15 +68,18 @@ class Appearance:
                     places = alike(ground.mask, places, shape, region.class_index, _around(donor, ground))
                 row, column = places[rng.integers(len(places))]
                 mask_t2 = ground.mask.copy()
-                if ground.options.move:
-                    left = dissolve(ground, _standing(donor, ground), rng)
-                    if left is None:  # nothing is around it
-                        break
-                    mask_t2 = left
                 mask_t2[row : row + shape.shape[0], column : column + shape.shape[1]][shape] = donor.class_index
                 offset = (int(row) - donor.origin[0], int(column) - donor.origin[1]) if donor.origin else (0, 0)
                 came_from = replace(turn, tile=donor.tile, box=donor.box)
-                return mask_t2, describe(self.name, ground.mask, mask_t2, offset, came_from)
+                events = describe(self.name, ground.mask, mask_t2, offset, came_from)
+                if not ground.options.move:
+                    return mask_t2, events
+                left = vanished(ground, _standing(donor, ground), rng)
+                if left is None:  # nothing is around it that it may become
+                    break
+                # After the appearance, whose exemplar is seen where the donor still stands.
+                events = (*events, *describe("disappearance", ground.mask, left))
+                return np.where(left != ground.mask, left, mask_t2).astype(np.uint8), events
         return None
 
 

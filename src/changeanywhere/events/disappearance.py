@@ -26,13 +26,19 @@ class Disappearance:
         """See :class:`EventKind`."""
         fitting = [i for i in ground.whole if ground.within(i.area) and ground.usual(i.class_index, i.area)]
         for instance in class_by_class([i for i in fitting if ground.is_object(i.class_index)], rng):
-            mask_t2 = dissolve(ground, instance, rng)
-            if mask_t2 is None:
-                continue
-            taken = np.unique(mask_t2[instance.window][instance.shape])
-            if all(ground.weight(instance.class_index, int(c)) > 0 for c in taken):
+            mask_t2 = vanished(ground, instance, rng)
+            if mask_t2 is not None:
                 return mask_t2, describe(self.name, ground.mask, mask_t2)
         return None
+
+
+def vanished(ground: Ground, instance: Instance, rng: np.random.Generator) -> Mask | None:
+    """:func:`dissolve` into classes that the transitions allow; None where they do not, or nothing is around."""
+    mask_t2 = dissolve(ground, instance, rng)
+    if mask_t2 is None:
+        return None
+    taken = np.unique(mask_t2[instance.window][instance.shape])
+    return mask_t2 if all(ground.weight(instance.class_index, int(c)) > 0 for c in taken) else None
 
 
 def dissolve(ground: Ground, instance: Instance, rng: np.random.Generator) -> Mask | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +85,12 @@ class SimulateOptions(SourceOptions):
         require(not twice, "learn_transitions", True, "false where events.transitions is given")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         refuse_idle_events(self.events)
+        refuse_two_ways(self.events, self.targets.class_pairs, "targets.class_pairs")
+
+
+def refuse_two_ways(events: EventOptions, class_pairs: Mapping[str, float], name: str) -> None:
+    """:class:`ConfigError` for class pairs of events that move, whose place becomes ground of a further one."""
+    require(not (events.move and class_pairs), "events.move", True, f"false beside {name}")
 
 
 def refuse_idle_events(events: EventOptions) -> None:
@@ -91,6 +98,8 @@ def refuse_idle_events(events: EventOptions) -> None:
     for name in sorted({name for names in EVENTS_READ_BY.values() for name in names.split()}):
         readers = [kind for kind, names in EVENTS_READ_BY.items() if name in names.split()]
         value = getattr(events, name)
+        if name == "fill" and events.move:
+            readers.append("appearance")  # what it leaves
         read = value == getattr(EventOptions(), name) or set(readers) & set(events.kinds)
         require(bool(read), f"events.{name}", value, f"with one of the kinds {', '.join(readers)}, which read it")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from changeanywhere.diffusion.options import SamplingOptions
 from changeanywhere.errors import require
 from changeanywhere.events import EventOptions
-from changeanywhere.generation.options import IMAGE_FORMATS, refuse_idle_events
+from changeanywhere.generation.options import IMAGE_FORMATS, refuse_idle_events, refuse_two_ways
 from changeanywhere.help import one_of, require_one
 from changeanywhere.limits import check_limits
 from changeanywhere.sources.options import DEFAULT_BANDS, DEFAULT_STRETCH, SourceOptions
@@ -107,6 +107,7 @@ class SceneOptions(SamplingOptions):
         require(alone, "num_events", self.num_events, "nothing beside change_share, of which it takes the place")
         total = sum(self.class_pairs.values())
         require(total <= 1 + 1e-9, "class_pairs", self.class_pairs, "shares that add up to 1 at most")
+        refuse_two_ways(self.events, self.class_pairs, "class_pairs")
         require(not self.events.shape_bank, "events.shape_bank", True, "false for a scene, whose shapes are its own")
         default = self.events.events_per_pair == EventOptions().events_per_pair
         what = "left out: num_events says how many a scene has"
