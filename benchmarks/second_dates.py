@@ -65,7 +65,7 @@ def ground(pair: ca.ChangePair, real: Where, first: Mask, second: Mask, same: Wh
     wrong, right = (each & ~ignored & ~pair.change_mask for each in (real, ~real))
     found = {"real": real, "ignored": real & ignored, "wrong": wrong, "called": pair.change_mask}
     found |= {"hit": real & pair.change_mask, "wrong, unknown": wrong & unknown, "wrong, apart": wrong & apart}
-    found |= {"right": right, "lost": right & (unknown | apart)}
+    found |= {"other": ~real, "other, ignored": ~real & ignored, "right": right, "lost": right & (unknown | apart)}
     for name, where in (("unknown", unknown), ("apart", apart)):
         found |= {name: where, f"{name}, same": where & same, f"{name}, real": where & real}
         found[f"{name}, same, real"] = where & same & real
@@ -82,7 +82,8 @@ def told(px: Counter[str]) -> str:
     hit, of_real = share("hit", "called"), share("hit", "real")
     lines = [
         f"of the ground that really changed {share('ignored', 'real')} is ignored,",
-        f"{share('wrong', 'real')} called unchanged, {times:.2f} times as much as is called changed.",
+        f"of other ground {share('other, ignored', 'other')};",
+        f"{share('wrong', 'real')} of what changed is called unchanged, {times:.2f} times what is called changed.",
         f"There a mask is unknown on {share('wrong, unknown', 'wrong')}, classes differ on {apart};",
         f"so they are on {share('lost', 'right')} of the ground that is rightly called unchanged.",
         f"Of what is called changed {hit} really changed; {of_real} of what did is called so.",
