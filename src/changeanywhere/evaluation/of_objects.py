@@ -167,7 +167,7 @@ def _told(blank: Figure, kind: str, both: Compared, features: tuple[Array, Array
     if told is None:
         return replace(blank, note="withheld: fewer than three scenes, or no fold with both kinds")
     note = f"{len(chosen)} crops a side, scenes held out"
-    if told.learned_from < 1:
+    if told.learned_from < 0.995:
         note += f"; learned from {told.learned_from:.0%} of the others, which share no tile or donor with the tested"
     figure = replace(_with(blank, told.area, 0.5), note=note, count=len(chosen))
     if not asked or both.name == FIRST_STAGE:
