@@ -85,12 +85,13 @@ class SceneImage:
         """``[h, w, bands]`` in the units of the file."""
         return read_image(self.path, window, bands or self.bands, self.facts)[0]
 
+    def filled(self, window: Window) -> Rows:
+        """Painted bands ``[h, w, C]`` in the units of the file; what was not imaged as the dark end."""
+        return self.normalisation.filled(*read_image(self.path, window, self.bands, self.facts))
+
     def pixels(self, window: Window) -> npt.NDArray[np.float32]:
         """float32 ``[h, w, C]`` in [-1, 1] as the networks see it; what was not imaged as the dark end."""
-        image, valid = read_image(self.path, window, self.bands, self.facts)
-        if valid is not None and not valid.all():
-            image = np.where(valid[..., None], image, np.asarray(self.normalisation.low).astype(image.dtype))
-        return self.normalisation.apply(image).clip(-1, 1)
+        return self.normalisation.apply(self.filled(window)).clip(-1, 1)
 
 
 def find_scenes(options: SceneOptions) -> list[SceneFiles]:
