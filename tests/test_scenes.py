@@ -355,6 +355,56 @@ def test_other_bands_dtype_and_nodata_are_kept(tmp_path: Path, tiny_model_folder
         assert raster.nodata == 65535 and raster.tags()["CHANGEANYWHERE_PAINTED_BANDS"] == "1,2,3"
 
 
+def test_transparent_ground_is_unknown_and_stays(tmp_path: Path, tiny_model_folder: Path) -> None:
+    _, mask = write_scene(tmp_path / "in")
+    cover = values(mask)[0]
+    alpha = np.full((*cover.shape, 1), 255, np.uint8)
+    alpha[:, :90] = 0
+    more = {"photometric": "RGB", "alpha": "YES"}
+    image = write_tiff(tmp_path / "in" / "ortho.tif", np.concatenate([colours(cover), alpha], 2), **more)
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder)) == 0
+    folder = tmp_path / "out" / "ortho"
+    first, second = values(folder / "t1.tif"), values(folder / "t2.tif")
+    assert not values(folder / "mask_t1.tif")[0, :, :90].any() and values(folder / "mask_t1.tif")[0, :, 90:].any()
+    change = values(folder / "change.tif")[0] > 0
+    assert change.any() and not change[:, :90].any()
+    assert np.array_equal(first[:, :, :90], second[:, :, :90]) and np.array_equal(first[3], second[3])
+
+
+def test_a_band_that_is_not_painted_hides_no_ground(tmp_path: Path, tiny_model_folder: Path) -> None:
+    _, mask = write_scene(tmp_path / "in")
+    cover = values(mask)[0]
+    heights = np.full((*cover.shape, 1), 5, np.float32)
+    heights[:, :90] = np.nan
+    bands = np.concatenate([colours(cover).astype(np.float32), heights], 2)
+    image = write_tiff(tmp_path / "in" / "heights.tif", bands, nodata=np.nan)
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder)) == 0
+    folder = tmp_path / "out" / "heights"
+    assert np.array_equal(values(folder / "mask_t1.tif")[0], cover)
+    first, second = values(folder / "t1.tif"), values(folder / "t2.tif")
+    assert (first[:3, :, :90] != second[:3, :, :90]).any(0).mean() > 0.9
+    assert np.array_equal(first[3], second[3], equal_nan=True)
+
+
+def test_a_scene_of_floats_with_holes_is_painted_around_them(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Exemplars are made of ground that was measured."""
+    _, mask = write_scene(tmp_path / "in")
+    cover = values(mask)[0]
+    bands = colours(cover).astype(np.float32)
+    rows, columns = np.random.default_rng(0).integers(0, 140, (2, 60))
+    bands[rows, columns] = np.nan
+    image = write_tiff(tmp_path / "in" / "dots.tif", bands, nodata=np.nan)
+    more = ("--exemplar-strength", "0.5", "--tiles", "64", "--image-format", "geotiff")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more)) == 0
+    folder = tmp_path / "out" / "dots"
+    second, hole = values(folder / "t2.tif"), np.zeros(cover.shape, bool)
+    hole[rows, columns] = True
+    assert np.array_equal(np.isnan(second), np.broadcast_to(hole, second.shape))
+    assert not values(folder / "change.tif")[0][hole].any()
+    for file in (folder / "tiles").glob("[AB]/*.tif"):
+        assert np.isfinite(values(file)).all()
+
+
 def test_batches_painted_at_once_change_no_byte(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

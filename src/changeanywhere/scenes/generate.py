@@ -36,7 +36,6 @@ from changeanywhere.scenes.settings import SceneSettings, save_settings, setting
 from changeanywhere.scenes.tiles import Cut, cut_tiles
 from changeanywhere.scenes.vectors import require_libraries, write_gpkg
 from changeanywhere.seals import sealed, unsealed
-from changeanywhere.sources.files import read_valid
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import LocalStore, file_hash, remove_leftovers
 
@@ -214,7 +213,7 @@ def _paint(
         with cog(root / "t1.tif", raster_of(prepared, settings, 1), scratch) as writer:
             for window in strips(prepared.image.shape):
                 image = prepared.image
-                valid = read_valid(image.path, window, image.all_bands, image.facts) if image.facts.has_mask else None
+                valid = image.valid(window) if image.facts.has_mask else None
                 whole = np.ones((window.height, window.width), bool) if valid is None else valid
                 rows = image.read(window, image.all_bands)
                 writer.put(window.row, rows, whole if image.facts.has_mask else None)

@@ -14,7 +14,7 @@ from changeanywhere.errors import SourceError
 from changeanywhere.folders import safe_keys
 from changeanywhere.legend import Legend, MaskValues, load_legend_map, parse_legend
 from changeanywhere.rasters import gate
-from changeanywhere.rasters.facts import Facts, Window
+from changeanywhere.rasters.facts import Facts, Valid, Window
 from changeanywhere.rasters.ground import georef_of, gsd_of, lies_elsewhere
 from changeanywhere.rasters.values import to_classes
 from changeanywhere.sample import GeoReference, Normalisation
@@ -84,6 +84,11 @@ class SceneImage:
     def read(self, window: Window, bands: tuple[int, ...] | None = None) -> Rows:
         """``[h, w, bands]`` in the units of the file."""
         return read_image(self.path, window, bands or self.bands, self.facts)[0]
+
+    def valid(self, window: Window) -> Valid | None:
+        """Where ground was imaged, bool ``[h, w]`` (None: everywhere), by the bands that are painted: no other one
+        hides it, and an alpha band among the others says what is transparent."""
+        return read_valid(self.path, window, self.bands, self.facts)
 
     def filled(self, window: Window) -> Rows:
         """Painted bands ``[h, w, C]`` in the units of the file; what was not imaged as the dark end."""
@@ -172,7 +177,7 @@ def read_land_cover(
             mask = out[window.slices] if resampled else read_mask(path, window, legend, facts, numbers)
             out[window.slices] = mapping.apply(mask)
     for window in strips(image.shape):
-        valid = read_valid(image.path, window, image.all_bands, image.facts)
+        valid = image.valid(window)
         if valid is not None:
             out[window.slices][~valid] = 0
     return mapping.to_dict()

@@ -29,7 +29,6 @@ from changeanywhere.scenes.prepare import Prepared
 from changeanywhere.scenes.rasters_out import Raster, RowWriter
 from changeanywhere.scenes.settings import SceneSettings
 from changeanywhere.scenes.work import DiskRunner, Parts
-from changeanywhere.sources.files import read_valid
 
 
 class FileScene:
@@ -135,7 +134,7 @@ def painted_rows(
     image, height = prepared.image, len(band.image)
     window = Window(band.row, 0, height, image.shape[1])
     rows = image.read(window, image.all_bands).copy()
-    imaged = read_valid(image.path, window, image.all_bands, image.facts)
+    imaged = image.valid(window)
     share = band.share if imaged is None else np.where(imaged, band.share, np.float32(0))
     nodata = image.facts.nodata[0] if image.facts.nodata else None
     before = rows[..., [number - 1 for number in image.bands]]
