@@ -491,6 +491,185 @@ def test_polygons(tmp_path: Path, suffix: str) -> None:
     assert (found == expected).mean() > 0.995
 
 
+def write_polygons(path: Path, areas: list[Any], classes: list[Any], crs: str = CRS) -> Path:
+    """Areas (shapely) with a field ``class``."""
+    pytest.importorskip("pyogrio")
+    import pyogrio
+    import shapely
+
+    values_of = np.array(classes, object if any(isinstance(each, str) for each in classes) else None)
+    kind = "Unknown" if len({area.geom_type for area in areas}) > 1 else areas[0].geom_type
+    shapes = np.array([shapely.to_wkb(area) for area in areas], object)
+    path.unlink(missing_ok=True)
+    pyogrio.raw.write(path, shapes, [values_of], ["class"], geometry_type=kind, crs=crs)
+    return path
+
+
+def cover_of(image: Path, mask: Path, **options: Any) -> np.ndarray:
+    """The land cover that a scene has, in the legend ``mini``."""
+    from changeanywhere.scenes.inputs import open_image, read_land_cover
+    from changeanywhere.scenes.options import SceneOptions
+
+    asked = SceneOptions(scene=(str(image),), mask=(str(mask),), out=image.parent / "out", **options)
+    opened = open_image(image, asked.of_source(), 3)
+    found = np.zeros(opened.shape, np.uint8)
+    read_land_cover(mask, opened, load_legend("mini"), asked, found)
+    return found
+
+
+def ground(left: float, top: float, right: float, bottom: float, crs: str = CRS) -> Any:
+    """A box in px of the scene, as an area of a CRS."""
+    import shapely
+    from rasterio.warp import transform_geom
+
+    x, y = 320_000.0, 2_780_000.0
+    box = shapely.box(x + left * PIXEL, y - bottom * PIXEL, x + right * PIXEL, y - top * PIXEL)
+    return box if crs == CRS else shapely.geometry.shape(transform_geom(CRS, crs, shapely.geometry.mapping(box)))
+
+
+@pytest.mark.parametrize("around", [(-180, -90, 180, 90), (30, 5, 180, 75), (-180, -60, 180, 80), (50, 20, 60, 30)])
+def test_polygons_as_large_as_a_continent_lie_where_they_lie(around: tuple[float, ...], tmp_path: Path) -> None:
+    import shapely
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    areas = [shapely.box(*around), ground(10, 10, 40, 30, "EPSG:4326")]
+    found = cover_of(image, write_polygons(tmp_path / "world.gpkg", areas, [3, 4], "EPSG:4326"))
+    expected = np.full((100, 120), 3, np.uint8)
+    expected[10:30, 10:40] = 4
+    assert np.array_equal(found, expected)
+
+
+def test_of_a_region_only_what_lies_around_the_image_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shapely
+
+    from changeanywhere.scenes import vectors
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    cells = [shapely.box(x, y, x + 0.5, y + 0.5) for x in np.arange(50, 60, 0.5) for y in np.arange(20, 30, 0.5)]
+    path = write_polygons(tmp_path / "region.gpkg", cells, [1 + n % 4 for n in range(len(cells))], "EPSG:4326")
+    moved, points = vectors._moved, []
+
+    def counted(polygons: Any, facts: Any) -> Any:
+        result = moved(polygons, facts)
+        points.append(int(shapely.get_num_coordinates(result).sum()))
+        return result
+
+    monkeypatch.setattr(vectors, "_moved", counted)
+    found = cover_of(image, path)
+    assert found.all() and points[0] < 200  # of 400 cells of 50 km, each with as many pieces of 10 m as fit
+
+
+def test_polygons_across_the_end_of_the_longitudes(tmp_path: Path) -> None:
+    import shapely
+    from rasterio.transform import from_origin
+    from rasterio.warp import transform
+
+    load_legend("mini").save(tmp_path / "legend.json")
+    (east,), (north,) = transform("EPSG:4326", "EPSG:32660", [180.0], [1.0])
+    place = {"crs": "EPSG:32660", "transform": from_origin(east - 60, north + 30, 1, 1)}
+    image = write_tiff(tmp_path / "sea.tif", colours(land_cover(100, 120)), **place)
+    sides = [shapely.box(179, 0, 180, 2), shapely.box(-180, 0, -179, 2)]
+    for areas in (sides, [shapely.box(179, 0, 180, 2), shapely.box(180, 0, 181, 2)]):  # files count as they like
+        found = cover_of(image, write_polygons(tmp_path / "sides.gpkg", areas, [3, 4], "EPSG:4326"))
+        assert (found[:, :59] == 3).all() and (found[:, 62:] == 4).all()
+
+
+@pytest.mark.parametrize("crs", [CRS, "EPSG:4326"])
+def test_pieces_of_a_multipolygon_count_by_themselves(crs: str, tmp_path: Path) -> None:
+    import shapely
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    houses = shapely.MultiPolygon([ground(4 + 14 * n, 8, 14 + 14 * n, 18, crs) for n in range(8)])
+    field = ground(0, 0, 32, 24, crs)  # smaller than all houses together
+    found = cover_of(image, write_polygons(tmp_path / "town.gpkg", [houses, field], [4, 3], crs))
+    assert (found == 4).sum() == 800 and (found == 3).sum() == 32 * 24 - 200
+
+
+def test_polygons_without_a_class_are_unknown_whatever_classes_count_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from changeanywhere.errors import SourceError
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    names = load_legend("mini").names
+    areas = [ground(0, 0, 120, 100), ground(10, 10, 40, 30)]
+    for first in (0, 1):
+        path = write_polygons(tmp_path / "empty.gpkg", areas, [first + 2.0, np.nan])
+        found = cover_of(image, path, class_names=names, first_class=first)
+        assert (found[10:30, 10:40] == 0).all() and (found[40:] == 3).all()
+    path = write_polygons(tmp_path / "named.gpkg", areas, ["water", " "])
+    assert (cover_of(image, path)[10:30, 10:40] == 0).all()
+    for value in (np.inf, 2.5):
+        path = write_polygons(tmp_path / "odd.gpkg", areas, [1.0, value])
+        with pytest.raises(SourceError, match=r"field class holds .* allowed: names of classes, or whole numbers"):
+            cover_of(image, path)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 180])
+@pytest.mark.parametrize("mirrored", [1, -1])
+def test_land_cover_on_grids_that_are_not_north_up(degrees: int, mirrored: int, tmp_path: Path) -> None:
+    """By polygons in both kinds of CRS, and by a raster; the command is named where what it makes would be taken."""
+    from rasterio.transform import Affine, from_origin
+
+    from changeanywhere.errors import SourceError
+
+    _, mask = write_scene(tmp_path, 100, 120)
+    grid = Affine.translation(320_030, 2_779_970) @ Affine.rotation(degrees) @ Affine.scale(PIXEL, -PIXEL * mirrored)
+    image = write_tiff(tmp_path / "turned.tif", colours(land_cover(60, 70)), transform=grid)
+    columns, rows = ~from_origin(320_000, 2_780_000, PIXEL, PIXEL) @ (
+        grid @ tuple(np.meshgrid(np.arange(70) + 0.5, np.arange(60) + 0.5))
+    )
+    expected = np.where((columns >= 20) & (columns < 60) & (rows >= 30) & (rows < 70), 4, 1)
+    for crs in (CRS, "EPSG:4326"):
+        areas = [ground(-200, -200, 400, 400, crs), ground(20, 30, 60, 70, crs)]
+        found = cover_of(image, write_polygons(tmp_path / "cover.gpkg", areas, [1, 4], crs))
+        assert (found != expected).mean() < 0.002
+    with pytest.raises(SourceError, match="another grid") as refused:
+        cover_of(image, mask)
+    north_up = degrees == 0 and mirrored == 1
+    assert "give --resample-mask" in str(refused.value) and ("gdalwarp" in str(refused.value)) == north_up
+    cover = values(mask)[0]
+    inside = (columns >= 0) & (columns < 120) & (rows >= 0) & (rows < 100)
+    places = np.floor(rows).astype(int).clip(0, 99), np.floor(columns).astype(int).clip(0, 119)
+    found = cover_of(image, mask, resample_mask=True)
+    assert (found != np.where(inside, cover[places], 0)).mean() < 0.002
+
+
+def test_of_a_large_mask_only_what_the_image_shows_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rasterio.transform import from_origin
+    from rasterio.warp import calculate_default_transform, reproject
+
+    from changeanywhere.scenes import inputs
+    from changeanywhere.sources.files import read_mask
+
+    image, mask = write_scene(tmp_path, 150, 190)
+    cover = np.zeros((900, 1000), np.uint8)
+    cover[400:550, 500:690] = values(mask)[0]
+    wide = write_tiff(
+        tmp_path / "wide.tif", cover[..., None],
+        transform=from_origin(320_000 - 500 * PIXEL, 2_780_000 + 400 * PIXEL, PIXEL, PIXEL),
+    )  # fmt: skip
+    px = []
+
+    def counted(path: Path, window: Any, *more: Any) -> Any:
+        px.append(window.height * window.width)
+        return read_mask(path, window, *more)
+
+    monkeypatch.setattr(inputs, "read_mask", counted)
+    monkeypatch.setattr(inputs, "BLOCK", 64)
+    assert np.array_equal(cover_of(image, wide, resample_mask=True), values(mask)[0])
+    assert sum(px) < 3 * 150 * 190 and max(px) < 100 * 100
+    with rasterio.open(wide) as source:
+        place, width, height = calculate_default_transform(CRS, "EPSG:4326", 1000, 900, *source.bounds)
+        degrees = np.zeros((height, width), np.uint8)
+        reproject(cover, degrees, src_transform=source.transform, src_crs=CRS, dst_transform=place, dst_crs="EPSG:4326")
+    there = write_tiff(tmp_path / "there.tif", degrees[..., None], transform=place, crs="EPSG:4326")
+    assert (cover_of(image, there, resample_mask=True) == values(mask)[0]).mean() > 0.9
+    monkeypatch.setattr(inputs, "MASK_PX", 400)  # of a mask that is much finer than the image, a part at a time
+    px.clear()
+    assert np.array_equal(cover_of(image, wide, resample_mask=True), values(mask)[0]) and max(px) <= 400
+
+
 def test_masks_of_another_grid_are_refused_or_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rasterio.transform import from_origin
 

@@ -126,7 +126,7 @@ def _rows(
             shown = [n for n, (_, _, valid) in enumerate(parts) if valid is None or valid.any()]
             found = dict(zip(shown, probabilities(net, [parts[n][:2] for n in shown]), strict=True)) if shown else {}
             if not all(np.isfinite(layers).all() for layers in found.values()):
-                raise ModelError(f"{options.detector}: says NaN of {pair.files[0]}; the detector is damaged: train anew")
+                raise ModelError(f"{options.detector}: says NaN of {pair.files[0]}; the detector is damaged")
             for n, (first, _, valid) in enumerate(parts):
                 yield found.get(n, np.zeros((num_layers, *first.shape[1:]), np.float32)), valid
             progress(len(some))

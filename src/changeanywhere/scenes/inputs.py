@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from changeanywhere.rasters.values import to_classes
 from changeanywhere.sample import GeoReference, Normalisation
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.scenes.vectors import SUFFIXES as VECTOR_SUFFIXES
-from changeanywhere.scenes.vectors import Polygons, is_vector, rasterise, read_polygons
+from changeanywhere.scenes.vectors import Polygons, is_vector, moved, rasterise, read_polygons
 from changeanywhere.sources.entries import Entry, Layout
 from changeanywhere.sources.files import (
     SUFFIXES,
@@ -37,6 +38,9 @@ from changeanywhere.sources.options import SourceOptions
 
 STRIP = 1024
 """Rows of a scene that are read at once."""
+BLOCK, MASK_PX, PROBES = 1024, 1 << 24, 9
+"""Of a mask on another grid: the side in px of what is brought onto the image's grid at once, of how many px of the
+mask at most, and how many places along each side say where these lie."""
 Rows = npt.NDArray[Any]
 
 
@@ -162,7 +166,7 @@ def read_land_cover(
     """
     source = options.of_source()
     if is_vector(path):
-        polygons = read_polygons(path, options.class_field, options.layer)
+        polygons = read_polygons(path, options.class_field, options.layer, image.facts)
         legend, numbers = _legend_of_polygons(polygons, source)
         mapping = load_legend_map(legend, target, options.legend_map)
         rasterise(polygons, [int(mapping.table[c]) for c in _classes(polygons, legend, numbers)], image.facts, out)
@@ -203,19 +207,19 @@ def _legend_of_polygons(polygons: Polygons, source: SourceOptions) -> tuple[Lege
 
 
 def _classes(polygons: Polygons, legend: Legend, numbers: MaskValues) -> list[int]:
-    """Class of each polygon in ``legend``."""
-    found = []
-    for value in polygons.values:
+    """Class of each polygon in ``legend``; 0 where nothing is said."""
+    found: dict[str | int | None, int] = {None: 0, "unknown": 0}
+    for value in dict.fromkeys(polygons.values):
         if isinstance(value, str):
             if value not in (*legend.names, "unknown"):
                 raise SourceError(
                     f"{polygons.path}: class {value!r} is not in the legend {legend.name!r}; allowed: "
                     f"{', '.join(legend.names)}, unknown"
                 )
-            found.append(0 if value == "unknown" else legend.index_of(value))
-        else:
-            found.append(int(to_classes(np.array([[value]]), legend, numbers, polygons.path)[0, 0]))
-    return found
+            found[value] = legend.index_of(value)
+        elif value is not None:
+            found[value] = int(to_classes(np.array([[value]]), legend, numbers, polygons.path)[0, 0])
+    return [found[value] for value in polygons.values]
 
 
 def _needs_resampling(path: Path, facts: Facts, image: SceneImage, asked: bool) -> bool:
@@ -231,21 +235,25 @@ def _needs_resampling(path: Path, facts: Facts, image: SceneImage, asked: bool) 
     if not asked:
         raise SourceError(
             f"{path}: lies on another grid than the image ({facts.width}x{facts.height} px, {facts.crs}); give "
-            f"--resample-mask, or: {_warp_command(path, image)}"
+            f"--resample-mask{_warp_command(path, image)}"
         )
     return True
 
 
 def _warp_command(path: Path, image: SceneImage) -> str:
+    """What brings a mask onto the image's grid; nothing where rows do not run from north to south: gdalwarp makes no
+    other grids."""
     height, width = image.shape
-    left, top = image.facts.transform @ (0, 0)
-    right, bottom = image.facts.transform @ (width, height)
-    extent = f"{min(left, right):.10g} {min(top, bottom):.10g} {max(left, right):.10g} {max(top, bottom):.10g}"
+    grid = image.facts.transform
+    if grid.b or grid.d or grid.a < 0 or grid.e > 0:
+        return ""
+    (left, top), (right, bottom) = grid @ (0, 0), grid @ (width, height)
     georef = image.georef
     assert georef is not None
+    extent = f"{left:.10g} {bottom:.10g} {right:.10g} {top:.10g}"
     target = shlex.quote(f"{path.stem}_on_grid.tif")
     return (
-        f"gdalwarp -r near -t_srs {shlex.quote(georef.crs)} -te {extent} -ts {width} {height} "
+        f", or: gdalwarp -r near -t_srs {shlex.quote(georef.crs)} -te {extent} -ts {width} {height} "
         f"{shlex.quote(str(path))} {target}"
     )
 
@@ -253,26 +261,63 @@ def _warp_command(path: Path, image: SceneImage) -> str:
 def _resample(
     path: Path, facts: Facts, image: SceneImage, legend: Legend, numbers: MaskValues, out: npt.NDArray[np.uint8]
 ) -> None:
-    """Classes by the nearest pixel; ground beyond the mask is unknown."""
+    """Classes by the nearest pixel; ground beyond the mask is unknown. Of the mask, what lies under a block of the
+    image is in memory."""
     from rasterio.enums import Resampling
+    from rasterio.transform import Affine
     from rasterio.warp import reproject
 
-    mask = np.zeros((facts.height, facts.width), np.uint8)
-    for window in strips((facts.height, facts.width)):
-        mask[window.slices] = read_mask(path, window, legend, facts, numbers)
-    found = np.zeros(image.shape, np.uint8)
-    reproject(
-        mask,
-        found,
-        src_transform=facts.transform,
-        src_crs=facts.crs,
-        dst_transform=image.facts.transform,
-        dst_crs=image.facts.crs,
-        resampling=Resampling.nearest,
-        init_dest_nodata=True,
-        src_nodata=0,
-        dst_nodata=0,
-    )
-    out[...] = found
-    if not found.any():
+    def placed(of: Facts, window: Window) -> Any:
+        georef = georef_of(of, window)
+        assert georef is not None
+        return Affine(*georef.transform)
+
+    lies = False
+    blocks = list(_blocks(gate.whole(image.facts), BLOCK))
+    while blocks:
+        block = blocks.pop()
+        under = _under(path, facts, image.facts, block)
+        if under is None:
+            continue
+        if under.height * under.width > MASK_PX and max(block.height, block.width) > 1:
+            blocks += _blocks(block, (max(block.height, block.width) + 1) // 2)
+            continue
+        found = np.zeros((block.height, block.width), np.uint8)
+        reproject(
+            read_mask(path, under, legend, facts, numbers),
+            found,
+            src_transform=placed(facts, under),
+            src_crs=facts.crs,
+            dst_transform=placed(image.facts, block),
+            dst_crs=image.facts.crs,
+            resampling=Resampling.nearest,
+            init_dest_nodata=True,
+            src_nodata=0,
+            dst_nodata=0,
+        )
+        out[block.slices] = found
+        lies = lies or bool(found.any())
+    if not lies:
         raise SourceError(f"{path}: does not lie in the image; do both have the right CRS?")
+
+
+def _blocks(window: Window, side: int) -> Iterator[Window]:
+    for row in range(window.row, window.row + window.height, side):
+        for column in range(window.column, window.column + window.width, side):
+            height, width = window.row + window.height - row, window.column + window.width - column
+            yield Window(row, column, min(side, height), min(side, width))
+
+
+def _under(path: Path, facts: Facts, image: Facts, block: Window) -> Window | None:
+    """The part of a mask that lies under a block of the image, and a little around it; None: the block lies beyond."""
+    columns, rows = np.meshgrid(
+        np.linspace(block.column, block.column + block.width, PROBES),
+        np.linspace(block.row, block.row + block.height, PROBES),
+    )
+    xs, ys = moved(path, image.crs, facts.crs, *(axis.ravel() for axis in image.transform @ (columns, rows)))
+    places = np.stack(~facts.transform @ (xs, ys))
+    around = 2 + (places.max(1) - places.min(1)) / PROBES
+    ends = facts.width, facts.height
+    left, top = (int(max(low, 0)) for low in np.floor(places.min(1) - around))
+    right, bottom = (int(min(high, end)) for high, end in zip(np.ceil(places.max(1) + around), ends, strict=True))
+    return Window(top, left, bottom - top, right - left) if bottom > top and right > left else None
