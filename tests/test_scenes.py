@@ -46,7 +46,8 @@ from changeanywhere.rasters import gate
 from changeanywhere.sample import Normalisation, change_mask_of
 from changeanywhere.scenes.planning import Quotas, plan_scene
 from changeanywhere.scenes.work import DiskRunner
-from changeanywhere.storage import file_hash
+from changeanywhere.seals import sealed, unsealed
+from changeanywhere.storage import LocalStore, file_hash
 from conftest import tiny_model
 from scene_files import CRS, FILES, PIXEL, colours, command, land_cover, values, write_scene, write_tiff
 
@@ -316,6 +317,31 @@ def test_a_scene_from_end_to_end(tmp_path: Path, tiny_model_folder: Path, capsys
     assert "nothing to do" in capsys.readouterr().out
     assert run(command(image, mask, out, tiny_model_folder, "--seed", "5")) == 2
     assert "seed = 0" in capsys.readouterr().err
+
+
+def test_a_legend_or_table_that_was_edited_is_told(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the mask, or named; folders that were begun before these were kept go on."""
+    image, mask = write_scene(tmp_path / "in")
+    legend, table = tmp_path / "in" / "legend.json", tmp_path / "table.yaml"
+    table.write_text("forbid: [[water, building]]")
+    again = command(image, mask, tmp_path / "out", tiny_model_folder, "--events.transitions", str(table))
+    assert run(again) == 0
+    text = legend.read_text()
+    legend.write_text(text.replace('"water"', '"x"').replace('"bareland"', '"water"').replace('"x"', '"bareland"'))
+    capsys.readouterr()
+    assert run(again) == 2
+    assert "was made with legends.mask.names = ['bareland'," in capsys.readouterr().err
+    legend.write_text(text)
+    table.write_text("forbid: [[bareland, building]]")
+    assert run(again) == 2
+    assert "was made with transitions.bareland.building = 1.0, asked now: 0.0" in capsys.readouterr().err
+    store = LocalStore(tmp_path / "out" / "town")
+    old, _ = unsealed(store.get("scene.json"))
+    del old["legends"], old["transitions"], old["events"]["areas"]
+    store.put("scene.json", sealed(old))
+    assert run(again) == 0 and "nothing to do" in capsys.readouterr().out
 
 
 def test_given_second_masks_and_pasted_ground(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -21,7 +21,7 @@ from changeanywhere.rasters.values import to_classes
 from changeanywhere.sample import GeoReference, Normalisation
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.scenes.vectors import SUFFIXES as VECTOR_SUFFIXES
-from changeanywhere.scenes.vectors import Polygons, is_vector, moved, rasterise, read_polygons
+from changeanywhere.scenes.vectors import Polygons, is_vector, moved, names_classes, rasterise, read_polygons
 from changeanywhere.sources.entries import Entry, Layout
 from changeanywhere.sources.files import (
     SUFFIXES,
@@ -154,6 +154,24 @@ def fingerprint(files: SceneFiles) -> dict[str, str | None]:
     """Of what the files hold: changes when one was exchanged."""
     return {name: None if path is None else digest(path) for name, path in
             (("image", files.image), ("mask", files.mask), ("mask_t2", files.mask_t2))}  # fmt: skip
+
+
+def legends_as_read(files: SceneFiles, options: SceneOptions) -> dict[str, Any]:
+    """What the numbers and colours of each mask mean, by any file that says so; nothing of polygons that name their
+    classes. Raises :class:`SourceError` and :class:`LegendError`, as :func:`read_land_cover`."""
+    found = {}
+    for name, path in (("mask", files.mask), ("mask_t2", files.mask_t2)):
+        said = options.legend is not None or options.class_names is not None
+        if path is None or (is_vector(path) and not said and names_classes(path, options.class_field, options.layer)):
+            continue
+        legend, numbers = _legend_of_raster(path, options.of_source())
+        found[name] = {
+            "names": list(legend.names),
+            "values": list(numbers.counted(legend.num_classes)),
+            "ignored": list(numbers.ignored),
+            "colours": [list(each.color) for each in legend.classes] if numbers.own_colours else None,
+        }
+    return found
 
 
 def read_land_cover(

@@ -11,11 +11,13 @@ from typing import Any
 
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import OutputError, require
+from changeanywhere.events import EventOptions
+from changeanywhere.events.transitions import load_table
 from changeanywhere.generation.job import current_versions, flat
 from changeanywhere.machine import usable_processors
 from changeanywhere.models.info import ModelInfo, outside_sampling
 from changeanywhere.plain import to_plain
-from changeanywhere.scenes.inputs import SceneFiles, SceneImage, fingerprint
+from changeanywhere.scenes.inputs import SceneFiles, SceneImage, fingerprint, legends_as_read
 from changeanywhere.scenes.options import DEFAULT_SHARE, SceneOptions
 from changeanywhere.scenes.planning import Quotas
 from changeanywhere.seals import sealed, unsealed
@@ -25,6 +27,8 @@ from changeanywhere.terminal import say
 FILE = "scene.json"
 NOT_COMPARED = ("versions", "files")
 """Where files lie may change; what they hold may not."""
+READ = ("legends", "transitions")
+"""What other files say than images and masks."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class SceneSettings:
     finishing: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]
+    legends: dict[str, Any]
+    """What the numbers of the masks mean, as read: a legend lies beside a mask, and can be edited there."""
+    transitions: dict[str, dict[str, float]] | None
+    """Weights from class to class, as read; None: all equal, or second masks were given."""
 
 
 def quotas_of(options: SceneOptions) -> Quotas:
@@ -84,7 +92,7 @@ def settings_of(
     warning = outside_sampling(info, [image.gsd_m])
     if warning and begun is None:
         say(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", error=True)
-    planned = options.mask_t2 is None
+    planned, table = options.mask_t2 is None, options.events.transitions
     legend_map = options.legend_map.read_text() if options.legend_map and options.legend_map.is_file() else ""
     asked = SceneSettings(
         files={name: str(path) for name, path in (("image", files.image), ("mask", files.mask))},
@@ -99,6 +107,8 @@ def settings_of(
         finishing={name: getattr(options, name) for name in ("paste_back", "other_bands", "events_format")},
         machine=_machine(options, info, begun),
         versions=current_versions(),
+        legends=legends_as_read(files, options),
+        transitions=load_table(table, info.legend).to_dict() if planned and table is not None else None,
     )
     if begun is not None:
         _refuse_others(begun, to_plain(asked), store.root)
@@ -146,8 +156,16 @@ def save_settings(settings: SceneSettings, store: LocalStore) -> None:
     store.put(FILE, sealed(to_plain(settings), indent=1))
 
 
+def _completed(begun: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """What was begun, with what is younger than it: settings were at their default then, and what files said is taken
+    to be what they say now."""
+    young = {"events": to_plain(EventOptions()), "sampling": asdict(Sampling())}
+    known = {name: {**values, **begun[name]} for name, values in young.items() if begun.get(name) is not None}
+    return {**{name: asked[name] for name in READ if name not in begun}, **begun, **known}
+
+
 def _refuse_others(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    before, now = flat(begun), flat(asked)
+    before, now = flat(_completed(begun, asked)), flat(asked)
     for name in sorted({*before, *now}):
         if name.partition(".")[0] not in NOT_COMPARED and before.get(name) != now.get(name):
             raise OutputError(
