@@ -431,6 +431,88 @@ def test_a_scene_of_floats_with_holes_is_painted_around_them(tmp_path: Path, tin
         assert np.isfinite(values(file)).all()
 
 
+def indexed(folder: Path, kind: str) -> tuple[Path, np.ndarray, np.ndarray]:
+    """An image whose nodata is a stored number that is shown as another; what is shown, and where it is missing."""
+    cover = values(write_scene(folder)[1])[0]
+    missing = np.zeros(cover.shape, bool)
+    missing[:30, :50] = True
+    if kind == "white":  # 0 is white
+        grey = colours(cover)[..., 0].clip(1, 250)
+        stored = np.where(missing, 3, grey)[..., None].astype(np.uint8)
+        stored[40, 60] = 255 - 3  # is shown as 3
+        path = write_tiff(folder / "i.tif", stored, photometric="MINISWHITE", nodata=3)
+        return path, np.repeat(255 - stored, 3, 2), missing
+    if kind == "bits":
+        stored = np.where(missing, 15, colours(cover)[..., 0] // 18).astype(np.uint8)[..., None]
+        path = write_tiff(folder / "i.tif", stored, nbits=4, nodata=15)
+        return path, np.repeat(stored * 17, 3, 2), missing
+    table = np.random.default_rng(2).integers(0, 256, (200, 3))
+    table[7] = 200, 200, 200  # a colour that is the number of the index without data
+    stored = (np.arange(cover.size).reshape(cover.shape) % 199).astype(np.uint8)
+    stored[missing] = 200 if kind == "palette" else 199
+    with rasterio.open(
+        folder / "i.tif", "w", driver="GTiff", height=150, width=190, count=1, dtype="uint8", crs=CRS,
+        nodata=stored[0, 0], transform=rasterio.transform.from_origin(320_000, 2_780_000, PIXEL, PIXEL),
+    ) as target:  # fmt: skip
+        target.write_colormap(1, {n: (*map(int, colour), 255) for n, colour in enumerate([*table, (0, 0, 0)])})
+        target.write(stored, 1)
+    return folder / "i.tif", np.array([*table, (0, 0, 0)], np.uint8)[stored], missing
+
+
+@pytest.mark.parametrize("kind", ["palette", "white", "bits"])
+def test_missing_ground_is_told_in_the_values_that_are_shown(
+    kind: str, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    image, shown, missing = indexed(tmp_path / "in", kind)
+    more = [] if kind == "palette" else ["--bands", "[1,1,1]"]
+    assert run(command(image, tmp_path / "in" / "town_mask.tif", tmp_path / "out", tiny_model_folder, *more)) == 0
+    for name in ("t1.tif", "t2.tif"):
+        with rasterio.open(tmp_path / "out" / "i" / name) as raster:
+            assert np.array_equal(raster.dataset_mask() == 0, missing), name
+            pixels = raster.read()
+        if name == "t1.tif":
+            assert np.array_equal(pixels, shown.transpose(2, 0, 1)[: len(pixels)])
+
+
+def test_every_folder_of_scenes_holds_one(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    image.rename(tmp_path / "a" / "town.tif")
+    scenes = f"{tmp_path / 'a'},{tmp_path / 'b'}"
+    arguments = command(image, mask, tmp_path / "out", tiny_model_folder)
+    arguments[arguments.index("--scene") + 1], arguments[arguments.index("--mask") + 1] = scenes, f"{mask},{mask}"
+    assert run(arguments) == 2
+    assert f"{tmp_path / 'b'}: no image in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--layer", "foo"], "layer is 'foo'; allowed: with masks of polygons"),
+        (["--class-field", "bar"], "class_field is 'bar'; allowed: with masks of polygons"),
+        (["--resample-mask"], "resample_mask is True; allowed: with a raster on another grid than its image"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_and_was_no_difference(
+    more: list[str], said: str, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    arguments = command(image, mask, tmp_path / "out", tiny_model_folder)
+    assert run([*arguments, *more]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out" / "town").exists()
+    assert run([*arguments, *more, "--dry-run"]) == 2
+    if more[0] == "--layer":  # a folder begun when it was taken
+        assert run(arguments) == 0
+        store = LocalStore(tmp_path / "out" / "town")
+        old, _ = unsealed(store.get("scene.json"))
+        store.put("scene.json", sealed({**old, "reading": {**old["reading"], "layer": "foo", "resample_mask": True}}))
+        capsys.readouterr()
+        assert run(arguments) == 0 and "nothing to do" in capsys.readouterr().out
+
+
 def test_batches_painted_at_once_change_no_byte(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

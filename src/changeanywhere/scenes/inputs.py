@@ -109,10 +109,11 @@ def find_scenes(options: SceneOptions) -> list[SceneFiles]:
     for number, (image, mask) in enumerate(zip(options.scene, options.mask, strict=True)):
         second = Path(options.mask_t2[number]) if options.mask_t2 else None
         if Path(image).is_dir():
-            for file in sorted(f for f in Path(image).iterdir() if f.suffix.lower() in SUFFIXES):
-                found.append((file, _beside(Path(mask), file), _beside(second, file) if second else None))
-            if not found:
+            files = sorted(f for f in Path(image).iterdir() if f.suffix.lower() in SUFFIXES)
+            if not files:
                 raise SourceError(f"{image}: no image in it; allowed: {', '.join(SUFFIXES)}")
+            for file in files:
+                found.append((file, _beside(Path(mask), file), _beside(second, file) if second else None))
         else:
             found.append((Path(image), Path(mask), second))
     for path in (place for each in found for place in each if place is not None):
@@ -154,6 +155,16 @@ def fingerprint(files: SceneFiles) -> dict[str, str | None]:
     """Of what the files hold: changes when one was exchanged."""
     return {name: None if path is None else digest(path) for name, path in
             (("image", files.image), ("mask", files.mask), ("mask_t2", files.mask_t2))}  # fmt: skip
+
+
+def idle_options(files: SceneFiles, image: SceneImage, max_megapixels: float | None) -> list[str]:
+    """Names of options that would do nothing in a scene: those of polygons beside rasters, and resampling of masks that
+    lie on the image's grid."""
+    masks = [path for path in (files.mask, files.mask_t2) if path is not None]
+    rasters = [(path, read_mask_info(path, max_megapixels)) for path in masks if not is_vector(path)]
+    idle = ["class_field", "layer"] if len(rasters) == len(masks) else []
+    moved = any(_needs_resampling(path, facts, image, True) for path, facts in rasters)
+    return idle if moved else [*idle, "resample_mask"]
 
 
 def legends_as_read(files: SceneFiles, options: SceneOptions) -> dict[str, Any]:

@@ -5,6 +5,7 @@ OUT/SCENE/scene.json
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from changeanywhere.generation.job import current_versions, flat
 from changeanywhere.machine import usable_processors
 from changeanywhere.models.info import ModelInfo, outside_sampling
 from changeanywhere.plain import to_plain
-from changeanywhere.scenes.inputs import SceneFiles, SceneImage, fingerprint, legends_as_read
+from changeanywhere.scenes.inputs import SceneFiles, SceneImage, fingerprint, idle_options, legends_as_read
 from changeanywhere.scenes.options import DEFAULT_SHARE, SceneOptions
 from changeanywhere.scenes.planning import Quotas
 from changeanywhere.seals import sealed, unsealed
@@ -94,11 +95,12 @@ def settings_of(
         say(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", error=True)
     planned, table = options.mask_t2 is None, options.events.transitions
     legend_map = options.legend_map.read_text() if options.legend_map and options.legend_map.is_file() else ""
+    idle = idle_options(files, image, options.max_megapixels)
     asked = SceneSettings(
         files={name: str(path) for name, path in (("image", files.image), ("mask", files.mask))},
         fingerprint=fingerprint(files),
         legend_map=legend_map,
-        reading=_reading(options, image),
+        reading=_reading(options, image, idle),
         events=to_plain(options.events) if planned else None,
         quotas=to_plain(quotas_of(options)) if planned else None,
         seed=options.seed,
@@ -111,14 +113,15 @@ def settings_of(
         transitions=load_table(table, info.legend).to_dict() if planned and table is not None else None,
     )
     if begun is not None:
-        _refuse_others(begun, to_plain(asked), store.root)
+        _refuse_others(_completed(begun, to_plain(asked), idle), to_plain(asked), store.root)
     return asked
 
 
-def _reading(options: SceneOptions, image: SceneImage) -> dict[str, Any]:
+def _reading(options: SceneOptions, image: SceneImage, idle: Sequence[str]) -> dict[str, Any]:
+    """How files are read; what is given for another scene and does nothing in this one is left at its default."""
     names = ("class_field", "layer", "resample_mask", "legend", "class_names", "first_class", "ignore_value")
     return {
-        **{name: to_plain(getattr(options, name)) for name in names},
+        **{name: to_plain(getattr(SceneOptions if name in idle else options, name)) for name in names},
         "bands": list(image.bands),
         "stretch": to_plain(image.normalisation),
     }
@@ -156,16 +159,17 @@ def save_settings(settings: SceneSettings, store: LocalStore) -> None:
     store.put(FILE, sealed(to_plain(settings), indent=1))
 
 
-def _completed(begun: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+def _completed(begun: dict[str, Any], asked: dict[str, Any], idle: Sequence[str]) -> dict[str, Any]:
     """What was begun, with what is younger than it: settings were at their default then, and what files said is taken
-    to be what they say now."""
+    to be what they say now. What did nothing then is no difference."""
     young = {"events": to_plain(EventOptions()), "sampling": asdict(Sampling())}
+    begun = {**begun, "reading": {**begun["reading"], **{name: asked["reading"][name] for name in idle}}}
     known = {name: {**values, **begun[name]} for name, values in young.items() if begun.get(name) is not None}
     return {**{name: asked[name] for name in READ if name not in begun}, **begun, **known}
 
 
 def _refuse_others(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    before, now = flat(_completed(begun, asked)), flat(asked)
+    before, now = flat(begun), flat(asked)
     for name in sorted({*before, *now}):
         if name.partition(".")[0] not in NOT_COMPARED and before.get(name) != now.get(name):
             raise OutputError(
