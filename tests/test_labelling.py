@@ -182,6 +182,28 @@ def test_a_geotiff_keeps_its_place_and_ground_without_data_stays_unknown(tmp_pat
     assert not list((out / "masks").glob(".*"))
 
 
+def test_one_pixel_of_nan_leaves_the_rest_labelled(tmp_path: Path) -> None:
+    image = example(0).astype(np.float32)
+    (tmp_path / "scene").mkdir()
+    found = []
+    for name in ("whole", "hole"):
+        if name == "hole":
+            image[30, 40] = np.nan
+        with rasterio.open(
+            tmp_path / "scene" / "one.tif", "w", driver="GTiff", height=256, width=256, count=3, dtype="float32",
+            crs="EPSG:32640", transform=Affine(0.6, 0, 400_000, 0, -0.6, 3_000_000),
+        ) as target:  # fmt: skip
+            target.write(image.transpose(2, 0, 1))
+        out = tmp_path / name
+        assert run(["label", "--source", str(tmp_path / "scene"), "--out", str(out), "--flips", "false"]) == 0
+        (row,) = csv.DictReader((out / "labels.csv").read_text().splitlines())
+        assert 0 < float(row["confidence"]) <= 1
+        with rasterio.open(out / "masks" / "one.tif") as mask:
+            found.append(mask.read(1))
+    assert found[1][30, 40] == 0 and (found[0] > 0).mean() > 0.3
+    assert (found[0] == found[1]).mean() > 0.95
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -163,6 +163,45 @@ def test_two_geotiffs_keep_their_place_and_what_shows_nothing(
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("missing", [np.nan, np.inf, 65535.0])
+def test_a_pixel_that_shows_nothing_spoils_no_other(
+    missing: float, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_tifs(tmp_path, 80, 96, "float32")
+    found = []
+    for name in ("whole", "hole"):
+        if name == "hole":
+            with rasterio.open(files[1], "r+") as target:
+                target.nodata = None if missing == np.inf else missing
+                target.write(np.full((3, 1, 1), missing, np.float32), window=((60, 61), (70, 71)))
+            with rasterio.open(files[0], "r+") as target:
+                target.nodata = None
+        arguments = ["--detector", str(detector), "--stretch", "[0,100]", "--out", str(tmp_path / name)]
+        assert run(["predict", *map(str, files), *arguments]) == 0, capsys.readouterr().err
+        with rasterio.open(tmp_path / name / "probability.tif") as file:
+            found.append(file.read(1))
+    known = np.ones((80, 96), bool)
+    known[60, 70] = False
+    assert np.array_equal(np.isfinite(found[1]), known)
+    (row,) = table(tmp_path / "hole" / "changes.csv")
+    assert int(row["valid_px"]) == 80 * 96 - 1 and int(row["changed_px"]) > 0
+    far = np.isfinite(found[0])
+    far[36:, 46:94] = False
+    assert np.abs(found[1] - found[0])[far].max() < 0.02  # what the stretch moves by
+
+
+def test_a_detector_that_says_nan_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = build_detector("fc_siam_diff")
+    with torch.no_grad():
+        for weights in net.parameters():
+            weights.fill_(3e38)
+    save_detector(net, "fc_siam_diff", tmp_path / "net")
+    files = write_tifs(tmp_path, 64, 64)
+    arguments = ["--detector", str(tmp_path / "net"), "--out", str(tmp_path / "out")]
+    assert run(["predict", *map(str, files), *arguments]) == 2
+    assert "says NaN of" in capsys.readouterr().err
+
+
 def test_images_that_are_no_pair_are_one_line(
     detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

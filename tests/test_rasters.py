@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import rasterio
+import rasterio.shutil
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine, from_origin
@@ -25,6 +26,7 @@ from changeanywhere.legend import load_legend
 from changeanywhere.models.info import ModelInfo, find_model, hash_model, outside_sampling, read_info, sampling_range
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.labels import LabelReader, rule_of
+from changeanywhere.rasters.gate import read_whole
 from changeanywhere.sources import SourceOptions, open_source
 from conftest import write_source
 from raster_files import write_png, write_tif
@@ -114,6 +116,23 @@ def test_infrared_under_the_tag_of_alpha_hides_nothing(band: int, tmp_path: Path
     assert np.array_equal(sample.image, four[..., [b - 1 for b in bands]]) and np.array_equal(sample.mask, CLASSES)
     pair = load_pairs(pairs_of(tmp_path / "p", CHANGED * np.uint8(255), tif(four)))[0]
     assert np.array_equal(pair.image_t1, four) and pair.ignored is None
+
+
+def test_transparent_ground_of_a_jpeg_2000_is_unknown(tmp_path: Path) -> None:
+    with rasterio.Env() as env:
+        if "JP2OpenJPEG" not in env.drivers():
+            pytest.skip("this GDAL has no JP2OpenJPEG")
+    shown, alpha = np.random.default_rng(4).integers(0, 256, (3, 64, 80), np.uint8), np.full((64, 80), 255, np.uint8)
+    alpha[:, :30] = 0
+    file, colours = tmp_path / "clear.jp2", ["red", "green", "blue", "alpha"]
+    plain = write_tif(
+        tmp_path / "clear.tif", np.concatenate([shown, alpha[None]]).transpose(1, 2, 0), colorinterp=colours
+    )
+    rasterio.shutil.copy(plain, file, driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES")
+    image, valid, facts = read_whole(file)
+    assert facts.container == "JPEG 2000" and facts.alpha == 4
+    assert valid is not None and np.array_equal(valid, alpha > 0)
+    assert np.array_equal(image, shown.transpose(1, 2, 0))
 
 
 def test_an_alpha_band_that_is_named_is_a_band(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ from changeanywhere.rasters import gate
 from changeanywhere.sample import Normalisation, change_mask_of
 from changeanywhere.scenes.planning import Quotas, plan_scene
 from changeanywhere.scenes.work import DiskRunner
-from changeanywhere.storage import file_hash
+from changeanywhere.seals import sealed, unsealed
+from changeanywhere.storage import LocalStore, file_hash
 from conftest import tiny_model
 from scene_files import CRS, FILES, PIXEL, colours, command, land_cover, values, write_scene, write_tiff
 
@@ -318,6 +319,31 @@ def test_a_scene_from_end_to_end(tmp_path: Path, tiny_model_folder: Path, capsys
     assert "seed = 0" in capsys.readouterr().err
 
 
+def test_a_legend_or_table_that_was_edited_is_told(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the mask, or named; folders that were begun before these were kept go on."""
+    image, mask = write_scene(tmp_path / "in")
+    legend, table = tmp_path / "in" / "legend.json", tmp_path / "table.yaml"
+    table.write_text("forbid: [[water, building]]")
+    again = command(image, mask, tmp_path / "out", tiny_model_folder, "--events.transitions", str(table))
+    assert run(again) == 0
+    text = legend.read_text()
+    legend.write_text(text.replace('"water"', '"x"').replace('"bareland"', '"water"').replace('"x"', '"bareland"'))
+    capsys.readouterr()
+    assert run(again) == 2
+    assert "was made with legends.mask.names = ['bareland'," in capsys.readouterr().err
+    legend.write_text(text)
+    table.write_text("forbid: [[bareland, building]]")
+    assert run(again) == 2
+    assert "was made with transitions.bareland.building = 1.0, asked now: 0.0" in capsys.readouterr().err
+    store = LocalStore(tmp_path / "out" / "town")
+    old, _ = unsealed(store.get("scene.json"))
+    del old["legends"], old["transitions"], old["events"]["areas"]
+    store.put("scene.json", sealed(old))
+    assert run(again) == 0 and "nothing to do" in capsys.readouterr().out
+
+
 def test_given_second_masks_and_pasted_ground(tmp_path: Path, tiny_model_folder: Path) -> None:
     image, mask = write_scene(tmp_path / "in")
     after = values(mask)[0].copy()
@@ -353,6 +379,138 @@ def test_other_bands_dtype_and_nodata_are_kept(tmp_path: Path, tiny_model_folder
     assert not (second[:3, 20:] == 65535).any()
     with rasterio.open(folder / "t2.tif") as raster:
         assert raster.nodata == 65535 and raster.tags()["CHANGEANYWHERE_PAINTED_BANDS"] == "1,2,3"
+
+
+def test_transparent_ground_is_unknown_and_stays(tmp_path: Path, tiny_model_folder: Path) -> None:
+    _, mask = write_scene(tmp_path / "in")
+    cover = values(mask)[0]
+    alpha = np.full((*cover.shape, 1), 255, np.uint8)
+    alpha[:, :90] = 0
+    more = {"photometric": "RGB", "alpha": "YES"}
+    image = write_tiff(tmp_path / "in" / "ortho.tif", np.concatenate([colours(cover), alpha], 2), **more)
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder)) == 0
+    folder = tmp_path / "out" / "ortho"
+    first, second = values(folder / "t1.tif"), values(folder / "t2.tif")
+    assert not values(folder / "mask_t1.tif")[0, :, :90].any() and values(folder / "mask_t1.tif")[0, :, 90:].any()
+    change = values(folder / "change.tif")[0] > 0
+    assert change.any() and not change[:, :90].any()
+    assert np.array_equal(first[:, :, :90], second[:, :, :90]) and np.array_equal(first[3], second[3])
+
+
+def test_a_band_that_is_not_painted_hides_no_ground(tmp_path: Path, tiny_model_folder: Path) -> None:
+    _, mask = write_scene(tmp_path / "in")
+    cover = values(mask)[0]
+    heights = np.full((*cover.shape, 1), 5, np.float32)
+    heights[:, :90] = np.nan
+    bands = np.concatenate([colours(cover).astype(np.float32), heights], 2)
+    image = write_tiff(tmp_path / "in" / "heights.tif", bands, nodata=np.nan)
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder)) == 0
+    folder = tmp_path / "out" / "heights"
+    assert np.array_equal(values(folder / "mask_t1.tif")[0], cover)
+    first, second = values(folder / "t1.tif"), values(folder / "t2.tif")
+    assert (first[:3, :, :90] != second[:3, :, :90]).any(0).mean() > 0.9
+    assert np.array_equal(first[3], second[3], equal_nan=True)
+
+
+def test_a_scene_of_floats_with_holes_is_painted_around_them(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Exemplars are made of ground that was measured."""
+    _, mask = write_scene(tmp_path / "in")
+    cover = values(mask)[0]
+    bands = colours(cover).astype(np.float32)
+    rows, columns = np.random.default_rng(0).integers(0, 140, (2, 60))
+    bands[rows, columns] = np.nan
+    image = write_tiff(tmp_path / "in" / "dots.tif", bands, nodata=np.nan)
+    more = ("--exemplar-strength", "0.5", "--tiles", "64", "--image-format", "geotiff")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more)) == 0
+    folder = tmp_path / "out" / "dots"
+    second, hole = values(folder / "t2.tif"), np.zeros(cover.shape, bool)
+    hole[rows, columns] = True
+    assert np.array_equal(np.isnan(second), np.broadcast_to(hole, second.shape))
+    assert not values(folder / "change.tif")[0][hole].any()
+    for file in (folder / "tiles").glob("[AB]/*.tif"):
+        assert np.isfinite(values(file)).all()
+
+
+def indexed(folder: Path, kind: str) -> tuple[Path, np.ndarray, np.ndarray]:
+    """An image whose nodata is a stored number that is shown as another; what is shown, and where it is missing."""
+    cover = values(write_scene(folder)[1])[0]
+    missing = np.zeros(cover.shape, bool)
+    missing[:30, :50] = True
+    if kind == "white":  # 0 is white
+        grey = colours(cover)[..., 0].clip(1, 250)
+        stored = np.where(missing, 3, grey)[..., None].astype(np.uint8)
+        stored[40, 60] = 255 - 3  # is shown as 3
+        path = write_tiff(folder / "i.tif", stored, photometric="MINISWHITE", nodata=3)
+        return path, np.repeat(255 - stored, 3, 2), missing
+    if kind == "bits":
+        stored = np.where(missing, 15, colours(cover)[..., 0] // 18).astype(np.uint8)[..., None]
+        path = write_tiff(folder / "i.tif", stored, nbits=4, nodata=15)
+        return path, np.repeat(stored * 17, 3, 2), missing
+    table = np.random.default_rng(2).integers(0, 256, (200, 3))
+    table[7] = 200, 200, 200  # a colour that is the number of the index without data
+    stored = (np.arange(cover.size).reshape(cover.shape) % 199).astype(np.uint8)
+    stored[missing] = 200 if kind == "palette" else 199
+    with rasterio.open(
+        folder / "i.tif", "w", driver="GTiff", height=150, width=190, count=1, dtype="uint8", crs=CRS,
+        nodata=stored[0, 0], transform=rasterio.transform.from_origin(320_000, 2_780_000, PIXEL, PIXEL),
+    ) as target:  # fmt: skip
+        target.write_colormap(1, {n: (*map(int, colour), 255) for n, colour in enumerate([*table, (0, 0, 0)])})
+        target.write(stored, 1)
+    return folder / "i.tif", np.array([*table, (0, 0, 0)], np.uint8)[stored], missing
+
+
+@pytest.mark.parametrize("kind", ["palette", "white", "bits"])
+def test_missing_ground_is_told_in_the_values_that_are_shown(
+    kind: str, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    image, shown, missing = indexed(tmp_path / "in", kind)
+    more = [] if kind == "palette" else ["--bands", "[1,1,1]"]
+    assert run(command(image, tmp_path / "in" / "town_mask.tif", tmp_path / "out", tiny_model_folder, *more)) == 0
+    for name in ("t1.tif", "t2.tif"):
+        with rasterio.open(tmp_path / "out" / "i" / name) as raster:
+            assert np.array_equal(raster.dataset_mask() == 0, missing), name
+            pixels = raster.read()
+        if name == "t1.tif":
+            assert np.array_equal(pixels, shown.transpose(2, 0, 1)[: len(pixels)])
+
+
+def test_every_folder_of_scenes_holds_one(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    image.rename(tmp_path / "a" / "town.tif")
+    scenes = f"{tmp_path / 'a'},{tmp_path / 'b'}"
+    arguments = command(image, mask, tmp_path / "out", tiny_model_folder)
+    arguments[arguments.index("--scene") + 1], arguments[arguments.index("--mask") + 1] = scenes, f"{mask},{mask}"
+    assert run(arguments) == 2
+    assert f"{tmp_path / 'b'}: no image in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--layer", "foo"], "layer is 'foo'; allowed: with masks of polygons"),
+        (["--class-field", "bar"], "class_field is 'bar'; allowed: with masks of polygons"),
+        (["--resample-mask"], "resample_mask is True; allowed: with a raster on another grid than its image"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_and_was_no_difference(
+    more: list[str], said: str, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in")
+    arguments = command(image, mask, tmp_path / "out", tiny_model_folder)
+    assert run([*arguments, *more]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out" / "town").exists()
+    assert run([*arguments, *more, "--dry-run"]) == 2
+    if more[0] == "--layer":  # a folder begun when it was taken
+        assert run(arguments) == 0
+        store = LocalStore(tmp_path / "out" / "town")
+        old, _ = unsealed(store.get("scene.json"))
+        store.put("scene.json", sealed({**old, "reading": {**old["reading"], "layer": "foo", "resample_mask": True}}))
+        capsys.readouterr()
+        assert run(arguments) == 0 and "nothing to do" in capsys.readouterr().out
 
 
 def test_batches_painted_at_once_change_no_byte(
@@ -439,6 +597,185 @@ def test_polygons(tmp_path: Path, suffix: str) -> None:
     for (left, top, right, bottom), name in boxes.items():
         expected[top:bottom, left:right] = legend.index_of(name)
     assert (found == expected).mean() > 0.995
+
+
+def write_polygons(path: Path, areas: list[Any], classes: list[Any], crs: str = CRS) -> Path:
+    """Areas (shapely) with a field ``class``."""
+    pytest.importorskip("pyogrio")
+    import pyogrio
+    import shapely
+
+    values_of = np.array(classes, object if any(isinstance(each, str) for each in classes) else None)
+    kind = "Unknown" if len({area.geom_type for area in areas}) > 1 else areas[0].geom_type
+    shapes = np.array([shapely.to_wkb(area) for area in areas], object)
+    path.unlink(missing_ok=True)
+    pyogrio.raw.write(path, shapes, [values_of], ["class"], geometry_type=kind, crs=crs)
+    return path
+
+
+def cover_of(image: Path, mask: Path, **options: Any) -> np.ndarray:
+    """The land cover that a scene has, in the legend ``mini``."""
+    from changeanywhere.scenes.inputs import open_image, read_land_cover
+    from changeanywhere.scenes.options import SceneOptions
+
+    asked = SceneOptions(scene=(str(image),), mask=(str(mask),), out=image.parent / "out", **options)
+    opened = open_image(image, asked.of_source(), 3)
+    found = np.zeros(opened.shape, np.uint8)
+    read_land_cover(mask, opened, load_legend("mini"), asked, found)
+    return found
+
+
+def ground(left: float, top: float, right: float, bottom: float, crs: str = CRS) -> Any:
+    """A box in px of the scene, as an area of a CRS."""
+    import shapely
+    from rasterio.warp import transform_geom
+
+    x, y = 320_000.0, 2_780_000.0
+    box = shapely.box(x + left * PIXEL, y - bottom * PIXEL, x + right * PIXEL, y - top * PIXEL)
+    return box if crs == CRS else shapely.geometry.shape(transform_geom(CRS, crs, shapely.geometry.mapping(box)))
+
+
+@pytest.mark.parametrize("around", [(-180, -90, 180, 90), (30, 5, 180, 75), (-180, -60, 180, 80), (50, 20, 60, 30)])
+def test_polygons_as_large_as_a_continent_lie_where_they_lie(around: tuple[float, ...], tmp_path: Path) -> None:
+    import shapely
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    areas = [shapely.box(*around), ground(10, 10, 40, 30, "EPSG:4326")]
+    found = cover_of(image, write_polygons(tmp_path / "world.gpkg", areas, [3, 4], "EPSG:4326"))
+    expected = np.full((100, 120), 3, np.uint8)
+    expected[10:30, 10:40] = 4
+    assert np.array_equal(found, expected)
+
+
+def test_of_a_region_only_what_lies_around_the_image_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shapely
+
+    from changeanywhere.scenes import vectors
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    cells = [shapely.box(x, y, x + 0.5, y + 0.5) for x in np.arange(50, 60, 0.5) for y in np.arange(20, 30, 0.5)]
+    path = write_polygons(tmp_path / "region.gpkg", cells, [1 + n % 4 for n in range(len(cells))], "EPSG:4326")
+    moved, points = vectors._moved, []
+
+    def counted(polygons: Any, facts: Any) -> Any:
+        result = moved(polygons, facts)
+        points.append(int(shapely.get_num_coordinates(result).sum()))
+        return result
+
+    monkeypatch.setattr(vectors, "_moved", counted)
+    found = cover_of(image, path)
+    assert found.all() and points[0] < 200  # of 400 cells of 50 km, each with as many pieces of 10 m as fit
+
+
+def test_polygons_across_the_end_of_the_longitudes(tmp_path: Path) -> None:
+    import shapely
+    from rasterio.transform import from_origin
+    from rasterio.warp import transform
+
+    load_legend("mini").save(tmp_path / "legend.json")
+    (east,), (north,) = transform("EPSG:4326", "EPSG:32660", [180.0], [1.0])
+    place = {"crs": "EPSG:32660", "transform": from_origin(east - 60, north + 30, 1, 1)}
+    image = write_tiff(tmp_path / "sea.tif", colours(land_cover(100, 120)), **place)
+    sides = [shapely.box(179, 0, 180, 2), shapely.box(-180, 0, -179, 2)]
+    for areas in (sides, [shapely.box(179, 0, 180, 2), shapely.box(180, 0, 181, 2)]):  # files count as they like
+        found = cover_of(image, write_polygons(tmp_path / "sides.gpkg", areas, [3, 4], "EPSG:4326"))
+        assert (found[:, :59] == 3).all() and (found[:, 62:] == 4).all()
+
+
+@pytest.mark.parametrize("crs", [CRS, "EPSG:4326"])
+def test_pieces_of_a_multipolygon_count_by_themselves(crs: str, tmp_path: Path) -> None:
+    import shapely
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    houses = shapely.MultiPolygon([ground(4 + 14 * n, 8, 14 + 14 * n, 18, crs) for n in range(8)])
+    field = ground(0, 0, 32, 24, crs)  # smaller than all houses together
+    found = cover_of(image, write_polygons(tmp_path / "town.gpkg", [houses, field], [4, 3], crs))
+    assert (found == 4).sum() == 800 and (found == 3).sum() == 32 * 24 - 200
+
+
+def test_polygons_without_a_class_are_unknown_whatever_classes_count_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from changeanywhere.errors import SourceError
+
+    image, _ = write_scene(tmp_path, 100, 120)
+    names = load_legend("mini").names
+    areas = [ground(0, 0, 120, 100), ground(10, 10, 40, 30)]
+    for first in (0, 1):
+        path = write_polygons(tmp_path / "empty.gpkg", areas, [first + 2.0, np.nan])
+        found = cover_of(image, path, class_names=names, first_class=first)
+        assert (found[10:30, 10:40] == 0).all() and (found[40:] == 3).all()
+    path = write_polygons(tmp_path / "named.gpkg", areas, ["water", " "])
+    assert (cover_of(image, path)[10:30, 10:40] == 0).all()
+    for value in (np.inf, 2.5):
+        path = write_polygons(tmp_path / "odd.gpkg", areas, [1.0, value])
+        with pytest.raises(SourceError, match=r"field class holds .* allowed: names of classes, or whole numbers"):
+            cover_of(image, path)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 180])
+@pytest.mark.parametrize("mirrored", [1, -1])
+def test_land_cover_on_grids_that_are_not_north_up(degrees: int, mirrored: int, tmp_path: Path) -> None:
+    """By polygons in both kinds of CRS, and by a raster; the command is named where what it makes would be taken."""
+    from rasterio.transform import Affine, from_origin
+
+    from changeanywhere.errors import SourceError
+
+    _, mask = write_scene(tmp_path, 100, 120)
+    grid = Affine.translation(320_030, 2_779_970) @ Affine.rotation(degrees) @ Affine.scale(PIXEL, -PIXEL * mirrored)
+    image = write_tiff(tmp_path / "turned.tif", colours(land_cover(60, 70)), transform=grid)
+    columns, rows = ~from_origin(320_000, 2_780_000, PIXEL, PIXEL) @ (
+        grid @ tuple(np.meshgrid(np.arange(70) + 0.5, np.arange(60) + 0.5))
+    )
+    expected = np.where((columns >= 20) & (columns < 60) & (rows >= 30) & (rows < 70), 4, 1)
+    for crs in (CRS, "EPSG:4326"):
+        areas = [ground(-200, -200, 400, 400, crs), ground(20, 30, 60, 70, crs)]
+        found = cover_of(image, write_polygons(tmp_path / "cover.gpkg", areas, [1, 4], crs))
+        assert (found != expected).mean() < 0.002
+    with pytest.raises(SourceError, match="another grid") as refused:
+        cover_of(image, mask)
+    north_up = degrees == 0 and mirrored == 1
+    assert "give --resample-mask" in str(refused.value) and ("gdalwarp" in str(refused.value)) == north_up
+    cover = values(mask)[0]
+    inside = (columns >= 0) & (columns < 120) & (rows >= 0) & (rows < 100)
+    places = np.floor(rows).astype(int).clip(0, 99), np.floor(columns).astype(int).clip(0, 119)
+    found = cover_of(image, mask, resample_mask=True)
+    assert (found != np.where(inside, cover[places], 0)).mean() < 0.002
+
+
+def test_of_a_large_mask_only_what_the_image_shows_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rasterio.transform import from_origin
+    from rasterio.warp import calculate_default_transform, reproject
+
+    from changeanywhere.scenes import inputs
+    from changeanywhere.sources.files import read_mask
+
+    image, mask = write_scene(tmp_path, 150, 190)
+    cover = np.zeros((900, 1000), np.uint8)
+    cover[400:550, 500:690] = values(mask)[0]
+    wide = write_tiff(
+        tmp_path / "wide.tif", cover[..., None],
+        transform=from_origin(320_000 - 500 * PIXEL, 2_780_000 + 400 * PIXEL, PIXEL, PIXEL),
+    )  # fmt: skip
+    px = []
+
+    def counted(path: Path, window: Any, *more: Any) -> Any:
+        px.append(window.height * window.width)
+        return read_mask(path, window, *more)
+
+    monkeypatch.setattr(inputs, "read_mask", counted)
+    monkeypatch.setattr(inputs, "BLOCK", 64)
+    assert np.array_equal(cover_of(image, wide, resample_mask=True), values(mask)[0])
+    assert sum(px) < 3 * 150 * 190 and max(px) < 100 * 100
+    with rasterio.open(wide) as source:
+        place, width, height = calculate_default_transform(CRS, "EPSG:4326", 1000, 900, *source.bounds)
+        degrees = np.zeros((height, width), np.uint8)
+        reproject(cover, degrees, src_transform=source.transform, src_crs=CRS, dst_transform=place, dst_crs="EPSG:4326")
+    there = write_tiff(tmp_path / "there.tif", degrees[..., None], transform=place, crs="EPSG:4326")
+    assert (cover_of(image, there, resample_mask=True) == values(mask)[0]).mean() > 0.9
+    monkeypatch.setattr(inputs, "MASK_PX", 400)  # of a mask that is much finer than the image, a part at a time
+    px.clear()
+    assert np.array_equal(cover_of(image, wide, resample_mask=True), values(mask)[0]) and max(px) <= 400
 
 
 def test_masks_of_another_grid_are_refused_or_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

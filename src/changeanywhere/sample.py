@@ -38,6 +38,13 @@ class Normalisation:
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         return ((image.astype(np.float32) - low) / (high - low) * 2 - 1).astype(np.float32)
 
+    def filled(self, image: Image, valid: npt.NDArray[np.bool_] | None) -> Image:
+        """File units ``[H, W, C]`` with the dark end where ``valid`` bool ``[H, W]`` (None: everywhere) is False: one
+        NaN spoils all that a network says of a window."""
+        if valid is None or valid.all():
+            return image
+        return np.where(valid[..., None], image, np.asarray(self.low).astype(image.dtype))
+
     def invert(self, image: npt.NDArray[np.float32], dtype: npt.DTypeLike) -> Image:
         """float32 ``[H, W, C]`` → file units of ``dtype`` (rounded and clipped to its range if integer)."""
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)

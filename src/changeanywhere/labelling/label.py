@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.diffusion.pipeline import find_device
-from changeanywhere.errors import OutputError, SourceError
+from changeanywhere.errors import ModelError, OutputError, SourceError
 from changeanywhere.labelling.masks import mask_writer
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.labelling.pictures import Strip, write_page
@@ -92,6 +92,8 @@ def label_image(
         for cell in cells(facts.height, facts.width, offset):
             image, valid = pixels(cell.window)
             found = reader.read(cell.window, image)
+            if not np.isfinite(found).all():
+                raise ModelError(f"{options.segmenter}: says NaN of an image; the segmenter is damaged: give another")
             known = 1 - found.sum(0) <= found.max(0)  # else unknown is the most likely
             brightness = (((image + 1) / 2) @ LUMA).astype(np.float32)
             probabilities = guided(found, brightness, options.cleaning.radius)
@@ -119,7 +121,7 @@ def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers
 
     def pixels(window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
         image, valid = read_image(entry.image, facts, window, options.bands)
-        return normalisation.apply(image).clip(-1, 1), valid
+        return normalisation.apply(normalisation.filled(image, valid)).clip(-1, 1), valid
 
     with mask_writer(mask_file(options.out, patch, facts), facts, reader.legend) as write:
         strip = Strip(facts.height, facts.width, reader.legend)

@@ -44,12 +44,13 @@ class OpenPair:
         )
 
     def read(self, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Valid | None]:
-        """Both dates f32 ``[C, h, w]`` in [-1, 1], in steps of 8 bits as in training, and where both are valid."""
+        """Both dates f32 ``[C, h, w]`` in [-1, 1], in steps of 8 bits as in training, what shows nothing as the dark
+        end; and where both are valid."""
         images, valid = [], None
         for file, facts, bands, stretch in zip(self.files, self.facts, self.bands, self.stretches, strict=True):
             with raising(PairsError):
                 image, seen = read_image(file, facts, window, bands)
-            pixels = stretch.apply(image).clip(-1, 1)
+            pixels = stretch.apply(stretch.filled(image, seen)).clip(-1, 1)
             if image.dtype != np.uint8:
                 pixels = np.rint((pixels + 1) * 127.5).astype(np.float32) / 127.5 - 1
             images.append(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from changeanywhere.diffusion.pipeline import find_device
-from changeanywhere.errors import OutputError
+from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.legend import Legend
 from changeanywhere.models.detectors import Detector, SemanticDetector
 from changeanywhere.models.detectors.folder import Purpose, load_detector, read_purpose
@@ -125,6 +125,8 @@ def _rows(
             parts = [pair.read(window) for window in some]
             shown = [n for n, (_, _, valid) in enumerate(parts) if valid is None or valid.any()]
             found = dict(zip(shown, probabilities(net, [parts[n][:2] for n in shown]), strict=True)) if shown else {}
+            if not all(np.isfinite(layers).all() for layers in found.values()):
+                raise ModelError(f"{options.detector}: says NaN of {pair.files[0]}; the detector is damaged")
             for n, (first, _, valid) in enumerate(parts):
                 yield found.get(n, np.zeros((num_layers, *first.shape[1:]), np.float32)), valid
             progress(len(some))

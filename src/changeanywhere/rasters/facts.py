@@ -117,6 +117,28 @@ class Facts:
         return 255 // (2**self.bits - 1) if self.bits in (1, 2, 4) and self.palette is None else 1
 
     @property
+    def shown_nodata(self) -> float | None:
+        """What stands for missing ground in pixels as they are shown (see :func:`.gate.read_image`); None where nothing
+        does, or no value of the dtype: a palette's nodata is an index, which is the colour of other ground."""
+        stored = self.nodata[0] if self.nodata else None
+        if stored is None or self.palette is not None:
+            return None
+        kind = np.dtype(self.dtype)
+        if kind.kind == "f":
+            return stored
+        limits = np.iinfo(kind)
+        shown = (2 ** min(self.bits, 8 * kind.itemsize) - 1 - stored if self.inverted else stored) * self.scale
+        return shown if float(shown).is_integer() and limits.min <= shown <= limits.max else None
+
+    @property
+    def hides_ground(self) -> bool:
+        """Whether ground can be missing that neither :attr:`shown_nodata` nor an alpha band tells, so that a copy in
+        pixels as they are shown needs a mask of its own."""
+        named = any(value is not None for value in self.nodata)
+        of_palette = self.palette is not None and (named or not bool(self.palette.opaque.all()))
+        return self.has_mask or self.transparent is not None or of_palette
+
+    @property
     def turned(self) -> bool:
         """Whether height and width are exchanged when it is shown."""
         return self.orientation >= 5

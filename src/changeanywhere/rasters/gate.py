@@ -85,10 +85,11 @@ def read_whole(path: Path, max_megapixels: float | None = None) -> tuple[Image, 
 
 
 def alpha_of(path: Path, facts: Facts) -> int | None:
-    """The band that says what is transparent; a PNG's always, a TIFF's where it holds what such a band holds."""
-    if facts.alpha is None or facts.container != "TIFF":
+    """The band that says what is transparent; a PNG's always, that of a TIFF or JPEG 2000 where it holds what such a
+    band holds."""
+    if facts.alpha is None or facts.container not in tiff.DRIVERS:
         return facts.alpha
-    return facts.alpha if tiff.alpha_is_mask(path, facts.alpha, stamp_of(path)) else None
+    return facts.alpha if tiff.alpha_is_mask(path, facts.alpha, stamp_of(path), facts.container) else None
 
 
 def read_stretch(

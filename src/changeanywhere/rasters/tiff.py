@@ -205,7 +205,7 @@ def read(path: Path, facts: Facts, window: Window, bands: tuple[int, ...] | None
     named = bands if bands is not None else tuple(number for number in range(1, facts.count + 1))
     stored = (1,) if facts.palette is not None else tuple(dict.fromkeys(named))
     alpha = facts.alpha if facts.alpha is not None and facts.alpha not in (bands or ()) else None
-    if alpha is not None and not alpha_is_mask(path, alpha, stamp_of(path)):
+    if alpha is not None and not alpha_is_mask(path, alpha, stamp_of(path), facts.container):
         alpha = None
     whole = Part(0, 0, facts.height, facts.width) if facts.turned else Part(0, 0, facts.width, facts.height)
     part = Part(window.column, window.row, window.width, window.height) if facts.orientation == 1 else whole
@@ -261,7 +261,7 @@ def both(one: Valid | None, other: Valid | None) -> Valid | None:
 
 
 @lru_cache(maxsize=256)
-def alpha_is_mask(path: Path, band: int, stamp: tuple[int, int]) -> bool:
+def alpha_is_mask(path: Path, band: int, stamp: tuple[int, int], container: str = "TIFF") -> bool:
     """Whether a band that is tagged as alpha is one: of what is not 0, nine tenths have its largest value.
 
     GDAL tags the fourth of four 8-bit bands as alpha whatever it holds, and there it is mostly near infrared, in which
@@ -269,7 +269,7 @@ def alpha_is_mask(path: Path, band: int, stamp: tuple[int, int]) -> bool:
     """
     from rasterio.windows import Window as Part
 
-    with opened(path) as raster:
+    with opened(path, DRIVERS[container]) as raster:
         side = min(SAMPLE_SIDE, raster.height, raster.width)
         places = [np.linspace(0, length - side, SAMPLES).astype(int) for length in (raster.height, raster.width)]
         if max(raster.height, raster.width) <= SAMPLE_SIDE * SAMPLES:

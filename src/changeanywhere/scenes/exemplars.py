@@ -58,7 +58,7 @@ class SceneTiles(Source):
         """Any part of the scene."""
         return SourceSample(
             item,
-            self._image.read(window),
+            self._image.filled(window),
             np.asarray(self._mask[window.slices]),
             tuple(str(band) for band in self._image.bands),
             self._image.normalisation,

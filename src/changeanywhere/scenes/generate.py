@@ -27,7 +27,7 @@ from changeanywhere.legend import Legend
 from changeanywhere.models.info import ModelInfo, find_model, read_info
 from changeanywhere.progress import Progress, silent
 from changeanywhere.scenes import descriptions
-from changeanywhere.scenes.inputs import SceneFiles, SceneImage, find_scenes, open_image, strips
+from changeanywhere.scenes.inputs import SceneFiles, SceneImage, find_scenes, idle_options, open_image, strips
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.scenes.prepare import PARTS, Prepared, load_events, prepare
 from changeanywhere.scenes.rasters_out import Raster, cog
@@ -36,7 +36,6 @@ from changeanywhere.scenes.settings import SceneSettings, save_settings, setting
 from changeanywhere.scenes.tiles import Cut, cut_tiles
 from changeanywhere.scenes.vectors import require_libraries, write_gpkg
 from changeanywhere.seals import sealed, unsealed
-from changeanywhere.sources.files import read_valid
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import LocalStore, file_hash, remove_leftovers
 
@@ -111,6 +110,10 @@ def _opened(options: SceneOptions) -> tuple[list[tuple[SceneFiles, SceneImage]],
     require(not unknown, "events.objects", unknown, ", ".join(info.legend.names))
     source = options.of_source(info.bands, info.stretch)
     scenes = [(files, open_image(files.image, source, info.num_bands)) for files in find_scenes(options)]
+    idle = [set(idle_options(files, image, options.max_megapixels)) for files, image in scenes]
+    for name in sorted(set.intersection(*idle)):
+        what = "with a raster on another grid than its image" if name == "resample_mask" else "with masks of polygons"
+        require(getattr(options, name) in (None, False), name, getattr(options, name), what)
     for files, image in scenes:
         if options.events_format == "gpkg" and image.facts.crs is None:
             raise SourceError(f"{files.image}: has no CRS; events_format is 'gpkg'; allowed: geojson")
@@ -214,10 +217,10 @@ def _paint(
         with cog(root / "t1.tif", raster_of(prepared, settings, 1), scratch) as writer:
             for window in strips(prepared.image.shape):
                 image = prepared.image
-                valid = read_valid(image.path, window, image.all_bands, image.facts) if image.facts.has_mask else None
+                valid = image.valid(window)
                 whole = np.ones((window.height, window.width), bool) if valid is None else valid
                 rows = image.read(window, image.all_bands)
-                writer.put(window.row, rows, whole if image.facts.has_mask else None)
+                writer.put(window.row, rows, whole if image.facts.hides_ground else None)
     if not (root / "t2.tif").is_file():
         settle_torch(settings)
         pipeline = ChangePairPipeline.from_pretrained(options.model, options.device, settings.machine["dtype"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from changeanywhere.errors import SourceError
 from changeanywhere.folders import safe_keys
 from changeanywhere.legend import Legend, MaskValues, load_legend_map, parse_legend
 from changeanywhere.rasters import gate
-from changeanywhere.rasters.facts import Facts, Window
+from changeanywhere.rasters.facts import Facts, Valid, Window
 from changeanywhere.rasters.ground import georef_of, gsd_of, lies_elsewhere
 from changeanywhere.rasters.values import to_classes
 from changeanywhere.sample import GeoReference, Normalisation
 from changeanywhere.scenes.options import SceneOptions
 from changeanywhere.scenes.vectors import SUFFIXES as VECTOR_SUFFIXES
-from changeanywhere.scenes.vectors import Polygons, is_vector, rasterise, read_polygons
+from changeanywhere.scenes.vectors import Polygons, is_vector, moved, names_classes, rasterise, read_polygons
 from changeanywhere.sources.entries import Entry, Layout
 from changeanywhere.sources.files import (
     SUFFIXES,
@@ -37,6 +38,9 @@ from changeanywhere.sources.options import SourceOptions
 
 STRIP = 1024
 """Rows of a scene that are read at once."""
+BLOCK, MASK_PX, PROBES = 1024, 1 << 24, 9
+"""Of a mask on another grid: the side in px of what is brought onto the image's grid at once, of how many px of the
+mask at most, and how many places along each side say where these lie."""
 Rows = npt.NDArray[Any]
 
 
@@ -85,12 +89,18 @@ class SceneImage:
         """``[h, w, bands]`` in the units of the file."""
         return read_image(self.path, window, bands or self.bands, self.facts)[0]
 
+    def valid(self, window: Window) -> Valid | None:
+        """Where ground was imaged, bool ``[h, w]`` (None: everywhere), by the bands that are painted: no other one
+        hides it, and an alpha band among the others says what is transparent."""
+        return read_valid(self.path, window, self.bands, self.facts)
+
+    def filled(self, window: Window) -> Rows:
+        """Painted bands ``[h, w, C]`` in the units of the file; what was not imaged as the dark end."""
+        return self.normalisation.filled(*read_image(self.path, window, self.bands, self.facts))
+
     def pixels(self, window: Window) -> npt.NDArray[np.float32]:
         """float32 ``[h, w, C]`` in [-1, 1] as the networks see it; what was not imaged as the dark end."""
-        image, valid = read_image(self.path, window, self.bands, self.facts)
-        if valid is not None and not valid.all():
-            image = np.where(valid[..., None], image, np.asarray(self.normalisation.low).astype(image.dtype))
-        return self.normalisation.apply(image).clip(-1, 1)
+        return self.normalisation.apply(self.filled(window)).clip(-1, 1)
 
 
 def find_scenes(options: SceneOptions) -> list[SceneFiles]:
@@ -99,10 +109,11 @@ def find_scenes(options: SceneOptions) -> list[SceneFiles]:
     for number, (image, mask) in enumerate(zip(options.scene, options.mask, strict=True)):
         second = Path(options.mask_t2[number]) if options.mask_t2 else None
         if Path(image).is_dir():
-            for file in sorted(f for f in Path(image).iterdir() if f.suffix.lower() in SUFFIXES):
-                found.append((file, _beside(Path(mask), file), _beside(second, file) if second else None))
-            if not found:
+            files = sorted(f for f in Path(image).iterdir() if f.suffix.lower() in SUFFIXES)
+            if not files:
                 raise SourceError(f"{image}: no image in it; allowed: {', '.join(SUFFIXES)}")
+            for file in files:
+                found.append((file, _beside(Path(mask), file), _beside(second, file) if second else None))
         else:
             found.append((Path(image), Path(mask), second))
     for path in (place for each in found for place in each if place is not None):
@@ -146,6 +157,34 @@ def fingerprint(files: SceneFiles) -> dict[str, str | None]:
             (("image", files.image), ("mask", files.mask), ("mask_t2", files.mask_t2))}  # fmt: skip
 
 
+def idle_options(files: SceneFiles, image: SceneImage, max_megapixels: float | None) -> list[str]:
+    """Names of options that would do nothing in a scene: those of polygons beside rasters, and resampling of masks that
+    lie on the image's grid."""
+    masks = [path for path in (files.mask, files.mask_t2) if path is not None]
+    rasters = [(path, read_mask_info(path, max_megapixels)) for path in masks if not is_vector(path)]
+    idle = ["class_field", "layer"] if len(rasters) == len(masks) else []
+    moved = any(_needs_resampling(path, facts, image, True) for path, facts in rasters)
+    return idle if moved else [*idle, "resample_mask"]
+
+
+def legends_as_read(files: SceneFiles, options: SceneOptions) -> dict[str, Any]:
+    """What the numbers and colours of each mask mean, by any file that says so; nothing of polygons that name their
+    classes. Raises :class:`SourceError` and :class:`LegendError`, as :func:`read_land_cover`."""
+    found = {}
+    for name, path in (("mask", files.mask), ("mask_t2", files.mask_t2)):
+        said = options.legend is not None or options.class_names is not None
+        if path is None or (is_vector(path) and not said and names_classes(path, options.class_field, options.layer)):
+            continue
+        legend, numbers = _legend_of_raster(path, options.of_source())
+        found[name] = {
+            "names": list(legend.names),
+            "values": list(numbers.counted(legend.num_classes)),
+            "ignored": list(numbers.ignored),
+            "colours": [list(each.color) for each in legend.classes] if numbers.own_colours else None,
+        }
+    return found
+
+
 def read_land_cover(
     path: Path, image: SceneImage, target: Legend, options: SceneOptions, out: npt.NDArray[np.uint8]
 ) -> dict[str, str]:
@@ -156,7 +195,7 @@ def read_land_cover(
     """
     source = options.of_source()
     if is_vector(path):
-        polygons = read_polygons(path, options.class_field, options.layer)
+        polygons = read_polygons(path, options.class_field, options.layer, image.facts)
         legend, numbers = _legend_of_polygons(polygons, source)
         mapping = load_legend_map(legend, target, options.legend_map)
         rasterise(polygons, [int(mapping.table[c]) for c in _classes(polygons, legend, numbers)], image.facts, out)
@@ -171,7 +210,7 @@ def read_land_cover(
             mask = out[window.slices] if resampled else read_mask(path, window, legend, facts, numbers)
             out[window.slices] = mapping.apply(mask)
     for window in strips(image.shape):
-        valid = read_valid(image.path, window, image.all_bands, image.facts)
+        valid = image.valid(window)
         if valid is not None:
             out[window.slices][~valid] = 0
     return mapping.to_dict()
@@ -197,19 +236,19 @@ def _legend_of_polygons(polygons: Polygons, source: SourceOptions) -> tuple[Lege
 
 
 def _classes(polygons: Polygons, legend: Legend, numbers: MaskValues) -> list[int]:
-    """Class of each polygon in ``legend``."""
-    found = []
-    for value in polygons.values:
+    """Class of each polygon in ``legend``; 0 where nothing is said."""
+    found: dict[str | int | None, int] = {None: 0, "unknown": 0}
+    for value in dict.fromkeys(polygons.values):
         if isinstance(value, str):
             if value not in (*legend.names, "unknown"):
                 raise SourceError(
                     f"{polygons.path}: class {value!r} is not in the legend {legend.name!r}; allowed: "
                     f"{', '.join(legend.names)}, unknown"
                 )
-            found.append(0 if value == "unknown" else legend.index_of(value))
-        else:
-            found.append(int(to_classes(np.array([[value]]), legend, numbers, polygons.path)[0, 0]))
-    return found
+            found[value] = legend.index_of(value)
+        elif value is not None:
+            found[value] = int(to_classes(np.array([[value]]), legend, numbers, polygons.path)[0, 0])
+    return [found[value] for value in polygons.values]
 
 
 def _needs_resampling(path: Path, facts: Facts, image: SceneImage, asked: bool) -> bool:
@@ -225,21 +264,25 @@ def _needs_resampling(path: Path, facts: Facts, image: SceneImage, asked: bool) 
     if not asked:
         raise SourceError(
             f"{path}: lies on another grid than the image ({facts.width}x{facts.height} px, {facts.crs}); give "
-            f"--resample-mask, or: {_warp_command(path, image)}"
+            f"--resample-mask{_warp_command(path, image)}"
         )
     return True
 
 
 def _warp_command(path: Path, image: SceneImage) -> str:
+    """What brings a mask onto the image's grid; nothing where rows do not run from north to south: gdalwarp makes no
+    other grids."""
     height, width = image.shape
-    left, top = image.facts.transform @ (0, 0)
-    right, bottom = image.facts.transform @ (width, height)
-    extent = f"{min(left, right):.10g} {min(top, bottom):.10g} {max(left, right):.10g} {max(top, bottom):.10g}"
+    grid = image.facts.transform
+    if grid.b or grid.d or grid.a < 0 or grid.e > 0:
+        return ""
+    (left, top), (right, bottom) = grid @ (0, 0), grid @ (width, height)
     georef = image.georef
     assert georef is not None
+    extent = f"{left:.10g} {bottom:.10g} {right:.10g} {top:.10g}"
     target = shlex.quote(f"{path.stem}_on_grid.tif")
     return (
-        f"gdalwarp -r near -t_srs {shlex.quote(georef.crs)} -te {extent} -ts {width} {height} "
+        f", or: gdalwarp -r near -t_srs {shlex.quote(georef.crs)} -te {extent} -ts {width} {height} "
         f"{shlex.quote(str(path))} {target}"
     )
 
@@ -247,26 +290,63 @@ def _warp_command(path: Path, image: SceneImage) -> str:
 def _resample(
     path: Path, facts: Facts, image: SceneImage, legend: Legend, numbers: MaskValues, out: npt.NDArray[np.uint8]
 ) -> None:
-    """Classes by the nearest pixel; ground beyond the mask is unknown."""
+    """Classes by the nearest pixel; ground beyond the mask is unknown. Of the mask, what lies under a block of the
+    image is in memory."""
     from rasterio.enums import Resampling
+    from rasterio.transform import Affine
     from rasterio.warp import reproject
 
-    mask = np.zeros((facts.height, facts.width), np.uint8)
-    for window in strips((facts.height, facts.width)):
-        mask[window.slices] = read_mask(path, window, legend, facts, numbers)
-    found = np.zeros(image.shape, np.uint8)
-    reproject(
-        mask,
-        found,
-        src_transform=facts.transform,
-        src_crs=facts.crs,
-        dst_transform=image.facts.transform,
-        dst_crs=image.facts.crs,
-        resampling=Resampling.nearest,
-        init_dest_nodata=True,
-        src_nodata=0,
-        dst_nodata=0,
-    )
-    out[...] = found
-    if not found.any():
+    def placed(of: Facts, window: Window) -> Any:
+        georef = georef_of(of, window)
+        assert georef is not None
+        return Affine(*georef.transform)
+
+    lies = False
+    blocks = list(_blocks(gate.whole(image.facts), BLOCK))
+    while blocks:
+        block = blocks.pop()
+        under = _under(path, facts, image.facts, block)
+        if under is None:
+            continue
+        if under.height * under.width > MASK_PX and max(block.height, block.width) > 1:
+            blocks += _blocks(block, (max(block.height, block.width) + 1) // 2)
+            continue
+        found = np.zeros((block.height, block.width), np.uint8)
+        reproject(
+            read_mask(path, under, legend, facts, numbers),
+            found,
+            src_transform=placed(facts, under),
+            src_crs=facts.crs,
+            dst_transform=placed(image.facts, block),
+            dst_crs=image.facts.crs,
+            resampling=Resampling.nearest,
+            init_dest_nodata=True,
+            src_nodata=0,
+            dst_nodata=0,
+        )
+        out[block.slices] = found
+        lies = lies or bool(found.any())
+    if not lies:
         raise SourceError(f"{path}: does not lie in the image; do both have the right CRS?")
+
+
+def _blocks(window: Window, side: int) -> Iterator[Window]:
+    for row in range(window.row, window.row + window.height, side):
+        for column in range(window.column, window.column + window.width, side):
+            height, width = window.row + window.height - row, window.column + window.width - column
+            yield Window(row, column, min(side, height), min(side, width))
+
+
+def _under(path: Path, facts: Facts, image: Facts, block: Window) -> Window | None:
+    """The part of a mask that lies under a block of the image, and a little around it; None: the block lies beyond."""
+    columns, rows = np.meshgrid(
+        np.linspace(block.column, block.column + block.width, PROBES),
+        np.linspace(block.row, block.row + block.height, PROBES),
+    )
+    xs, ys = moved(path, image.crs, facts.crs, *(axis.ravel() for axis in image.transform @ (columns, rows)))
+    places = np.stack(~facts.transform @ (xs, ys))
+    around = 2 + (places.max(1) - places.min(1)) / PROBES
+    ends = facts.width, facts.height
+    left, top = (int(max(low, 0)) for low in np.floor(places.min(1) - around))
+    right, bottom = (int(min(high, end)) for high, end in zip(np.ceil(places.max(1) + around), ends, strict=True))
+    return Window(top, left, bottom - top, right - left) if bottom > top and right > left else None

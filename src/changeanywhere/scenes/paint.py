@@ -29,7 +29,6 @@ from changeanywhere.scenes.prepare import Prepared
 from changeanywhere.scenes.rasters_out import Raster, RowWriter
 from changeanywhere.scenes.settings import SceneSettings
 from changeanywhere.scenes.work import DiskRunner, Parts
-from changeanywhere.sources.files import read_valid
 
 
 class FileScene:
@@ -135,9 +134,9 @@ def painted_rows(
     image, height = prepared.image, len(band.image)
     window = Window(band.row, 0, height, image.shape[1])
     rows = image.read(window, image.all_bands).copy()
-    imaged = read_valid(image.path, window, image.all_bands, image.facts)
+    imaged = image.valid(window)
     share = band.share if imaged is None else np.where(imaged, band.share, np.float32(0))
-    nodata = image.facts.nodata[0] if image.facts.nodata else None
+    nodata = image.facts.shown_nodata
     before = rows[..., [number - 1 for number in image.bands]]
     painted = mixed(image.normalisation, before, band.image, share)
     if nodata is not None and not np.isnan(nodata):
@@ -148,7 +147,7 @@ def painted_rows(
         changed = prepared.changed[window.slices]
         for number in set(image.all_bands) - {*image.bands, image.facts.alpha}:
             rows[..., number - 1][changed] = nodata
-    mask = (np.ones(share.shape, bool) if imaged is None else imaged) if image.facts.has_mask else None
+    mask = (np.ones(share.shape, bool) if imaged is None else imaged) if image.facts.hides_ground else None
     return rows, mask
 
 
@@ -163,7 +162,7 @@ def raster_of(prepared: Prepared, settings: SceneSettings, date: int) -> Raster:
     """What ``t1.tif`` and ``t2.tif`` are."""
     image = prepared.image
     facts = image.facts
-    nodata = facts.nodata[0] if facts.nodata else None
+    nodata = facts.shown_nodata
     others = [str(number) for number in image.all_bands if number not in image.bands]
     tags = {}
     if date == 2:
@@ -183,7 +182,7 @@ def raster_of(prepared: Prepared, settings: SceneSettings, date: int) -> Raster:
         image.georef,
         nodata,
         alpha=facts.alpha == facts.count,
-        masked=facts.has_mask,
+        masked=facts.hides_ground,
         tags=tags,
     )
 

@@ -5,17 +5,20 @@ OUT/SCENE/scene.json
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import OutputError, require
+from changeanywhere.events import EventOptions
+from changeanywhere.events.transitions import load_table
 from changeanywhere.generation.job import current_versions, flat
 from changeanywhere.machine import usable_processors
 from changeanywhere.models.info import ModelInfo, outside_sampling
 from changeanywhere.plain import to_plain
-from changeanywhere.scenes.inputs import SceneFiles, SceneImage, fingerprint
+from changeanywhere.scenes.inputs import SceneFiles, SceneImage, fingerprint, idle_options, legends_as_read
 from changeanywhere.scenes.options import DEFAULT_SHARE, SceneOptions
 from changeanywhere.scenes.planning import Quotas
 from changeanywhere.seals import sealed, unsealed
@@ -25,6 +28,8 @@ from changeanywhere.terminal import say
 FILE = "scene.json"
 NOT_COMPARED = ("versions", "files")
 """Where files lie may change; what they hold may not."""
+READ = ("legends", "transitions")
+"""What other files say than images and masks."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class SceneSettings:
     finishing: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]
+    legends: dict[str, Any]
+    """What the numbers of the masks mean, as read: a legend lies beside a mask, and can be edited there."""
+    transitions: dict[str, dict[str, float]] | None
+    """Weights from class to class, as read; None: all equal, or second masks were given."""
 
 
 def quotas_of(options: SceneOptions) -> Quotas:
@@ -84,13 +93,14 @@ def settings_of(
     warning = outside_sampling(info, [image.gsd_m])
     if warning and begun is None:
         say(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", error=True)
-    planned = options.mask_t2 is None
+    planned, table = options.mask_t2 is None, options.events.transitions
     legend_map = options.legend_map.read_text() if options.legend_map and options.legend_map.is_file() else ""
+    idle = idle_options(files, image, options.max_megapixels)
     asked = SceneSettings(
         files={name: str(path) for name, path in (("image", files.image), ("mask", files.mask))},
         fingerprint=fingerprint(files),
         legend_map=legend_map,
-        reading=_reading(options, image),
+        reading=_reading(options, image, idle),
         events=to_plain(options.events) if planned else None,
         quotas=to_plain(quotas_of(options)) if planned else None,
         seed=options.seed,
@@ -99,16 +109,19 @@ def settings_of(
         finishing={name: getattr(options, name) for name in ("paste_back", "other_bands", "events_format")},
         machine=_machine(options, info, begun),
         versions=current_versions(),
+        legends=legends_as_read(files, options),
+        transitions=load_table(table, info.legend).to_dict() if planned and table is not None else None,
     )
     if begun is not None:
-        _refuse_others(begun, to_plain(asked), store.root)
+        _refuse_others(_completed(begun, to_plain(asked), idle), to_plain(asked), store.root)
     return asked
 
 
-def _reading(options: SceneOptions, image: SceneImage) -> dict[str, Any]:
+def _reading(options: SceneOptions, image: SceneImage, idle: Sequence[str]) -> dict[str, Any]:
+    """How files are read; what is given for another scene and does nothing in this one is left at its default."""
     names = ("class_field", "layer", "resample_mask", "legend", "class_names", "first_class", "ignore_value")
     return {
-        **{name: to_plain(getattr(options, name)) for name in names},
+        **{name: to_plain(getattr(SceneOptions if name in idle else options, name)) for name in names},
         "bands": list(image.bands),
         "stretch": to_plain(image.normalisation),
     }
@@ -144,6 +157,15 @@ def load_settings(store: LocalStore) -> dict[str, Any] | None:
 def save_settings(settings: SceneSettings, store: LocalStore) -> None:
     """Freeze them."""
     store.put(FILE, sealed(to_plain(settings), indent=1))
+
+
+def _completed(begun: dict[str, Any], asked: dict[str, Any], idle: Sequence[str]) -> dict[str, Any]:
+    """What was begun, with what is younger than it: settings were at their default then, and what files said is taken
+    to be what they say now. What did nothing then is no difference."""
+    young = {"events": to_plain(EventOptions()), "sampling": asdict(Sampling())}
+    begun = {**begun, "reading": {**begun["reading"], **{name: asked["reading"][name] for name in idle}}}
+    known = {name: {**values, **begun[name]} for name, values in young.items() if begun.get(name) is not None}
+    return {**{name: asked[name] for name in READ if name not in begun}, **begun, **known}
 
 
 def _refuse_others(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:

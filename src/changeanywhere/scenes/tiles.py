@@ -167,8 +167,9 @@ class _Tiles:
         return mask
 
     def _pixels(self, name: str, window: Window) -> Image:
-        """Of the painted bands: as they are, or in 8 bits by the scene's stretch."""
+        """Of the painted bands: as they are (what was not imaged as the dark end), or in 8 bits by the scene's
+        stretch."""
         view = replace(self._image, path=self._scene / f"{name}.tif", facts=self._files[name])
         if self._cut.image_format == "geotiff":
-            return view.read(window)
+            return view.filled(window)
         return in_8_bits(view.pixels(window))

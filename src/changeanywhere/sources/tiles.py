@@ -201,10 +201,7 @@ class TileSource(Source):
     def _image(self, tile: _Tile, file: Path, info: Facts, normalisation: Normalisation) -> tuple[Image, Valid | None]:
         image, valid = read_image(file, tile.window, self._bands, info)
         self._unchanged.check(file)
-        if valid is not None and not valid.all():
-            # It shows as the dark end of the stretch.
-            image = np.where(valid[..., None], image, np.asarray(normalisation.low).astype(image.dtype))
-        return image, valid
+        return normalisation.filled(image, valid), valid
 
     def _check(self, entry: Entry) -> Facts:
         """Sizes, bands, places and what a mask may be, from the headers."""
