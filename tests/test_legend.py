@@ -115,3 +115,14 @@ def test_change_mask_ignores_unknown_ground_of_either_date() -> None:
     first, second = np.array([[1, 0, 1, 2]], np.uint8), np.array([[2, 1, 0, 2]], np.uint8)
     assert change_mask_of(first, second).tolist() == [[True, False, False, False]]
     assert change_transitions(first, second, load_legend("mini")) == {"bareland->road": 1}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_what_shows_nothing_is_the_dark_end(dtype: str) -> None:
+    """Also of a stretch that begins below what the dtype holds."""
+    image = np.full((2, 2, 1), 100, dtype)
+    valid = np.array([[True, False], [True, True]])
+    stretch = Normalisation((-50.0,), (200.0,))
+    shown = stretch.apply(stretch.filled(image, valid))[..., 0]
+    assert shown[0, 1] == shown.min() and shown[0, 1] < shown[0, 0] == stretch.apply(image)[0, 0, 0]
+    assert stretch.filled(image, None) is image

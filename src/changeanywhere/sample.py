@@ -43,7 +43,10 @@ class Normalisation:
         NaN spoils all that a network says of a window."""
         if valid is None or valid.all():
             return image
-        return np.where(valid[..., None], image, np.asarray(self.low).astype(image.dtype))
+        low = np.asarray(self.low)
+        if np.issubdtype(image.dtype, np.integer):  # a stretch may begin below what the dtype holds
+            low = low.clip(np.iinfo(image.dtype).min, np.iinfo(image.dtype).max)
+        return np.where(valid[..., None], image, low.astype(image.dtype))
 
     def invert(self, image: npt.NDArray[np.float32], dtype: npt.DTypeLike) -> Image:
         """float32 ``[H, W, C]`` → file units of ``dtype`` (rounded and clipped to its range if integer)."""
