@@ -371,6 +371,20 @@ def test_a_copy_fetches_what_changed_and_drops_what_went(cloud: Service, cache: 
         local_copy(f"{cloud.scheme}://bucket/copied/nowhere")
 
 
+def test_folders_that_a_console_made_are_no_objects_of_a_set(cloud: Service) -> None:
+    """Empty objects whose names end in a slash, which listings leave out: with something in them, and without."""
+    if cloud.scheme != "s3":
+        pytest.skip("Azure's folders are of another kind")
+    store = BucketStore("s3://bucket/made")
+    for folder in ("", "images/", "masks/", "nothing/"):
+        assert cloud.ask("PUT", f"/bucket/made/{folder}", b"", {"Content-Length": "0"})[0] == 200
+    store.put("images/a.png", b"a")
+    store.put("masks/a.png", b"")
+    assert files_of(local_copy("s3://bucket/made")) == {"images/a.png": b"a", "masks/a.png": b""}
+    store.put("images/b.png", b"b")
+    assert set(files_of(local_copy("s3://bucket/made"))) == {"images/a.png", "images/b.png", "masks/a.png"}
+
+
 def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(ConfigError, match=r"pip install 'changeanywhere\[cloud\]'"):

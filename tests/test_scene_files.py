@@ -17,9 +17,11 @@ import rasterio
 import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.legend import load_legend
-from changeanywhere.sample import change_mask_of
-from changeanywhere.scenes.descriptions import PROJECTION
+from changeanywhere.sample import ChangeEvent, change_mask_of
+from changeanywhere.scenes.descriptions import PROJECTION, event_features, stac_item
+from changeanywhere.scenes.inputs import open_image
 from changeanywhere.scenes.work import Parts
+from changeanywhere.sources import SourceOptions
 from changeanywhere.storage import file_hash
 from scene_files import CRS, FILES, PIXEL, colours, command, land_cover, values, write_scene, write_tiff
 
@@ -86,6 +88,41 @@ def test_stac_accepts_the_item(scenes: dict[str, Path]) -> None:
         broken["properties"]["proj:shape"] = "600 x 560"
         with pytest.raises(pystac.errors.STACValidationError):
             pystac.Item.from_dict(broken, href=str(path)).validate(validator)
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"),
+    [
+        ("2020:05:06 07:08:09", "2020-05-06T07:08:09Z"),
+        ("2020-05-06 07:08:09", "2020-05-06T07:08:09Z"),
+        ("2020:05:06 07:08", "2020-05-06T07:08:00Z"),
+        ("0000:00:00 00:00:00", None),
+        ("2020:13:45 99:00:00", None),
+        ("yesterday", None),
+    ],
+)
+def test_the_date_of_an_item_is_a_date_or_none(tmp_path: Path, tag: str, said: str | None) -> None:
+    image, _ = write_scene(tmp_path, 40, 40)
+    with rasterio.open(image, "r+") as raster:
+        raster.update_tags(TIFFTAG_DATETIME=tag)
+    item = json.loads(stac_item("town", open_image(image, SourceOptions(bands=(1, 2, 3)), 3), [], {}))
+    assert item["properties"]["datetime"] == said
+
+
+def test_events_are_valid_polygons(tmp_path: Path) -> None:
+    """Px that touch at corners alone, as edges of houses that are turned have them."""
+    shapely = pytest.importorskip("shapely", reason="pip install 'changeanywhere[scenes]'")
+    image, _ = write_scene(tmp_path, 40, 40)
+    before = np.ones((40, 40), np.uint8)
+    after = np.where(np.random.default_rng(0).random((40, 40)) < 0.4, 4, 1).astype(np.uint8)
+    event = ChangeEvent("appearance", 1, 4, (0, 0, 40, 40), (0, 0), int((after == 4).sum()))
+    scene = open_image(image, SourceOptions(bands=(1, 2, 3)), 3)
+    for world in (True, False):
+        ((geometry, fields),) = event_features([event], (before, after), scene, load_legend("mini"), world)
+        placed = shapely.from_geojson(json.dumps(geometry))
+        assert placed.is_valid, shapely.is_valid_reason(placed)
+        assert fields["area_px"] == event.area
+    assert placed.area == pytest.approx(event.area * PIXEL**2)
 
 
 def test_others_read_the_geopackage(scenes: dict[str, Path]) -> None:

@@ -148,7 +148,9 @@ class BucketStore:
                 for each in page:
                     tag = str(each.get("e_tag") or each["last_modified"])
                     seen.append(Found(str(each["path"])[cut:], int(each["size"]), tag))
-        return sorted((each for each in seen if each.name), key=lambda each: each.name)
+        # Consoles put an empty object where a folder was made, whose name is listed without its slash.
+        folders = {parent for each in seen for parent in map(str, PurePosixPath(each.name).parents)}
+        return sorted((f for f in seen if f.name and not (f.size == 0 and f.name in folders)), key=lambda f: f.name)
 
     def list(self, folder: str = "") -> list[str]:
         """See :class:`Store`."""
@@ -311,13 +313,19 @@ def _fetch(store: BucketStore, copy: LocalStore, objects: list[Found]) -> dict[s
     """Copy objects; size, tag and hash by name."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def one(each: Found) -> list[int | str]:
-        content = store.get(each.name)
+    def one(each: Found) -> list[int | str] | None:
+        try:
+            content = store.get(each.name)
+        except FileNotFoundError:
+            if each.size == 0:
+                return None  # a folder without anything in it, see :meth:`BucketStore.found`
+            raise
         copy.put(each.name, content)
         return [each.size, each.tag, content_hash(content)]
 
     with ThreadPoolExecutor(COPIES) as pool:
-        return dict(zip((each.name for each in objects), pool.map(one, objects), strict=True))
+        made = zip((each.name for each in objects), pool.map(one, objects), strict=True)
+        return {name: noted for name, noted in made if noted is not None}
 
 
 def cache_folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ TITLES = {
     "mask_t2": "Land cover of date 2",
     "change": "Change: 255, else 0",
 }
+TIMES = ("%Y:%m:%d %H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y:%m:%d %H:%M")
+"""Of TIFF 6.0, and as programs write it otherwise."""
 Feature = tuple[dict[str, Any], dict[str, Any]]
 """GeoJSON geometry and fields."""
 
@@ -48,7 +51,8 @@ def event_features(
         changed = event.changed(before, after)
         move = Affine.translation(window.column, window.row)
         transform = move if facts.crs is None else facts.transform * move
-        found = shapes(changed.astype(np.uint8), mask=changed, connectivity=8, transform=transform)
+        # Outlines of px that touch at a corner alone cross themselves with 8 neighbours, which no overlay takes.
+        found = shapes(changed.astype(np.uint8), mask=changed, connectivity=4, transform=transform)
         geometry = {"type": "MultiPolygon", "coordinates": [shape["coordinates"] for shape, _ in found]}
         if world and facts.crs is not None:
             geometry = transform_geom(facts.crs, WORLD, geometry, precision=7)
@@ -136,16 +140,18 @@ def _footprint(image: SceneImage) -> tuple[dict[str, Any] | None, list[float] | 
 
 
 def _time_of(image: SceneImage) -> dict[str, Any]:
-    """The date in the TIFF's own tag, ``YYYY:MM:DD HH:MM:SS``."""
+    """The date in the TIFF's own tag, ``YYYY:MM:DD HH:MM:SS``, or with dashes; what is no date is none."""
     from changeanywhere.rasters.tiff import opened
 
     text = ""
     if image.facts.container == "TIFF":
         with opened(image.path) as raster:
             text = str(raster.tags().get("TIFFTAG_DATETIME", ""))
-    parts = text.replace(":", "-", 2).split(" ")
-    if len(parts) == 2 and len(parts[0]) == 10 and parts[0].replace("-", "").isdigit():
-        return {"datetime": f"{parts[0]}T{parts[1]}Z"}
+    for form in TIMES:
+        try:
+            return {"datetime": datetime.strptime(text.strip(), form).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        except ValueError:
+            continue
     return {"datetime": None, "start_datetime": "0001-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
 
 
