@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from changeanywhere.errors import ConfigError, InputError, OutputError, PairsErr
 from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.legend import Legend, LegendClass
 from changeanywhere.pairs.pictures import data_uri
-from changeanywhere.sample import rgb8
-from changeanywhere.studio import acts, charts, looks, pictures
+from changeanywhere.sample import ChangePair, change_mask_of, rgb8
+from changeanywhere.studio import acts, charts, keeping, looks, pictures
 from changeanywhere.studio.acts import Settings
 from changeanywhere.studio.edits import AS_BEFORE, request_of, snapped
 from changeanywhere.studio.jobs import Jobs, Wanted
@@ -167,8 +168,12 @@ def test_variations_are_by_seed_and_one_is_taken(studio: Studio, session: Sessio
         session.take(2)
 
 
+def cut_short(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_kept_pairs_are_a_set_that_check_knows_and_exports(
-    studio: Studio, session: Session, capsys: pytest.CaptureFixture[str]
+    studio: Studio, session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = []
     for number in range(3):
@@ -178,12 +183,29 @@ def test_kept_pairs_are_a_set_that_check_knows_and_exports(
     with pytest.raises(InputError, match="in the set kept already"):
         acts.keep_painted(studio, session, "kept")
     folder = studio.options.out / "kept"
-    (folder / "A" / "half_000.png").write_bytes(b"of a keep that was cut short")
+    (folder / "A" / "mine.png").write_bytes(b"of somebody else")
+    session.take(0)
+    with monkeypatch.context() as cut:
+        cut.setattr(keeping, "finalise", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            acts.keep_painted(studio, session, "kept")
+    assert (folder / "A" / "tile_2_001.png").exists()
+    (folder / "B" / "tile_2_002.png").write_bytes(b"of somebody else")
+    session.choose("tile_1")
+    paint(studio, session)
+    keys.append(acts.keep_painted(studio, session, "kept"))
+    assert not list(folder.glob("*/tile_2_001.png")), "of a keep that was cut short"
+    session.choose("tile_2")
+    paint(studio, session)
+    keys.append(acts.keep_painted(studio, session, "kept"))
     session.take(0)
     keys.append(acts.keep_painted(studio, session, "kept"))
-    assert not (folder / "A" / "half_000.png").exists()
+    assert keys[3:] == ["tile_1_001", "tile_2_001", "tile_2_003"], "no file of somebody else is written over"
+    for other in (folder / "A" / "mine.png", folder / "B" / "tile_2_002.png"):
+        assert other.read_bytes() == b"of somebody else"
+        other.unlink()
     assert run(["check", str(folder)]) == 0
-    assert "4 pairs" in capsys.readouterr().out
+    assert "6 pairs" in capsys.readouterr().out
     pairs = ca.load_pairs(folder)
     assert sorted(pairs.key_of(i) for i in range(len(pairs))) == sorted(keys)
     record = pairs.record_of(0)
@@ -287,6 +309,23 @@ def test_sets_of_others_are_not_touched(studio: Studio, session: Session, tmp_pa
     (foreign / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds other files"):
         acts.keep_painted(studio, session, "foreign")
+    levir = studio.options.out / "train"  # a dataset's own folders have the names of ours
+    for name in ("A", "B", "label", "label1", "label2"):
+        (levir / name).mkdir(parents=True)
+        (levir / name / "train_1.png").write_bytes(b"theirs")
+    (levir / "A" / "tile_0_000.png").write_bytes(b"theirs")
+    before = sorted(levir.rglob("*"))
+    for listed in (False, True):
+        with pytest.raises(OutputError, match=r"train: holds other files \(A/tile_0_000\.png\); give another set"):
+            acts.keep_painted(studio, session, "train")
+        if not listed:
+            assert sorted(levir.rglob("*")) == before
+            (levir / "metadata.jsonl").write_text("")
+    (levir / "metadata.jsonl").write_text('{"file_name": "A/train_1.png", "text": "a town"}\n')
+    with pytest.raises(OutputError, match=r"metadata\.jsonl: damaged"):
+        acts.keep_painted(studio, session, "train")
+    assert sorted(levir.rglob("*")) == sorted([*before, levir / "metadata.jsonl"])
+    assert {file.read_bytes() for file in levir.rglob("*.png")} == {b"theirs"}
     made = studio.options.out / "made"
     (made / "plan").mkdir(parents=True)
     (made / "plan" / "plan.json").write_text("{}")
@@ -297,6 +336,54 @@ def test_sets_of_others_are_not_touched(studio: Studio, session: Session, tmp_pa
             acts.keep_painted(studio, session, name)
         with pytest.raises(InputError):
             open_review(studio.options.out, name)
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_alone(studio: Studio, session: Session) -> None:
+    paint(studio, session)
+    key = acts.keep_painted(studio, session, "swapped")
+    review = open_review(studio.options.out, "swapped")
+    review.decide(key, "keep")
+    place = studio.options.out / "exports" / "swapped-levir"
+    place.mkdir(parents=True)
+    (place / "theirs.txt").write_text("theirs")
+    with pytest.raises(OutputError, match=r"swapped-levir: holds theirs\.txt, which was not exported from here"):
+        review.export_kept("levir")
+    assert [file.name for file in place.iterdir()] == ["theirs.txt"]
+    (place / "theirs.txt").unlink()
+    out, _ = review.export_kept("levir")
+    assert out == place and ca.load_pairs(out).key_of(0) == key
+    (out / "weights.pt").write_text("theirs")
+    with pytest.raises(OutputError, match=r"holds weights\.pt"):
+        review.export_kept("levir")
+    assert (out / "weights.pt").read_text() == "theirs" and ca.load_pairs(out).key_of(0) == key
+    (out / "weights.pt").unlink()
+    (out / "A" / ".DS_Store").write_text("of a file manager")
+    assert review.export_kept("levir")[0] == place and not (out / "A" / ".DS_Store").exists()
+    assert not list(place.parent.glob(".new-*"))
+
+
+def test_ignored_ground_is_exported_with_the_kept_pairs(
+    studio: Studio, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored = np.zeros((64, 64), bool)
+    ignored[:16] = True
+
+    def with_ignored(*given: Any, **more: Any) -> ChangePair:
+        pair = ChangePair(*given, **more)
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
+        masks = [np.where(ignored, 0, mask).astype(np.uint8) for mask in (pair.mask_t1, pair.mask_t2)]
+        return replace(
+            pair, mask_t1=masks[0], mask_t2=masks[1], change_mask=change_mask_of(*masks), ignored=ignored
+        )
+
+    paint(studio, session)
+    monkeypatch.setattr(keeping, "ChangePair", with_ignored)
+    key = acts.keep_painted(studio, session, "second")
+    review = open_review(studio.options.out, "second")
+    review.decide(key, "keep")
+    pair = ca.load_pairs(review.export_kept("levir")[0])[0]
+    assert pair.ignored is not None and np.array_equal(pair.ignored, ignored)
+    assert any("leave out" in lost for lost in review.export_kept("coco")[1].lost), "coco has no place for it"
 
 
 def test_uploads_are_bounded_renamed_and_stay_in_the_sessions_folder(
