@@ -372,9 +372,7 @@ def test_ignored_ground_is_exported_with_the_kept_pairs(
         pair = ChangePair(*given, **more)
         assert pair.mask_t1 is not None and pair.mask_t2 is not None
         masks = [np.where(ignored, 0, mask).astype(np.uint8) for mask in (pair.mask_t1, pair.mask_t2)]
-        return replace(
-            pair, mask_t1=masks[0], mask_t2=masks[1], change_mask=change_mask_of(*masks), ignored=ignored
-        )
+        return replace(pair, mask_t1=masks[0], mask_t2=masks[1], change_mask=change_mask_of(*masks), ignored=ignored)
 
     paint(studio, session)
     monkeypatch.setattr(keeping, "ChangePair", with_ignored)
