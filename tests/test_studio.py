@@ -84,7 +84,7 @@ def test_what_is_known_to_be_wrong_is_one_line(studio: Studio, session: Session)
     with pytest.raises(InputError, match=r"box is 60, 0, 10 x 4 px; allowed: inside the 64 x 64 px"):
         edit.with_box((60, 0, 10, 4), 3)
     with pytest.raises(ConfigError, match="box is"):
-        acts.place_box(session, [1, None, 3, 4], "building", legend)
+        acts.place_box(session, [1, 2.5, 3, 4], "building", legend)
     with pytest.raises(InputError, match="changes nothing"):
         edit.with_box((0, 61, 64, 3), 3)  # unknown ground stays unknown
     with pytest.raises(InputError, match="nothing was drawn"):
@@ -105,6 +105,26 @@ def test_colours_are_snapped_to_the_nearest_class() -> None:
     legend = Legend("two", (LegendClass(1, "a", (200, 0, 0)), LegendClass(2, "b", (0, 0, 200))))
     given = np.array([[190, 10, 5], [3, 3, 180], [250, 0, 250]])
     assert snapped(given, legend, (255, 0, 255)).tolist() == [1, 2, 0]
+
+
+def test_a_number_field_that_was_emptied_is_named(studio: Studio, session: Session) -> None:
+    for box, name in (([None, 1, 3, 4], "left px"), ([1, 1, 3, None], "height px")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty; allowed: a number$"):
+            acts.place_box(session, box, "building", studio.legend)
+    for low, high, seed, name in ((None, 0, 0, "least %"), (0, None, 0, "most %"), (0, 0, None, "seed")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty; allowed: a number$"):
+            acts.propose(session, ["any", "any", "any", low, high], seed, studio.legend)
+    painted = [3, 1.0, 0.1, 0.6, False, 4]
+    assert Settings.of(painted) == SETTINGS
+    for place, name in ((0, "steps"), (1, "guidance"), (2, "free tail"), (3, "strength"), (5, "seed")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty"):
+            Settings.of([None if i == place else value for i, value in enumerate(painted)])
+    made = [" made ", 6, 1, "any", "any", "any", 50, True]
+    assert Wanted.of(made) == Wanted("made", 6, 1)
+    for place, name in ((1, "number of pairs"), (2, "seed"), (6, "share")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty"):
+            Wanted.of([None if i == place else value for i, value in enumerate(made)])
+    assert Filter.of(["any", "any", None, None, None, "any"]) == Filter(), "an emptied bound is none"
 
 
 def test_a_painting_is_what_the_command_paints(

@@ -20,7 +20,7 @@ from changeanywhere.pairs.codec import encode_png
 from changeanywhere.sample import in_8_bits
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.studio import pictures
-from changeanywhere.studio.edits import AS_BEFORE, Edit, request_of
+from changeanywhere.studio.edits import AS_BEFORE, Edit, refuse_empty, request_of
 from changeanywhere.studio.keeping import keep, set_folder
 from changeanywhere.studio.painting import Painted, model_of
 from changeanywhere.studio.session import Session
@@ -51,6 +51,15 @@ class Settings:
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """:class:`ConfigError` naming the first value that is not allowed."""
+    @staticmethod
+    def of(values: Sequence[Any]) -> Settings:
+        """Of the page's fields, in their order: steps, guidance, free tail, strength, whether the model's strength
+        holds, seed. :class:`ConfigError` for one that was emptied."""
+        steps, guidance, free, strength, own, seed = values
+        names = ("steps", "guidance", "free tail", "strength", "seed")
+        refuse_empty(names, (steps, guidance, free, strength, seed))
+        return Settings(int(steps), guidance, free, bool(own), strength, int(seed))
+
         require(1 <= self.num_steps <= MAX_STEPS, "steps", self.num_steps, f"1 to {MAX_STEPS}")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
         given: dict[str, Any] = {name: getattr(self, name) for name in ("num_steps", "guidance_scale", "free_fraction")}
@@ -94,6 +103,7 @@ def upload(studio: Studio, session: Session, image: str | None, mask: str | None
 
 def place_box(session: Session, box: Sequence[Any], name: str, legend: Legend) -> None:
     """A box of a class by its left, top, width and height in px."""
+    refuse_empty(("left px", "top px", "width px", "height px"), box)
     require(all(isinstance(n, int | float) and n == int(n) for n in box), "box", list(box), "four whole numbers")
     left, top, width, height = (int(number) for number in box)
     index = 0 if name == AS_BEFORE else legend.index_of(name)
@@ -106,9 +116,11 @@ def apply_strokes(session: Session, editor: dict[str, Any] | None, legend: Legen
     session.edit = session.edited().with_strokes(layers, legend, BEFORE)
 
 
-def propose(session: Session, asked: Sequence[Any], seed: int, legend: Legend) -> None:
-    """An event of the simulator: kind, from, to, least and most per cent of the tile."""
+def propose(session: Session, asked: Sequence[Any], seed: Any, legend: Legend) -> None:
+    """An event of the simulator: kind, from, to, least and most per cent of the tile; ``seed``: a whole number.
+    :class:`ConfigError` for a field that was emptied (None) or a number that is not allowed."""
     kind, before, after, low, high = asked
+    refuse_empty(("least %", "most %", "seed"), (low, high, seed))
     require(0 <= seed <= MAX_SEED, "seed", seed, f"0 to {MAX_SEED}")
     session.edit = session.edited().proposed(request_of(kind, before, after, (low, high), legend), legend, seed)
 

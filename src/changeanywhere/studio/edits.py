@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.errors import InputError, require
+from changeanywhere.errors import ConfigError, InputError, require
 from changeanywhere.events.engine import EventRequest, simulate
 from changeanywhere.events.options import KINDS, EventOptions
 from changeanywhere.legend import Legend, Mask
@@ -131,6 +132,13 @@ def snapped(colours: npt.NDArray[Any], legend: Legend, before: tuple[int, int, i
 
 def request_of(kind: str, before: str, after: str, ratio: tuple[float, float], legend: Legend) -> EventRequest:
     """What the page asks of the simulator: "any" is free; ratio in per cent, 0 to 0 is free."""
+def refuse_empty(names: Iterable[str], values: Iterable[Any]) -> None:
+    """:class:`ConfigError` naming the first number field of the page that was emptied."""
+    for name, value in zip(names, values, strict=True):
+        if value is None:
+            raise ConfigError(f"{name} is empty; allowed: a number")
+
+
     low, high = ratio
     require(0 <= low <= high <= 90, "ratio", [low, high], "two per cents, 0 to 90, rising")
     pair = class_pair(before, after, legend)

@@ -221,9 +221,7 @@ class PaintTab:
         return None, None, *self.look(session)
 
     def _paint(self, session: Session, count: int, *values: Any) -> Iterator[tuple[Any, ...]]:
-        steps, guidance, free, strength, own, seed = values
-        settings = Settings(int(steps), guidance, free, own, strength, int(seed or 0))
-        for shown in acts.painting(self.studio, session, settings, count):
+        for shown in acts.painting(self.studio, session, Settings.of(values), count):
             if shown.painted:
                 yield *self._painted(session), ""
             else:

@@ -51,6 +51,12 @@ class Filter:
     decision: str = ANY
     """One of :data:`DECISIONS`, :data:`OPEN`, or any."""
 
+    @staticmethod
+    def of(values: Sequence[Any]) -> Filter:
+        """Of the page's fields, in the order above; a number that was emptied bounds nothing."""
+        transition, split, low, high, fidelity, decision = values
+        return Filter(transition, split, low or 0, 100 if high is None else high, fidelity or 0, decision)
+
     def check(self) -> None:
         """:class:`ConfigError` naming the first value that is not allowed."""
         rising = 0 <= self.low <= self.high <= 100
