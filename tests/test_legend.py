@@ -10,7 +10,7 @@ import pytest
 
 from changeanywhere.errors import LegendError
 from changeanywhere.legend import Legend, builtin_legends, find_legend, load_legend, load_legend_map, parse_legend
-from changeanywhere.rasters.values import to_classes
+from changeanywhere.rasters.values import to_classes, to_stored
 from changeanywhere.sample import Normalisation, change_mask_of, change_transitions
 from conftest import shared
 
@@ -101,6 +101,23 @@ def test_every_class_without_counterpart_is_named(tmp_path: Path) -> None:
     file.write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(LegendError, match="not YAML"):
         load_legend_map(source, target, file)
+
+
+def test_classes_go_back_to_the_numbers_of_files(tmp_path: Path) -> None:
+    mask = np.array([[0, 1], [2, 1]], np.uint8)
+    for content, expected in (
+        (["a", "b"], [[0, 1], [2, 1]]),
+        ({"classes": ["a", "b"], "first_class": 0, "ignore_index": 255}, [[255, 0], [1, 0]]),
+        ({"classes": [{"index": i, "name": f"c{i}", "value": 7 * i} for i in (1, 2)]}, [[0, 7], [14, 7]]),
+    ):
+        legend, values = parse_legend(content, "legend.json")
+        stored = to_stored(mask, legend, values)
+        assert stored.tolist() == expected and stored.dtype == np.uint8
+        assert np.array_equal(to_classes(stored, legend, values, tmp_path / "m.png"), mask)
+    legend, values = parse_legend({"classes": ["a", "b"], "first_class": 0}, "legend.json")
+    with pytest.raises(LegendError, match="no number of 8 bits for unknown"):
+        to_stored(mask, legend, values)
+    assert to_stored(mask[1:], legend, values).tolist() == [[1, 0]]
 
 
 def test_normalisation_is_invertible() -> None:

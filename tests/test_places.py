@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -119,6 +120,41 @@ def test_a_folder_that_takes_the_place_of_links(tmp_path: Path, victim: Path) ->
         for name in ("model.json", "README.md"):
             (part / name).write_bytes(b"new")
     assert all(content in (b"new", b"") for content in of(model).values())
+
+
+def test_a_folder_takes_no_folder_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    (model / "scheduler").mkdir(parents=True)
+    theirs = model / "scheduler" / "theirs.json"
+    theirs.write_bytes(b"theirs")
+
+    def write(content: bytes) -> None:
+        with atomic_folder(model, "model.json") as part:
+            (part / "scheduler").mkdir()
+            (part / "scheduler" / "ours.json").write_bytes(content)
+            (part / "model.json").write_bytes(content)
+
+    with pytest.raises(OutputError, match=r"scheduler: holds other files, and no model\.json beside it"):
+        write(b"new")
+    assert [path.name for path in model.rglob("*")] == ["scheduler", "theirs.json"]
+    assert theirs.read_bytes() == b"theirs"
+    theirs.unlink()
+    write(b"old")
+    remove = shutil.rmtree
+
+    def ended(place: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise KeyboardInterrupt
+        remove(place, ignore_errors=True)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(shutil, "rmtree", ended)
+        with pytest.raises(KeyboardInterrupt):
+            write(b"new")
+    assert not (model / "model.json").exists(), "a crash leaves nothing that could be taken for a model"
+    write(b"new")
+    assert sorted(path.name for path in model.rglob("*")) == ["model.json", "ours.json", "scheduler"]
+    assert (model / "scheduler" / "ours.json").read_bytes() == b"new"
 
 
 def test_leftovers_are_ours_alone(tmp_path: Path, victim: Path) -> None:

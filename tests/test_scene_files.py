@@ -191,6 +191,24 @@ def test_tiles_for_training_are_cut_from_the_scene(
         assert raster.crs == CRS and raster.count == 3
     shutil.rmtree(out / "town" / "tiles")
     assert run([*again, "600"]) == 2 and "tiles is 600" in capsys.readouterr().err
+    theirs = out / "town" / "tiles" / "A" / "theirs.png"  # whoever cut tiles of that scene before
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    assert run([*again, "256"]) == 2 and "holds A/theirs.png" in capsys.readouterr().err
+    assert theirs.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("name", ["parts", "leases"])
+def test_folders_of_others_in_a_scenes_place_stay(
+    name: str, scenes: dict[str, Path], tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "out" / "town" / name / "theirs.pdf"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    words = command(scenes["in"] / "town.tif", scenes["in"] / "town_mask.tif", tmp_path / "out", tiny_model_folder)
+    code = run([*words, "--num-steps", "1"])
+    assert theirs.read_bytes() == b"theirs"
+    assert code == (0 if name == "leases" else 2), capsys.readouterr().err
 
 
 class KilledError(BaseException):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
+import re
+import shlex
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +22,10 @@ import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError, InputError, OutputError, PairsError
 from changeanywhere.exporting.options import LAYOUT_NAMES
-from changeanywhere.legend import Legend, LegendClass
+from changeanywhere.legend import Legend, LegendClass, Mask
 from changeanywhere.pairs.pictures import data_uri
-from changeanywhere.sample import rgb8
-from changeanywhere.studio import acts, charts, looks, pictures
+from changeanywhere.sample import ChangePair, change_mask_of, rgb8
+from changeanywhere.studio import acts, charts, keeping, looks, pictures
 from changeanywhere.studio.acts import Settings
 from changeanywhere.studio.edits import AS_BEFORE, request_of, snapped
 from changeanywhere.studio.jobs import Jobs, Wanted
@@ -83,7 +90,7 @@ def test_what_is_known_to_be_wrong_is_one_line(studio: Studio, session: Session)
     with pytest.raises(InputError, match=r"box is 60, 0, 10 x 4 px; allowed: inside the 64 x 64 px"):
         edit.with_box((60, 0, 10, 4), 3)
     with pytest.raises(ConfigError, match="box is"):
-        acts.place_box(session, [1, None, 3, 4], "building", legend)
+        acts.place_box(session, [1, 2.5, 3, 4], "building", legend)
     with pytest.raises(InputError, match="changes nothing"):
         edit.with_box((0, 61, 64, 3), 3)  # unknown ground stays unknown
     with pytest.raises(InputError, match="nothing was drawn"):
@@ -100,10 +107,53 @@ def test_what_is_known_to_be_wrong_is_one_line(studio: Studio, session: Session)
         session.choose("../../etc/passwd")
 
 
+def test_a_number_field_that_was_emptied_is_named(studio: Studio, session: Session) -> None:
+    for box, name in (([None, 1, 3, 4], "left px"), ([1, 1, 3, None], "height px")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty; allowed: a number$"):
+            acts.place_box(session, box, "building", studio.legend)
+    for low, high, seed, name in ((None, 0, 0, "least %"), (0, None, 0, "most %"), (0, 0, None, "seed")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty; allowed: a number$"):
+            acts.propose(session, ["any", "any", "any", low, high], seed, studio.legend)
+    painted = [3, 1.0, 0.1, 0.6, False, 4]
+    assert Settings.of(painted) == SETTINGS
+    for place, name in ((0, "steps"), (1, "guidance"), (2, "free tail"), (3, "strength"), (5, "seed")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty"):
+            Settings.of([None if i == place else value for i, value in enumerate(painted)])
+    made = [" made ", 6, 1, "any", "any", "any", 50, True]
+    assert Wanted.of(made) == Wanted("made", 6, 1)
+    for place, name in ((1, "number of pairs"), (2, "seed"), (6, "share")):
+        with pytest.raises(ConfigError, match=f"^{name} is empty"):
+            Wanted.of([None if i == place else value for i, value in enumerate(made)])
+    assert Filter.of(["any", "any", None, None, None, "any"]) == Filter(), "an emptied bound is none"
+
+
 def test_colours_are_snapped_to_the_nearest_class() -> None:
     legend = Legend("two", (LegendClass(1, "a", (200, 0, 0)), LegendClass(2, "b", (0, 0, 200))))
     given = np.array([[190, 10, 5], [3, 3, 180], [250, 0, 250]])
     assert snapped(given, legend, (255, 0, 255)).tolist() == [1, 2, 0]
+
+
+def words_of(code: str) -> list[str]:
+    """The command of a snippet, without the program's name."""
+    found = re.search(r"<code>(changeanywhere .*?)</code>", code, re.DOTALL)
+    assert found, code
+    return shlex.split(html.unescape(found.group(1)))[1:]
+
+
+def saved(code: str, folder: Path) -> None:
+    """Save the masks of a snippet as the page says."""
+    links = re.findall(r'href="data:image/png;base64,([^"]*)">Save the mask of date \d</a> as ([^ ,;]+)', code)
+    assert links
+    for content, name in links:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(base64.b64decode(content))
+
+
+def assert_masks(first: Mask, second: Mask) -> None:
+    """Of the pair that the snippet made."""
+    pair = ca.load_pairs("my_pairs")[0]
+    assert pair.mask_t1 is not None and pair.mask_t2 is not None
+    assert np.array_equal(pair.mask_t1, first) and np.array_equal(pair.mask_t2, second)
 
 
 def test_a_painting_is_what_the_command_paints(
@@ -115,12 +165,12 @@ def test_a_painting_is_what_the_command_paints(
     masks = tmp_path / "masks_t2"
     masks.mkdir()
     Image.fromarray(session.painted.asked.plan.mask_t2).save(masks / "tile_0.png")
-    code = acts.snippets(studio, session)
-    assert "ca.generate(" in code and "--tile-size 64" in code and code.count("<pre") == 2
-    words = ["generate", "--source", str(studio.options.source), "--masks-t2", str(masks), "--batch-size", "1"]
-    words += ["--seed", "4", "--model", studio.options.model, "--num-steps", "3", "--exemplar-strength", "0.6"]
-    words += ["--guidance-scale", "1.0", "--tile-size", "64", "--num-threads", str(torch.get_num_threads())]
-    assert run([*words, "--out", str(tmp_path / "pairs")]) == 0
+    assert acts.snippets(studio, session).count("<pre") == 2
+    words = words_of(acts.snippets(studio, session))
+    for flag, value in (("seed", "4"), ("num-steps", "3"), ("exemplar-strength", "0.6"), ("tile-size", "64")):
+        assert words[words.index(f"--{flag}") + 1] == value
+    words[words.index("--masks-t2") + 1], words[words.index("--out") + 1] = str(masks), str(tmp_path / "pairs")
+    assert run([*words, "--num-threads", str(torch.get_num_threads())]) == 0
     pair = ca.load_pairs(tmp_path / "pairs")[0]
     off = np.abs(pair.image_t2.astype(int) - session.painted.image_t2)
     # Another seed leaves 4 %. Alone in a process the bytes are equal; among other tests kernels may be laid out by then
@@ -167,8 +217,12 @@ def test_variations_are_by_seed_and_one_is_taken(studio: Studio, session: Sessio
         session.take(2)
 
 
+def cut_short(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_kept_pairs_are_a_set_that_check_knows_and_exports(
-    studio: Studio, session: Session, capsys: pytest.CaptureFixture[str]
+    studio: Studio, session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = []
     for number in range(3):
@@ -178,12 +232,29 @@ def test_kept_pairs_are_a_set_that_check_knows_and_exports(
     with pytest.raises(InputError, match="in the set kept already"):
         acts.keep_painted(studio, session, "kept")
     folder = studio.options.out / "kept"
-    (folder / "A" / "half_000.png").write_bytes(b"of a keep that was cut short")
+    (folder / "A" / "mine.png").write_bytes(b"of somebody else")
+    session.take(0)
+    with monkeypatch.context() as cut:
+        cut.setattr(keeping, "finalise", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            acts.keep_painted(studio, session, "kept")
+    assert (folder / "A" / "tile_2_001.png").exists()
+    (folder / "B" / "tile_2_002.png").write_bytes(b"of somebody else")
+    session.choose("tile_1")
+    paint(studio, session)
+    keys.append(acts.keep_painted(studio, session, "kept"))
+    assert not list(folder.glob("*/tile_2_001.png")), "of a keep that was cut short"
+    session.choose("tile_2")
+    paint(studio, session)
+    keys.append(acts.keep_painted(studio, session, "kept"))
     session.take(0)
     keys.append(acts.keep_painted(studio, session, "kept"))
-    assert not (folder / "A" / "half_000.png").exists()
+    assert keys[3:] == ["tile_1_001", "tile_2_001", "tile_2_003"], "no file of somebody else is written over"
+    for other in (folder / "A" / "mine.png", folder / "B" / "tile_2_002.png"):
+        assert other.read_bytes() == b"of somebody else"
+        other.unlink()
     assert run(["check", str(folder)]) == 0
-    assert "4 pairs" in capsys.readouterr().out
+    assert "6 pairs" in capsys.readouterr().out
     pairs = ca.load_pairs(folder)
     assert sorted(pairs.key_of(i) for i in range(len(pairs))) == sorted(keys)
     record = pairs.record_of(0)
@@ -287,6 +358,23 @@ def test_sets_of_others_are_not_touched(studio: Studio, session: Session, tmp_pa
     (foreign / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds other files"):
         acts.keep_painted(studio, session, "foreign")
+    levir = studio.options.out / "train"  # a dataset's own folders have the names of ours
+    for name in ("A", "B", "label", "label1", "label2"):
+        (levir / name).mkdir(parents=True)
+        (levir / name / "train_1.png").write_bytes(b"theirs")
+    (levir / "A" / "tile_0_000.png").write_bytes(b"theirs")
+    before = sorted(levir.rglob("*"))
+    for listed in (False, True):
+        with pytest.raises(OutputError, match=r"train: holds other files \(A/tile_0_000\.png\); give another set"):
+            acts.keep_painted(studio, session, "train")
+        if not listed:
+            assert sorted(levir.rglob("*")) == before
+            (levir / "metadata.jsonl").write_text("")
+    (levir / "metadata.jsonl").write_text('{"file_name": "A/train_1.png", "text": "a town"}\n')
+    with pytest.raises(OutputError, match=r"metadata\.jsonl: damaged"):
+        acts.keep_painted(studio, session, "train")
+    assert sorted(levir.rglob("*")) == sorted([*before, levir / "metadata.jsonl"])
+    assert {file.read_bytes() for file in levir.rglob("*.png")} == {b"theirs"}
     made = studio.options.out / "made"
     (made / "plan").mkdir(parents=True)
     (made / "plan" / "plan.json").write_text("{}")
@@ -297,6 +385,52 @@ def test_sets_of_others_are_not_touched(studio: Studio, session: Session, tmp_pa
             acts.keep_painted(studio, session, name)
         with pytest.raises(InputError):
             open_review(studio.options.out, name)
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_alone(studio: Studio, session: Session) -> None:
+    paint(studio, session)
+    key = acts.keep_painted(studio, session, "swapped")
+    review = open_review(studio.options.out, "swapped")
+    review.decide(key, "keep")
+    place = studio.options.out / "exports" / "swapped-levir"
+    place.mkdir(parents=True)
+    (place / "theirs.txt").write_text("theirs")
+    with pytest.raises(OutputError, match=r"swapped-levir: holds theirs\.txt, which was not exported from here"):
+        review.export_kept("levir")
+    assert [file.name for file in place.iterdir()] == ["theirs.txt"]
+    (place / "theirs.txt").unlink()
+    out, _ = review.export_kept("levir")
+    assert out == place and ca.load_pairs(out).key_of(0) == key
+    (out / "weights.pt").write_text("theirs")
+    with pytest.raises(OutputError, match=r"holds weights\.pt"):
+        review.export_kept("levir")
+    assert (out / "weights.pt").read_text() == "theirs" and ca.load_pairs(out).key_of(0) == key
+    (out / "weights.pt").unlink()
+    (out / "A" / ".DS_Store").write_text("of a file manager")
+    assert review.export_kept("levir")[0] == place and not (out / "A" / ".DS_Store").exists()
+    assert not list(place.parent.glob(".new-*"))
+
+
+def test_ignored_ground_is_exported_with_the_kept_pairs(
+    studio: Studio, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored = np.zeros((64, 64), bool)
+    ignored[:16] = True
+
+    def with_ignored(*given: Any, **more: Any) -> ChangePair:
+        pair = ChangePair(*given, **more)
+        assert pair.mask_t1 is not None and pair.mask_t2 is not None
+        masks = [np.where(ignored, 0, mask).astype(np.uint8) for mask in (pair.mask_t1, pair.mask_t2)]
+        return replace(pair, mask_t1=masks[0], mask_t2=masks[1], change_mask=change_mask_of(*masks), ignored=ignored)
+
+    paint(studio, session)
+    monkeypatch.setattr(keeping, "ChangePair", with_ignored)
+    key = acts.keep_painted(studio, session, "second")
+    review = open_review(studio.options.out, "second")
+    review.decide(key, "keep")
+    pair = ca.load_pairs(review.export_kept("levir")[0])[0]
+    assert pair.ignored is not None and np.array_equal(pair.ignored, ignored)
+    assert any("leave out" in lost for lost in review.export_kept("coco")[1].lost), "coco has no place for it"
 
 
 def test_uploads_are_bounded_renamed_and_stay_in_the_sessions_folder(
@@ -312,17 +446,20 @@ def test_uploads_are_bounded_renamed_and_stay_in_the_sessions_folder(
 
     dropped()
     edit = acts.upload(studio, session, str(image), str(mask))
-    assert (edit.mask_t2 == 1).all() and not image.exists() and not mask.exists()
+    assert (edit.mask_t2 == 1).all()
+    assert image.exists() and mask.exists(), "another page may have dropped a file that holds the same"
     inside = [file for file in session.folder.rglob("*") if file.is_file()]
     assert {file.name for file in inside} == {"upload.png", "legend.json"}
     dropped()
     assert acts.upload(studio, session, str(image), None).sample.mask.shape == (64, 64)  # as read
-    held = session.source
+    held = session.edited().source
     dropped(value=99)
     with pytest.raises(InputError) as caught:
         acts.upload(studio, session, str(image), str(mask))
     assert "99" in str(caught.value) and str(session.folder) not in str(caught.value)
-    assert session.source is held and held.read(0).mask.shape == (64, 64), "the tile before is still there"
+    assert session.edited().source is held and held.read(0).mask.shape == (64, 64), "the tile before is still there"
+    Image.fromarray(np.full((64, 64), 1, np.uint8)).save(mask)
+    assert acts.upload(studio, session, str(image), str(mask)).sample.mask.max() == 1, "the next try, with another mask"
     for content, suffix, says in (
         (b"no image", ".png", "wrong.png: not a readable image"),
         (b"MZ", ".exe", "not an image by its name"),
@@ -331,7 +468,7 @@ def test_uploads_are_bounded_renamed_and_stay_in_the_sessions_folder(
         wrong.write_bytes(content)
         with pytest.raises(InputError, match=says) as caught:
             acts.upload(studio, session, str(wrong), None)
-        assert str(session.folder) not in str(caught.value) and "\n" not in str(caught.value) and not wrong.exists()
+        assert str(session.folder) not in str(caught.value) and "\n" not in str(caught.value)
     large = tmp_path / "large.png"
     large.write_bytes(b"\0" * 17_000_000)
     with pytest.raises(InputError, match=r"large.png: 17.0 MB; allowed: 16 MB"):
@@ -370,6 +507,98 @@ def test_sessions_are_apart_and_the_oldest_goes(source_folder: Path) -> None:
     sessions.end("5")
     sessions.close()
     assert not sessions.root.exists()
+
+
+def test_the_command_reads_masks_as_the_studio_was_told(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A legend of the tiles' own, its numbers those of the files, mapped into the model's."""
+    source = write_source(tmp_path / "source")
+    (source / "legend.json").unlink()
+    for file in (source / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(file)) * 10).astype(np.uint8)).save(file)
+    names = Legend.load(tiny_model_folder / "legend.json").names
+    classes = [{"index": i, "name": f"x {name}", "value": 10 * i} for i, name in enumerate(names[:-1], 1)]
+    (tmp_path / "own.json").write_text(json.dumps({"name": "own", "classes": classes}))
+    (tmp_path / "map.yaml").write_text("".join(f"x {name}: {name}\n" for name in names[:-1]))
+    opened = Studio(
+        StudioOptions(
+            source=source, legend=str(tmp_path / "own.json"), legend_map=tmp_path / "map.yaml", device="cpu",
+            model=str(tiny_model_folder), out=tmp_path / "sets",
+        )
+    )  # fmt: skip
+    page = opened.sessions.of("page")
+    page.choose("tile_0")
+    paint(opened, page)
+    assert page.painted is not None
+    code = acts.snippets(opened, page)
+    saved(code, tmp_path)
+    assert np.asarray(Image.open(tmp_path / "masks_t2" / "tile_0.png")).max() > len(names)
+    words = words_of(code)
+    for flag, value in (("legend", "own.json"), ("legend-map", "map.yaml"), ("device", "cpu")):
+        assert words[words.index(f"--{flag}") + 1].endswith(value)
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == 0
+    asked = page.painted.asked
+    assert_masks(asked.sample.mask, asked.plan.mask_t2)
+    shutil.rmtree("my_pairs")
+    python = html.unescape(re.findall(r"<code>(import .*?)</code>", code, re.DOTALL)[0])
+    exec(python, {})
+    assert_masks(asked.sample.mask, asked.plan.mask_t2)
+    page.choose("tile_0")
+    acts.place_box(page, [20, 40, 12, 10], names[-1], opened.legend)
+    list(acts.painting(opened, page, SETTINGS))
+    assert f"no class that is {names[-1]}" in acts.snippets(opened, page) and "<pre" not in acts.snippets(opened, page)
+    opened.close()
+
+
+def test_a_painting_is_of_the_tile_that_it_was_asked_for(
+    studio: Studio, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another source is open by the time that it is kept, taken or copied."""
+    paint(studio, session, count=2)
+    image, mask = tmp_path / "x.png", tmp_path / "m.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(image)
+    Image.fromarray(np.full((64, 64), 1, np.uint8)).save(mask)
+    acts.upload(studio, session, str(image), str(mask))
+    session.take(1)
+    assert f"--source {studio.options.source}" in acts.snippets(studio, session)
+    key = acts.keep_painted(studio, session, "origins")
+    paint(studio, session)  # of the upload
+    with pytest.raises(InputError, match="no tile is called"):
+        session.choose("nobody")
+    list(acts.painting(studio, session, SETTINGS))
+    session.choose("tile_1")
+    code = acts.snippets(studio, session)
+    assert acts.keep_painted(studio, session, "origins") == "upload_000"
+    pairs = ca.load_pairs(studio.options.out / "origins")
+    records = {pairs.key_of(i): pairs.record_of(i) for i in range(len(pairs))}
+    assert records[key]["source"] == "source" and records["upload_000"]["source"] == "my_folder"
+    saved(code, tmp_path)
+    (tmp_path / "my_folder" / "images").mkdir()
+    shutil.copy(image, tmp_path / "my_folder" / "images" / "upload.png")
+    monkeypatch.chdir(tmp_path)
+    assert run(words_of(code)) == 0
+    assert session.painted is not None
+    assert_masks(session.painted.asked.sample.mask, session.painted.asked.plan.mask_t2)
+
+
+def test_a_painting_of_an_upload_goes_on_while_the_next_is_opened(
+    studio: Studio, session: Session, tmp_path: Path
+) -> None:
+    image, mask = tmp_path / "x.png", tmp_path / "m.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 192, 3), np.uint8)).save(image)
+    Image.fromarray(np.full((64, 192), 1, np.uint8)).save(mask)
+    acts.upload(studio, session, str(image), str(mask))
+    acts.place_box(session, [20, 40, 12, 10], "building", studio.legend)
+    moments = acts.painting(studio, session, SETTINGS)
+    next(moments)
+    donors = session.edited().source
+    acts.upload(studio, session, str(image), str(mask))
+    assert donors.read(2).mask.shape == (64, 64), "its neighbours give pixels"
+    assert list(moments)[-1].painted
+    acts.upload(studio, session, str(image), str(mask))
+    assert len(list(session.folder.iterdir())) == 1, "what is of no use any more goes"
 
 
 def test_options_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
 from typing import Any
 
 from changeanywhere.documents import parse_json
@@ -126,7 +127,7 @@ class Leases:
     def sweep(self) -> None:
         """Delete leases that dead processes left behind."""
         for file in self._store.list("leases"):
-            if self._is_abandoned(file):
+            if file == _file(PurePosixPath(file).stem) and self._is_abandoned(file):
                 self._store.delete(file)
 
     def _is_abandoned(self, file: str) -> bool:

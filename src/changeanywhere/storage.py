@@ -266,15 +266,20 @@ def atomic_folder(folder: Path, marker: str) -> Iterator[Path]:
 
     ``marker`` names the file without which the folder is nothing: it goes first and comes back last, so that a crash
     leaves the old contents, the new, or nothing that could be taken for either. Files of other names stay. Raises
-    :class:`OutputError` where it cannot be written.
+    :class:`OutputError` where it cannot be written, and where a folder would be replaced although there is no marker:
+    it is somebody else's.
     """
-    part = _part_of(folder)
+    part, swapping = _part_of(folder), folder / f".{marker}.swap"
     try:
         part.mkdir(parents=True)
         yield part
         for file in part.rglob("*"):
             _sync(file)
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / marker).is_file() and not swapping.is_file():
+            _refuse_to_replace(folder, marker, part)
+        swapping.unlink(missing_ok=True)  # a link is not followed
+        swapping.touch()  # a crash from here on leaves no marker, and what lies there is ours all the same
         (folder / marker).unlink(missing_ok=True)
         for new in sorted(part.iterdir(), key=lambda path: path.name == marker):
             old = folder / new.name
@@ -285,11 +290,19 @@ def atomic_folder(folder: Path, marker: str) -> Iterator[Path]:
             if new.name == marker:
                 _sync(folder)
             new.replace(old)
+        swapping.unlink()
         _sync(folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _refuse_to_replace(folder: Path, marker: str, part: Path) -> None:
+    for new in sorted(part.iterdir()):
+        old = folder / new.name
+        if new.is_dir() and old.is_dir() and not old.is_symlink() and any(old.iterdir()):
+            raise OutputError(f"{old}: holds other files, and no {marker} beside it; give another folder")
 
 
 def _part_of(path: Path) -> Path:

@@ -34,6 +34,23 @@ def to_classes(stored: npt.NDArray[Any], legend: Legend, values: MaskValues, pat
     return np.ascontiguousarray(found.astype(np.uint8))
 
 
+def to_stored(mask: Mask, legend: Legend, values: MaskValues) -> Mask:
+    """The way back: classes uint8 ``[H, W]`` → the numbers of files, uint8 ``[H, W]``. :class:`LegendError` for a
+    class, or unknown ground, without a number of 8 bits."""
+    if values.is_plain:
+        return mask
+    counted = values.counted(legend.num_classes)
+    unknown = [number for number in (0, *values.ignored) if number not in counted]
+    numbers = [unknown[0] if unknown else -1, *counted]
+    used = [int(index) for index in np.unique(mask)]
+    wrong = next((index for index in used if not 0 <= numbers[index] <= 255), None)
+    if wrong is not None:
+        raise LegendError(f"masks of legend {legend.name!r} have no number of 8 bits for {legend.name_of(wrong)}")
+    table = np.zeros(256, np.uint8)
+    table[used] = [numbers[index] for index in used]
+    return table[mask]
+
+
 def _foreign(number: int, legend: Legend, values: MaskValues, path: Path) -> LegendError:
     counted = values.counted(legend.num_classes)
     unknown = ", ".join(str(each) for each in sorted({0, *values.ignored} - set(counted)))

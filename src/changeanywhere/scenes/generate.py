@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -92,7 +93,8 @@ def generate_scenes(options: SceneOptions, progress: Progress = silent) -> list[
                 report, shortfall = _scene(options, (files, image), info, store, stop, progress)
                 tiles = _tiles(options, (files, image), info, store)
             leases.sweep()
-            shutil.rmtree(store.root / "leases", ignore_errors=True)
+            with suppress(OSError):  # others hold leases, or it is no folder of leases alone
+                (store.root / "leases").rmdir()
             reports.append(replace(report, num_tiles=tiles))
             missing += [shortfall] if shortfall else []
     if missing:

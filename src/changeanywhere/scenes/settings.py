@@ -85,7 +85,7 @@ def settings_of(
     in which both differ."""
     begun = load_settings(store)
     if begun is None and store.root.is_dir():
-        strangers = sorted(p.name for p in store.root.iterdir() if p.name not in ("parts", "leases"))
+        strangers = sorted(p.name for p in store.root.iterdir() if p.name != "leases")
         if strangers:
             raise OutputError(
                 f"{store.root}: not empty ({strangers[0]}) and not made by this command; give another --out"

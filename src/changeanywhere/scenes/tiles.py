@@ -41,6 +41,8 @@ from changeanywhere.storage import LocalStore
 
 FOLDER = "tiles"
 DONE = "tiles.json"
+BEGUN = ".cut.json"
+"""Written before the first tile: without it nothing is taken away from the folder."""
 SPLIT = "train"
 """A scene is not divided; which scenes test a detector, their user knows."""
 HOW = "is that of a whole scene, painted by a latent diffusion model and cut into tiles."
@@ -81,7 +83,7 @@ def cut_tiles(
                 f"{cut.image_format}; delete this folder, and the same command cuts the scene anew"
             )
         return int(there["pairs"])
-    shutil.rmtree(store.root, ignore_errors=True)
+    _remove_cut_short(store)
     shared = Provenance(
         model.rstrip("/").rpartition("/")[2], settings.model_hash,
         {"sampling": settings.sampling, "machine": settings.machine, "finishing": settings.finishing},
@@ -96,6 +98,19 @@ def cut_tiles(
     store.put(DONE, sealed({**asked, "pairs": len(records)}, indent=1))
     store.keep([DONE])
     return len(records)
+
+
+def _remove_cut_short(store: LocalStore) -> None:
+    """What a run that was ended left, and say that what comes is of a run. :class:`OutputError` where anything else
+    lies in its place."""
+    found = store.list()
+    if found and not store.exists(BEGUN):
+        raise OutputError(
+            f"{store.root}: holds {found[0]}, and no {BEGUN} says that tiles of the scene were cut here; move this "
+            "folder away, and the same command cuts the scene"
+        )
+    shutil.rmtree(store.root, ignore_errors=True)
+    store.put(BEGUN, b"{}\n")
 
 
 def _done(store: LocalStore) -> dict[str, Any] | None:

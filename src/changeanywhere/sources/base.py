@@ -9,8 +9,10 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
-from changeanywhere.errors import SourceError
-from changeanywhere.legend import Legend, LegendMap, Mask, load_legend_map
+import numpy as np
+
+from changeanywhere.errors import LegendError, SourceError
+from changeanywhere.legend import UNKNOWN, Legend, LegendMap, Mask, load_legend_map
 from changeanywhere.sample import GeoReference, SourceItem, SourceSample
 
 
@@ -69,6 +71,11 @@ class Source(ABC):
         content = [[asdict(item) for item in self.items], self.legend.to_dict(), mapping, self.content_hash()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
+    def stored(self, mask: Mask) -> Mask:
+        """A mask in ``legend``, uint8 ``[H, W]``, as mask files of this source hold it: what the masks of
+        ``generate --masks-t2`` are. :class:`LegendError` for a class that they have no number for."""
+        return mask
+
     @abstractmethod
     def georef(self, index: int) -> GeoReference | None:
         """Where tile ``index`` lies, without reading its pixels; None without a CRS."""
@@ -108,6 +115,18 @@ class _MappedSource(Source):
 
     def read_mask(self, index: int) -> Mask:
         return self.mapping.apply(self._source.read_mask(index))
+
+    def stored(self, mask: Mask) -> Mask:
+        table = np.zeros(256, np.uint8)
+        for index in (int(each) for each in np.unique(mask) if each):
+            (found,) = np.nonzero(self.mapping.table == index)
+            if not len(found):
+                raise LegendError(
+                    f"the tiles have no class that is {self.legend.name_of(index)}; allowed: "
+                    f"{', '.join(sorted({*self.mapping.to_dict().values()} - {UNKNOWN}))}"
+                )
+            table[index] = found[0]
+        return self._source.stored(table[mask])
 
     def georef(self, index: int) -> GeoReference | None:
         return self._source.georef(index)

@@ -77,6 +77,9 @@ class JoinedSource(Source):
         part, place = self._tiles[index]
         return self._parts[part].read_mask(place)
 
+    def stored(self, mask: Mask) -> Mask:
+        return self._parts[0].stored(mask)
+
     def georef(self, index: int) -> GeoReference | None:
         part, place = self._tiles[index]
         return self._parts[part].georef(place)
@@ -100,6 +103,9 @@ class _PartOfSource(Source):
 
     def read_mask(self, index: int) -> Mask:
         return self._source.read_mask(self._tiles[index])
+
+    def stored(self, mask: Mask) -> Mask:
+        return self._source.stored(mask)
 
     def georef(self, index: int) -> GeoReference | None:
         return self._source.georef(self._tiles[index])

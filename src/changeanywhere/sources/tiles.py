@@ -16,7 +16,7 @@ from changeanywhere.legend import Legend, Mask
 from changeanywhere.progress import Progress, silent
 from changeanywhere.rasters.facts import Facts, Valid, Window
 from changeanywhere.rasters.ground import georef_of, gsd_of, lies_elsewhere
-from changeanywhere.rasters.values import PLAIN
+from changeanywhere.rasters.values import PLAIN, to_stored
 from changeanywhere.sample import GeoReference, Image, Normalisation, SourceItem, SourceSample
 from changeanywhere.sources.alone import images_alone
 from changeanywhere.sources.base import Source
@@ -122,6 +122,9 @@ class TileSource(Source):
         if not self._numbers.is_plain:
             seen.update(json.dumps([self._numbers.of_classes, self._numbers.ignored]).encode())
         return seen.hexdigest()[:16]
+
+    def stored(self, mask: Mask) -> Mask:
+        return to_stored(mask, self.legend, self._numbers)
 
     def read_mask(self, index: int) -> Mask:
         tile = self._tiles[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import queue
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,18 +14,17 @@ from tempfile import mkdtemp
 from typing import Any
 
 from changeanywhere.diffusion.options import Sampling
-from changeanywhere.errors import InputError, require
-from changeanywhere.legend import Legend
+from changeanywhere.errors import InputError, LegendError, require
+from changeanywhere.legend import Legend, Mask
 from changeanywhere.limits import MAX_SEED
 from changeanywhere.pairs.codec import encode_png
 from changeanywhere.sample import in_8_bits
-from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.studio import pictures
-from changeanywhere.studio.edits import AS_BEFORE, Edit, request_of
+from changeanywhere.studio.edits import AS_BEFORE, Edit, refuse_empty, request_of
 from changeanywhere.studio.keeping import keep, set_folder
 from changeanywhere.studio.painting import Painted, model_of
 from changeanywhere.studio.session import Session
-from changeanywhere.studio.snippets import as_command, as_python, settings_of
+from changeanywhere.studio.snippets import MASKS, as_command, as_python, settings_of
 from changeanywhere.studio.studio import Studio
 from changeanywhere.studio.uploads import open_upload
 from changeanywhere.text import xml
@@ -35,6 +35,8 @@ MAX_STEPS = 200
 VARIATIONS = 3
 UPLOADED = Path("my_folder")
 """What a snippet calls the folder of a tile that was dropped on the page."""
+WINDOW = re.compile(r"_y\d{5}_x\d{5}$")
+"""Ends the keys of tiles that are windows of larger images."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class Settings:
     """Whether the model's recommended strength, by class, holds."""
     strength: float
     seed: int
+
+    @staticmethod
+    def of(values: Sequence[Any]) -> Settings:
+        """Of the page's fields, in their order: steps, guidance, free tail, strength, whether the model's strength
+        holds, seed. :class:`ConfigError` for one that was emptied."""
+        steps, guidance, free, strength, own, seed = values
+        names = ("steps", "guidance", "free tail", "strength", "seed")
+        refuse_empty(names, (steps, guidance, free, strength, seed))
+        return Settings(int(steps), guidance, free, bool(own), strength, int(seed))
 
     def sampling(self, defaults: Sampling) -> Sampling:
         """:class:`ConfigError` naming the first value that is not allowed."""
@@ -71,7 +82,8 @@ def class_choices(legend: Legend) -> list[str]:
 
 
 def upload(studio: Studio, session: Session, image: str | None, mask: str | None) -> Edit:
-    """Begin with a file that was dropped on the page; Gradio's copies of the files go."""
+    """Begin with a file that was dropped on the page. What was dropped before goes; Gradio's own copies stay until the
+    studio ends: they lie by what they hold, so that another page, or this one's next try, may mean the same file."""
     if not image:
         raise InputError("no image was chosen: PNG, JPEG or TIFF")
     given = [Path(place) for place in (image, mask) if place]
@@ -82,18 +94,16 @@ def upload(studio: Studio, session: Session, image: str | None, mask: str | None
     except BaseException:
         shutil.rmtree(folder)
         raise
-    finally:
-        for file in given:
-            file.unlink(missing_ok=True)
-    for other in session.folder.iterdir():  # the tile that was dropped before
+    edit = session.begin(source, UPLOADED, source.items[0].key)
+    for other in [] if session.painting else list(session.folder.iterdir()):  # a painting reads its own to the end
         if other != folder:
             shutil.rmtree(other)
-    session.source, session.place = source, UPLOADED
-    return session.choose(source.items[0].key)
+    return edit
 
 
 def place_box(session: Session, box: Sequence[Any], name: str, legend: Legend) -> None:
     """A box of a class by its left, top, width and height in px."""
+    refuse_empty(("left px", "top px", "width px", "height px"), box)
     require(all(isinstance(n, int | float) and n == int(n) for n in box), "box", list(box), "four whole numbers")
     left, top, width, height = (int(number) for number in box)
     index = 0 if name == AS_BEFORE else legend.index_of(name)
@@ -106,9 +116,11 @@ def apply_strokes(session: Session, editor: dict[str, Any] | None, legend: Legen
     session.edit = session.edited().with_strokes(layers, legend, BEFORE)
 
 
-def propose(session: Session, asked: Sequence[Any], seed: int, legend: Legend) -> None:
-    """An event of the simulator: kind, from, to, least and most per cent of the tile."""
+def propose(session: Session, asked: Sequence[Any], seed: Any, legend: Legend) -> None:
+    """An event of the simulator: kind, from, to, least and most per cent of the tile; ``seed``: a whole number.
+    :class:`ConfigError` for a field that was emptied (None) or a number that is not allowed."""
     kind, before, after, low, high = asked
+    refuse_empty(("least %", "most %", "seed"), (low, high, seed))
     require(0 <= seed <= MAX_SEED, "seed", seed, f"0 to {MAX_SEED}")
     session.edit = session.edited().proposed(request_of(kind, before, after, (low, high), legend), legend, seed)
 
@@ -224,8 +236,8 @@ def keep_painted(studio: Studio, session: Session, name: str) -> str:
     folder = set_folder(studio.options.out, name)
     if session.kept == str(folder):
         raise InputError(f"this painting is in the set {name} already")
-    item = session.painted.asked.sample.item
-    where = session.place.name, session.split_of(item.scene)
+    asked = session.painted.asked
+    where = asked.place.name, asked.split
     key = keep(folder, session.painted, studio.legend, where, model_of(studio.networks))
     session.kept = str(folder)
     return key
@@ -236,22 +248,32 @@ def snippets(studio: Studio, session: Session) -> str:
     painted = session.painted
     if painted is None:
         return ""
-    defaults, options = studio.networks.defaults, studio.options
-    settings = settings_of(painted.asked.sampling, defaults)
-    size = studio.networks.info.tile_size
-    settings |= {} if size == DEFAULT_TILE_SIZE else {"tile_size": size}
-    place = Path("examples") if session.place == options.tiles and options.source is None else session.place
-    given = (place, options.model, settings, session.seeds[session.variations.index(painted)], "my_pairs")
-    key = painted.asked.sample.item.key
-    mask = base64.b64encode(encode_png(painted.asked.plan.mask_t2)).decode()
+    asked, key = painted.asked, painted.asked.sample.item.key
+    dropped = asked.place == UPLOADED
+    try:
+        stored = asked.source.stored(asked.plan.mask_t2)
+    except LegendError as error:
+        return pictures.said(f"no command paints this mask: {error}")
+    options = studio.said(UPLOADED if dropped else None) | settings_of(asked.sampling, studio.networks.defaults)
+    options |= {"seed": session.seeds[session.variations.index(painted)]}
     note = "paints the same pixels"
-    if painted.asked.plan.events:
+    if asked.plan.events:
         note = "paints the same mask; proposed objects are here copied from the tile, there filled with ground"
-    if place == UPLOADED:
-        note += "; my_folder holds your image in images/ and its mask in masks/"
-    name = xml(f"{key}.png")
+    if dropped:
+        note += f"; {UPLOADED} holds your image in images, called {key}, and the mask of date 1 in masks"
+    if WINDOW.search(key):
+        note += "; the tile is a part of a larger image: cut it out first, row and column of its corner are in its name"
+    masks = [_saved(stored, 2, f"{MASKS}/{key}.png")]
+    masks += [_saved(asked.source.stored(asked.sample.mask), 1, f"{UPLOADED}/masks/{key}.png")] if dropped else []
+    code = as_command(options, "my_pairs"), as_python(options, "my_pairs")
     return (
-        f'<p><a download="{name}" href="data:image/png;base64,{mask}">Save the mask of date 2</a> as '
-        f"masks_t2/{name}; then this {xml(note)}:</p>"
-        f"{pictures.code(as_command(*given), 'command')}{pictures.code(as_python(*given), 'Python')}"
+        f"<p>{', '.join(masks)}; then this {xml(note)}:</p>"
+        f"{pictures.code(code[0], 'command')}{pictures.code(code[1], 'Python')}"
     )
+
+
+def _saved(mask: Mask, date: int, file: str) -> str:
+    """A link that saves a mask, and what is to become of it."""
+    content, name = base64.b64encode(encode_png(mask)).decode(), xml(file.rpartition("/")[2])
+    link = f'<a download="{name}" href="data:image/png;base64,{content}">Save the mask of date {date}</a>'
+    return f"{link} as {xml(file)}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from changeanywhere.errors import InputError, require
+from changeanywhere.errors import ConfigError, InputError, require
 from changeanywhere.events.engine import EventRequest, simulate
 from changeanywhere.events.options import KINDS, EventOptions
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.sample import ChangeEvent, ChangeMask, ChangePlan, SourceSample, change_mask_of
+from changeanywhere.sources import Source
 
 AS_BEFORE = "as it was"
 """What the brush and the box say for ground that is to be as on date 1."""
@@ -38,11 +41,19 @@ class Edit:
 
     sample: SourceSample
     steps: tuple[Step, ...]
+    source: Source
+    """Which the tile is of: another may be open by the time that this one is painted."""
+    place: Path
+    """Folder of ``source``, as commands name it."""
 
     @staticmethod
-    def of(sample: SourceSample) -> Edit:
+    def of(sample: SourceSample, source: Source, place: Path) -> Edit:
         """Nothing is changed yet."""
-        return Edit(sample, (Step(sample.mask.copy()),))
+        return Edit(sample, (Step(sample.mask.copy()),), source, place)
+
+    def anew(self) -> Edit:
+        """The tile as it was."""
+        return Edit.of(self.sample, self.source, self.place)
 
     @property
     def mask_t2(self) -> Mask:
@@ -119,6 +130,13 @@ class Edit:
 
     def _with(self, step: Step) -> Edit:
         return replace(self, steps=(*self.steps, step)[-MAX_STEPS:])
+
+
+def refuse_empty(names: Iterable[str], values: Iterable[Any]) -> None:
+    """:class:`ConfigError` naming the first number field of the page that was emptied."""
+    for name, value in zip(names, values, strict=True):
+        if value is None:
+            raise ConfigError(f"{name} is empty; allowed: a number")
 
 
 def snapped(colours: npt.NDArray[Any], legend: Legend, before: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -62,7 +61,7 @@ class GenerateTab:
         on(self.timer.tick, self._tick, [], shown)
 
     def _start(self, session: Session, *values: Any) -> tuple[Any, ...]:
-        wanted = wanted_of(values)
+        wanted = Wanted.of(values)
         self.studio.jobs.start(wanted)
         session.job = wanted.name
         return self._tick(session)
@@ -79,12 +78,6 @@ class GenerateTab:
             return "", pictures.said("nothing is being made from this page"), "", gr.Timer(active=False)
         command = pictures.code(shlex.join(job.command), "command")
         return command, said_of(job, session.job), log_of(job), gr.Timer(active=job.code is None)
-
-
-def wanted_of(values: Sequence[Any]) -> Wanted:
-    """What the tab's fields ask for."""
-    name, count, seed, kind, before, after, share, read = values
-    return Wanted(str(name).strip(), int(count or 0), int(seed or 0), kind, before, after, float(share), bool(read))
 
 
 def said_of(job: Job, name: str) -> str:

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from changeanywhere.documents import DocumentError, parse_json, read_json_object, to_json
 from changeanywhere.errors import InputError, require
 from changeanywhere.events.options import KINDS
 from changeanywhere.legend import Legend
 from changeanywhere.limits import MAX_SEED
-from changeanywhere.studio.edits import class_pair
+from changeanywhere.studio.edits import class_pair, refuse_empty
 from changeanywhere.studio.keeping import set_folder
 
 SHARD = 4
@@ -42,6 +44,13 @@ class Wanted:
     """Per cent of the pairs that show the class pair."""
     filtered: bool = True
     """Whether each pair's changed ground is read, for the filter of the review; none is left out for it."""
+
+    @staticmethod
+    def of(values: Sequence[Any]) -> Wanted:
+        """Of the page's fields, in the order above. :class:`ConfigError` for a number that was emptied."""
+        name, count, seed, kind, before, after, share, read = values
+        refuse_empty(("number of pairs", "seed", "share"), (count, seed, share))
+        return Wanted(str(name).strip(), int(count), int(seed), kind, before, after, float(share), bool(read))
 
     def flags(self, legend: Legend, segmenter: str) -> list[str]:
         """Of ``generate``; :class:`ConfigError` naming the first value that is not allowed."""

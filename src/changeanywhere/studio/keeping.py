@@ -8,12 +8,12 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from changeanywhere.documents import parse_json
+from changeanywhere.documents import parse_json, to_json
 from changeanywhere.errors import OutputError, require
+from changeanywhere.folders import is_system
 from changeanywhere.generation.finish import credited
 from changeanywhere.legend import Legend
-from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
-from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
+from changeanywhere.pairs.record import ALL_FOLDERS, FILE_FOLDERS, Finish, Origin, PairRecord, Provenance, record_of
 from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.plain import to_plain
 from changeanywhere.sample import ChangePair
@@ -23,8 +23,9 @@ from changeanywhere.text import is_plain_name
 
 HOW = "is painted by a latent diffusion model under a mask that was drawn, or proposed, in the studio."
 LONGEST_NAME = 60
-FOLDERS = (*IMAGE_FOLDERS, CHANGE_FOLDER, *MASK_FOLDERS)
-"""Of a pair's files."""
+MARKER = ".studio.json"
+"""In what the studio made, and written before it: without it nothing is taken away there. In a set it names the pair
+that is being added."""
 _LOCKS: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -38,14 +39,15 @@ def set_folder(out: Path, name: str) -> Path:
 def keep(folder: Path, painted: Painted, legend: Legend, where: tuple[str, str], model: tuple[str, str]) -> str:
     """Add a pair to the set in ``folder``; returns its key. ``where``: name of its source and its split; ``model``:
     name and hash. The pair's files come first and the lists last: what a crash leaves between is not in the set, and
-    goes at the next keep. :class:`OutputError` for a folder that is something else.
+    goes at the next keep; files of others stay as they are. :class:`OutputError` for a folder that is something else.
     """
     with _LOCKS[folder.resolve()]:
         store = LocalStore(folder)
         records = records_of(store)
         _refuse_foreign(store, legend, records)
         _remove_strays(store, {record.key for record in records})
-        key = _next_key(painted.asked.sample.item.key, {record.key for record in records})
+        key = _next_key(painted.asked.sample.item.key, {record.key for record in records} | _stems_in(store))
+        store.put(MARKER, (to_json({"adds": key}) + "\n").encode())
         plan, sample = painted.asked.plan, painted.asked.sample
         pair = ChangePair(
             key, painted.image_t1, painted.image_t2, plan.change_mask, sample.mask, plan.mask_t2, georef=sample.georef
@@ -63,31 +65,48 @@ def keep(folder: Path, painted: Painted, legend: Legend, where: tuple[str, str],
 
 
 def records_of(store: LocalStore) -> list[PairRecord]:
-    """Of all pairs of a set; none of one that is not there yet."""
+    """Of all pairs of a set; none of one that is not there yet. :class:`OutputError` for lines that no set of the
+    studio has."""
     if not store.exists("metadata.jsonl"):
         return []
     try:
         lines = store.get("metadata.jsonl").decode().splitlines()
-        return [PairRecord.from_dict(parse_json(line)) for line in lines if line.strip()]
+        records = [PairRecord.from_dict(parse_json(line)) for line in lines if line.strip()]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{store.describe('metadata.jsonl')}: damaged ({error}); give another set") from error
+    for record in records:
+        if record.container or not {*FILE_FOLDERS} <= {*record.files}:
+            where = store.describe("metadata.jsonl")
+            raise OutputError(f"{where}: pair {record.key} has no files in {', '.join(FILE_FOLDERS)}; give another set")
+    return records
 
 
 def _refuse_foreign(store: LocalStore, legend: Legend, records: list[PairRecord]) -> None:
     if store.exists("plan/plan.json") or store.exists("plan/job.json"):
         raise OutputError(f"{store.describe()}: made by generate, which alone adds pairs to it; give another set")
-    if not records and any(not name.startswith(tuple(f"{each}/" for each in FOLDERS)) for name in store.list()):
-        raise OutputError(f"{store.describe()}: holds other files; give another set")
+    found = [name for name in store.list() if not any(is_system(part) for part in name.split("/"))]
+    if not records and not store.exists(MARKER) and found:
+        raise OutputError(f"{store.describe()}: holds other files ({found[0]}); give another set")
     if records and Legend.load(store.root / "legend.json").to_dict() != legend.to_dict():
         raise OutputError(f"{store.describe('legend.json')}: has other classes than the model; give another set")
 
 
 def _remove_strays(store: LocalStore, keys: set[str]) -> None:
-    """Files of pairs that no line speaks of: of a keep that was cut short."""
-    for folder in FOLDERS:
-        for name in store.list(folder):
-            if Path(name).stem not in keys:
-                store.delete(name)
+    """Files of the pair that the marker names, where a keep was cut short: no line speaks of them. Nobody else's."""
+    if not store.exists(MARKER):
+        return
+    try:
+        key = str(parse_json(store.get(MARKER).decode())["adds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{store.describe(MARKER)}: damaged ({error}); delete it, or give another set") from error
+    if key not in keys:
+        for folder in ALL_FOLDERS:
+            store.delete(f"{folder}/{key}.png")
+
+
+def _stems_in(store: LocalStore) -> set[str]:
+    """Of the files that lie where those of pairs go: none is written over."""
+    return {Path(name).stem for folder in ALL_FOLDERS for name in store.list(folder)}
 
 
 def _next_key(tile: str, taken: set[str]) -> str:

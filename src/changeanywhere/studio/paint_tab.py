@@ -168,7 +168,7 @@ class PaintTab:
                 [self.kind, self.before, self.after, self.low, self.high, self.event_seed],
             ),
             self.undo: (lambda s: setattr(s, "edit", s.edited().undone()), []),
-            self.again: (lambda s: s.choose(s.edited().sample.item.key), []),
+            self.again: (lambda s: setattr(s, "edit", s.edited().anew()), []),
         }
         for button, (act, inputs) in edits.items():
             on(button.click, self._after(act), inputs, self.shown)
@@ -209,7 +209,6 @@ class PaintTab:
         return f'<div class="ca-tiles">{"".join(parts)}</div>'
 
     def _chosen(self, session: Session, key: str) -> tuple[Any, ...]:
-        session.source, session.place = self.studio.sessions.source, self.studio.sessions.place
         session.choose(key)
         return self.look(session)
 
@@ -221,9 +220,7 @@ class PaintTab:
         return None, None, *self.look(session)
 
     def _paint(self, session: Session, count: int, *values: Any) -> Iterator[tuple[Any, ...]]:
-        steps, guidance, free, strength, own, seed = values
-        settings = Settings(int(steps), guidance, free, own, strength, int(seed or 0))
-        for shown in acts.painting(self.studio, session, settings, count):
+        for shown in acts.painting(self.studio, session, Settings.of(values), count):
             if shown.painted:
                 yield *self._painted(session), ""
             else:

@@ -47,6 +47,10 @@ class Asked:
     """Where exemplars may be taken from …"""
     fellows: Sequence[int]
     """… : numbers of the tiles in the tile's split."""
+    place: Path
+    """Folder of ``source``, as commands name it."""
+    split: str
+    """Of the tile, as generate would divide the source."""
     drawn: bool = False
     """Whether any of the second mask was drawn by hand."""
 

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.documents import DocumentError, read_json_object, to_json
-from changeanywhere.errors import InputError, PairsError, require
+from changeanywhere.errors import InputError, OutputError, PairsError, require
 from changeanywhere.exporting.export import ExportReport, export
 from changeanywhere.exporting.options import LAYOUT_NAMES, ExportOptions
+from changeanywhere.folders import SYSTEM_NAMES
 from changeanywhere.help import require_one
 from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
-from changeanywhere.pairs.record import transitions_of
-from changeanywhere.storage import atomic_write
-from changeanywhere.studio.keeping import FOLDERS, set_folder
+from changeanywhere.pairs.record import ALL_FOLDERS, transitions_of
+from changeanywhere.storage import LocalStore, atomic_write
+from changeanywhere.studio.keeping import MARKER, set_folder
 
 FILE = "decisions.json"
 DECISIONS = ("keep", "drop", "flag")
@@ -49,6 +50,12 @@ class Filter:
     """Least share of changed ground that is read as its new class; 0 takes pairs that nobody read, too."""
     decision: str = ANY
     """One of :data:`DECISIONS`, :data:`OPEN`, or any."""
+
+    @staticmethod
+    def of(values: Sequence[Any]) -> Filter:
+        """Of the page's fields, in the order above; a number that was emptied bounds nothing."""
+        transition, split, low, high, fidelity, decision = values
+        return Filter(transition, split, low or 0, 100 if high is None else high, fidelity or 0, decision)
 
     def check(self) -> None:
         """:class:`ConfigError` naming the first value that is not allowed."""
@@ -127,39 +134,62 @@ class Review:
 
     def export_kept(self, layout: str) -> tuple[Path, ExportReport]:
         """The kept pairs in a layout of ``export``, and where; :class:`InputError` where none is kept. What was
-        exported of this set in this layout before goes."""
+        exported of this set in this layout before goes; :class:`OutputError` where anything else lies in its place."""
         require_one("layout", layout, LAYOUT_NAMES)
         kept = [key for key, decision in self.decisions.items() if decision == "keep" and key in self.numbers]
         if not kept:
             raise InputError("no pair is kept yet: Keep, or the key K, keeps the one that is shown")
         out = self.folder.parent / EXPORTS / f"{self.folder.name}-{layout}"
+        _refuse_others(out)
         out.parent.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=".new-") as place:
             view, new = Path(place) / "set" / self.folder.name, Path(place) / "out"
             self._link(kept, view)
             report = export(ExportOptions(pairs=view, layout=layout, out=new))
-            if out.exists():
-                shutil.rmtree(out)
-            new.rename(out)
+            store = LocalStore(new)
+            store.put(MARKER, (to_json({"files": store.list()}) + "\n").encode())
+            with _LOCK:
+                _refuse_others(out)  # once more: exporting takes its time
+                if out.exists():
+                    shutil.rmtree(out)
+                new.rename(out)
         return out, report
 
     def _link(self, kept: Sequence[str], view: Path) -> None:
         """A set of the kept pairs alone, of links to the files of the whole one."""
         lines: list[str] = []
         listed: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for folder in (*FOLDERS, "list"):
-            (view / folder).mkdir(parents=True)
+        (view / "list").mkdir(parents=True)
         for key in sorted(kept):
             record = self.pairs.record_of(self.numbers[key])
-            for folder in FOLDERS:
-                file = self.folder / str(record[f"{folder}_file_name"])
-                (view / folder / file.name).symlink_to(file.resolve())
+            for folder in ALL_FOLDERS:  # those that the pair has: not all have masks, or ground without a label
+                if name := record.get(f"{folder}_file_name"):
+                    file = self.folder / str(name)
+                    (view / folder).mkdir(exist_ok=True)
+                    (view / folder / file.name).symlink_to(file.resolve())
             lines.append(to_json(record, ensure_ascii=False))
             listed[record["split"]].append(Path(str(record["A_file_name"])).name)
         (view / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for split, names in listed.items():
             (view / "list" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        (view / "legend.json").symlink_to((self.folder / "legend.json").resolve())
+        if (self.folder / "legend.json").exists():
+            (view / "legend.json").symlink_to((self.folder / "legend.json").resolve())
+
+
+def _refuse_others(out: Path) -> None:
+    """:class:`OutputError` for a folder that holds anything that the review did not export."""
+    store = LocalStore(out)
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: not a folder of an export from here; move it away")
+    try:
+        own = read_json_object(out / MARKER).get("files") if store.exists(MARKER) else []
+    except (DocumentError, OSError) as error:
+        raise OutputError(f"{out / MARKER}: damaged ({error}); move {out} away") from error
+    known = {MARKER, *map(str, own if isinstance(own, list) else [])}
+    left = {*SYSTEM_NAMES, ".ds_store"}  # by file managers
+    others = [name for name in store.list() if name not in known and name.rpartition("/")[2].lower() not in left]
+    if others:
+        raise OutputError(f"{out}: holds {others[0]}, which was not exported from here; move it away")
 
 
 def _facts(record: Mapping[str, Any]) -> Facts:

@@ -112,8 +112,7 @@ class ReviewTab:
         return *looks.pair(session), looks.sheet(session), pictures.said(said) if said else ""
 
     def _filter(self, session: Session, *values: Any) -> tuple[Any, ...]:
-        transition, split, low, high, fidelity, decision = values
-        looks.filtered(session, Filter(transition, split, low or 0, 100 if high is None else high, fidelity, decision))
+        looks.filtered(session, Filter.of(values))
         return self._look(session)
 
     def _step(self, by: int) -> Any:

@@ -77,11 +77,13 @@ class Doorkeeper:
     def refusal(self, given: dict[str, str], method: str) -> str:
         """Why a request is not answered; "" where it is. Names of this machine only, where it alone is served: a page
         elsewhere can give a name of its own this address."""
-        host = urlsplit(f"//{given.get('host', '')}")
+        try:
+            host, origin = urlsplit(f"//{given.get('host', '')}"), urlsplit(given.get("origin", ""))
+        except ValueError:  # [ without ]
+            return "a host or origin that is no address"
         if self._local and host.hostname not in LOOPBACK:
             return "this studio serves 127.0.0.1 alone (--host)"
-        origin = given.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host.netloc:
+        if "origin" in given and origin.netloc != host.netloc:
             return "a page of another site asked"
         if method not in ("GET", "HEAD", "POST", "OPTIONS"):
             return "no such method"

@@ -27,6 +27,7 @@ class Session:
 
     folder: Path
     source: Source
+    """The studio's, whose tiles can be chosen; that of the tile which is edited is in ``edit``."""
     place: Path
     """Folder of ``source``, as commands name it."""
     edit: Edit | None = None
@@ -47,10 +48,14 @@ class Session:
     """Name of the set that the page has made."""
 
     def choose(self, key: str) -> Edit:
-        """Begin with a tile anew."""
+        """Begin with a tile of the studio's source anew; where there is none of that key, all stays as it was."""
         if key not in {item.key for item in self.source.items}:
             raise InputError(f"no tile is called {key[:80]!r}")
-        self.edit = Edit.of(self.source.read(self.source.index_of(key)))
+        return self.begin(self.source, self.place, key)
+
+    def begin(self, source: Source, place: Path, key: str) -> Edit:
+        """Begin with a tile of a source that lies in ``place``."""
+        self.edit = Edit.of(source.read(source.index_of(key)), source, place)
         return self.edit
 
     def take(self, number: int) -> Painted:
@@ -66,22 +71,15 @@ class Session:
             raise InputError("no tile is chosen yet")
         return self.edit
 
-    def split_of(self, scene: str) -> str:
-        """As generate would divide the source."""
-        return self._splits[scene]
-
     def asked(self, sampling: Sampling, seed: int) -> Asked:
         """What is to be painted now."""
         edit = self.edited()
-        splits = self._splits
+        items = edit.source.items
+        splits = assign_splits({item.scene: item.split for item in items})
         split = splits[edit.sample.item.scene]
-        fellows = [i for i, item in enumerate(self.source.items) if splits[item.scene] == split]
+        fellows = [i for i, item in enumerate(items) if splits[item.scene] == split]
         plan = edit.plan(seed_of(seed, edit.sample.item.key))
-        return Asked(edit.sample, plan, sampling, self.source, fellows, edit.steps[-1].drawn)
-
-    @property
-    def _splits(self) -> dict[str, str]:
-        return assign_splits({item.scene: item.split for item in self.source.items})
+        return Asked(edit.sample, plan, sampling, edit.source, fellows, edit.place, split, edit.steps[-1].drawn)
 
 
 class Sessions:

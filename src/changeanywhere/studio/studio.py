@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
-from changeanywhere.legend import Legend
+from changeanywhere.legend import Legend, builtin_legends, load_legend
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.sources.options import DEFAULT_TILE_SIZE
 from changeanywhere.studio.jobs import Jobs
 from changeanywhere.studio.options import StudioOptions
 from changeanywhere.studio.painting import Networks
 from changeanywhere.studio.session import Sessions
+from changeanywhere.studio.snippets import as_words
 
 
 class Studio:
@@ -24,7 +26,7 @@ class Studio:
         opened = SourceOptions(legend=options.legend, tile_size=info.tile_size, bands=info.bands, stretch=info.stretch)
         source = open_source(options.tiles, opened).with_legend(info.legend, options.legend_map)
         self.sessions = Sessions(source, options.tiles)
-        self.jobs = Jobs(self._base(), options.out, info.legend, options.segmenter)
+        self.jobs = Jobs(as_words(self.said()), options.out, info.legend, options.segmenter)
         self._loading = threading.Lock()
         self._begun = False
 
@@ -49,11 +51,19 @@ class Studio:
         self.jobs.close()
         self.sessions.close()
 
-    def _base(self) -> list[str]:
-        """What every ``generate`` of this studio says."""
-        options = self.options
+    def said(self, place: Path | None = None) -> dict[str, str | int]:
+        """Options of every ``generate`` of this studio, by name. ``place``: folder of a tile that was dropped on the
+        page, whose mask is in the model's classes."""
+        options, size = self.options, self.networks.info.tile_size
         given: dict[str, object] = {"source": options.source or "examples", "model": options.model}
-        given |= {"legend": options.legend, "legend-map": options.legend_map, "device": options.device}
-        size = self.networks.info.tile_size
-        given |= {"tile-size": None if size == DEFAULT_TILE_SIZE else size}
-        return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        given |= {"legend": options.legend, "legend_map": options.legend_map}
+        if place is not None:
+            given |= {"source": place, "legend": self._legend_name(), "legend_map": None}
+        given |= {"device": options.device, "tile_size": None if size == DEFAULT_TILE_SIZE else size}
+        return {n: v if isinstance(v, int) else str(v) for n, v in given.items() if v is not None}
+
+    def _legend_name(self) -> str:
+        """The model's legend, as commands name it."""
+        own = self.legend.to_dict()
+        names = (name for name in builtin_legends() if load_legend(name).to_dict() == own)
+        return next(names, str(Path(self.options.model) / "legend.json"))
