@@ -232,6 +232,7 @@ class Calls:
                 fixed = self._noise.draw("known").to(known) if known_noise is None else known_noise
                 here = held if isinstance(held, Tensor) else held.at(call)
                 x = torch.where(here, self.noised(known, fixed, call), x)
+                sampler.held = here  # read by the one sampler that goes back to the call before
             self.tell(call, x)
             timestep = sampler.timesteps[call]
             prediction = self.predict(x, call, conditions)
