@@ -283,7 +283,8 @@ def one_step(calls: Calls, held: Tensor, wanted: Tensor, noise: Tensor, call: in
     same for every solver and order."""
     alphas = [MODEL.schedule.alphas_cumprod[calls.timesteps[at]] for at in (call, call + 1)]
     (alpha, sigma), (after, less) = ((a.sqrt(), (1 - a).sqrt()) for a in alphas)
-    return less / sigma * calls.noised(held, noise, call) + (after - alpha * less / sigma) * wanted
+    moved: Tensor = less / sigma * calls.noised(held, noise, call) + (after - alpha * less / sigma) * wanted
+    return moved
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -360,6 +361,18 @@ def test_a_pair_that_draws_no_tail_gets_the_known_latent_back() -> None:
     result = paint_latents(MODEL.denoiser, MODEL.schedule, KNOWN, MASKS, CHANGE, [1, 2], sampling)
     outside = ~CHANGED.expand_as(KNOWN)
     assert torch.equal(result[outside], KNOWN[outside]) and not torch.equal(result[~outside], KNOWN[~outside])
+
+
+@pytest.mark.parametrize("num_steps", [*range(1, 26), 40, 50, 100, 200, 250, 500, 999])
+def test_the_tail_begins_at_the_call_that_the_numbers_say(num_steps: int) -> None:
+    """As written, in decimals: not as their product happens to be rounded."""
+    for percent in range(101):
+        exact = num_steps * (100 - percent) // 100
+        assert Sampling(num_steps=num_steps, free_fraction=percent / 100).num_held == exact, percent
+        thousandth = num_steps * (10_000 - percent) // 10_000
+        assert Sampling(num_steps=num_steps, free_fraction=percent / 10_000).num_held == thousandth, percent
+    for calls in range(num_steps + 1):
+        assert Sampling(num_steps=num_steps, free_fraction=calls / num_steps).num_held == num_steps - calls
 
 
 @pytest.mark.parametrize("wrong", [[0.3, 0.0], [0.1], [0.0, 0.1, 0.2], [0.0, 1.5], 1.5])

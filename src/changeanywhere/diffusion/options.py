@@ -154,7 +154,7 @@ class Sampling:
         """
         if isinstance(self.free_fraction, list):
             raise ConfigError(f"free_fraction is {self.free_fraction}; allowed: one number, for one pair or scene")
-        return int(self.num_steps * (1 - self.free_fraction))
+        return int(round(self.num_steps * (1 - self.free_fraction), 9))  # 10 * (1 - 0.9) is 0.9999999999999998
 
     def settled(self, seed: int) -> Sampling:
         """These settings for the pair whose noise has this seed: its free tail, where a range is given."""
