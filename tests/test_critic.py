@@ -17,8 +17,9 @@ from changeanywhere.cli import run as command
 from changeanywhere.diffusion.blended import changed_cells, paint_latents
 from changeanywhere.diffusion.critic import Pushed, best_seeds, shown
 from changeanywhere.diffusion.options import CriticOptions, Sampling
-from changeanywhere.errors import ConfigError, LegendError, ModelError
+from changeanywhere.errors import ConfigError, LegendError, ModelError, OutputError
 from changeanywhere.legend import Legend, LegendClass
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.critic import Critic, cell_classes, latents_hash
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import load_model, noise_schedule, save_model
@@ -187,6 +188,26 @@ def test_generate_takes_a_critic(
     assert "critic" not in plain[0].metadata["settings"]["painter"]
 
 
+def test_it_reads_noise_as_the_model_that_it_is_for_makes_it(critic: Path, recipe: Recipe, tmp_path: Path) -> None:
+    model, usual = tiny_model(), noise_schedule()
+    model.schedule = DDPMScheduler(1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    save_model(model, tmp_path / "model")
+    own = replace(recipe, critic=replace(recipe.critic, num_steps=2), init=str(tmp_path / "model"))
+    source = open_source(Path(recipe.data.source), SourceOptions(tile_size=64))
+    folder = train_critic(source, own, tmp_path / "run")
+    first_stage, net = tmp_path / "model" / "first_stage", Critic.load(folder)
+    net.check_model(first_stage, model.schedule, source.legend, folder)
+    for each, schedule in ((net, usual), (Critic.load(critic), model.schedule)):
+        with pytest.raises(ModelError, match=r"under another noise schedule than that of .*model; train one for"):
+            each.check_model(first_stage, schedule, source.legend, folder)
+    assert "schedule" not in json.loads((critic / "critic.json").read_text()), "the usual one is not said"
+    state = torch.load(tmp_path / "run/training/critic/checkpoint.pt", weights_only=True)
+    del state["schedule"]
+    torch.save(state, tmp_path / "run/training/critic/checkpoint.pt")
+    with pytest.raises(OutputError, match="has another noise schedule than the one that the run was begun with"):
+        train_critic(source, own, tmp_path / "run")
+
+
 def test_what_does_nothing_or_does_not_fit_is_refused(
     critic: Path, source_folder: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,10 +230,10 @@ def test_what_does_nothing_or_does_not_fit_is_refused(
     other.first_stage.latent_mean += 1
     save_model(other, tmp_path / "other")
     with pytest.raises(ModelError, match="latents of another encoder"):
-        Critic.load(critic).check_model(tmp_path / "other" / "first_stage", other.legend, critic)
+        Critic.load(critic).check_model(tmp_path / "other" / "first_stage", other.schedule, other.legend, critic)
     legend = Legend("two", (LegendClass(1, "a", (0, 0, 0)), LegendClass(2, "b", (9, 9, 9))))
     with pytest.raises(LegendError, match="the critic knows"):
-        Critic.load(critic).check_model(tiny_model_folder / "first_stage", legend, critic)
+        Critic.load(critic).check_model(tiny_model_folder / "first_stage", other.schedule, legend, critic)
     shutil.copytree(critic, tmp_path / "broken")
     (tmp_path / "broken" / "critic.json").write_text("{}")
     with pytest.raises(ModelError, match="not a critic of format"):

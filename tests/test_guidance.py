@@ -13,11 +13,13 @@ import torch
 from changeanywhere.diffusion.blended import mask_conditions, paint_latents
 from changeanywhere.diffusion.options import CriticOptions, Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
-from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.errors import ConfigError, ModelError, OutputError
 from changeanywhere.legend import load_legend
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
-from changeanywhere.models.folder import Model, load_model, noise_schedule, save_model
+from changeanywhere.models.folder import Model, load_model, load_schedule, noise_schedule, save_model, schedule_hash
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.training import denoiser as training_denoiser
 from changeanywhere.training.denoiser import denoising_loss, train_denoiser
 from changeanywhere.training.guidance import Teacher, mixed
 from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, Recipe, RunRecipe
@@ -201,6 +203,38 @@ def test_what_is_taught_comes_nearer_to_guidance_and_leaves_its_teacher_alone(
             for each in (taught, init.denoiser)
         ]
     assert errors[0] < 0.6 * errors[1], errors
+
+
+@pytest.mark.parametrize("scale", [None, SCALE])
+def test_weights_of_another_model_go_on_learning_at_its_noise(
+    taught_recipe: Recipe, tmp_path: Path, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuned or taught guidance: they know no other schedule, and the model is written with the one they saw."""
+    init = load_model(tmp_path / "init")
+    usual = init.schedule.config
+    given = {"num_train_timesteps": 1000, "beta_schedule": usual.beta_schedule, "clip_sample": False}
+    init.schedule = DDPMScheduler(**given, beta_start=0.00085, beta_end=0.012, prediction_type=usual.prediction_type)
+    save_model(init, tmp_path / "init")
+    settings = replace(taught_recipe.denoiser, distil_guidance=scale, num_steps=2)
+    recipe, seen = replace(taught_recipe, denoiser=settings), list[DDPMScheduler]()
+
+    def noted(denoiser: Denoiser, schedule: DDPMScheduler, *rest: object) -> torch.Tensor:
+        seen.append(schedule)
+        return denoising_loss(denoiser, schedule, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training_denoiser, "denoising_loss", noted)
+    source = open_source(recipe.data.source, SourceOptions(tile_size=64))
+    folder = train_denoiser(source, recipe, tmp_path / "run")
+    assert len(seen) == 2
+    for schedule in (*seen, load_schedule(folder)):
+        assert torch.equal(schedule.alphas_cumprod, init.schedule.alphas_cumprod)
+    # A run of an edition that did not ask saw the usual noise: it does not go on under another.
+    checkpoint = tmp_path / "run/training/denoiser/checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    assert state.pop("schedule") == schedule_hash(init.schedule) != schedule_hash(noise_schedule())
+    torch.save(state, checkpoint)
+    with pytest.raises(OutputError, match="has another noise schedule than the one that the run was begun with"):
+        train_denoiser(source, recipe, tmp_path / "run")
 
 
 def test_what_cannot_be_taught_is_refused(taught_recipe: Recipe, tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def settings_of_method() -> list[tuple[str, str]]:
     """(what is ours, the options that switch it off): of each row of the table in method.md, the first words that are
     given to ``generate``, and all of them together."""
     page = (ROOT / "docs" / "method.md").read_text()
-    rows = [line[2:].split(" | ") for line in page[page.index("## What is ours") :].splitlines() if line.startswith("| ")]
+    rows = [
+        line[2:].split(" | ") for line in page[page.index("## What is ours") :].splitlines() if line.startswith("| ")
+    ]
     found = []
     for what, option, *_ in rows[1:]:
         given = [words for words in re.findall(r"`(--[^`]+)`", option) if re.match(r"--(?!config)[a-z-]+ ", words)]

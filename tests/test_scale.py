@@ -22,11 +22,11 @@ from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Legend, LegendClass, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
-from changeanywhere.models.folder import load_model, noise_schedule
+from changeanywhere.models.folder import load_model
 from changeanywhere.models.perceptual import VGG16_CHANNELS, VGG16_CONVOLUTIONS, VGG16Distance, build_perceptual
 from changeanywhere.training.denoiser import build_denoiser, train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
-from changeanywhere.training.initialise import initialise_denoiser, initialise_first_stage
+from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, initialise_first_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import FirstStageRecipe, Recipe, RunRecipe, SegmenterRecipe
 from changeanywhere.training.segmenter import SegmenterTraining, draw_jitter
@@ -229,13 +229,13 @@ def test_fine_tuning_keeps_classes_by_name_and_bands_by_number(recipe: Recipe, t
         ours, theirs = four.decode(four.encode(images)), old.first_stage.decode(four.encode(images))
     torch.testing.assert_close(ours[:, :3], theirs)
 
-    taken = initialise_denoiser(build_denoiser(DENOISER, 5, 3), noise_schedule(), legend, tuned.init)
+    taken = initialise_denoiser(build_denoiser(DENOISER, 5, 3), legend, tuned.init)
     assert taken == ["water", "building"]
     wider = build_denoiser(replace(DENOISER, channels=[8, 32]), 5, 3)
     with pytest.raises(ConfigError, match="has another architecture than the recipe's denoiser"):
-        initialise_denoiser(wider, noise_schedule(), legend, tuned.init)
+        initialise_denoiser(wider, legend, tuned.init)
     with pytest.raises(ConfigError, match=r"but .* predicts 'epsilon'"):
-        initialise_denoiser(wider, noise_schedule("v_prediction"), legend, tuned.init)
+        initial_schedule(tuned.init, "v_prediction")
 
 
 def build_four_band_first_stage() -> FirstStage:

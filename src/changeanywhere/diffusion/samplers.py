@@ -11,16 +11,9 @@ from changeanywhere.diffusion.options import SAMPLERS
 from changeanywhere.errors import ConfigError
 from changeanywhere.help import among
 from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from changeanywhere.models.folder import NOISE_SETTINGS
 
-SHARED_SETTINGS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-)
-
+SHARED_SETTINGS = (*NOISE_SETTINGS, "prediction_type")
 
 SPACING = 1.5
 """Timesteps of DPM-Solver++ fall as (1 − i/N)^SPACING: 1 is even spacing, 2 the quadratic one of DDIM (Song et al.

@@ -196,7 +196,8 @@ def critic_of(settings: PainterSettings, pipeline: ChangePairPipeline) -> Critic
     if folder is None:
         return None
     critic = Critic.load(find_folder(folder))
-    critic.check_model(find_model(settings.model) / "first_stage", pipeline.legend, folder)
+    place = find_model(settings.model) / "first_stage"
+    critic.check_model(place, pipeline.model.schedule, pipeline.legend, folder)
     return channels_last(critic.to(pipeline.device))
 
 

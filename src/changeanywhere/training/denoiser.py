@@ -21,7 +21,7 @@ from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.copies import onto, pinned
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
-from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
+from changeanywhere.models.folder import Model, find_model, load_first_stage, save_model, schedule_hash
 from changeanywhere.models.info import find_folder, sampling_range
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import SourceItem
@@ -32,7 +32,7 @@ from changeanywhere.training.batches import drawn_ahead, mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.guidance import Teacher, mixed, taught
-from changeanywhere.training.initialise import initialise_denoiser
+from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, refuse_another_schedule
 from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import LiveTiles
 from changeanywhere.training.loop import train_stage
@@ -198,7 +198,7 @@ class DenoiserTraining(Stage):
             self.denoiser.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=fused
         )
         self.learners = (Learner(self.denoiser, optimizer, settings.gradient_clip),)
-        self.schedule = noise_schedule(settings.prediction_type)
+        self.schedule = initial_schedule(recipe.init, settings.prediction_type)
         # Where steps read it: a recording copies nothing from the host.
         self.schedule.alphas_cumprod = self.schedule.alphas_cumprod.to(processes.device)
         self.recordable = self.num_parts == 1 and not recipe.run.compile
@@ -228,7 +228,7 @@ class DenoiserTraining(Stage):
         init = self.recipe.init
         if init is None:
             return
-        taken = initialise_denoiser(self.denoiser, self.schedule, self.source.legend, init)
+        taken = initialise_denoiser(self.denoiser, self.source.legend, init)
         if self.processes.is_main:
             say(f"classes known to {init}: {', '.join(taken) or 'none, all start fresh'}", error=True)
         self.average.load(self.denoiser.state_dict())
@@ -297,15 +297,17 @@ class DenoiserTraining(Stage):
             "average": self.average.weights,
             "optimizer": self.learners[0].optimizer.state_dict(),
             "latents": self.cache.fingerprint,
+            "schedule": schedule_hash(self.schedule),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Stage`. Raises :class:`OutputError` if the latents are another first stage's."""
+        """See :class:`Stage`. Raises :class:`OutputError` if latents or noise schedule are another model's."""
         if state.get("latents", self.cache.fingerprint) != self.cache.fingerprint:
             raise OutputError(
                 f"{self.recipe.data.source}: encoded by another first stage than the run was begun with; "
                 "give another --out, or that first stage"
             )
+        refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.load(state["average"])
         optimizer = self.learners[0].optimizer
