@@ -34,7 +34,7 @@ from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.guidance import Teacher, mixed, taught
 from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, refuse_another_schedule
 from changeanywhere.training.latents import LatentCache, build_latent_cache
-from changeanywhere.training.live_tiles import LiveTiles
+from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
@@ -42,7 +42,6 @@ from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_f
 from changeanywhere.training.validation import HeldOut, held_out_of
 
 PICTURED_TILES = 6
-MIRRORED = 4  # the view that is the tile mirrored left to right
 WEIGHT_DECAY = 0.01
 
 
@@ -77,10 +76,9 @@ def _tiles_of(
 ) -> LatentCache | LiveTiles:
     """Whole tiles, encoded once and kept on the disk; or, where crops are asked for, tiles on the device."""
     settings, tiles = recipe.denoiser, mixture_of(source, recipe.data)
-    mirrored = settings.flip == "horizontal"
+    views = (0, MIRRORED) if settings.flip == "horizontal" else range(settings.views)
     if settings.crop_size is not None:
-        return LiveTiles(source, first_stage, tiles, settings.crop_size, mirrored, processes, progress)
-    views = (0, MIRRORED) if mirrored else range(settings.views)
+        return LiveTiles(source, first_stage, tiles, settings.crop_size, views, processes, progress)
     folder = out / "training" / "latents"
     cache = build_latent_cache(folder, source, first_stage, views, tiles, processes, progress)
     cache.keep_on(processes.device)
@@ -304,8 +302,8 @@ class DenoiserTraining(Stage):
         """See :class:`Stage`. Raises :class:`OutputError` if latents or noise schedule are another model's."""
         if state.get("latents", self.cache.fingerprint) != self.cache.fingerprint:
             raise OutputError(
-                f"{self.recipe.data.source}: encoded by another first stage than the run was begun with; "
-                "give another --out, or that first stage"
+                f"{self.recipe.data.source}: encoded by another first stage, or seen in other views, than the run was "
+                "begun with; give another --out, or that first stage"
             )
         refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.denoiser.load_state_dict(state["denoiser"])

@@ -160,7 +160,8 @@ class DenoiserRecipe:
     min_snr_gamma: float | None = None
     """Min-SNR weighting (Hang et al. 2023) with this γ; default: none."""
     views: int = 1
-    """How many of the 8 flips and right-angle rotations of each tile are encoded (1 = as it is)."""
+    """How many of the 8 flips and right-angle rotations of each tile are encoded, or each crop is seen in (1 = as it
+    is)."""
     flip: str = one_of(FLIPS, "none")
     """``horizontal``: every second tile is mirrored left to right, by which shadows keep their length, and in the north
     their side; in place of ``views``."""
