@@ -38,7 +38,7 @@ from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
-from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
+from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor, load_optimizer
 from changeanywhere.training.validation import HeldOut, held_out_of
 
 PICTURED_TILES = 6
@@ -308,11 +308,7 @@ class DenoiserTraining(Stage):
         refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.load(state["average"])
-        optimizer = self.learners[0].optimizer
-        fused = optimizer.param_groups[0]["fused"]
-        optimizer.load_state_dict(state["optimizer"])
-        # This device's, whichever the run began on; and a recorded run's steps are recorded anew.
-        optimizer.param_groups[0] |= {"fused": fused, "capturable": False}
+        load_optimizer(self.learners[0].optimizer, state["optimizer"])
         if self.held is not None:
             self.held.load_state(state["held_out"])
             self.ended = self.held.over
