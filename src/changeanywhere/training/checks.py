@@ -35,10 +35,10 @@ READ_BY = {
 OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
 OF_SEGMENTERS = ("data.complete", "data.complete_margin", "data.evidence", "data.evidence_split")
 UNREAD = {
-    "first_stage": OF_SEGMENTERS,
-    "denoiser": ("run.num_workers", *OF_SEGMENTERS),
-    "critic": ("run.num_workers", "run.compile", *OF_IMAGES, *OF_SEGMENTERS),
-    "segmenter": (),
+    "first_stage": ("run.keep_mib", *OF_SEGMENTERS),
+    "denoiser": ("run.num_workers", "run.keep_mib", *OF_SEGMENTERS),
+    "critic": ("run.num_workers", "run.compile", "run.keep_mib", *OF_IMAGES, *OF_SEGMENTERS),
+    "segmenter": ("run.keep_mib",),
     "detector": (),
 }
 """Stage → options of its sections that it does not read; recipes that stages share hold them."""
