@@ -19,7 +19,7 @@ from changeanywhere.cli import run as command
 from changeanywhere.diffusion.pipeline import to_uint8
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.models.detectors import build_detector
-from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair, in_8_bits, rgb8
@@ -278,6 +278,26 @@ def test_weights_that_find_nothing_are_not_the_best(tmp_path: Path) -> None:
     detector = DetectorRecipe(name="fc_ef", pairs=str(pairs), crop_size=64, batch_size=2, num_steps=2, val_every=1)
     train_detector(Recipe(detector=detector, run=RunRecipe(num_workers=0)), tmp_path / "out")
     assert (tmp_path / "out" / "detector").is_dir() and not (tmp_path / "out" / "detector_best").exists()
+
+
+def test_the_best_of_an_earlier_training_is_not_that_of_this_one(tmp_path: Path) -> None:
+    """Started over, where nothing is found or nobody looks; a training that goes on keeps it."""
+    out, still = tmp_path / "out", write_pairs(tmp_path / "pairs")
+    detector = DetectorRecipe(name="fc_ef", pairs=str(still), crop_size=64, batch_size=2, num_steps=2, val_split=None)
+    recipe = Recipe(detector=detector, run=RunRecipe(num_workers=0, save_every=1))
+    for left in ("folder", "link"):
+        train_detector(recipe, out)
+        save_detector(build_detector("fc_siam_diff"), "fc_siam_diff", out / "detector_best")
+        train_detector(replace(recipe, detector=replace(detector, num_steps=3)), out)
+        assert (out / "detector_best" / "detector.json").is_file(), "it resumed"
+        if left == "link":
+            (out / "detector_best").rename(out / "elsewhere")
+            (out / "detector_best").symlink_to("elsewhere")
+        (out / "training" / "detector" / "checkpoint.pt").unlink()
+        train_detector(recipe, out)
+        assert not (out / "detector_best").exists() and (out / "detector").is_dir()
+        (out / "training" / "detector" / "checkpoint.pt").unlink()
+    assert (out / "elsewhere" / "detector.json").is_file(), "what a link leads to is somebody's"
 
 
 def test_lightcdnet_needs_two_pairs(tmp_path: Path) -> None:

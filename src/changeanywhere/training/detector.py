@@ -34,7 +34,7 @@ from changeanywhere.training.pair_batches import TrainingPairs, batches_beside, 
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
 from changeanywhere.training.semantic import SemanticScores, score_classes, semantic_loss
-from changeanywhere.training.stage import Batch, Learner, Stage
+from changeanywhere.training.stage import Batch, Learner, Stage, load_optimizer
 
 Pairs = Sequence[ChangePair] | PairDataset
 
@@ -326,7 +326,7 @@ class DetectorTraining(Stage):
         folder.log_validation(done, scores.to_dict() | (classes.to_dict() if classes else {}))
         if (scores.f1 or 0.0) > self.best:
             self.best = scores.f1 or 0.0
-            save_detector(self.net, self.settings.name, folder.out / "detector_best")
+            save_detector(self.net, self.settings.name, folder.best)
 
     def state(self) -> dict[str, Any]:
         """See :class:`Stage`."""
@@ -338,8 +338,7 @@ class DetectorTraining(Stage):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Stage`."""
         self.net.load_state_dict(state["detector"])
-        self.learners[0].optimizer.load_state_dict(state["optimizer"])
-        self.learners[0].optimizer.param_groups[0]["capturable"] = False  # a recorded run's; this one records anew
+        load_optimizer(self.learners[0].optimizer, state["optimizer"])
         self.best = float(state["best"])
         if self.teacher is not None and self.teacher.average is not None:
             self.teacher.average.load(state["teacher"])
