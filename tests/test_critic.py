@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run as command
@@ -24,7 +25,9 @@ from changeanywhere.models.critic import Critic, cell_classes, latents_hash
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import load_model, noise_schedule, save_model
 from changeanywhere.sources import SourceOptions, open_source
-from changeanywhere.training.critic import train_critic
+from changeanywhere.training.critic import CriticTraining, train_critic
+from changeanywhere.training.latents import build_latent_cache
+from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import CriticRecipe, DataRecipe, DenoiserRecipe, Recipe, RunRecipe
 from conftest import tiny_model, write_source
 
@@ -186,6 +189,44 @@ def test_generate_takes_a_critic(
     said = pairs[0].metadata["settings"]["painter"]["critic"]
     assert said["model"] == "critic" and len(said["hash"]) == 16
     assert "critic" not in plain[0].metadata["settings"]["painter"]
+
+
+@pytest.mark.numerical
+def test_parts_and_processes_add_up_to_the_batch_wherever_its_ground_is_known(
+    recipe: Recipe, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(recipe.data, source=str(write_source(tmp_path / "half")))
+    for number, file in enumerate(sorted((tmp_path / "half" / "masks").iterdir())):
+        mask = np.array(Image.open(file))
+        mask[: number * 10] = 0  # the more unknown the later
+        Image.fromarray(mask).save(file)
+    source = open_source(Path(data.source), SourceOptions(tile_size=64))
+    one = replace(recipe, data=data, critic=replace(recipe.critic, batch_size=4))
+    first_stage = load_model(tiny_model_folder).first_stage
+    gradients, losses = [], []
+    for parts, count in ((1, 1), (4, 1), (1, 2), (2, 2)):
+        added, said = 0.0, 0.0
+        for rank in range(count):
+            run = replace(one.run, accumulation_steps=parts)
+            processes = Processes(run)
+            cache = build_latent_cache(tmp_path / "cache", source, first_stage, range(1), len(source), processes)
+            monkeypatch.setattr(processes, "count", count)
+            monkeypatch.setattr(processes, "rank", rank)
+            training = CriticTraining(replace(one, run=run), processes, source, "", cache)
+            _, masks = cache.batch(4, one.run.seed, 0, range(4))
+            known = (cell_classes(masks, source.legend.num_classes) > 0).sum()
+            monkeypatch.setattr(processes, "sum", lambda _, known=known: known)  # what the processes know together
+            batch = next(training.batches(0))
+            for part in zip(*(rows.chunk(parts) for rows in batch), strict=True):
+                said += float(training.backward(part, 0)["loss"].detach()) / (parts * count)
+            weight = training.critic.unet.conv_in.weight
+            assert weight.grad is not None
+            added = added + weight.grad / count
+        gradients.append(added)
+        losses.append(said)
+    for gradient, loss in zip(gradients[1:], losses[1:], strict=True):
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-6)
+        assert loss == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_it_reads_noise_as_the_model_that_it_is_for_makes_it(critic: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -153,6 +153,32 @@ def test_a_crop_looks_alike_whichever_process_takes_it(
 
 
 @pytest.mark.numerical
+def test_known_ground_counts_alike_whichever_process_has_it(recipe: Recipe) -> None:  # noqa: F811
+    """A segmenter's loss is the mean over the known ground of the batch, of which one process may have nearly all."""
+    segmenter = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=4, num_steps=1)
+    recipe = replace(recipe, segmenter=segmenter)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    masks = torch.randint(1, 4, (4, 32, 32), generator=torch.Generator().manual_seed(2))
+    masks[:2, 2:] = 0
+    known, losses, gradients = (masks > 0).sum(), [], []
+    for count in (1, 2):
+        loss, gradient = 0.0, torch.zeros(())
+        for rank in range(count):
+            processes = Processes(recipe.run)
+            processes.rank, processes.count = rank, count
+            processes.sum = lambda tensor: known  # type: ignore[method-assign]  # what they know together
+            training = SegmenterTraining(recipe, processes, source_of(recipe))
+            training.net.eval()  # as it normalises, each process does for itself
+            rows = slice(training.rows.start, training.rows.stop)
+            loss += float(training.backward((images[rows], masks[rows]), 0)["loss"].detach()) / count
+            gradient = gradient + torch.cat([p.grad.flatten() for p in training.net.parameters() if p.grad is not None])
+        losses.append(loss)
+        gradients.append(gradient / count)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.numerical
 def test_accumulating_gradients_changes_memory_and_not_the_result(
     recipe: Recipe,  # noqa: F811
     tmp_path: Path,

@@ -26,7 +26,7 @@ from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
-from changeanywhere.training.segmenter import segmentation_loss
+from changeanywhere.training.segmenter import segmentation_sum
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
 
 WEIGHT_DECAY = 0.01
@@ -59,7 +59,9 @@ def train_critic(
 
 
 class CriticTraining(Stage):
-    """A network that reads noisy latents. A batch: ``(latents, classes, timesteps, noise)``."""
+    """A network that reads noisy latents. A batch: ``(latents, classes, timesteps, noise, known)``, the last how many
+    cells of all rows of the batch are known, by parts of it: by that a part's loss is divided, so that parts and
+    processes add up to the mean of the batch, wherever its known ground lies."""
 
     name = "critic"
 
@@ -91,16 +93,18 @@ class CriticTraining(Stage):
                 latents.shape[1:], self.batch_size, self.rows, 0.0, len(self.alphas), generator
             )
             classes = cell_classes(masks, self.critic.legend.num_classes)
-            yield tuple(onto(tensor, self.processes.device) for tensor in (latents, classes, times, noise))
+            tensors = tuple(onto(tensor, self.processes.device) for tensor in (latents, classes, times, noise))
+            known = self.processes.sum((tensors[1] > 0).sum()).clamp(min=1)
+            yield *tensors, (known / (self.num_parts * self.processes.count)).expand(len(latents))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy on known cells."""
-        latents, classes, times, noise = part
+        latents, classes, times, noise, known = part
         alphas = self.alphas[times].view(-1, 1, 1, 1)
         noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
         with self.processes.accelerator.autocast():
             logits = self.critic(noisy, times)
-        loss = segmentation_loss(logits, classes)
+        loss = segmentation_sum(logits, classes)[0] / known[0]
         self.add_gradients(loss)
         return {"loss": loss}
 

@@ -347,7 +347,7 @@ class RunRecipe:
     compile: bool = False
     """Compile first stage and denoiser with torch.compile; GPUs only (on CPUs torch 2.13 compiles wrong gradients)."""
     accumulation_steps: int = 1
-    """Parts in which a process takes its share of a batch (first stage and denoiser); more = less memory; the same
+    """Parts in which a process takes its share of a batch (first stage, denoiser, critic); more = less memory; the same
     result but for the adversarial loss, whose adaptive weight is found part by part."""
     num_workers: int = 1
     """Processes that read tiles or pairs, per training process (the denoiser reads encoded tiles and needs none)."""
