@@ -248,8 +248,15 @@ class DenoiserTraining(Stage):
             for step, noise in zip(steps, noises, strict=True):
                 latents, masks = self.cache.batch(self.batch_size, self.seed, step, rows)
                 if self.teacher is not None:
-                    masks = mixed(masks, self.batch_size, rows, self.seed, step)
+                    masks = mixed(masks, self._before(masks, step), self.batch_size, rows, self.seed, step)
                 yield tuple(onto(tensor, device) for tensor in (latents, masks, *noise))
+
+    def _before(self, masks: Tensor, step: int) -> Tensor:
+        """The mask ``[H, W]`` of the row of the batch before this process's, whose masks are ``masks``."""
+        if len(masks) == self.batch_size:
+            return masks[-1]
+        row = (self.rows.start - 1) % self.batch_size
+        return self.cache.batch(self.batch_size, self.seed, step, range(row, row + 1))[1][0]
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """The error of the predicted noise."""
