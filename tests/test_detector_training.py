@@ -22,10 +22,10 @@ from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
-from changeanywhere.sample import ChangePair, in_8_bits, rgb8
+from changeanywhere.sample import ChangePair, change_mask_of, in_8_bits, rgb8
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
-from changeanywhere.training.detector import evaluate_detector, train_detector
+from changeanywhere.training.detector import _hash_of, evaluate_detector, train_detector
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.pair_batches import TrainingPairs, augment, label_of, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
@@ -167,6 +167,18 @@ def test_both_dates_and_the_label_are_moved_together() -> None:
     swaps = [augment(first, second, label, recipe, np.random.default_rng([seed, 0])) for seed in range(20)]
     shares = np.mean([np.array_equal(a[..., 0], c * 200) for a, _, c in swaps])
     assert 0.2 < shares < 0.8
+
+
+def test_ground_that_is_unknown_at_a_date_is_no_label_whichever_comes_first() -> None:
+    first, second = (np.array([row], np.uint8) for row in ([1, 1, 0, 2, 0], [1, 0, 1, 1, 0]))
+    image = np.zeros((1, 5, 3), np.uint8)
+    for one, other in ((first, second), (second, first)):
+        pair = ChangePair("key", image, image, change_mask_of(one, other), one, other)
+        assert label_of(pair).tolist() == [[0, 255, 255, 1, 255]]
+        assert label_of(replace(pair, mask_t2=None)).tolist()[0][4] == 255
+    known = ChangePair("key", image, image, first == 2, np.ones_like(first), np.ones_like(first))
+    hashes = [_hash_of([each], Recipe()) for each in (known, replace(known, mask_t2=second))]
+    assert hashes[0] != hashes[1], "a training does not go on where other ground counts"
 
 
 def test_masks_without_a_legend_say_nothing_of_what_is_unknown(tmp_path: Path) -> None:

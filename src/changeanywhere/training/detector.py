@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,7 +115,8 @@ def _hash_of(pairs: Pairs, recipe: Recipe) -> str:
     for pair in pairs:
         digest.update(repr((pair.key, pair.change_mask.shape)).encode())
         digest.update(pair.change_mask.tobytes())
-        digest.update(b"" if pair.mask_t1 is None else (pair.mask_t1 == 0).tobytes())
+        unknown = [mask == 0 for mask in (pair.mask_t1, pair.mask_t2) if mask is not None]
+        digest.update(np.logical_or.reduce(unknown).tobytes() if unknown else b"")
     return digest.hexdigest()[:16]
 
 
