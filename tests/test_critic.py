@@ -15,9 +15,10 @@ from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run as command
-from changeanywhere.diffusion.blended import changed_cells, paint_latents
+from changeanywhere.diffusion.blended import Calls, changed_cells, mask_conditions, paint_latents
 from changeanywhere.diffusion.critic import Pushed, best_seeds, shown
 from changeanywhere.diffusion.options import CriticOptions, Sampling
+from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.errors import ConfigError, LegendError, ModelError, OutputError
 from changeanywhere.legend import Legend, LegendClass
 from changeanywhere.models.borrowed import DDPMScheduler
@@ -133,7 +134,7 @@ def test_a_push_moves_changed_cells_towards_the_class_at_early_calls_only() -> N
     changes[0, 16:32, 16:32] = True
     changed = changed_cells(changes)
     options = CriticOptions(Path("x"), push=0.5, until=300)
-    pushed = Pushed(model.denoiser, Painted(), model.schedule, changed, options)
+    pushed = Pushed(model.denoiser, Painted(), model.schedule, changed, options, Sampling())
     plain: Denoiser = model.denoiser
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -163,7 +164,8 @@ def test_a_push_raises_what_the_critic_reads(critic: Path, tiny_model_folder: Pa
     for push in (0.0, 2.0):
         options = CriticOptions(critic, push=push, until=0)
         changed = changed_cells(changes)
-        denoiser = Pushed(model.denoiser, net, model.schedule, changed, options) if push else model.denoiser
+        pushed = Pushed(model.denoiser, net, model.schedule, changed, options, sampling)
+        denoiser = pushed if push else model.denoiser
         painted = paint_latents(denoiser, model.schedule, latents, masks, changes, [1, 2, 3, 4], sampling)
         scores.append(float(shown(net, painted, (masks, changes)).mean()))
     assert scores[1] > scores[0]
@@ -172,8 +174,9 @@ def test_a_push_raises_what_the_critic_reads(critic: Path, tiny_model_folder: Pa
 @pytest.mark.parametrize("more", [
     ["--critic.starts", "3", "--critic.calls", "2"],
     ["--critic.push", "0.5"],
+    ["--critic.push", "0.5", "--guidance-scale", "2", "--guidance-interval", "[200, 700]"],
     ["--critic.push", "0.5", "--free-fraction", "[0, 1]", "--exemplar-strength", "0.9"],
-], ids=["starts", "push", "push, by the tails of pairs"])  # fmt: skip
+], ids=["starts", "push", "push, guided at some calls", "push, by the tails of pairs"])  # fmt: skip
 def test_generate_takes_a_critic(
     more: list[str], critic: Path, source_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +192,28 @@ def test_generate_takes_a_critic(
     said = pairs[0].metadata["settings"]["painter"]["critic"]
     assert said["model"] == "critic" and len(said["hash"]) == 16
     assert "critic" not in plain[0].metadata["settings"]["painter"]
+
+
+@pytest.mark.parametrize("interval", [None, [500, 800]])
+def test_a_push_is_as_long_at_calls_that_are_not_guided(interval: list[int] | None) -> None:
+    """What a call comes to once its branches are put together is moved alike."""
+    model, changed = tiny_model(), torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    masks, x = torch.full((1, 64, 64), 4), torch.randn(1, 3, 16, 16)
+    sampling = Sampling(num_steps=8, guidance_scale=4.0, guidance_interval=interval)
+    options = CriticOptions(Path("x"), push=0.5, until=300)
+    pushed = Pushed(model.denoiser, Painted(), model.schedule, changed, options, sampling)
+    lengths, guided = [], set()
+    with torch.no_grad():
+        for net in (model.denoiser, pushed):
+            calls = Calls(net, model.schedule, sampling, NoiseStreams([1], x.shape[1:]))
+            conditions = mask_conditions(net, masks, sampling.guidance_scale)
+            early = [call for call, time in enumerate(calls.timesteps) if time >= 300]
+            lengths.append([calls.predict(x, call, conditions) for call in early])
+            guided = {sampling.guides(calls.timesteps[call]) for call in early}
+    assert guided == ({True} if interval is None else {True, False})
+    for call, plain, moved in zip(early, *lengths, strict=True):
+        alpha = float(model.schedule.alphas_cumprod[calls.timesteps[call]]) ** 0.5
+        assert float((moved - plain).square().mean().sqrt()) == pytest.approx(0.5 * alpha, rel=1e-3), call
 
 
 @pytest.mark.numerical

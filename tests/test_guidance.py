@@ -96,7 +96,7 @@ def test_a_push_keeps_both_branches() -> None:
 
     model = taught_model()
     critic = Critic.fresh([8, 16], model.legend, "")
-    pushed = Pushed(model.denoiser, critic, model.schedule, CHANGE[:, None, ::4, ::4], CriticOptions(), SCALE)
+    pushed = Pushed(model.denoiser, critic, model.schedule, CHANGE[:, None, ::4, ::4], CriticOptions(), Sampling())
     assert len(mask_conditions(model.denoiser, MASKS, SCALE)) == 1
     assert len(mask_conditions(pushed, MASKS, SCALE)) == 2
 

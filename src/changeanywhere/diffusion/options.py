@@ -163,6 +163,11 @@ class Sampling:
         low, high = self.free_fraction
         return replace(self, free_fraction=round(float(stream("pair.tail", seed).uniform(low, high)), 4))
 
+    def guides(self, timestep: int) -> bool:
+        """Whether the call at this timestep is guided."""
+        interval = self.guidance_interval
+        return self.guidance_scale != 1 and (interval is None or interval[0] <= timestep <= interval[1])
+
     def changed(self, given: Mapping[str, Any]) -> Sampling:
         """These settings with those that are ``given``. What does nothing any more, since something given switches it
         off, goes back to its default: ``guidance_scale`` 1 is all that it takes."""

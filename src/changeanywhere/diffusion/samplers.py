@@ -71,7 +71,7 @@ def _holding_unipc() -> Any:
     """
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler  # and scipy.stats with it
 
-    class HoldingUniPC(UniPCMultistepScheduler):
+    class HoldingUniPC(UniPCMultistepScheduler):  # type: ignore[misc]
         held: torch.Tensor | None = None
 
         def multistep_uni_c_bh_update(self, *args: Any, this_sample: torch.Tensor, **named: Any) -> torch.Tensor:
