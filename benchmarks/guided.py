@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = evenly(source, arguments.num_tiles)
     masks = torch.from_numpy(np.stack([sample.mask for sample in samples])).long()
     latents = torch.cat([model.first_stage.encode(part.contiguous()) for part in as_tensor(samples).split(4)])
-    condition = denoiser.encode_masks(mixed(masks, len(masks), range(len(masks)), seed=0, step=0))
+    condition = denoiser.encode_masks(mixed(masks, masks[-1], len(masks), range(len(masks)), seed=0, step=0))
     print("| timestep | guidance adds | missing | share |\n|---|---|---|---|")
     for timestep in TIMESTEPS:
         alpha, generator = model.schedule.alphas_cumprod[timestep], torch.Generator().manual_seed(timestep)

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def ground(pair: ca.ChangePair, real: Where, first: Mask, second: Mask, same: Where) -> dict[str, Where]:
     """Ground of a pair, by what is said of it: what ``real``-ly changed, its masks of both dates, what looks the
     same."""
-    ignored = label_of(pair) == IGNORE  # as a training reads the set: unknown ground of date 1 too
+    ignored = label_of(pair) == IGNORE  # as a training reads the set: unknown ground of either date too
     unknown, apart = (first == 0) | (second == 0), change_mask_of(first, second)
     wrong, right = (each & ~ignored & ~pair.change_mask for each in (real, ~real))
     found = {"real": real, "ignored": real & ignored, "wrong": wrong, "called": pair.change_mask}

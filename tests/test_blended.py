@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from changeanywhere.diffusion.blended import Cells, changed_cells, paint_latents, sample_latents, unknown_cells
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.blended import Calls, Cells, changed_cells, paint_latents, sample_latents, unknown_cells
+from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
+from changeanywhere.diffusion.options import SAMPLERS, Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, normals
 from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
@@ -248,11 +249,13 @@ def test_predict_noise_converts_v() -> None:
 class Oracle:
     """Knows the clean latent, and answers in the parametrisation of the schedule."""
 
+    size_multiple = 16
+
     def __init__(self, clean: Tensor, prediction_type: str) -> None:
         self.clean, self.prediction_type = clean, prediction_type
 
     def encode_masks(self, masks: Tensor, dropped: Tensor | None = None) -> Tensor:
-        return masks
+        return masks.unsqueeze(1)
 
     def __call__(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         alpha: Tensor = MODEL.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
@@ -273,6 +276,61 @@ def test_a_perfect_denoiser_paints_the_clean_latent(prediction_type: str, sample
     )  # fmt: skip
     # DDIM ends at ᾱ[0], one step before clean.
     assert (result - clean).abs().max() < (0.2 if sampler == "ddim" else 1e-3)
+
+
+def one_step(calls: Calls, held: Tensor, wanted: Tensor, noise: Tensor, call: int) -> Tensor:
+    """From q(held, t) of ``call`` to the next, towards ``wanted``, which the network sees in everything: one and the
+    same for every solver and order."""
+    alphas = [MODEL.schedule.alphas_cumprod[calls.timesteps[at]] for at in (call, call + 1)]
+    (alpha, sigma), (after, less) = ((a.sqrt(), (1 - a).sqrt()) for a in alphas)
+    moved: Tensor = less / sigma * calls.noised(held, noise, call) + (after - alpha * less / sigma) * wanted
+    return moved
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("free_fraction", [0.1, 0.5])
+def test_what_was_held_is_one_step_from_the_known_latent_where_the_tail_begins(
+    sampler: str, free_fraction: float
+) -> None:
+    """Whatever the sampler remembers of the calls before; what was never held goes its own way from the start."""
+    clean = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    sampling = Sampling(sampler, 20, free_fraction, eta=0.0)
+    oracle, seen = cast(Denoiser, Oracle(clean, "epsilon")), dict[int, Tensor]()
+    streams = NoiseStreams((1, 2), KNOWN.shape[1:])
+    calls, noise = Calls(oracle, MODEL.schedule, sampling, streams), streams.draw("known")
+    sample_latents(
+        oracle, MODEL.schedule, MASKS, KNOWN, Cells(CHANGED, NOTHING), NoiseStreams((1, 2), KNOWN.shape[1:]), sampling,
+        lambda call, x: seen.update({call: x.clone()}),
+    )  # fmt: skip
+    outside, first = ~CHANGED.expand_as(KNOWN), sampling.num_held
+    expected = one_step(calls, KNOWN, clean, noise, first - 1)
+    torch.testing.assert_close(seen[first][outside], expected[outside], atol=2e-4, rtol=1e-4)
+    start = NoiseStreams((1, 2), KNOWN.shape[1:]).draw("start")
+    alphas = [float(MODEL.schedule.alphas_cumprod[calls.timesteps[at]]) for at in (0, first)]
+    own = ((1 - alphas[1]) / (1 - alphas[0])) ** 0.5
+    painted = own * start + (alphas[1] ** 0.5 - alphas[0] ** 0.5 * own) * clean
+    torch.testing.assert_close(seen[first][~outside], painted[~outside], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_ground_of_a_later_start_begins_at_its_exemplar(sampler: str) -> None:
+    clean, made = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    strength = torch.full((2, 32, 32), 1.0)
+    strength[:, :, 16:] = 0.3
+    sampling = Sampling(sampler, 20, 0.0, eta=0.0, exemplar_strength=0.3)
+    oracle, seen = cast(Denoiser, Oracle(clean, "epsilon")), dict[int, Tensor]()
+    paint_from_exemplars(
+        oracle, MODEL.schedule, KNOWN, Exemplars(made, strength), (MASKS, CHANGE), [1, 2], sampling,
+        lambda call, x: seen.update({call: x.clone()}),
+    )  # fmt: skip
+    streams = NoiseStreams((1, 2), KNOWN.shape[1:])
+    calls, noise = Calls(oracle, MODEL.schedule, sampling, streams), streams.draw("known")
+    starts = first_calls(strength, CHANGE, calls.timesteps, sampling.num_held, sampling)
+    late = int(starts[CHANGED].max())
+    assert 0 < late < sampling.num_held
+    cells = (CHANGED & (starts == late)).expand_as(KNOWN)
+    expected = one_step(calls, made, clean, noise, late - 1)
+    torch.testing.assert_close(seen[late][cells], expected[cells], atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampling", [
@@ -303,6 +361,18 @@ def test_a_pair_that_draws_no_tail_gets_the_known_latent_back() -> None:
     result = paint_latents(MODEL.denoiser, MODEL.schedule, KNOWN, MASKS, CHANGE, [1, 2], sampling)
     outside = ~CHANGED.expand_as(KNOWN)
     assert torch.equal(result[outside], KNOWN[outside]) and not torch.equal(result[~outside], KNOWN[~outside])
+
+
+@pytest.mark.parametrize("num_steps", [*range(1, 26), 40, 50, 100, 200, 250, 500, 999])
+def test_the_tail_begins_at_the_call_that_the_numbers_say(num_steps: int) -> None:
+    """As written, in decimals: not as their product happens to be rounded."""
+    for percent in range(101):
+        exact = num_steps * (100 - percent) // 100
+        assert Sampling(num_steps=num_steps, free_fraction=percent / 100).num_held == exact, percent
+        thousandth = num_steps * (10_000 - percent) // 10_000
+        assert Sampling(num_steps=num_steps, free_fraction=percent / 10_000).num_held == thousandth, percent
+    for calls in range(num_steps + 1):
+        assert Sampling(num_steps=num_steps, free_fraction=calls / num_steps).num_held == num_steps - calls
 
 
 @pytest.mark.parametrize("wrong", [[0.3, 0.0], [0.1], [0.0, 0.1, 0.2], [0.0, 1.5], 1.5])

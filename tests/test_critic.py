@@ -11,19 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run as command
-from changeanywhere.diffusion.blended import changed_cells, paint_latents
+from changeanywhere.diffusion.blended import Calls, changed_cells, mask_conditions, paint_latents
 from changeanywhere.diffusion.critic import Pushed, best_seeds, shown
 from changeanywhere.diffusion.options import CriticOptions, Sampling
-from changeanywhere.errors import ConfigError, LegendError, ModelError
+from changeanywhere.diffusion.place_noise import NoiseStreams
+from changeanywhere.errors import ConfigError, LegendError, ModelError, OutputError
 from changeanywhere.legend import Legend, LegendClass
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.critic import Critic, cell_classes, latents_hash
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import load_model, noise_schedule, save_model
 from changeanywhere.sources import SourceOptions, open_source
-from changeanywhere.training.critic import train_critic
+from changeanywhere.training.critic import CriticTraining, train_critic
+from changeanywhere.training.latents import build_latent_cache
+from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import CriticRecipe, DataRecipe, DenoiserRecipe, Recipe, RunRecipe
 from conftest import tiny_model, write_source
 
@@ -129,7 +134,7 @@ def test_a_push_moves_changed_cells_towards_the_class_at_early_calls_only() -> N
     changes[0, 16:32, 16:32] = True
     changed = changed_cells(changes)
     options = CriticOptions(Path("x"), push=0.5, until=300)
-    pushed = Pushed(model.denoiser, Painted(), model.schedule, changed, options)
+    pushed = Pushed(model.denoiser, Painted(), model.schedule, changed, options, Sampling())
     plain: Denoiser = model.denoiser
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -159,7 +164,8 @@ def test_a_push_raises_what_the_critic_reads(critic: Path, tiny_model_folder: Pa
     for push in (0.0, 2.0):
         options = CriticOptions(critic, push=push, until=0)
         changed = changed_cells(changes)
-        denoiser = Pushed(model.denoiser, net, model.schedule, changed, options) if push else model.denoiser
+        pushed = Pushed(model.denoiser, net, model.schedule, changed, options, sampling)
+        denoiser = pushed if push else model.denoiser
         painted = paint_latents(denoiser, model.schedule, latents, masks, changes, [1, 2, 3, 4], sampling)
         scores.append(float(shown(net, painted, (masks, changes)).mean()))
     assert scores[1] > scores[0]
@@ -168,8 +174,9 @@ def test_a_push_raises_what_the_critic_reads(critic: Path, tiny_model_folder: Pa
 @pytest.mark.parametrize("more", [
     ["--critic.starts", "3", "--critic.calls", "2"],
     ["--critic.push", "0.5"],
+    ["--critic.push", "0.5", "--guidance-scale", "2", "--guidance-interval", "[200, 700]"],
     ["--critic.push", "0.5", "--free-fraction", "[0, 1]", "--exemplar-strength", "0.9"],
-], ids=["starts", "push", "push, by the tails of pairs"])  # fmt: skip
+], ids=["starts", "push", "push, guided at some calls", "push, by the tails of pairs"])  # fmt: skip
 def test_generate_takes_a_critic(
     more: list[str], critic: Path, source_folder: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +192,86 @@ def test_generate_takes_a_critic(
     said = pairs[0].metadata["settings"]["painter"]["critic"]
     assert said["model"] == "critic" and len(said["hash"]) == 16
     assert "critic" not in plain[0].metadata["settings"]["painter"]
+
+
+@pytest.mark.parametrize("interval", [None, [500, 800]])
+def test_a_push_is_as_long_at_calls_that_are_not_guided(interval: list[int] | None) -> None:
+    """What a call comes to once its branches are put together is moved alike."""
+    model, changed = tiny_model(), torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    masks, x = torch.full((1, 64, 64), 4), torch.randn(1, 3, 16, 16)
+    sampling = Sampling(num_steps=8, guidance_scale=4.0, guidance_interval=interval)
+    options = CriticOptions(Path("x"), push=0.5, until=300)
+    pushed = Pushed(model.denoiser, Painted(), model.schedule, changed, options, sampling)
+    lengths, guided = [], set()
+    with torch.no_grad():
+        for net in (model.denoiser, pushed):
+            calls = Calls(net, model.schedule, sampling, NoiseStreams([1], x.shape[1:]))
+            conditions = mask_conditions(net, masks, sampling.guidance_scale)
+            early = [call for call, time in enumerate(calls.timesteps) if time >= 300]
+            lengths.append([calls.predict(x, call, conditions) for call in early])
+            guided = {sampling.guides(calls.timesteps[call]) for call in early}
+    assert guided == ({True} if interval is None else {True, False})
+    for call, plain, moved in zip(early, *lengths, strict=True):
+        alpha = float(model.schedule.alphas_cumprod[calls.timesteps[call]]) ** 0.5
+        assert float((moved - plain).square().mean().sqrt()) == pytest.approx(0.5 * alpha, rel=1e-3), call
+
+
+@pytest.mark.numerical
+def test_parts_and_processes_add_up_to_the_batch_wherever_its_ground_is_known(
+    recipe: Recipe, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(recipe.data, source=str(write_source(tmp_path / "half")))
+    for number, file in enumerate(sorted((tmp_path / "half" / "masks").iterdir())):
+        mask = np.array(Image.open(file))
+        mask[: number * 10] = 0  # the more unknown the later
+        Image.fromarray(mask).save(file)
+    source = open_source(Path(data.source), SourceOptions(tile_size=64))
+    one = replace(recipe, data=data, critic=replace(recipe.critic, batch_size=4))
+    first_stage = load_model(tiny_model_folder).first_stage
+    gradients, losses = [], []
+    for parts, count in ((1, 1), (4, 1), (1, 2), (2, 2)):
+        added, said = 0.0, 0.0
+        for rank in range(count):
+            run = replace(one.run, accumulation_steps=parts)
+            processes = Processes(run)
+            cache = build_latent_cache(tmp_path / "cache", source, first_stage, range(1), len(source), processes)
+            monkeypatch.setattr(processes, "count", count)
+            monkeypatch.setattr(processes, "rank", rank)
+            training = CriticTraining(replace(one, run=run), processes, source, "", cache)
+            _, masks = cache.batch(4, one.run.seed, 0, range(4))
+            known = (cell_classes(masks, source.legend.num_classes) > 0).sum()
+            monkeypatch.setattr(processes, "sum", lambda _, known=known: known)  # what the processes know together
+            batch = next(training.batches(0))
+            for part in zip(*(rows.chunk(parts) for rows in batch), strict=True):
+                said += float(training.backward(part, 0)["loss"].detach()) / (parts * count)
+            weight = training.critic.unet.conv_in.weight
+            assert weight.grad is not None
+            added = added + weight.grad / count
+        gradients.append(added)
+        losses.append(said)
+    for gradient, loss in zip(gradients[1:], losses[1:], strict=True):
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-6)
+        assert loss == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_it_reads_noise_as_the_model_that_it_is_for_makes_it(critic: Path, recipe: Recipe, tmp_path: Path) -> None:
+    model, usual = tiny_model(), noise_schedule()
+    model.schedule = DDPMScheduler(1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    save_model(model, tmp_path / "model")
+    own = replace(recipe, critic=replace(recipe.critic, num_steps=2), init=str(tmp_path / "model"))
+    source = open_source(Path(recipe.data.source), SourceOptions(tile_size=64))
+    folder = train_critic(source, own, tmp_path / "run")
+    first_stage, net = tmp_path / "model" / "first_stage", Critic.load(folder)
+    net.check_model(first_stage, model.schedule, source.legend, folder)
+    for each, schedule in ((net, usual), (Critic.load(critic), model.schedule)):
+        with pytest.raises(ModelError, match=r"under another noise schedule than that of .*model; train one for"):
+            each.check_model(first_stage, schedule, source.legend, folder)
+    assert "schedule" not in json.loads((critic / "critic.json").read_text()), "the usual one is not said"
+    state = torch.load(tmp_path / "run/training/critic/checkpoint.pt", weights_only=True)
+    del state["schedule"]
+    torch.save(state, tmp_path / "run/training/critic/checkpoint.pt")
+    with pytest.raises(OutputError, match="has another noise schedule than the one that the run was begun with"):
+        train_critic(source, own, tmp_path / "run")
 
 
 def test_what_does_nothing_or_does_not_fit_is_refused(
@@ -209,10 +296,10 @@ def test_what_does_nothing_or_does_not_fit_is_refused(
     other.first_stage.latent_mean += 1
     save_model(other, tmp_path / "other")
     with pytest.raises(ModelError, match="latents of another encoder"):
-        Critic.load(critic).check_model(tmp_path / "other" / "first_stage", other.legend, critic)
+        Critic.load(critic).check_model(tmp_path / "other" / "first_stage", other.schedule, other.legend, critic)
     legend = Legend("two", (LegendClass(1, "a", (0, 0, 0)), LegendClass(2, "b", (9, 9, 9))))
     with pytest.raises(LegendError, match="the critic knows"):
-        Critic.load(critic).check_model(tiny_model_folder / "first_stage", legend, critic)
+        Critic.load(critic).check_model(tiny_model_folder / "first_stage", other.schedule, legend, critic)
     shutil.copytree(critic, tmp_path / "broken")
     (tmp_path / "broken" / "critic.json").write_text("{}")
     with pytest.raises(ModelError, match="not a critic of format"):

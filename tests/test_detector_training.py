@@ -19,13 +19,13 @@ from changeanywhere.cli import run as command
 from changeanywhere.diffusion.pipeline import to_uint8
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.models.detectors import build_detector
-from changeanywhere.models.detectors.folder import load_detector
+from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
-from changeanywhere.sample import ChangePair, in_8_bits, rgb8
+from changeanywhere.sample import ChangePair, change_mask_of, in_8_bits, rgb8
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
-from changeanywhere.training.detector import evaluate_detector, train_detector
+from changeanywhere.training.detector import _hash_of, evaluate_detector, train_detector
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.pair_batches import TrainingPairs, augment, label_of, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
@@ -169,6 +169,18 @@ def test_both_dates_and_the_label_are_moved_together() -> None:
     assert 0.2 < shares < 0.8
 
 
+def test_ground_that_is_unknown_at_a_date_is_no_label_whichever_comes_first() -> None:
+    first, second = (np.array([row], np.uint8) for row in ([1, 1, 0, 2, 0], [1, 0, 1, 1, 0]))
+    image = np.zeros((1, 5, 3), np.uint8)
+    for one, other in ((first, second), (second, first)):
+        pair = ChangePair("key", image, image, change_mask_of(one, other), one, other)
+        assert label_of(pair).tolist() == [[0, 255, 255, 1, 255]]
+        assert label_of(replace(pair, mask_t2=None)).tolist()[0][4] == 255
+    known = ChangePair("key", image, image, first == 2, np.ones_like(first), np.ones_like(first))
+    hashes = [_hash_of([each], Recipe()) for each in (known, replace(known, mask_t2=second))]
+    assert hashes[0] != hashes[1], "a training does not go on where other ground counts"
+
+
 def test_masks_without_a_legend_say_nothing_of_what_is_unknown(tmp_path: Path) -> None:
     """0 may be unchanged there, as it usually is in numbers of SECOND's classes."""
     folder = write_pairs(tmp_path / "pairs", 2) / "train"
@@ -278,6 +290,26 @@ def test_weights_that_find_nothing_are_not_the_best(tmp_path: Path) -> None:
     detector = DetectorRecipe(name="fc_ef", pairs=str(pairs), crop_size=64, batch_size=2, num_steps=2, val_every=1)
     train_detector(Recipe(detector=detector, run=RunRecipe(num_workers=0)), tmp_path / "out")
     assert (tmp_path / "out" / "detector").is_dir() and not (tmp_path / "out" / "detector_best").exists()
+
+
+def test_the_best_of_an_earlier_training_is_not_that_of_this_one(tmp_path: Path) -> None:
+    """Started over, where nothing is found or nobody looks; a training that goes on keeps it."""
+    out, still = tmp_path / "out", write_pairs(tmp_path / "pairs")
+    detector = DetectorRecipe(name="fc_ef", pairs=str(still), crop_size=64, batch_size=2, num_steps=2, val_split=None)
+    recipe = Recipe(detector=detector, run=RunRecipe(num_workers=0, save_every=1))
+    for left in ("folder", "link"):
+        train_detector(recipe, out)
+        save_detector(build_detector("fc_siam_diff"), "fc_siam_diff", out / "detector_best")
+        train_detector(replace(recipe, detector=replace(detector, num_steps=3)), out)
+        assert (out / "detector_best" / "detector.json").is_file(), "it resumed"
+        if left == "link":
+            (out / "detector_best").rename(out / "elsewhere")
+            (out / "detector_best").symlink_to("elsewhere")
+        (out / "training" / "detector" / "checkpoint.pt").unlink()
+        train_detector(recipe, out)
+        assert not (out / "detector_best").exists() and (out / "detector").is_dir()
+        (out / "training" / "detector" / "checkpoint.pt").unlink()
+    assert (out / "elsewhere" / "detector.json").is_file(), "what a link leads to is somebody's"
 
 
 def test_lightcdnet_needs_two_pairs(tmp_path: Path) -> None:

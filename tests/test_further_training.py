@@ -14,10 +14,13 @@ from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError, SourceError
 from changeanywhere.legend import load_legend
 from changeanywhere.models.folder import load_first_stage
+from changeanywhere.progress import silent
 from changeanywhere.sources import JoinedSource, SourceOptions, open_images, open_source
-from changeanywhere.training.batches import Mixture, mixture_of, tiles_of_step
+from changeanywhere.training.batches import Mixture, mixture_of, tiles_of_step, turned
 from changeanywhere.training.command import open_training_source
+from changeanywhere.training.denoiser import _tiles_of
 from changeanywhere.training.first_stage import FirstStageTraining, train_first_stage
+from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStageRecipe, Recipe, RunRecipe
 from conftest import tiny_model, write_source
@@ -153,11 +156,9 @@ def test_a_mixture_keeps_its_shares_and_every_part_its_epochs() -> None:
 
 
 def test_the_denoiser_sees_crops_that_turn_with_their_masks(recipe: Recipe, tmp_path: Path) -> None:
-    from changeanywhere.training.live_tiles import LiveTiles
-
     source, processes = open_training_source(recipe.data), Processes(recipe.run)
     first_stage = load_first_stage(Path(str(recipe.init)) / "first_stage")
-    live = LiveTiles(source, first_stage, mixture_of(source, recipe.data), 32, True, processes)
+    live = LiveTiles(source, first_stage, mixture_of(source, recipe.data), 32, (0, MIRRORED), processes)
     latents, masks = live.batch(16, 0, 3, range(16))
     assert latents.shape == (16, 3, 8, 8) and masks.shape == (16, 32, 32) and len(live) == 8
     found, mirrored = 0, 0
@@ -178,6 +179,32 @@ def test_the_denoiser_sees_crops_that_turn_with_their_masks(recipe: Recipe, tmp_
     assert found >= 6 and 0 < mirrored < found
     again, _ = live.batch(16, 0, 3, range(4, 8))
     assert torch.allclose(again, latents[4:8], atol=1e-5), "a process's rows are the batch's"
+
+
+def test_crops_are_seen_in_as_many_views_as_asked(recipe: Recipe) -> None:
+    """Each in one that follows from seed, step and row; mask and latent in the same."""
+    source, processes = open_training_source(recipe.data), Processes(recipe.run)
+    first_stage, tiles = load_first_stage(Path(str(recipe.init)) / "first_stage"), mixture_of(source, recipe.data)
+    whole, one, eight = (LiveTiles(source, first_stage, tiles, None, range(count), processes) for count in (1, 1, 8))
+    rows = range(24)
+    plain, masks = whole.batch(24, 0, 3, rows)
+    latents, seen = eight.batch(24, 0, 3, rows)
+    views = set()
+    for row in rows:
+        fits = [view for view in range(8) if torch.equal(turned(masks[row], view), seen[row])]
+        assert fits
+        views |= set(fits if len(fits) == 1 else [])
+        pixels = whole.images[tiles_of_step(tiles, 24, 0, 3)[row]]
+        expected = [eight.encode(turned(pixels, view)[None])[0] for view in fits]
+        assert any(torch.allclose(latents[row], each, atol=1e-4) for each in expected)
+    assert len(views) >= 6, views
+    assert torch.equal(plain, one.batch(24, 0, 3, rows)[0]) and whole.fingerprint == one.fingerprint
+    assert eight.fingerprint != one.fingerprint, "what a run saw is not changed on the way"
+    assert torch.allclose(eight.batch(24, 0, 3, range(4, 8))[0], latents[4:8], atol=1e-5)
+    crops = replace(recipe.denoiser, flip="none", views=8)
+    replace(recipe, denoiser=crops).check("denoiser")
+    live = _tiles_of(replace(recipe, denoiser=crops), source, first_stage, processes, Path("unread"), silent)
+    assert live.fingerprint != LiveTiles(source, first_stage, tiles, 32, (0,), processes).fingerprint
 
 
 @pytest.mark.parametrize(

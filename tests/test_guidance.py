@@ -13,13 +13,17 @@ import torch
 from changeanywhere.diffusion.blended import mask_conditions, paint_latents
 from changeanywhere.diffusion.options import CriticOptions, Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
-from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.errors import ConfigError, ModelError, OutputError
 from changeanywhere.legend import load_legend
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
-from changeanywhere.models.folder import Model, load_model, noise_schedule, save_model
+from changeanywhere.models.folder import Model, load_model, load_schedule, noise_schedule, save_model, schedule_hash
+from changeanywhere.progress import silent
 from changeanywhere.sources import SourceOptions, open_source
-from changeanywhere.training.denoiser import denoising_loss, train_denoiser
+from changeanywhere.training import denoiser as training_denoiser
+from changeanywhere.training.denoiser import DenoiserTraining, _tiles_of, denoising_loss, train_denoiser
 from changeanywhere.training.guidance import Teacher, mixed
+from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, Recipe, RunRecipe
 from conftest import tiny_model, write_source
 
@@ -92,7 +96,7 @@ def test_a_push_keeps_both_branches() -> None:
 
     model = taught_model()
     critic = Critic.fresh([8, 16], model.legend, "")
-    pushed = Pushed(model.denoiser, critic, model.schedule, CHANGE[:, None, ::4, ::4], CriticOptions(), SCALE)
+    pushed = Pushed(model.denoiser, critic, model.schedule, CHANGE[:, None, ::4, ::4], CriticOptions(), Sampling())
     assert len(mask_conditions(model.denoiser, MASKS, SCALE)) == 1
     assert len(mask_conditions(pushed, MASKS, SCALE)) == 2
 
@@ -148,7 +152,7 @@ def test_the_teacher_says_what_two_branches_say(tmp_path: Path) -> None:
 
 def test_half_of_the_masks_hold_a_box_of_another() -> None:
     masks = torch.arange(64)[:, None, None].expand(64, 32, 32).contiguous()
-    result = mixed(masks, 64, range(64), seed=1, step=3)
+    result = mixed(masks, masks[-1], 64, range(64), seed=1, step=3)
     lent = result != masks
     assert torch.equal(result[lent], masks.roll(1, 0)[lent])
     shares = lent.float().mean((1, 2))
@@ -156,8 +160,32 @@ def test_half_of_the_masks_hold_a_box_of_another() -> None:
     for each in lent[shares > 0]:  # a box: all of its rows and columns
         rows, columns = each.any(1), each.any(0)
         assert torch.equal(each, rows[:, None] & columns[None])
-    assert torch.equal(mixed(masks[8:16], 64, range(8, 16), 1, 3)[1:], result[9:16])
-    assert not torch.equal(mixed(masks, 64, range(64), 1, 4), result)
+    assert not torch.equal(mixed(masks, masks[-1], 64, range(64), 1, 4), result)
+    for rows in (range(8, 16), range(8), range(9, 10)):
+        assert torch.equal(mixed(masks[list(rows)], masks[rows.start - 1], 64, rows, 1, 3), result[list(rows)])
+
+
+@pytest.mark.parametrize("crop_size", [None, 32])
+def test_what_is_taught_is_the_same_with_any_number_of_processes(
+    taught_recipe: Recipe, tmp_path: Path, crop_size: int | None
+) -> None:
+    """Also where each has one row, whose mask is then its neighbour's in a box as ever."""
+    source = open_source(taught_recipe.data.source, SourceOptions(tile_size=64))
+    recipe = replace(taught_recipe, denoiser=replace(taught_recipe.denoiser, crop_size=crop_size, num_steps=8))
+    first_stage, seen = load_model(tmp_path / "init").first_stage, {}
+    for count in (1, 2, 4):
+        shares = []
+        for rank in range(count):
+            processes = Processes(recipe.run)
+            cache = _tiles_of(recipe, source, first_stage, processes, tmp_path / "run", silent)
+            processes.rank, processes.count = rank, count
+            training = DenoiserTraining(recipe, processes, source, first_stage, cache)
+            shares.append([batch[1] for batch in training.batches(0)])
+        seen[count] = [torch.cat(rows) for rows in zip(*shares, strict=True)]
+    plain = [cache.batch(4, recipe.run.seed, step, range(4))[1] for step in range(8)]
+    assert any(not torch.equal(own, masks) for own, masks in zip(plain, seen[1], strict=True)), "some are mixed"
+    for count in (2, 4):
+        assert all(torch.equal(one, more) for one, more in zip(seen[1], seen[count], strict=True)), count
 
 
 @pytest.fixture
@@ -203,11 +231,45 @@ def test_what_is_taught_comes_nearer_to_guidance_and_leaves_its_teacher_alone(
     assert errors[0] < 0.6 * errors[1], errors
 
 
+@pytest.mark.parametrize("scale", [None, SCALE])
+def test_weights_of_another_model_go_on_learning_at_its_noise(
+    taught_recipe: Recipe, tmp_path: Path, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuned or taught guidance: they know no other schedule, and the model is written with the one they saw."""
+    init = load_model(tmp_path / "init")
+    usual = init.schedule.config
+    given = {"num_train_timesteps": 1000, "beta_schedule": usual.beta_schedule, "clip_sample": False}
+    init.schedule = DDPMScheduler(**given, beta_start=0.00085, beta_end=0.012, prediction_type=usual.prediction_type)
+    save_model(init, tmp_path / "init")
+    settings = replace(taught_recipe.denoiser, distil_guidance=scale, num_steps=2)
+    recipe, seen = replace(taught_recipe, denoiser=settings), list[DDPMScheduler]()
+
+    def noted(denoiser: Denoiser, schedule: DDPMScheduler, *rest: object) -> torch.Tensor:
+        seen.append(schedule)
+        return denoising_loss(denoiser, schedule, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training_denoiser, "denoising_loss", noted)
+    source = open_source(recipe.data.source, SourceOptions(tile_size=64))
+    folder = train_denoiser(source, recipe, tmp_path / "run")
+    assert len(seen) == 2
+    for schedule in (*seen, load_schedule(folder)):
+        assert torch.equal(schedule.alphas_cumprod, init.schedule.alphas_cumprod)
+    # A run of an edition that did not ask saw the usual noise: it does not go on under another.
+    checkpoint = tmp_path / "run/training/denoiser/checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    assert state.pop("schedule") == schedule_hash(init.schedule) != schedule_hash(noise_schedule())
+    torch.save(state, checkpoint)
+    with pytest.raises(OutputError, match="has another noise schedule than the one that the run was begun with"):
+        train_denoiser(source, recipe, tmp_path / "run")
+
+
 def test_what_cannot_be_taught_is_refused(taught_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"distil_guidance is 2\.0; allowed: above 1 to 1000, with init"):
         replace(taught_recipe, init=None).check("denoiser")
     with pytest.raises(ConfigError, match="distil_guidance is 1; allowed"):
         replace(taught_recipe, denoiser=replace(taught_recipe.denoiser, distil_guidance=1)).check("denoiser")
+    with pytest.raises(ConfigError, match=r"batch_size is 1; allowed: 2 and more with denoiser\.distil_guidance"):
+        replace(taught_recipe, denoiser=replace(taught_recipe.denoiser, batch_size=1)).check("denoiser")
     model = load_model(tmp_path / "init")
     with pytest.raises(ConfigError, match="has other classes than the tiles"):
         Teacher("mini", SCALE, load_legend("landcoverai"), torch.device("cpu"))

@@ -20,6 +20,7 @@ from changeanywhere.training.latents import build_latent_cache
 from changeanywhere.training.loop import take_step
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, DetectorRecipe, Recipe, RunRecipe
+from changeanywhere.training.stage import load_optimizer
 from changeanywhere.training.step import EAGER_STEPS, RecordedSteps, move, prepare
 from conftest import tiny_model, write_source
 from test_detector_training import write_pairs
@@ -47,6 +48,29 @@ def test_what_is_counted_on_the_host_is_not_recorded(tmp_path: Path) -> None:
     assert training(tmp_path).recordable
     hard = replace(RECIPE, detector=replace(RECIPE.detector, hard_examples=True))
     assert not training(tmp_path / "hard", hard).recordable
+
+
+@pytest.mark.parametrize(("begun", "own"), [(None, True), (True, None), (True, True)])
+def test_optimisers_resume_as_their_device_wants_them(begun: bool | None, own: bool | None) -> None:
+    """A run that began on a CPU and goes on on a GPU, and the other way round: torch puts the counts of steps where the
+    groups that it loads say, so that these must be this device's already."""
+
+    def optimiser(fused: bool | None) -> torch.optim.AdamW:
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        return torch.optim.AdamW([weight], 0.1, fused=fused)
+
+    before, after = optimiser(begun), optimiser(own)
+    before.step()
+    state = before.state_dict()
+    state["param_groups"][0]["capturable"] = True  # of a recorded run
+    # Where fused, the count is brought to the kind and the device of the kernel, else it is left as it is.
+    state["state"][0]["step"] = state["state"][0]["step"].double()
+    load_optimizer(after, state)
+    (group,), (count,) = after.param_groups, [each["step"] for each in after.state.values()]
+    assert (group["fused"], group["capturable"]) == (own, False)
+    assert count.dtype == (torch.float32 if own else torch.float64)
+    assert state["param_groups"][0]["fused"] == begun, "what was read stays as it is"
 
 
 def denoiser_training(tmp_path: Path) -> DenoiserTraining:

@@ -22,11 +22,11 @@ from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Legend, LegendClass, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
-from changeanywhere.models.folder import load_model, noise_schedule
+from changeanywhere.models.folder import load_model
 from changeanywhere.models.perceptual import VGG16_CHANNELS, VGG16_CONVOLUTIONS, VGG16Distance, build_perceptual
 from changeanywhere.training.denoiser import build_denoiser, train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
-from changeanywhere.training.initialise import initialise_denoiser, initialise_first_stage
+from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, initialise_first_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import FirstStageRecipe, Recipe, RunRecipe, SegmenterRecipe
 from changeanywhere.training.segmenter import SegmenterTraining, draw_jitter
@@ -153,6 +153,32 @@ def test_a_crop_looks_alike_whichever_process_takes_it(
 
 
 @pytest.mark.numerical
+def test_known_ground_counts_alike_whichever_process_has_it(recipe: Recipe) -> None:  # noqa: F811
+    """A segmenter's loss is the mean over the known ground of the batch, of which one process may have nearly all."""
+    segmenter = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=4, num_steps=1)
+    recipe = replace(recipe, segmenter=segmenter)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    masks = torch.randint(1, 4, (4, 32, 32), generator=torch.Generator().manual_seed(2))
+    masks[:2, 2:] = 0
+    known, losses, gradients = (masks > 0).sum(), [], []
+    for count in (1, 2):
+        loss, gradient = 0.0, torch.zeros(())
+        for rank in range(count):
+            processes = Processes(recipe.run)
+            processes.rank, processes.count = rank, count
+            processes.sum = lambda tensor: known  # type: ignore[method-assign]  # what they know together
+            training = SegmenterTraining(recipe, processes, source_of(recipe))
+            training.net.eval()  # as it normalises, each process does for itself
+            rows = slice(training.rows.start, training.rows.stop)
+            loss += float(training.backward((images[rows], masks[rows]), 0)["loss"].detach()) / count
+            gradient = gradient + torch.cat([p.grad.flatten() for p in training.net.parameters() if p.grad is not None])
+        losses.append(loss)
+        gradients.append(gradient / count)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.numerical
 def test_accumulating_gradients_changes_memory_and_not_the_result(
     recipe: Recipe,  # noqa: F811
     tmp_path: Path,
@@ -229,13 +255,13 @@ def test_fine_tuning_keeps_classes_by_name_and_bands_by_number(recipe: Recipe, t
         ours, theirs = four.decode(four.encode(images)), old.first_stage.decode(four.encode(images))
     torch.testing.assert_close(ours[:, :3], theirs)
 
-    taken = initialise_denoiser(build_denoiser(DENOISER, 5, 3), noise_schedule(), legend, tuned.init)
+    taken = initialise_denoiser(build_denoiser(DENOISER, 5, 3), legend, tuned.init)
     assert taken == ["water", "building"]
     wider = build_denoiser(replace(DENOISER, channels=[8, 32]), 5, 3)
     with pytest.raises(ConfigError, match="has another architecture than the recipe's denoiser"):
-        initialise_denoiser(wider, noise_schedule(), legend, tuned.init)
+        initialise_denoiser(wider, legend, tuned.init)
     with pytest.raises(ConfigError, match=r"but .* predicts 'epsilon'"):
-        initialise_denoiser(wider, noise_schedule("v_prediction"), legend, tuned.init)
+        initial_schedule(tuned.init, "v_prediction")
 
 
 def build_four_band_first_stage() -> FirstStage:

@@ -337,6 +337,8 @@ def test_a_flag_may_switch_off_what_the_file_sets(recipe: Recipe) -> None:
     [
         ("detector", "denoiser.loss"), ("detector", "data.source"), ("first-stage", "first_stage_from"),
         ("segmenter", "first_stage_from"), ("denoiser", "first_stage.crop_size"), ("denoiser", "run.num_workers"),
+        ("first-stage", "run.keep_mib"), ("denoiser", "run.keep_mib"), ("critic", "run.keep_mib"),
+        ("segmenter", "run.keep_mib"),
     ],
 )  # fmt: skip
 def test_flags_of_other_stages_are_refused(stage: str, flag: str, tmp_path: Path) -> None:

@@ -266,6 +266,24 @@ def test_no_step_is_logged_twice(segmenting: Recipe, tmp_path: Path) -> None:
     assert steps_of(tmp_path) == list(range(1, 9))
 
 
+def test_steps_that_were_taken_are_not_taken_back(segmenting: Recipe, tmp_path: Path) -> None:
+    train_segmenter(source_of(segmenting), segmenting, tmp_path)
+
+    def written() -> dict[str, bytes]:
+        files = (file for file in tmp_path.rglob("*") if file.is_file() and "tensorboard" not in file.parts)
+        return {str(file): file.read_bytes() + str(file.stat().st_mtime_ns).encode() for file in files}
+
+    before = written()
+    fewer = replace(segmenting, segmenter=replace(SEGMENTER, num_steps=4))
+    with pytest.raises(
+        OutputError, match=r"has taken 6 steps; segmenter\.num_steps is 4; allowed: 6 and more, or anoth"
+    ):
+        train_segmenter(source_of(fewer), fewer, tmp_path)
+    assert written() == before
+    train_segmenter(source_of(segmenting), segmenting, tmp_path)  # as many again: nothing to do
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_reading_process_that_dies_is_one_line(
     segmenting: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,6 +232,7 @@ class Calls:
                 fixed = self._noise.draw("known").to(known) if known_noise is None else known_noise
                 here = held if isinstance(held, Tensor) else held.at(call)
                 x = torch.where(here, self.noised(known, fixed, call), x)
+                sampler.held = here  # read by the one sampler that goes back to the call before
             self.tell(call, x)
             timestep = sampler.timesteps[call]
             prediction = self.predict(x, call, conditions)
@@ -246,14 +247,8 @@ class Calls:
     def predict(self, x: Tensor, call: int, conditions: Sequence[Tensor]) -> Tensor:
         """What the network says of ``x`` at a call, guided where that call is."""
         times = torch.full((len(x),), self.timesteps[call], device=x.device)
-        guided = self._is_guided(call)
+        guided = self._sampling.guides(self.timesteps[call])
         return self._predict(x, times, list(conditions if guided else conditions[:1]), guided)
-
-    def _is_guided(self, call: int) -> bool:
-        interval = self._sampling.guidance_interval
-        if self._sampling.guidance_scale == 1:
-            return False
-        return interval is None or interval[0] <= self.timesteps[call] <= interval[1]
 
     def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor], guided: bool) -> Tensor:
         """With guidance both branches go through the UNet as one batch, unless one network says what both do."""

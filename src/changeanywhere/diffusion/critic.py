@@ -74,13 +74,13 @@ class Pushed(Denoiser):
         schedule: DDPMScheduler,
         changed: Tensor,
         options: CriticOptions,
-        guidance_scale: float = 1.0,
+        sampling: Sampling,
     ) -> None:
-        """``changed``: cells of the batch bool ``[B, 1, h, w]``, on which the critic is heard. ``guidance_scale``: by
-        which the difference to the null condition, and so the push, is multiplied afterwards."""
+        """``changed``: cells of the batch bool ``[B, 1, h, w]``, on which the critic is heard. ``sampling``: of
+        whose calls a guided one multiplies the difference to the null condition, and so the push, afterwards."""
         super().__init__(denoiser.unet, denoiser.mask_encoder)
         self.critic, self._changed = critic, changed
-        self._until, self._length = options.until, options.push / max(guidance_scale, 1.0)
+        self._until, self._length, self._sampling = options.until, options.push, sampling
         self._alphas = schedule.alphas_cumprod
         self._predicts_v = schedule.config.prediction_type == "v_prediction"
 
@@ -104,11 +104,13 @@ class Pushed(Denoiser):
         count = self.critic.legend.num_classes
         condition, wanted = condition[:, :-count], condition[:, -count:].float()
         prediction = super().forward(latents, timesteps, condition)
-        if int(timesteps[0]) < self._until or not bool(wanted.any()):
+        timestep = int(timesteps[0])
+        if timestep < self._until or not bool(wanted.any()):
             return prediction
-        push = self._length * self._direction(latents, timesteps, wanted)
+        multiplied = max(self._sampling.guidance_scale, 1.0) if self._sampling.guides(timestep) else 1.0
+        push = self._length / multiplied * self._direction(latents, timesteps, wanted)
         # The clean estimate moves by sigma × push: x0 = alpha x − sigma v, or (x − sigma eps) / alpha.
-        alpha = float(self._alphas[int(timesteps[0])]) ** 0.5
+        alpha = float(self._alphas[timestep]) ** 0.5
         return prediction - (push if self._predicts_v else alpha * push)
 
     def _direction(self, latents: Tensor, timesteps: Tensor, wanted: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class Sampling:
         """
         if isinstance(self.free_fraction, list):
             raise ConfigError(f"free_fraction is {self.free_fraction}; allowed: one number, for one pair or scene")
-        return int(self.num_steps * (1 - self.free_fraction))
+        return int(round(self.num_steps * (1 - self.free_fraction), 9))  # 10 * (1 - 0.9) is 0.9999999999999998
 
     def settled(self, seed: int) -> Sampling:
         """These settings for the pair whose noise has this seed: its free tail, where a range is given."""
@@ -162,6 +162,11 @@ class Sampling:
             return self
         low, high = self.free_fraction
         return replace(self, free_fraction=round(float(stream("pair.tail", seed).uniform(low, high)), 4))
+
+    def guides(self, timestep: int) -> bool:
+        """Whether the call at this timestep is guided."""
+        interval = self.guidance_interval
+        return self.guidance_scale != 1 and (interval is None or interval[0] <= timestep <= interval[1])
 
     def changed(self, given: Mapping[str, Any]) -> Sampling:
         """These settings with those that are ``given``. What does nothing any more, since something given switches it

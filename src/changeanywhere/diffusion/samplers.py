@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,16 +11,9 @@ from changeanywhere.diffusion.options import SAMPLERS
 from changeanywhere.errors import ConfigError
 from changeanywhere.help import among
 from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from changeanywhere.models.folder import NOISE_SETTINGS
 
-SHARED_SETTINGS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-)
-
+SHARED_SETTINGS = (*NOISE_SETTINGS, "prediction_type")
 
 SPACING = 1.5
 """Timesteps of DPM-Solver++ fall as (1 − i/N)^SPACING: 1 is even spacing, 2 the quadratic one of DDIM (Song et al.
@@ -42,7 +36,8 @@ def build_sampler(name: str, schedule: DDPMScheduler, num_steps: int, device: to
 
     ``ddim`` steps like the published latent-diffusion code: even spacing from the start, offset 1, and the final ᾱ
     is ᾱ[0]. The multistep solvers end at zero noise and are of second order; ``dpmsolver++`` has
-    :func:`falling_timesteps`, ``unipc`` even ones from T down.
+    :func:`falling_timesteps`, ``unipc`` even ones from T down; its attribute ``held`` says which cells of a call its
+    corrector leaves as they are.
     Raises :class:`ConfigError` for an unknown name or more steps than the model was trained with.
     """
     if name not in SAMPLERS:
@@ -62,8 +57,25 @@ def build_sampler(name: str, schedule: DDPMScheduler, num_steps: int, device: to
         sampler.set_timesteps(timesteps=falling_timesteps(num_steps, limit), device=device)
         return sampler
     else:
-        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler  # and scipy.stats with it
-
-        sampler = UniPCMultistepScheduler(**shared, solver_order=2, timestep_spacing="trailing")
+        sampler = _holding_unipc()(**shared, solver_order=2, timestep_spacing="trailing")
     sampler.set_timesteps(num_steps, device=device)
     return sampler
+
+
+@cache
+def _holding_unipc() -> Any:
+    """UniPC that leaves ``held`` cells (bool, like its samples; None: none) as they are given.
+
+    Its corrector computes the sample of a call anew, from that of the call before: cells that were replaced in between,
+    to be held, would leave q(known, t) for a trajectory of the sampler's own. Elsewhere it is diffusers'.
+    """
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler  # and scipy.stats with it
+
+    class HoldingUniPC(UniPCMultistepScheduler):  # type: ignore[misc]
+        held: torch.Tensor | None = None
+
+        def multistep_uni_c_bh_update(self, *args: Any, this_sample: torch.Tensor, **named: Any) -> torch.Tensor:
+            corrected: torch.Tensor = super().multistep_uni_c_bh_update(*args, this_sample=this_sample, **named)
+            return corrected if self.held is None else torch.where(self.held, this_sample, corrected)
+
+    return HoldingUniPC

@@ -16,6 +16,7 @@ MODEL/README.md                 model card
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -55,6 +56,8 @@ from changeanywhere.storage import atomic_folder
 MAX_FILE = "15MB"  # code hosts and mail gateways refuse larger files without special storage
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 GUIDED = "denoiser_guided"
+NOISE_SETTINGS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+"""Of a scheduler: how much noise there is at each timestep."""
 
 __all__ = [
     "Model",
@@ -62,9 +65,11 @@ __all__ = [
     "hash_model",
     "load_first_stage",
     "load_model",
+    "load_schedule",
     "noise_schedule",
     "save_first_stage",
     "save_model",
+    "schedule_hash",
 ]
 
 
@@ -98,6 +103,18 @@ def noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
         prediction_type=prediction_type,
         clip_sample=False,
     )
+
+
+def load_schedule(folder: Path) -> DDPMScheduler:
+    """The noise schedule of a model folder; :class:`ModelError` naming file and cause if it has none."""
+    place = folder / "scheduler" / "scheduler_config.json"
+    return _built(DDPMScheduler, *read_configuration(place, "DDPMScheduler", SCHEDULER), place)
+
+
+def schedule_hash(schedule: DDPMScheduler) -> str:
+    """Of how much noise there is at each timestep, 16 hexadecimal digits, whatever is predicted of it."""
+    settings = [schedule.config[name] for name in NOISE_SETTINGS]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
 def save_first_stage(first_stage: FirstStage, folder: Path) -> None:
@@ -202,12 +219,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
             f"{folder}: mask_encoder has {encoder.num_classes} classes, legend.json has {info.legend.num_classes}"
         )
     guided = _guided(folder, info.guided_scale, dtype)
-    place = folder / "scheduler" / "scheduler_config.json"
-    schedule = _built(DDPMScheduler, *read_configuration(place, "DDPMScheduler", SCHEDULER), place)
     return Model(
         first_stage=first_stage,
         denoiser=Denoiser(unet, encoder, guided, info.guided_scale).eval(),
-        schedule=schedule,
+        schedule=load_schedule(folder),
         legend=info.legend,
         mask_dropout=info.mask_dropout,
         tile_size=info.tile_size,

@@ -77,8 +77,6 @@ class DiffusionPainter:
         self.use(settings.sampling)
         self.critic = critic_of(settings, self.pipeline)
         self.critic_options = settings.critic
-        whole = settings.critic.push == 0 or self.sampling.guidance_interval is None
-        require(whole, "critic.push", settings.critic.push, "0 with guidance_interval")
         if settings.compile:
             for unet in (self.pipeline.denoiser.unet, self.pipeline.denoiser.guided):
                 if unet is not None:
@@ -162,7 +160,7 @@ class DiffusionPainter:
         if self.critic is None or self.critic_options.push == 0:
             return denoiser
         changed = changed_cells(changes.to(self.pipeline.device))
-        return Pushed(denoiser, self.critic, schedule, changed, self.critic_options, self.sampling.guidance_scale)
+        return Pushed(denoiser, self.critic, schedule, changed, self.critic_options, self.sampling)
 
     def _how(self, plan: ChangePlan, made: Exemplar, own: Sampling) -> list[FromExemplar]:
         """How each class that appears in ``plan`` was painted, by a pair's own settings."""
@@ -196,7 +194,8 @@ def critic_of(settings: PainterSettings, pipeline: ChangePairPipeline) -> Critic
     if folder is None:
         return None
     critic = Critic.load(find_folder(folder))
-    critic.check_model(find_model(settings.model) / "first_stage", pipeline.legend, folder)
+    place = find_model(settings.model) / "first_stage"
+    critic.check_model(place, pipeline.model.schedule, pipeline.legend, folder)
     return channels_last(critic.to(pipeline.device))
 
 

@@ -91,6 +91,12 @@ def dihedral(image: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
     return turned[:, ::-1] if view >= 4 else turned
 
 
+def turned(image: Tensor, view: int) -> Tensor:
+    """A view of ``[..., H, W]``, as :func:`dihedral` numbers them."""
+    whole = torch.rot90(image, view % 4, (-2, -1))
+    return whole.flip(-1) if view >= 4 else whole
+
+
 class StepSampler(Sampler[list[tuple[int, int, int]]]):
     """Yields the ``rows`` of a batch as (tile, step, row) for each step from ``first_step`` on."""
 

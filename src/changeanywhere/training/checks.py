@@ -35,10 +35,10 @@ READ_BY = {
 OF_IMAGES = ("data.images", "data.images_share", "data.images_without")
 OF_SEGMENTERS = ("data.complete", "data.complete_margin", "data.evidence", "data.evidence_split")
 UNREAD = {
-    "first_stage": OF_SEGMENTERS,
-    "denoiser": ("run.num_workers", *OF_SEGMENTERS),
-    "critic": ("run.num_workers", "run.compile", *OF_IMAGES, *OF_SEGMENTERS),
-    "segmenter": (),
+    "first_stage": ("run.keep_mib", *OF_SEGMENTERS),
+    "denoiser": ("run.num_workers", "run.keep_mib", *OF_SEGMENTERS),
+    "critic": ("run.num_workers", "run.compile", "run.keep_mib", *OF_IMAGES, *OF_SEGMENTERS),
+    "segmenter": ("run.keep_mib",),
     "detector": (),
 }
 """Stage → options of its sections that it does not read; recipes that stages share hold them."""
@@ -165,6 +165,8 @@ def _check_denoiser(recipe: Sections) -> None:
     scale = dn.distil_guidance
     needed = "above 1 to 1000, with init: the model whose guidance is learned"
     require(scale is None or (1 < scale <= 1000 and bool(recipe.init)), "denoiser.distil_guidance", scale, needed)
+    pair = "2 and more with denoiser.distil_guidance: half of the masks are another tile's in a box"
+    require(scale is None or dn.batch_size != 1, "denoiser.batch_size", dn.batch_size, pair)
     require(0 <= dn.held_out < 1, "denoiser.held_out", dn.held_out, "0 to below 1")
     require(dn.val_every > 0, "denoiser.val_every", dn.val_every, "above 0")
     allowed = 0 < dn.ema_halflife_share <= 0.1

@@ -14,18 +14,19 @@ from changeanywhere.errors import OutputError
 from changeanywhere.models.copies import onto
 from changeanywhere.models.critic import Critic, cell_classes, latents_hash
 from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.folder import load_first_stage, noise_schedule
+from changeanywhere.models.folder import load_first_stage, schedule_hash
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import mixture_of
 from changeanywhere.training.denoiser import draw_noise, find_first_stage
 from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.initialise import initial_schedule, refuse_another_schedule
 from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
-from changeanywhere.training.segmenter import segmentation_loss
+from changeanywhere.training.segmenter import segmentation_sum
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
 
 WEIGHT_DECAY = 0.01
@@ -58,7 +59,9 @@ def train_critic(
 
 
 class CriticTraining(Stage):
-    """A network that reads noisy latents. A batch: ``(latents, classes, timesteps, noise)``."""
+    """A network that reads noisy latents. A batch: ``(latents, classes, timesteps, noise, known)``, the last how many
+    cells of all rows of the batch are known, by parts of it: by that a part's loss is divided, so that parts and
+    processes add up to the mean of the batch, wherever its known ground lies."""
 
     name = "critic"
 
@@ -67,11 +70,14 @@ class CriticTraining(Stage):
         self.settings, self.cache = recipe.critic, cache
         torch.manual_seed(self.seed)
         channels = int(cache.latents.shape[2])
-        self.critic = Critic.fresh(self.settings.channels, source.legend, latents, channels)
+        self.schedule = initial_schedule(recipe.init)
+        self.critic = Critic.fresh(
+            self.settings.channels, source.legend, latents, channels, schedule_hash(self.schedule)
+        )
         channels_last(self.critic.to(processes.device)).train()
         optimizer = torch.optim.AdamW(self.critic.parameters(), self.settings.learning_rate, weight_decay=WEIGHT_DECAY)
         self.learners = (Learner(self.critic, optimizer, largest_norm=1.0),)
-        self.alphas = noise_schedule().alphas_cumprod.to(processes.device)
+        self.alphas = self.schedule.alphas_cumprod.to(processes.device)
 
     def learning_rate(self, step: int) -> float:
         """See :class:`Stage`."""
@@ -87,16 +93,18 @@ class CriticTraining(Stage):
                 latents.shape[1:], self.batch_size, self.rows, 0.0, len(self.alphas), generator
             )
             classes = cell_classes(masks, self.critic.legend.num_classes)
-            yield tuple(onto(tensor, self.processes.device) for tensor in (latents, classes, times, noise))
+            tensors = tuple(onto(tensor, self.processes.device) for tensor in (latents, classes, times, noise))
+            known = self.processes.sum((tensors[1] > 0).sum()).clamp(min=1)
+            yield *tensors, (known / (self.num_parts * self.processes.count)).expand(len(latents))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy on known cells."""
-        latents, classes, times, noise = part
+        latents, classes, times, noise, known = part
         alphas = self.alphas[times].view(-1, 1, 1, 1)
         noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
         with self.processes.accelerator.autocast():
             logits = self.critic(noisy, times)
-        loss = segmentation_loss(logits, classes)
+        loss = segmentation_sum(logits, classes)[0] / known[0]
         self.add_gradients(loss)
         return {"loss": loss}
 
@@ -106,12 +114,14 @@ class CriticTraining(Stage):
             "critic": self.critic.state_dict(),
             "optimizer": self.learners[0].optimizer.state_dict(),
             "latents": self.cache.fingerprint,
+            "schedule": self.critic.schedule,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Stage`. Raises :class:`OutputError` if the latents are another first stage's."""
+        """See :class:`Stage`. Raises :class:`OutputError` if latents or noise schedule are another model's."""
         if state["latents"] != self.cache.fingerprint:
             raise OutputError(f"{self.cache.folder}: of another first stage than the run was begun with")
+        refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.critic.load_state_dict(state["critic"])
         self.learners[0].optimizer.load_state_dict(state["optimizer"])
 

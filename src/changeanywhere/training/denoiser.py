@@ -21,7 +21,7 @@ from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.copies import onto, pinned
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
-from changeanywhere.models.folder import Model, find_model, load_first_stage, noise_schedule, save_model
+from changeanywhere.models.folder import Model, find_model, load_first_stage, save_model, schedule_hash
 from changeanywhere.models.info import find_folder, sampling_range
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import SourceItem
@@ -32,17 +32,16 @@ from changeanywhere.training.batches import drawn_ahead, mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.guidance import Teacher, mixed, taught
-from changeanywhere.training.initialise import initialise_denoiser
+from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, refuse_another_schedule
 from changeanywhere.training.latents import LatentCache, build_latent_cache
-from changeanywhere.training.live_tiles import LiveTiles
+from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DenoiserRecipe, Recipe
-from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
+from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor, load_optimizer
 from changeanywhere.training.validation import HeldOut, held_out_of
 
 PICTURED_TILES = 6
-MIRRORED = 4  # the view that is the tile mirrored left to right
 WEIGHT_DECAY = 0.01
 
 
@@ -77,10 +76,9 @@ def _tiles_of(
 ) -> LatentCache | LiveTiles:
     """Whole tiles, encoded once and kept on the disk; or, where crops are asked for, tiles on the device."""
     settings, tiles = recipe.denoiser, mixture_of(source, recipe.data)
-    mirrored = settings.flip == "horizontal"
+    views = (0, MIRRORED) if settings.flip == "horizontal" else range(settings.views)
     if settings.crop_size is not None:
-        return LiveTiles(source, first_stage, tiles, settings.crop_size, mirrored, processes, progress)
-    views = (0, MIRRORED) if mirrored else range(settings.views)
+        return LiveTiles(source, first_stage, tiles, settings.crop_size, views, processes, progress)
     folder = out / "training" / "latents"
     cache = build_latent_cache(folder, source, first_stage, views, tiles, processes, progress)
     cache.keep_on(processes.device)
@@ -198,7 +196,7 @@ class DenoiserTraining(Stage):
             self.denoiser.parameters(), settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=fused
         )
         self.learners = (Learner(self.denoiser, optimizer, settings.gradient_clip),)
-        self.schedule = noise_schedule(settings.prediction_type)
+        self.schedule = initial_schedule(recipe.init, settings.prediction_type)
         # Where steps read it: a recording copies nothing from the host.
         self.schedule.alphas_cumprod = self.schedule.alphas_cumprod.to(processes.device)
         self.recordable = self.num_parts == 1 and not recipe.run.compile
@@ -228,7 +226,7 @@ class DenoiserTraining(Stage):
         init = self.recipe.init
         if init is None:
             return
-        taken = initialise_denoiser(self.denoiser, self.schedule, self.source.legend, init)
+        taken = initialise_denoiser(self.denoiser, self.source.legend, init)
         if self.processes.is_main:
             say(f"classes known to {init}: {', '.join(taken) or 'none, all start fresh'}", error=True)
         self.average.load(self.denoiser.state_dict())
@@ -250,8 +248,15 @@ class DenoiserTraining(Stage):
             for step, noise in zip(steps, noises, strict=True):
                 latents, masks = self.cache.batch(self.batch_size, self.seed, step, rows)
                 if self.teacher is not None:
-                    masks = mixed(masks, self.batch_size, rows, self.seed, step)
+                    masks = mixed(masks, self._before(masks, step), self.batch_size, rows, self.seed, step)
                 yield tuple(onto(tensor, device) for tensor in (latents, masks, *noise))
+
+    def _before(self, masks: Tensor, step: int) -> Tensor:
+        """The mask ``[H, W]`` of the row of the batch before this process's, whose masks are ``masks``."""
+        if len(masks) == self.batch_size:
+            return masks[-1]
+        row = (self.rows.start - 1) % self.batch_size
+        return self.cache.batch(self.batch_size, self.seed, step, range(row, row + 1))[1][0]
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """The error of the predicted noise."""
@@ -297,22 +302,20 @@ class DenoiserTraining(Stage):
             "average": self.average.weights,
             "optimizer": self.learners[0].optimizer.state_dict(),
             "latents": self.cache.fingerprint,
+            "schedule": schedule_hash(self.schedule),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Stage`. Raises :class:`OutputError` if the latents are another first stage's."""
+        """See :class:`Stage`. Raises :class:`OutputError` if latents or noise schedule are another model's."""
         if state.get("latents", self.cache.fingerprint) != self.cache.fingerprint:
             raise OutputError(
-                f"{self.recipe.data.source}: encoded by another first stage than the run was begun with; "
-                "give another --out, or that first stage"
+                f"{self.recipe.data.source}: encoded by another first stage, or seen in other views, than the run was "
+                "begun with; give another --out, or that first stage"
             )
+        refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.denoiser.load_state_dict(state["denoiser"])
         self.average.load(state["average"])
-        optimizer = self.learners[0].optimizer
-        fused = optimizer.param_groups[0]["fused"]
-        optimizer.load_state_dict(state["optimizer"])
-        # This device's, whichever the run began on; and a recorded run's steps are recorded anew.
-        optimizer.param_groups[0] |= {"fused": fused, "capturable": False}
+        load_optimizer(self.learners[0].optimizer, state["optimizer"])
         if self.held is not None:
             self.held.load_state(state["held_out"])
             self.ended = self.held.over

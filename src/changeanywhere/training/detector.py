@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from changeanywhere.training.pair_batches import TrainingPairs, batches_beside, 
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
 from changeanywhere.training.semantic import SemanticScores, score_classes, semantic_loss
-from changeanywhere.training.stage import Batch, Learner, Stage
+from changeanywhere.training.stage import Batch, Learner, Stage, load_optimizer
 
 Pairs = Sequence[ChangePair] | PairDataset
 
@@ -114,7 +115,8 @@ def _hash_of(pairs: Pairs, recipe: Recipe) -> str:
     for pair in pairs:
         digest.update(repr((pair.key, pair.change_mask.shape)).encode())
         digest.update(pair.change_mask.tobytes())
-        digest.update(b"" if pair.mask_t1 is None else (pair.mask_t1 == 0).tobytes())
+        unknown = [mask == 0 for mask in (pair.mask_t1, pair.mask_t2) if mask is not None]
+        digest.update(np.logical_or.reduce(unknown).tobytes() if unknown else b"")
     return digest.hexdigest()[:16]
 
 
@@ -326,7 +328,7 @@ class DetectorTraining(Stage):
         folder.log_validation(done, scores.to_dict() | (classes.to_dict() if classes else {}))
         if (scores.f1 or 0.0) > self.best:
             self.best = scores.f1 or 0.0
-            save_detector(self.net, self.settings.name, folder.out / "detector_best")
+            save_detector(self.net, self.settings.name, folder.best)
 
     def state(self) -> dict[str, Any]:
         """See :class:`Stage`."""
@@ -338,8 +340,7 @@ class DetectorTraining(Stage):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Stage`."""
         self.net.load_state_dict(state["detector"])
-        self.learners[0].optimizer.load_state_dict(state["optimizer"])
-        self.learners[0].optimizer.param_groups[0]["capturable"] = False  # a recorded run's; this one records anew
+        load_optimizer(self.learners[0].optimizer, state["optimizer"])
         self.best = float(state["best"])
         if self.teacher is not None and self.teacher.average is not None:
             self.teacher.average.load(state["teacher"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -34,6 +35,8 @@ RESULTS = {
     "detector": ("detector", "detector_best"),
 }
 """Stage → the folders in ``OUT`` that it writes beside its own."""
+BEST = {"detector": "detector_best"}
+"""Stage → the folder in ``OUT`` of what did best so far, which a training writes where it finds something better."""
 _claimed: dict[Path, ExitStack] = {}
 """Leases of this process, by folder."""
 _at_work: set[Path] = set()
@@ -155,6 +158,20 @@ class TrainingFolder:
         except ImportError:  # the "train" extra is not installed: metrics.jsonl has every number
             return None
         return SummaryWriter(str(self.path / "tensorboard"))
+
+    @property
+    def best(self) -> Path:
+        """Of what did best so far, for a stage that keeps it (:data:`BEST`)."""
+        return self.out / BEST[self.stage]
+
+    def forget_best(self) -> None:
+        """Drop what did best in an earlier training: of one that begins, and may find nothing, it would say so too."""
+        if not self.processes.is_main or self.stage not in BEST:
+            return
+        if self.best.is_symlink():
+            self.best.unlink()
+        elif self.best.is_dir():
+            shutil.rmtree(self.best)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, None at a fresh start. Unpickles tensors and plain containers only."""

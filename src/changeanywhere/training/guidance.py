@@ -52,10 +52,11 @@ class Teacher:
         return guided, 1 / ((guided - conditional).square().mean((1, 2, 3)) + LEAST_CHANGE)
 
 
-def mixed(masks: Tensor, batch_size: int, rows: range, seed: int, step: int) -> Tensor:
-    """Masks int64 ``[rows, H, W]`` of a step, half of them those of another row of the batch in a box.
+def mixed(masks: Tensor, before: Tensor, batch_size: int, rows: range, seed: int, step: int) -> Tensor:
+    """Masks int64 ``[rows, H, W]`` of a step, half of them those of the row before it in a box.
 
-    Drawn for the whole batch, then cut; which row lends is settled among the rows of a process.
+    Drawn for the whole batch, then cut. ``before``: the mask ``[H, W]`` of the row before the first of ``rows``, which
+    is the batch's last one for its first: each row borrows from the same whichever process takes it.
     """
     generator = torch.Generator().manual_seed(step_seed("training.guidance", seed, step))
     corners = torch.rand(batch_size, 2, 2, generator=generator).sort(-1).values  # row, column: first, last
@@ -65,7 +66,8 @@ def mixed(masks: Tensor, batch_size: int, rows: range, seed: int, step: int) -> 
         (own[:, axis, :1] <= places) & (places < own[:, axis, 1:])
         for axis, places in enumerate(torch.arange(n, device=masks.device)[None] / n for n in masks.shape[1:])
     ]
-    return torch.where(inside[0][:, :, None] & inside[1][:, None, :], masks.roll(1, 0), masks)
+    lent = torch.cat([before[None], masks[:-1]])
+    return torch.where(inside[0][:, :, None] & inside[1][:, None, :], lent, masks)
 
 
 def taught(init: str, guided: Denoiser, scale: float) -> Model:

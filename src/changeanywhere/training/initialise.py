@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.legend import Legend
 from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import FirstStage
-from changeanywhere.models.folder import find_model, load_first_stage, load_model
+from changeanywhere.models.folder import (
+    find_model,
+    load_first_stage,
+    load_model,
+    load_schedule,
+    noise_schedule,
+    schedule_hash,
+)
 from changeanywhere.models.info import find_segmenter
 from changeanywhere.models.segmenter import Segmenter
 
@@ -48,18 +56,35 @@ def initialise_first_stage(first_stage: FirstStage, init: str) -> bool:
     return True
 
 
+def initial_schedule(init: str | None, prediction_type: str | None = None) -> DDPMScheduler:
+    """The noise schedule of a training: that of model ``init``, whose weights know no other; without one the usual.
+
+    :class:`ConfigError` where ``init`` predicts something else than ``prediction_type``; None: nothing is asked of it.
+    """
+    if init is None:
+        return noise_schedule(prediction_type or "epsilon")
+    schedule = load_schedule(find_model(init))
+    own = schedule.config.prediction_type
+    if prediction_type not in (None, own):
+        raise ConfigError(f"denoiser.prediction_type is {prediction_type!r}, but {init} predicts {own!r}")
+    return schedule
+
+
+def refuse_another_schedule(state: Mapping[str, Any], schedule: DDPMScheduler, init: str | None) -> None:
+    """Raise :class:`OutputError` where the run that left ``state`` saw noise by another schedule than ``schedule``."""
+    if state.get("schedule", schedule_hash(noise_schedule())) != schedule_hash(schedule):
+        raise OutputError(
+            f"{init}: has another noise schedule than the one that the run was begun with; give another --out"
+        )
+
+
 @torch.no_grad()
-def initialise_denoiser(denoiser: Denoiser, schedule: DDPMScheduler, legend: Legend, init: str) -> list[str]:
+def initialise_denoiser(denoiser: Denoiser, legend: Legend, init: str) -> list[str]:
     """Copy the denoiser of model ``init``; returns the classes whose mask-encoder weights were taken over, by name.
 
     The others keep their fresh weights.
     """
     model = load_model(find_model(init))
-    if model.schedule.config.prediction_type != schedule.config.prediction_type:
-        raise ConfigError(
-            f"denoiser.prediction_type is {schedule.config.prediction_type!r}, "
-            f"but {init} predicts {model.schedule.config.prediction_type!r}"
-        )
     weights = denoiser.mask_encoder.conv.weight.data
     old = model.denoiser.mask_encoder.conv.weight.data
     if old.shape[0] != weights.shape[0]:

@@ -20,7 +20,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 from changeanywhere.storage import atomic_write
-from changeanywhere.training.batches import Mixture, dihedral, tiles_of_step
+from changeanywhere.training.batches import Mixture, dihedral, tiles_of_step, turned
 from changeanywhere.training.processes import Processes
 
 ENCODE_BATCH = 8
@@ -77,12 +77,11 @@ class LatentCache:
         latents, masks = self._resident
         where, seen = (onto(torch.tensor(numbers), latents.device) for numbers in (tiles, views))
         own = masks[where]
-        turned = torch.empty_like(own)
+        views_of_rows = torch.empty_like(own)
         for view in set(views):  # each of the few views at once
             rows = onto(torch.tensor([row for row, each in enumerate(views) if each == view]), own.device)
-            part = torch.rot90(own[rows], self.views[view] % 4, (1, 2))
-            turned[rows] = part.flip(2) if self.views[view] >= 4 else part
-        return latents[where, seen].float(), turned.long()
+            views_of_rows[rows] = turned(own[rows], self.views[view])
+        return latents[where, seen].float(), views_of_rows.long()
 
     def __len__(self) -> int:
         return len(self.masks)

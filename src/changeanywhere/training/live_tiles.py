@@ -1,4 +1,4 @@
-"""Tiles kept on the device, cropped, mirrored and encoded at each step: no view is encoded that is not seen."""
+"""Tiles kept on the device, cropped, turned and encoded at each step: no view is encoded that is not seen."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
-from changeanywhere.training.batches import Mixture, tiles_of_step
+from changeanywhere.training.batches import Mixture, tiles_of_step, turned
 from changeanywhere.training.latents import latents_fingerprint
 from changeanywhere.training.processes import Processes
+
+MIRRORED = 4
+"""The view that is the tile mirrored left to right."""
 
 
 class LiveTiles:
     """Images ``[N, C, H, W]`` and masks uint8 ``[N, H, W]`` on the device: bytes where the source's images have 8 bits,
-    else float16."""
+    else float16. Each crop is seen in one of ``views``, as :func:`.dihedral` numbers them."""
 
     def __init__(
         self,
@@ -27,12 +30,12 @@ class LiveTiles:
         first_stage: FirstStage,
         tiles: int | Mixture,
         crop_size: int | None,
-        mirrored: bool,
+        views: Sequence[int],
         processes: Processes,
         progress: Progress = silent,
     ) -> None:
         self._first_stage, self._tiles, self._processes = first_stage, tiles, processes
-        self._mirrored = mirrored
+        self._views = list(views)
         images, masks, told = [], [], progress if processes.is_main else silent
         for index in range(len(source)):
             sample = source.read(index)
@@ -44,7 +47,10 @@ class LiveTiles:
         self.images = torch.stack(images).to(processes.device)
         self.masks = torch.stack(masks).to(processes.device)
         self.crop_size = crop_size or self.masks.shape[1]
-        self.fingerprint = latents_fingerprint(source, first_stage, ["live", self.crop_size, mirrored])
+        # As they were named when there were no others: a run of an earlier edition goes on.
+        named = {(0,): False, (0, MIRRORED): True}
+        seen = named.get(tuple(self._views), self._views)
+        self.fingerprint = latents_fingerprint(source, first_stage, ["live", self.crop_size, seen])
 
     @property
     def latent_shape(self) -> torch.Size:
@@ -63,11 +69,11 @@ class LiveTiles:
         for row in rows:
             rng = stream("training.crop", seed, step, row)
             top, left = (int(rng.integers(side - self.crop_size + 1)) for side in (height, width))
-            mirror = self._mirrored and bool(rng.integers(2))
+            view = self._views[int(rng.integers(len(self._views)))]
             window = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
             image, mask = self.images[tiles[row]][:, *window], self.masks[tiles[row]][window]
-            images.append(image.flip(2) if mirror else image)
-            masks.append(mask.flip(1) if mirror else mask)
+            images.append(turned(image, view))
+            masks.append(turned(mask, view))
         return self.encode(torch.stack(images)), torch.stack(masks).long()
 
     def examples(self, tiles: Sequence[int]) -> tuple[Tensor, Tensor]:

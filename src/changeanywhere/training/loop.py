@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from changeanywhere.errors import ChangeAnywhereError, ModelError
+from changeanywhere.errors import ChangeAnywhereError, ModelError, OutputError
 from changeanywhere.progress import Progress, silent
 from changeanywhere.terminal import say
 from changeanywhere.training.folder import TrainingFolder
@@ -97,7 +97,13 @@ def _resume(stage: Stage, folder: TrainingFolder) -> int:
     """The step to go on from: the last checkpoint's, or 0."""
     first_step, state = 0, folder.load_checkpoint()
     if state is None:
+        folder.forget_best()
         stage.begin()
+    elif state["step"] > stage.num_steps:
+        raise OutputError(
+            f"{folder.path}: has taken {state['step']} steps; {stage.name}.num_steps is {stage.num_steps}; allowed: "
+            f"{state['step']} and more, or another --out"
+        )
     else:
         _keep_threads(stage, state)
         try:

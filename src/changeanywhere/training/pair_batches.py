@@ -31,12 +31,14 @@ at most; one that knows something is taken before one that knows nothing."""
 
 
 def label_of(pair: ChangePair) -> Array:
-    """uint8 ``[H, W]``: 0, 1, and :data:`IGNORE` where the semantic mask is unknown or the label says nothing."""
+    """uint8 ``[H, W]``: 0, 1, and :data:`IGNORE` where a semantic mask, of either date, is unknown or the label says
+    nothing. Whichever date comes first."""
     label = pair.change_mask.astype(np.uint8)
     if pair.ignored is not None:
         label[pair.ignored] = IGNORE
-    if pair.mask_t1 is not None:
-        label[pair.mask_t1 == 0] = IGNORE
+    for mask in (pair.mask_t1, pair.mask_t2):
+        if mask is not None:
+            label[mask == 0] = IGNORE
     return label
 
 

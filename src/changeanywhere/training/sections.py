@@ -160,7 +160,8 @@ class DenoiserRecipe:
     min_snr_gamma: float | None = None
     """Min-SNR weighting (Hang et al. 2023) with this γ; default: none."""
     views: int = 1
-    """How many of the 8 flips and right-angle rotations of each tile are encoded (1 = as it is)."""
+    """How many of the 8 flips and right-angle rotations of each tile are encoded, or each crop is seen in (1 = as it
+    is)."""
     flip: str = one_of(FLIPS, "none")
     """``horizontal``: every second tile is mirrored left to right, by which shadows keep their length, and in the north
     their side; in place of ``views``."""
@@ -346,7 +347,7 @@ class RunRecipe:
     compile: bool = False
     """Compile first stage and denoiser with torch.compile; GPUs only (on CPUs torch 2.13 compiles wrong gradients)."""
     accumulation_steps: int = 1
-    """Parts in which a process takes its share of a batch (first stage and denoiser); more = less memory; the same
+    """Parts in which a process takes its share of a batch (first stage, denoiser, critic); more = less memory; the same
     result but for the adversarial loss, whose adaptive weight is found part by part."""
     num_workers: int = 1
     """Processes that read tiles or pairs, per training process (the denoiser reads encoded tiles and needs none)."""

@@ -49,6 +49,12 @@ def train_segmenter(
 def segmentation_loss(logits: Tensor, masks: Tensor, sets: Tensor | None = None) -> Tensor:
     """Cross-entropy of logits ``[B, K, H, W]`` on known ground of masks int64 ``[B, H, W]`` → scalar; with the ``sets``
     of :class:`Complete`, the mean of it, of :func:`none_of_loss` and of :func:`same_loss`."""
+    total, count = segmentation_sum(logits, masks, sets)
+    return total / count.clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
+
+
+def segmentation_sum(logits: Tensor, masks: Tensor, sets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What :func:`segmentation_loss` is the mean of: the sum, and the number of places that are known."""
     # Unknown is 0 in masks and has no channel: shifted down by one it is -1, which is left out.
     total = F.cross_entropy(logits.float(), masks.clamp(min=0) - 1, ignore_index=-1, reduction="sum")
     count = (masks > 0).sum()
@@ -56,7 +62,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor, sets: Tensor | None = None)
         same, places = same_loss(logits, masks, sets)
         total = total + none_of_loss(logits, masks, sets) + same
         count = ((masks > -SAME) & (masks != 0)).sum() + places
-    return total / count.clamp(min=1)  # a batch without known ground teaches nothing, and is no NaN
+    return total, count
 
 
 def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -134,7 +140,9 @@ class SegmenterTraining(Stage):
         images, masks, *plain = part
         with self.processes.accelerator.autocast():
             logits = self.net(images)
-        loss = segmentation_loss(logits, masks, self.sets)
+        total, count = segmentation_sum(logits, masks, self.sets)
+        # Of the whole batch: gradients are averaged over the processes, whose rows may know more or less.
+        loss = total / (self.processes.sum(count).clamp(min=1) / self.processes.count)
         said = {"loss": loss}
         if plain:
             said |= self._taught(logits, masks, plain[0], step)

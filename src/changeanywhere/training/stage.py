@@ -117,6 +117,16 @@ class Stage(ABC):
         self.processes.accelerator.backward(loss / self.num_parts)
 
 
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Undo ``optimizer.state_dict()``, wherever that was said: fused as this one is, and not of a recorded step.
+
+    Before torch reads it: by these two it settles on which device the counts of steps lie.
+    """
+    own = {"fused": optimizer.param_groups[0]["fused"], "capturable": False}
+    groups = [group | own for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, cosine_decay: bool) -> float:
     """Factor on the learning rate at ``step``: linear warm-up, then constant or a cosine down to 2 %."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
