@@ -26,6 +26,10 @@ asks for lie `metadata.jsonl` (source, licence, credit, events, seed and setting
 now), `legend.json` (the classes that are written) and `README.md` (card with licences, credits and the lines that
 load it). Classes that a map makes one have no change between them any more.
 
+`OUT` is a new or empty folder, or one of an earlier export. What that wrote, as its `exported.jsonl` lists it, goes
+when the new export is whole, and nothing else does: your own files in it stay. Any other folder is refused. An export
+that fails leaves the earlier one as it was; one that was killed is ended by the same command.
+
 ## What each can carry
 
 """

@@ -7,6 +7,9 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from rasterio import features
 
 import changeanywhere as ca
 from changeanywhere.cli import run
+from changeanywhere.errors import OutputError, PairsError
 from changeanywhere.exporting.export import export
 from changeanywhere.exporting.options import IN_TABLES, LAYOUT_NAMES, ExportOptions
 from changeanywhere.exporting.registry import EXPORTERS
@@ -423,6 +427,134 @@ def test_pairs_of_others_without_classes(tmp_path: Path, capsys: pytest.CaptureF
         assert run(["export", str(root), *arguments, "--out", str(tmp_path / "no")]) == 2
         assert re.search(message, capsys.readouterr().err)
     assert run(["export", str(root), "--layout", "levir", "--out", str(root / "train" / "again")]) == 2
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_of_an_earlier_export_nothing_stays(layout: str, pairs: Path, tmp_path: Path) -> None:
+    """Readers glob: a pair of the earlier set would be one of the new."""
+    small = tmp_path / "small" / pairs.name
+    shutil.copytree(pairs, small)
+    for split in SPLITS:
+        (small / "list" / f"{split}.txt").write_text("k 0.x.png\n" if split == "train" else "")
+    exported(pairs, layout, tmp_path / "out")
+    for out in (tmp_path / "out", tmp_path / "fresh"):
+        export(ExportOptions(pairs=small, layout=layout, out=out))
+    again, fresh = files_of(tmp_path / "out"), files_of(tmp_path / "fresh")
+    assert again.keys() == fresh.keys()
+    assert [name for name in fresh if fresh[name] != again[name] and not name.endswith(".tacozip")] == []
+    head, *names = map(json.loads, again["exported.jsonl"].splitlines())
+    assert head == {"changeanywhere": "export", "layout": layout, "whole": True}
+    assert sorted([*names, "exported.jsonl"]) == sorted(again)
+    folders = [folder for folder in (tmp_path / "out").rglob("*") if folder.is_dir()]
+    assert all(any(folder.iterdir()) for folder in folders), "nor an empty folder of it"
+
+
+def test_another_layout_takes_the_place_of_an_earlier_export_and_other_files_stay(pairs: Path, tmp_path: Path) -> None:
+    out, mine = exported(pairs, "yolo-seg", tmp_path / "out"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "k 0.x.png").write_bytes(b"mine")
+    own = {"labels/train.cache": b"cache", "runs/best.pt": b"weights", "notes.txt": b"notes"}
+    for name, content in own.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(content)
+    exported(pairs, "torchgeo", out)
+    exported(pairs, "torchgeo", tmp_path / "fresh")
+    assert files_of(out) == files_of(tmp_path / "fresh") | own
+    shutil.rmtree(out / "A")
+    (out / "A").symlink_to(mine)  # its files are not those that were listed
+    with pytest.raises(OutputError, match="a link leads out of"):
+        exported(pairs, "torchgeo", out)
+    assert (mine / "k 0.x.png").read_bytes() == b"mine" and (out / "README.md").is_file()
+
+
+def test_folders_that_hold_anything_else_are_refused(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in them is touched."""
+    out = tmp_path / "out"
+    command = ["export", str(pairs), "--layout", "whu-gcd", "--out", str(out)]
+    out.mkdir()
+    (out / ".DS_Store").touch()  # as good as empty
+    assert run(command) == 0
+    (out / ".DS_Store").unlink()
+    listing = (out / "exported.jsonl").read_bytes()
+    first = files_of(out)
+    capsys.readouterr()
+    for damage, message in (
+        (None, r"out: holds 'README.md', which no export lists; allowed: a folder that is new or empty, or that"),
+        (b"", r"exported.jsonl: damaged \("),
+        (listing + b'"../mine.png"\n', r"exported.jsonl: damaged \(not the list of an export\)"),
+        (listing + b'"/mine.png"\n', r"exported.jsonl: damaged \(not the list of an export\)"),
+        (listing[:-4], r"exported.jsonl: damaged \(not JSON"),
+    ):
+        (out / "exported.jsonl").unlink()
+        if damage is not None:
+            (out / "exported.jsonl").write_bytes(damage)
+        before = files_of(out)
+        assert run(command) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error) and error.count("\n") == 1
+        assert files_of(out) == before
+        (out / "exported.jsonl").write_bytes(listing)
+    (out / "train" / "A").mkdir()
+    (out / "train" / "A" / "k 0.x.png").write_bytes(b"mine")
+    assert run([*command, "--layout", "opencd"]) == 2
+    assert "A/k 0.x.png: no export wrote it, and it is in the way" in capsys.readouterr().err
+    assert files_of(out) == first | {"train/A/k 0.x.png": b"mine"}
+    (tmp_path / "file").touch()
+    assert run([*command[:-1], str(tmp_path / "file")]) == 2 and "is no folder; allowed" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_the_earlier_one_as_it_was(pairs: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / pairs.name
+    shutil.copytree(pairs, broken)
+    (broken / "B" / "k 5.x.png").write_bytes(b"damaged")
+    first = files_of(exported(pairs, "coco", tmp_path / "out"))
+    for out in ("out", "new"):
+        with pytest.raises(PairsError, match=r"k 5\.x\.png"):
+            export(ExportOptions(pairs=broken, layout="coco", out=tmp_path / out))
+    assert files_of(tmp_path / "out") == first and not (tmp_path / "new").exists()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from changeanywhere.cli import run
+from changeanywhere.exporting import renewed
+moves, left = Path.replace, [int(sys.argv[1])]
+def replace(self, target):
+    if left[0] == 0 and "exported.jsonl" not in str(target):
+        os._exit(9)
+    left[0] -= 1
+    return moves(self, target)
+Path.replace = replace
+run(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("moves", [0, 9, 60, 75])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_killed_export_is_not_whole_and_the_same_command_ends_it(
+    moves: int, again: bool, pairs: Path, tmp_path: Path
+) -> None:
+    """Killed while files are written (39, each by a move of its own), and while they take their places."""
+    out = tmp_path / "out"
+    if again:
+        exported(pairs, "torchgeo", out)
+    before = files_of(out) if again else {}
+    command = ["export", str(pairs), "--layout", "opencd", "--out", str(out)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(moves), *command], check=False)
+    assert killed.returncode == 9
+    found = {name: content for name, content in files_of(out).items() if not name.startswith(".export.")}
+    assert (found != before) is (moves > 40)
+    if moves > 40:
+        assert json.loads(found["exported.jsonl"].splitlines()[0])["whole"] is False and "README.md" not in found
+    assert run(command) == 0
+    assert files_of(out) == files_of(exported(pairs, "opencd", tmp_path / "fresh"))
 
 
 def test_generate_exports_what_it_made(source_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
