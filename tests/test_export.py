@@ -373,6 +373,82 @@ def test_xview2_by_its_rules(pairs: Path, tmp_path: Path) -> None:
             ]
 
 
+@pytest.fixture
+def unsure(tmp_path: Path) -> Path:
+    """Pairs of others with classes: unknown ground on date 2, and masks that say what the label does not."""
+    first = np.full((32, 32), 1, np.uint8)
+    first[2:10, 2:10] = first[2:10, 20:28] = first[20:28, 20:28] = BUILDING
+    second = np.where(first == BUILDING, np.uint8(1), first)
+    second[2:10, 2:7] = 0  # most of a building
+    second[20:28, 20:23] = 0  # some of another
+    second[20:28, 25:28] = BUILDING
+    second[12:16, 2:10] = ROAD  # the label says nothing of it
+    label = np.zeros((32, 32), bool)
+    label[2:10, 2:10] = label[2:10, 20:28] = label[20:28, 2:6] = True  # the last has one class on both dates
+    root = tmp_path / "unsure"
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    images = {"A": image, "B": image, "label": label * np.uint8(255), "label1": first, "label2": second}
+    for folder, content in images.items():
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(content).save(root / folder / "k.png")
+    (root / "legend.json").write_text(json.dumps(LEGEND.to_dict()))
+    return root
+
+
+def test_unknown_ground_is_no_label_and_instances_are_what_the_label_says(
+    unsure: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ca.load_pairs(unsure)[0]
+    first, second = masks_of(pair)
+    for layout in ("coco", "yolo-seg", "xview2"):
+        assert run(["export", str(unsure), "--layout", layout, "--out", str(tmp_path / layout)]) == 0
+    told = capsys.readouterr().out
+    assert "changed ground whose class is unknown on a date, or the same on both, in 1 pairs: it is in no inst" in told
+    assert "yolo-seg has no place for changed ground whose class on date 2 is unknown, in 1 pairs: it is in no" in told
+    assert "what became of buildings whose ground is mostly unknown on date 2: 1 are un-classified" in told
+    assert "mostly unknown" in (tmp_path / "xview2" / "README.md").read_text()
+    content = json.loads((tmp_path / "coco" / "annotations" / "change_train.json").read_text())
+    told_areas = sum(instance["area"] for instance in content["annotations"])
+    assert told_areas == (pair.change_mask & change_mask_of(first, second)).sum() == 3 * 8 + 64
+    found = np.zeros((32, 32), np.uint8)
+    for line in (tmp_path / "yolo-seg" / "labels" / "train" / "k.txt").read_text().splitlines():
+        number, *values = line.split()
+        points = [(float(x) * 32, float(y) * 32) for x, y in zip(values[::2], values[1::2], strict=True)]
+        polygon = {"type": "Polygon", "coordinates": [[*points, points[0]]]}
+        found[features.rasterize([(polygon, 1)], (32, 32)) > 0] = int(number) + 1
+    assert np.array_equal(found, np.where(pair.change_mask, second, 0))
+
+
+def test_second_says_changed_ground_of_unknown_class_in_black(unsure: Path, tmp_path: Path) -> None:
+    pair = ca.load_pairs(unsure)[0]
+    export(ExportOptions(pairs=unsure, layout="second", out=tmp_path / "out"))
+    label = array(tmp_path / "out" / "train" / "label2" / "k.png")
+    assert np.array_equal((label == 0).all(-1), pair.change_mask & (masks_of(pair)[1] == 0))
+    assert np.array_equal(originals(tmp_path / "out", "train")[0].change_mask, pair.change_mask)
+
+
+def test_xview2_judges_buildings_by_known_ground(unsure: Path, tmp_path: Path) -> None:
+    """Of three buildings one is hidden for the most part, one is gone; of the third's known ground most stands."""
+    first = masks_of(ca.load_pairs(unsure)[0])[0]
+    export(ExportOptions(pairs=unsure, layout="xview2", out=tmp_path / "out"))
+    content = json.loads((tmp_path / "out" / "train" / "labels" / "k_post_disaster.json").read_text())
+    subtypes = [f["properties"]["subtype"] for f in content["features"]["xy"]]
+    assert sorted(subtypes) == ["destroyed", "no-damage", "un-classified"]
+    before, after = (
+        array(tmp_path / "out" / "train" / "targets" / f"k_{when}_disaster_target.png") for when in ("pre", "post")
+    )
+    assert np.array_equal(before, first == BUILDING)
+    assert set(np.unique(after[2:10, 2:10])) == {0} and set(np.unique(after[2:10, 20:28])) == {4}
+    assert set(np.unique(after[20:28, 20:28])) == {1}
+
+
+def test_a_map_of_classes_makes_no_change_that_the_label_does_not_say(unsure: Path, tmp_path: Path) -> None:
+    pair = ca.load_pairs(unsure)[0]
+    export(ExportOptions(pairs=unsure, layout="opencd", out=tmp_path / "out", legend="mini"))
+    label = array(tmp_path / "out" / "train" / "label" / "k.png") > 0
+    assert np.array_equal(label, pair.change_mask & change_mask_of(*masks_of(pair)))
+
+
 def test_taco_by_tacoreader(pairs: Path, tmp_path: Path) -> None:
     reader = pytest.importorskip("tacoreader")
     out = exported(pairs, "taco", tmp_path / "out")

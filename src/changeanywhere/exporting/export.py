@@ -88,7 +88,7 @@ def _lost(exporter: Exporter, info: SetInfo) -> tuple[str, ...]:
     left = info.ignored - (info.noted if "ignored" in exporter.carries else 0)
     if left:
         lost.append(f"ground that labels leave out, in {left} pairs: it is written as unchanged")
-    return tuple(lost)
+    return (*lost, *exporter.lost())
 
 
 def _card(exporter: Exporter, info: SetInfo, lost: tuple[str, ...]) -> str:

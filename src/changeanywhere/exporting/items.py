@@ -149,7 +149,7 @@ def _mapped(pair: ChangePair, mapping: LegendMap) -> ChangePair:
     """In other classes, and its line with it: transitions, ratios, and the events that still change something."""
     assert pair.mask_t1 is not None and pair.mask_t2 is not None
     masks, names = (mapping.apply(pair.mask_t1), mapping.apply(pair.mask_t2)), mapping.to_dict()
-    change, record = change_mask_of(*masks), dict(pair.metadata)
+    change, record = pair.change_mask & change_mask_of(*masks), dict(pair.metadata)
     if record:
         record["transitions"] = transition_rows(change_transitions(*masks, mapping.target))
         record["change_ratio"] = round(float(change.mean()), 6)
