@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,64 @@ def test_opencd_by_its_rules(pairs: Path, tmp_path: Path) -> None:
                 reduced = np.where(grey == 0, 255, grey - 1)  # reduce_semantic_zero_label
                 assert np.array_equal(reduced, np.where(mask == 0, 255, mask - 1))
     assert config["crop_size"] == (40, 40) and config["train_dataloader"]["sampler"]["shuffle"] is True
+
+
+@pytest.fixture
+def listed(pairs: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The set with other lists: split → numbers of pairs."""
+
+    def make(**splits: Sequence[int]) -> Path:
+        root = tmp_path / "listed" / "-".join(splits)
+        shutil.copytree(pairs, root)
+        for split in SPLITS:
+            (root / "list" / f"{split}.txt").write_text("".join(f"k {n}.x.png\n" for n in splits.get(split, ())))
+        return root
+
+    return make
+
+
+OPENCD_BASES = {
+    *("norm_cfg", "data_preprocessor", "model", "default_scope", "env_cfg", "vis_backends", "visualizer"),
+    *("log_processor", "log_level", "load_from", "resume", "tta_model", "optimizer", "optim_wrapper"),
+    *("param_scheduler", "train_cfg", "val_cfg", "test_cfg", "default_hooks"),
+}
+"""What changer_r18.py, default_runtime.py and schedule_40k.py define: mmengine refuses a base that does, too."""
+
+
+@pytest.mark.parametrize("splits", [("train",), ("val",), ("train", "test"), SPLITS])
+def test_opencd_says_what_to_set_where_splits_have_no_pairs(
+    splits: Sequence[str], listed: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = listed(**{split: [n] for n, split in enumerate(splits)})
+    export(ExportOptions(pairs=root, layout="opencd", out=tmp_path / "out"))
+    text = (tmp_path / "out" / "opencd_data.py").read_text()
+    config: dict[str, Any] = {}
+    exec(compile(text, "opencd_data.py", "exec"), config)
+    assert not OPENCD_BASES & config.keys()
+    own: dict[str, Any] = {}  # the lines for the user's own configuration, as they stand in the head
+    exec("\n".join(line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")), own)
+    unset = {
+        "train": {"train_cfg", "optim_wrapper", "param_scheduler"}, "val": {"val_cfg"}, "test": {"test_cfg"},
+    }  # fmt: skip
+    missing = set().union(*(unset[split] for split in SPLITS if split not in splits))
+    assert {name for name, value in own.items() if value is None} == missing and len(own["_base_"]) == 4
+    for split in SPLITS:
+        assert (config[f"{split}_dataloader"] is None) is (split not in splits)
+
+
+def test_yolo_names_training_and_validation_whatever_splits_there_are(
+    listed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ultralytics asks for both, and for images where val points; paths are those beside the file."""
+    for splits, val in ((("train",), "train"), (("train", "test"), "train"), (("test",), "test"), (SPLITS, "val")):
+        out = tmp_path / "-".join(splits)
+        root = listed(**{split: [n] for n, split in enumerate(splits)})
+        export(ExportOptions(pairs=root, layout="yolo-seg", out=out))
+        text = (out / "data.yaml").read_text()
+        data = yaml.safe_load(text)
+        assert data["train"] == "images/train" and data["val"] == f"images/{val}" and "path" not in data
+        assert ("test" in data) is ("test" in splits) and (out / data["val"]).is_dir()
+        assert ("no validation pairs" in text) is ("val" not in splits)
 
 
 def test_huggingface_by_its_library(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

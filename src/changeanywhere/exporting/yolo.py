@@ -23,7 +23,8 @@ images/{train,val,test}/KEY.png      image of date 2
 images_t1/{train,val,test}/KEY.png   image of date 1, which YOLO does not read
 labels/{train,val,test}/KEY.txt      a line per region: its new class from 0, then x y … as shares; holes are cut,
                                      ground whose new class is unknown is in none
-data.yaml                            path, splits, names ("change" where there are no classes)"""
+data.yaml                            splits, beside it; names ("change" where there are no classes); val, which
+                                     YOLO asks for, is train (test without one) where there are no val pairs"""
     load = """\
 from ultralytics import YOLO
 model = YOLO("yolo11n-seg.yaml")
@@ -61,6 +62,10 @@ model.train(data="OUT/data.yaml", imgsz=256, epochs=50)"""
     def finish(self) -> None:
         """Write ``data.yaml``."""
         names = self.info.legend.names if self.info.legend is not None else ("change",)
-        lines = [f"{split}: images/{split}" for split in SPLITS if self.info.splits[split]]
+        splits = self.info.splits
+        places = {split: f"images/{split}" for split in SPLITS if splits[split] or split != "test"}
+        if not splits["val"]:  # of the two that ultralytics asks for, it opens this one in any case
+            places["val"] = f"images/{'train' if splits['train'] else 'test'}  # there are no validation pairs"
+        lines = [f"{split}: {place}" for split, place in places.items()]
         lines += ["names:", *(f"  {n}: {to_json(name)}" for n, name in enumerate(names))]  # JSON's strings are YAML's
         self.target.put("data.yaml", "".join(f"{line}\n" for line in lines).encode())
