@@ -316,6 +316,23 @@ def test_yolo_names_training_and_validation_whatever_splits_there_are(
         assert ("no validation pairs" in text) is ("val" not in splits)
 
 
+def test_pairs_that_no_list_names_are_told(
+    listed: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layout in ("levir", "coco"):
+        out = tmp_path / layout
+        assert run(["export", str(listed(train=[0, 3], val=[1])), "--layout", layout, "--out", str(out)]) == 0
+        assert f"{layout} has no place for 4 pairs that no list of the set names" in capsys.readouterr().out
+        assert "Not carried: 4 pairs that no list" in (out / "README.md").read_text()
+        shutil.rmtree(tmp_path / "listed")
+    report = export(
+        ExportOptions(
+            pairs=listed(**{s: range(n, 7, 3) for n, s in enumerate(SPLITS)}), layout="levir", out=tmp_path / "whole"
+        )
+    )
+    assert report.lost == ()
+
+
 def test_huggingface_by_its_library(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")

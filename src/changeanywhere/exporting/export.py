@@ -83,6 +83,8 @@ def _line(item: Item, files: Mapping[str, str]) -> dict[str, Any]:
 
 def _lost(exporter: Exporter, info: SetInfo) -> tuple[str, ...]:
     lost = []
+    if info.unlisted:
+        lost.append(f"{info.unlisted} pairs that no list of the set names")
     if info.legend is not None and "semantic" not in exporter.carries:
         lost.append("semantic masks of unchanged ground")
     left = info.ignored - (info.noted if "ignored" in exporter.carries else 0)

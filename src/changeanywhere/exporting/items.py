@@ -71,6 +71,8 @@ class SetInfo:
     """Pairs with ground that no label speaks of."""
     noted: int = 0
     """Those of them whose set has a file for it."""
+    unlisted: int = 0
+    """Pairs of the set that none of its lists names: they are in no split."""
 
     def add(self, item: Item) -> None:
         """Count a pair."""
@@ -87,7 +89,7 @@ def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
     """The pairs that ``options`` name, by split. :class:`PairsError` for what is no set of pairs, :class:`LegendError`
     for classes that do not fit."""
     root = unpacked(local_copy(options.pairs))
-    sets = _by_split(root, options.max_megapixels)
+    sets, unlisted = _by_split(root, options.max_megapixels)
     own = _legend_of(root, sets)
     legend, mapping = own, None
     if options.legend is not None:
@@ -95,25 +97,27 @@ def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
             raise PairsError(f"{options.pairs}: has no semantic masks with a legend.json; --legend has nothing to map")
         legend = load_legend(options.legend)
         mapping = load_legend_map(own, legend, options.legend_map)
-    info = SetInfo(Path(str(options.pairs)).resolve().name, legend, sum(len(pairs) for pairs in sets.values()))
+    total = sum(len(pairs) for pairs in sets.values())
+    info = SetInfo(Path(str(options.pairs)).resolve().name, legend, total, unlisted=unlisted)
     return info, _items(sets, mapping, info)
 
 
-def _by_split(root: Path, max_megapixels: float | None) -> dict[str, PairDataset]:
-    """By the set's lists or folders; a set that names no splits is all ``train``."""
+def _by_split(root: Path, max_megapixels: float | None) -> tuple[dict[str, PairDataset], int]:
+    """By the set's lists or folders, and how many pairs no list names; a set that names no splits is all ``train``."""
     if layout_of(root) is None and split_folders(root):
-        return {split: load_pairs(root, split, max_megapixels) for split in split_folders(root)}
+        return {split: load_pairs(root, split, max_megapixels) for split in split_folders(root)}, 0
     whole = load_pairs(root, None, max_megapixels)
     listed = [split for split in SPLITS if (whole.folder / "list" / f"{split}.txt").is_file()]
     if not listed:
-        return {"train": whole}
+        return {"train": whole}, 0
     found = {}
     for split in listed:
         try:
             found[split] = load_pairs(root, split, max_megapixels)
         except EmptySplitError:
             continue
-    return found
+    named = {pairs.key_of(n) for pairs in found.values() for n in range(len(pairs))}
+    return found, sum(whole.key_of(n) not in named for n in range(len(whole)))
 
 
 def _legend_of(root: Path, sets: Mapping[str, PairDataset]) -> Legend | None:
