@@ -24,7 +24,8 @@ changeanywhere generate --source TILES --out SET --layout NAME           # the s
 layout is exported from the finished set. Splits are kept; a set that names none is all `train`; pairs that none of
 its lists names are left out, which the command says. Beside what a layout asks for lie `metadata.jsonl` (source,
 licence, credit, events, seed and settings by pair, and the files that it is in now), `legend.json` (the classes that
-are written) and `README.md` (card with licences, credits and the lines that load it). Classes that a map makes one have no change between them any more.
+are written) and `README.md` (card with licences, credits and the lines that load it). Classes that a map makes one
+have no change between them any more.
 
 `OUT` is a new or empty folder, or one of an earlier export. What that wrote, as its `exported.jsonl` lists it, goes
 when the new export is whole, and nothing else does: your own files in it stay. Any other folder is refused. An export

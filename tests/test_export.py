@@ -333,6 +333,19 @@ def test_pairs_that_no_list_names_are_told(
     assert report.lost == ()
 
 
+def test_two_pairs_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second would be written over the first."""
+    root = write_pairs(tmp_path / "levir", 3) / "val"
+    image = next((root / "A").iterdir())
+    for date in "AB":
+        with Image.open(root / date / image.name) as opened:
+            opened.save(root / date / f"{image.stem}.tif")
+    assert run(["export", str(root), "--layout", "whu-gcd", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"val: {image.stem} names two pairs ({image.stem}.png, {image.stem}.tif); rename one" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_huggingface_by_its_library(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")

@@ -130,13 +130,16 @@ def _legend_of(root: Path, sets: Mapping[str, PairDataset]) -> Legend | None:
 
 
 def _items(sets: Mapping[str, PairDataset], mapping: LegendMap | None, info: SetInfo) -> Iterator[Item]:
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
     for split, pairs in sets.items():
         for number in range(len(pairs)):
             pair = pairs[number]
-            if seen.setdefault(pair.key, split) != split:
+            other, name = seen.setdefault(pair.key, (split, pairs.names[number]))
+            if other != split:
+                raise PairsError(f"{pairs.folder}: {pair.key} is in {other} and in {split}; allowed: one split")
+            if name != pairs.names[number]:
                 raise PairsError(
-                    f"{pairs.folder}: {pair.key} is in {seen[pair.key]} and in {split}; allowed: one split"
+                    f"{pairs.folder}: {pair.key} names two pairs ({name}, {pairs.names[number]}); rename one"
                 )
             item = Item(split, pair, pairs.images_of(number), _labels(pairs, number, mapping))
             if info.legend is None:
