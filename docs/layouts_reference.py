@@ -21,10 +21,15 @@ changeanywhere generate --source TILES --out SET --layout NAME           # the s
 
 `SET` is a generated set (in a bucket, in tars or tables, too), or pairs of the field as downloaded
 ([data.md](data.md)). `generate` writes `levir` directly, which `datasets.load_dataset` opens as it is; every other
-layout is exported from the finished set. Splits are kept; a set that names none is all `train`. Beside what a layout
-asks for lie `metadata.jsonl` (source, licence, credit, events, seed and settings by pair, and the files that it is in
-now), `legend.json` (the classes that are written) and `README.md` (card with licences, credits and the lines that
-load it). Classes that a map makes one have no change between them any more.
+layout is exported from the finished set. Splits are kept; a set that names none is all `train`; pairs that none of
+its lists names are left out, which the command says. Beside what a layout asks for lie `metadata.jsonl` (source,
+licence, credit, events, seed and settings by pair, and the files that it is in now), `legend.json` (the classes that
+are written) and `README.md` (card with licences, credits and the lines that load it). Classes that a map makes one
+have no change between them any more.
+
+`OUT` is a new or empty folder, or one of an earlier export. What that wrote, as its `exported.jsonl` lists it, goes
+when the new export is whole, and nothing else does: your own files in it stay. Any other folder is refused. An export
+that fails leaves the earlier one as it was; one that was killed is ended by the same command.
 
 ## What each can carry
 

@@ -397,8 +397,14 @@ def test_coco_run_lengths_and_event_geometry() -> None:
     assert (
         record["area_m2"] == 2.0 and record["centroid_px"] == [3.0, 6.0] and record["centroid_crs"] == [1003.0, 1998.5]
     )
-    (annotation,) = coco_annotations("k", 1, 7, mask_t1, mask_t2, coco_categories(LEGEND), LEGEND)
+    (annotation,) = coco_annotations(1, 7, mask_t1 != mask_t2, mask_t1, mask_t2, coco_categories(LEGEND), LEGEND)
     assert annotation["bbox"] == [4, 2, 4, 2] and annotation["area"] == 8 and annotation["id"] == 7
+    label, masks = np.zeros((8, 8), bool), (mask_t1, mask_t2)
+    assert coco_annotations(1, 7, label, *masks, coco_categories(LEGEND), LEGEND) == [], "the label says what changed"
+    label[3:, 3:] = True
+    mask_t2[3, 4] = 0
+    (annotation,) = coco_annotations(1, 7, label, *masks, coco_categories(LEGEND), LEGEND)
+    assert annotation["bbox"] == [5, 3, 3, 1] and annotation["area"] == 3, "nor is unknown ground in a transition"
 
 
 def test_every_changed_px_is_of_one_event_where_boxes_overlap() -> None:

@@ -7,6 +7,10 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from rasterio import features
 
 import changeanywhere as ca
 from changeanywhere.cli import run
+from changeanywhere.errors import OutputError, PairsError
 from changeanywhere.exporting.export import export
 from changeanywhere.exporting.options import IN_TABLES, LAYOUT_NAMES, ExportOptions
 from changeanywhere.exporting.registry import EXPORTERS
@@ -253,6 +258,94 @@ def test_opencd_by_its_rules(pairs: Path, tmp_path: Path) -> None:
     assert config["crop_size"] == (40, 40) and config["train_dataloader"]["sampler"]["shuffle"] is True
 
 
+@pytest.fixture
+def listed(pairs: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The set with other lists: split → numbers of pairs."""
+
+    def make(**splits: Sequence[int]) -> Path:
+        root = tmp_path / "listed" / "-".join(splits)
+        shutil.copytree(pairs, root)
+        for split in SPLITS:
+            (root / "list" / f"{split}.txt").write_text("".join(f"k {n}.x.png\n" for n in splits.get(split, ())))
+        return root
+
+    return make
+
+
+OPENCD_BASES = {
+    *("norm_cfg", "data_preprocessor", "model", "default_scope", "env_cfg", "vis_backends", "visualizer"),
+    *("log_processor", "log_level", "load_from", "resume", "tta_model", "optimizer", "optim_wrapper"),
+    *("param_scheduler", "train_cfg", "val_cfg", "test_cfg", "default_hooks"),
+}
+"""What changer_r18.py, default_runtime.py and schedule_40k.py define: mmengine refuses a base that does, too."""
+
+
+@pytest.mark.parametrize("splits", [("train",), ("val",), ("train", "test"), SPLITS])
+def test_opencd_says_what_to_set_where_splits_have_no_pairs(
+    splits: Sequence[str], listed: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = listed(**{split: [n] for n, split in enumerate(splits)})
+    export(ExportOptions(pairs=root, layout="opencd", out=tmp_path / "out"))
+    text = (tmp_path / "out" / "opencd_data.py").read_text()
+    config: dict[str, Any] = {}
+    exec(compile(text, "opencd_data.py", "exec"), config)
+    assert not OPENCD_BASES & config.keys()
+    own: dict[str, Any] = {}  # the lines for the user's own configuration, as they stand in the head
+    exec("\n".join(line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")), own)
+    unset = {
+        "train": {"train_cfg", "optim_wrapper", "param_scheduler"}, "val": {"val_cfg"}, "test": {"test_cfg"},
+    }  # fmt: skip
+    missing = set().union(*(unset[split] for split in SPLITS if split not in splits))
+    assert {name for name, value in own.items() if value is None} == missing and len(own["_base_"]) == 4
+    for split in SPLITS:
+        assert (config[f"{split}_dataloader"] is None) is (split not in splits)
+
+
+def test_yolo_names_training_and_validation_whatever_splits_there_are(
+    listed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ultralytics asks for both, and for images where val points; paths are those beside the file."""
+    for splits, val in ((("train",), "train"), (("train", "test"), "train"), (("test",), "test"), (SPLITS, "val")):
+        out = tmp_path / "-".join(splits)
+        root = listed(**{split: [n] for n, split in enumerate(splits)})
+        export(ExportOptions(pairs=root, layout="yolo-seg", out=out))
+        text = (out / "data.yaml").read_text()
+        data = yaml.safe_load(text)
+        assert data["train"] == "images/train" and data["val"] == f"images/{val}" and "path" not in data
+        assert ("test" in data) is ("test" in splits) and (out / data["val"]).is_dir()
+        assert ("no validation pairs" in text) is ("val" not in splits)
+
+
+def test_pairs_that_no_list_names_are_told(
+    listed: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layout in ("levir", "coco"):
+        out = tmp_path / layout
+        assert run(["export", str(listed(train=[0, 3], val=[1])), "--layout", layout, "--out", str(out)]) == 0
+        assert f"{layout} has no place for 4 pairs that no list of the set names" in capsys.readouterr().out
+        assert "Not carried: 4 pairs that no list" in (out / "README.md").read_text()
+        shutil.rmtree(tmp_path / "listed")
+    report = export(
+        ExportOptions(
+            pairs=listed(**{s: range(n, 7, 3) for n, s in enumerate(SPLITS)}), layout="levir", out=tmp_path / "whole"
+        )
+    )
+    assert report.lost == ()
+
+
+def test_two_pairs_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second would be written over the first."""
+    root = write_pairs(tmp_path / "levir", 3) / "val"
+    image = next((root / "A").iterdir())
+    for date in "AB":
+        with Image.open(root / date / image.name) as opened:
+            opened.save(root / date / f"{image.stem}.tif")
+    assert run(["export", str(root), "--layout", "whu-gcd", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"val: {image.stem} names two pairs ({image.stem}.png, {image.stem}.tif); rename one" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_huggingface_by_its_library(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
@@ -369,6 +462,82 @@ def test_xview2_by_its_rules(pairs: Path, tmp_path: Path) -> None:
             ]
 
 
+@pytest.fixture
+def unsure(tmp_path: Path) -> Path:
+    """Pairs of others with classes: unknown ground on date 2, and masks that say what the label does not."""
+    first = np.full((32, 32), 1, np.uint8)
+    first[2:10, 2:10] = first[2:10, 20:28] = first[20:28, 20:28] = BUILDING
+    second = np.where(first == BUILDING, np.uint8(1), first)
+    second[2:10, 2:7] = 0  # most of a building
+    second[20:28, 20:23] = 0  # some of another
+    second[20:28, 25:28] = BUILDING
+    second[12:16, 2:10] = ROAD  # the label says nothing of it
+    label = np.zeros((32, 32), bool)
+    label[2:10, 2:10] = label[2:10, 20:28] = label[20:28, 2:6] = True  # the last has one class on both dates
+    root = tmp_path / "unsure"
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    images = {"A": image, "B": image, "label": label * np.uint8(255), "label1": first, "label2": second}
+    for folder, content in images.items():
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(content).save(root / folder / "k.png")
+    (root / "legend.json").write_text(json.dumps(LEGEND.to_dict()))
+    return root
+
+
+def test_unknown_ground_is_no_label_and_instances_are_what_the_label_says(
+    unsure: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ca.load_pairs(unsure)[0]
+    first, second = masks_of(pair)
+    for layout in ("coco", "yolo-seg", "xview2"):
+        assert run(["export", str(unsure), "--layout", layout, "--out", str(tmp_path / layout)]) == 0
+    told = capsys.readouterr().out
+    assert "changed ground whose class is unknown on a date, or the same on both, in 1 pairs: it is in no inst" in told
+    assert "yolo-seg has no place for changed ground whose class on date 2 is unknown, in 1 pairs: it is in no" in told
+    assert "what became of buildings whose ground is mostly unknown on date 2: 1 are un-classified" in told
+    assert "mostly unknown" in (tmp_path / "xview2" / "README.md").read_text()
+    content = json.loads((tmp_path / "coco" / "annotations" / "change_train.json").read_text())
+    told_areas = sum(instance["area"] for instance in content["annotations"])
+    assert told_areas == (pair.change_mask & change_mask_of(first, second)).sum() == 3 * 8 + 64
+    found = np.zeros((32, 32), np.uint8)
+    for line in (tmp_path / "yolo-seg" / "labels" / "train" / "k.txt").read_text().splitlines():
+        number, *values = line.split()
+        points = [(float(x) * 32, float(y) * 32) for x, y in zip(values[::2], values[1::2], strict=True)]
+        polygon = {"type": "Polygon", "coordinates": [[*points, points[0]]]}
+        found[features.rasterize([(polygon, 1)], (32, 32)) > 0] = int(number) + 1
+    assert np.array_equal(found, np.where(pair.change_mask, second, 0))
+
+
+def test_second_says_changed_ground_of_unknown_class_in_black(unsure: Path, tmp_path: Path) -> None:
+    pair = ca.load_pairs(unsure)[0]
+    export(ExportOptions(pairs=unsure, layout="second", out=tmp_path / "out"))
+    label = array(tmp_path / "out" / "train" / "label2" / "k.png")
+    assert np.array_equal((label == 0).all(-1), pair.change_mask & (masks_of(pair)[1] == 0))
+    assert np.array_equal(originals(tmp_path / "out", "train")[0].change_mask, pair.change_mask)
+
+
+def test_xview2_judges_buildings_by_known_ground(unsure: Path, tmp_path: Path) -> None:
+    """Of three buildings one is hidden for the most part, one is gone; of the third's known ground most stands."""
+    first = masks_of(ca.load_pairs(unsure)[0])[0]
+    export(ExportOptions(pairs=unsure, layout="xview2", out=tmp_path / "out"))
+    content = json.loads((tmp_path / "out" / "train" / "labels" / "k_post_disaster.json").read_text())
+    subtypes = [f["properties"]["subtype"] for f in content["features"]["xy"]]
+    assert sorted(subtypes) == ["destroyed", "no-damage", "un-classified"]
+    before, after = (
+        array(tmp_path / "out" / "train" / "targets" / f"k_{when}_disaster_target.png") for when in ("pre", "post")
+    )
+    assert np.array_equal(before, first == BUILDING)
+    assert set(np.unique(after[2:10, 2:10])) == {0} and set(np.unique(after[2:10, 20:28])) == {4}
+    assert set(np.unique(after[20:28, 20:28])) == {1}
+
+
+def test_a_map_of_classes_makes_no_change_that_the_label_does_not_say(unsure: Path, tmp_path: Path) -> None:
+    pair = ca.load_pairs(unsure)[0]
+    export(ExportOptions(pairs=unsure, layout="opencd", out=tmp_path / "out", legend="mini"))
+    label = array(tmp_path / "out" / "train" / "label" / "k.png") > 0
+    assert np.array_equal(label, pair.change_mask & change_mask_of(*masks_of(pair)))
+
+
 def test_taco_by_tacoreader(pairs: Path, tmp_path: Path) -> None:
     reader = pytest.importorskip("tacoreader")
     out = exported(pairs, "taco", tmp_path / "out")
@@ -423,6 +592,134 @@ def test_pairs_of_others_without_classes(tmp_path: Path, capsys: pytest.CaptureF
         assert run(["export", str(root), *arguments, "--out", str(tmp_path / "no")]) == 2
         assert re.search(message, capsys.readouterr().err)
     assert run(["export", str(root), "--layout", "levir", "--out", str(root / "train" / "again")]) == 2
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_of_an_earlier_export_nothing_stays(layout: str, pairs: Path, tmp_path: Path) -> None:
+    """Readers glob: a pair of the earlier set would be one of the new."""
+    small = tmp_path / "small" / pairs.name
+    shutil.copytree(pairs, small)
+    for split in SPLITS:
+        (small / "list" / f"{split}.txt").write_text("k 0.x.png\n" if split == "train" else "")
+    exported(pairs, layout, tmp_path / "out")
+    for out in (tmp_path / "out", tmp_path / "fresh"):
+        export(ExportOptions(pairs=small, layout=layout, out=out))
+    again, fresh = files_of(tmp_path / "out"), files_of(tmp_path / "fresh")
+    assert again.keys() == fresh.keys()
+    assert [name for name in fresh if fresh[name] != again[name] and not name.endswith(".tacozip")] == []
+    head, *names = map(json.loads, again["exported.jsonl"].splitlines())
+    assert head == {"changeanywhere": "export", "layout": layout, "whole": True}
+    assert sorted([*names, "exported.jsonl"]) == sorted(again)
+    folders = [folder for folder in (tmp_path / "out").rglob("*") if folder.is_dir()]
+    assert all(any(folder.iterdir()) for folder in folders), "nor an empty folder of it"
+
+
+def test_another_layout_takes_the_place_of_an_earlier_export_and_other_files_stay(pairs: Path, tmp_path: Path) -> None:
+    out, mine = exported(pairs, "yolo-seg", tmp_path / "out"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "k 0.x.png").write_bytes(b"mine")
+    own = {"labels/train.cache": b"cache", "runs/best.pt": b"weights", "notes.txt": b"notes"}
+    for name, content in own.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(content)
+    exported(pairs, "torchgeo", out)
+    exported(pairs, "torchgeo", tmp_path / "fresh")
+    assert files_of(out) == files_of(tmp_path / "fresh") | own
+    shutil.rmtree(out / "A")
+    (out / "A").symlink_to(mine)  # its files are not those that were listed
+    with pytest.raises(OutputError, match="a link leads out of"):
+        exported(pairs, "torchgeo", out)
+    assert (mine / "k 0.x.png").read_bytes() == b"mine" and (out / "README.md").is_file()
+
+
+def test_folders_that_hold_anything_else_are_refused(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in them is touched."""
+    out = tmp_path / "out"
+    command = ["export", str(pairs), "--layout", "whu-gcd", "--out", str(out)]
+    out.mkdir()
+    (out / ".DS_Store").touch()  # as good as empty
+    assert run(command) == 0
+    (out / ".DS_Store").unlink()
+    listing = (out / "exported.jsonl").read_bytes()
+    first = files_of(out)
+    capsys.readouterr()
+    for damage, message in (
+        (None, r"out: holds 'README.md', which no export lists; allowed: a folder that is new or empty, or that"),
+        (b"", r"exported.jsonl: damaged \("),
+        (listing + b'"../mine.png"\n', r"exported.jsonl: damaged \(not the list of an export\)"),
+        (listing + b'"/mine.png"\n', r"exported.jsonl: damaged \(not the list of an export\)"),
+        (listing[:-4], r"exported.jsonl: damaged \(not JSON"),
+    ):
+        (out / "exported.jsonl").unlink()
+        if damage is not None:
+            (out / "exported.jsonl").write_bytes(damage)
+        before = files_of(out)
+        assert run(command) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error) and error.count("\n") == 1
+        assert files_of(out) == before
+        (out / "exported.jsonl").write_bytes(listing)
+    (out / "train" / "A").mkdir()
+    (out / "train" / "A" / "k 0.x.png").write_bytes(b"mine")
+    assert run([*command, "--layout", "opencd"]) == 2
+    assert "A/k 0.x.png: no export wrote it, and it is in the way" in capsys.readouterr().err
+    assert files_of(out) == first | {"train/A/k 0.x.png": b"mine"}
+    (tmp_path / "file").touch()
+    assert run([*command[:-1], str(tmp_path / "file")]) == 2 and "is no folder; allowed" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_the_earlier_one_as_it_was(pairs: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / pairs.name
+    shutil.copytree(pairs, broken)
+    (broken / "B" / "k 5.x.png").write_bytes(b"damaged")
+    first = files_of(exported(pairs, "coco", tmp_path / "out"))
+    for out in ("out", "new"):
+        with pytest.raises(PairsError, match=r"k 5\.x\.png"):
+            export(ExportOptions(pairs=broken, layout="coco", out=tmp_path / out))
+    assert files_of(tmp_path / "out") == first and not (tmp_path / "new").exists()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from changeanywhere.cli import run
+from changeanywhere.exporting import renewed
+moves, left = Path.replace, [int(sys.argv[1])]
+def replace(self, target):
+    if left[0] == 0 and "exported.jsonl" not in str(target):
+        os._exit(9)
+    left[0] -= 1
+    return moves(self, target)
+Path.replace = replace
+run(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("moves", [0, 9, 60, 75])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_killed_export_is_not_whole_and_the_same_command_ends_it(
+    moves: int, again: bool, pairs: Path, tmp_path: Path
+) -> None:
+    """Killed while files are written (39, each by a move of its own), and while they take their places."""
+    out = tmp_path / "out"
+    if again:
+        exported(pairs, "torchgeo", out)
+    before = files_of(out) if again else {}
+    command = ["export", str(pairs), "--layout", "opencd", "--out", str(out)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(moves), *command], check=False)
+    assert killed.returncode == 9
+    found = {name: content for name, content in files_of(out).items() if not name.startswith(".export.")}
+    assert (found != before) is (moves > 40)
+    if moves > 40:
+        assert json.loads(found["exported.jsonl"].splitlines()[0])["whole"] is False and "README.md" not in found
+    assert run(command) == 0
+    assert files_of(out) == files_of(exported(pairs, "opencd", tmp_path / "fresh"))
 
 
 def test_generate_exports_what_it_made(source_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ INSIDE = {
     "pairs": "names split layouts annotations record summary card labels codec containers hub kept reader semantics "
     "unlabelled pictures report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
-    "exporting": "options items target base folders opencd tables shapes coco yolo xview2 taco registry export "
+    "exporting": "options items renewed target base folders opencd tables shapes coco yolo xview2 taco registry export "
     "__init__",
     "prediction": "options windows inputs predict __init__",
     "labelling": "options windows masks regions pictures networks predictions reading label __init__",

@@ -92,7 +92,7 @@ class LocalStore:
     def put_new(self, name: str, content: bytes) -> bool:
         """See :class:`Store`. A hard link to a finished file: it is there whole, or another one was first."""
         path = self._place(name)
-        part = _part_of(path)
+        part = part_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _new_file(part) as target:
@@ -218,7 +218,7 @@ def atomic_file(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
     ``lasting``: at the end it outlasts a power cut. A link in its place is replaced, never followed. Raises
     :class:`OutputError` where it cannot be written (read-only folder, full disk).
     """
-    part = _part_of(path)
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _new_file(part) as target:
@@ -269,7 +269,7 @@ def atomic_folder(folder: Path, marker: str) -> Iterator[Path]:
     :class:`OutputError` where it cannot be written, and where a folder would be replaced although there is no marker:
     it is somebody else's.
     """
-    part, swapping = _part_of(folder), folder / f".{marker}.swap"
+    part, swapping = part_of(folder), folder / f".{marker}.swap"
     try:
         part.mkdir(parents=True)
         yield part
@@ -305,7 +305,8 @@ def _refuse_to_replace(folder: Path, marker: str, part: Path) -> None:
             raise OutputError(f"{old}: holds other files, and no {marker} beside it; give another folder")
 
 
-def _part_of(path: Path) -> Path:
+def part_of(path: Path) -> Path:
+    """Where this thread writes what becomes ``path``: beside it, by a name that :func:`remove_leftovers` knows."""
     return path.with_name(f".{path.name}.{os.getpid()}@{_tag()}.{threading.get_native_id()}.part")
 
 
@@ -325,7 +326,7 @@ def remove_leftovers(root: Path) -> None:
     """
     if address_of(root) is not None:
         return
-    for part in root.rglob(".*.part"):
+    for part in list(root.rglob(".*.part")):  # one may lie in another, which goes before
         found = PART.fullmatch(part.name)
         if found and found.group(2) in (None, _tag()) and not process_is_alive(found.group(1)):
             if part.is_dir() and not part.is_symlink():

@@ -68,6 +68,10 @@ class Exporter(ABC):
     def close(self) -> None:  # noqa: B027
         """In any case: nothing unfinished stays behind."""
 
+    def lost(self) -> list[str]:
+        """What of the pairs that were written had no place, in words."""
+        return []
+
     def front_matter(self) -> list[str]:
         """Lines for the head of the card, YAML."""
         return []

@@ -10,6 +10,7 @@ from changeanywhere.exporting.base import Exporter
 from changeanywhere.exporting.items import DATES, Item
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs.annotations import EIGHT, coco_annotations, coco_categories, coco_counts
+from changeanywhere.sample import change_mask_of
 
 CHANGED = "change"
 
@@ -23,7 +24,8 @@ class Coco(Exporter):
     tree = """\
 t1/SPLIT/KEY.png  t2/SPLIT/KEY.png   images; SPLIT is train, val or test
 annotations/change_SPLIT.json        instances on t2 (file_name; file_name_t1 beside): connected ground of one class
-                                     transition, as run lengths; categories "from->to", or "change" without classes
+                                     transition, as run lengths; categories "from->to", or "change" without classes;
+                                     not where a class is unknown, or the same on both dates
 annotations/panoptic_{t1,t2}_SPLIT.json, panoptic/{t1,t2}/SPLIT/KEY.png   connected land cover, unknown is void"""
     load = """\
 from pycocotools.coco import COCO
@@ -40,6 +42,7 @@ for image in changes.loadImgs(changes.getImgIds()):
         self._images: dict[str, list[dict[str, Any]]] = {}
         self._changes: dict[str, list[dict[str, Any]]] = {}
         self._panoptic: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._without = 0
 
     def add(self, item: Item) -> dict[str, str]:
         """See :class:`Exporter`."""
@@ -66,7 +69,8 @@ for image in changes.loadImgs(changes.getImgIds()):
             changes += _instances(pair.change_mask, number, len(changes) + 1)
             return files
         masks = pair.mask_t1, pair.mask_t2
-        changes += coco_annotations(item.key, number, len(changes) + 1, *masks, self._categories, legend)
+        self._without += bool((pair.change_mask & ~change_mask_of(*masks)).any())
+        changes += coco_annotations(number, len(changes) + 1, pair.change_mask, *masks, self._categories, legend)
         for date, mask in zip(DATES, masks, strict=True):
             files[f"panoptic_{date}"] = name = f"panoptic/{date}/{split}/{item.key}.png"
             ids, segments = _segments(mask)
@@ -74,6 +78,11 @@ for image in changes.loadImgs(changes.getImgIds()):
             entry = {"image_id": number, "file_name": f"{item.key}.png", "segments_info": segments}
             self._panoptic.setdefault((date, split), []).append(entry)
         return files
+
+    def lost(self) -> list[str]:
+        """See :class:`Exporter`."""
+        what = "changed ground whose class is unknown on a date, or the same on both"
+        return [f"{what}, in {self._without} pairs: it is in no instance"] if self._without else []
 
     def finish(self) -> None:
         """Write the annotations."""

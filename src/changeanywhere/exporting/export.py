@@ -1,13 +1,15 @@
 """``changeanywhere export``: a set of pairs in another layout, with its licences and credits. No torch here.
 
 Beside what the layout asks for lie ``metadata.jsonl`` (a line per pair, with the files that it is in now),
-``legend.json`` (the classes that are written) and ``README.md`` (card: licences, credits, how to load it).
+``legend.json`` (the classes that are written), ``README.md`` (card: licences, credits, how to load it) and
+``exported.jsonl`` (what was written, :mod:`.renewed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from changeanywhere.documents import to_json
@@ -16,6 +18,7 @@ from changeanywhere.exporting.base import CARRIED, Exporter
 from changeanywhere.exporting.items import Item, SetInfo, open_set
 from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.exporting.registry import EXPORTERS
+from changeanywhere.exporting.renewed import CARD, LINES, renewed
 from changeanywhere.exporting.target import Target
 from changeanywhere.pairs.card import SPDX_TO_HUB
 from changeanywhere.pairs.names import SPLITS
@@ -35,17 +38,26 @@ class ExportReport:
 
 
 def export(options: ExportOptions, progress: Progress = silent, *, inside: bool = False) -> ExportReport:
-    """Write the pairs in ``options.layout``; ``inside``: ``out`` may lie in the set itself.
+    """Write the pairs in ``options.layout``, in place of an earlier export in ``out``, which stays until the new one is
+    whole; ``inside``: ``out`` may lie in the set itself.
 
     Raises :class:`ConfigError` for a layout that they do not fit, :class:`LegendError` for classes that do not,
-    :class:`PairsError` for pairs that cannot be read, :class:`OutputError` for a folder that cannot be written.
+    :class:`PairsError` for pairs that cannot be read, :class:`OutputError` for a folder that cannot be written, or
+    that holds anything but an export.
     """
     options.check(inside)
+    with renewed(options.out, options.layout) as folder:
+        info, lost = _write(options, folder, progress)
+    return ExportReport({split: info.splits[split] for split in SPLITS if info.splits[split]}, lost)
+
+
+def _write(options: ExportOptions, folder: Path, progress: Progress) -> tuple[SetInfo, tuple[str, ...]]:
+    """The whole export into ``folder``; what of the pairs it cannot carry."""
     info, items = open_set(options)
-    target = Target(options.out, options.link)
+    target = Target(folder, options.link)
     exporter = EXPORTERS[options.layout](target, info)
     try:
-        with LocalStore(options.out).create("metadata.jsonl") as lines:
+        with LocalStore(folder).create(LINES) as lines:
             for number, item in enumerate(items):
                 files = exporter.add(item)
                 lines.write((to_json(_line(item, files), ensure_ascii=False) + "\n").encode())
@@ -58,8 +70,8 @@ def export(options: ExportOptions, progress: Progress = silent, *, inside: bool 
     if info.legend is not None:
         target.put("legend.json", (to_json(info.legend.to_dict(), indent=1) + "\n").encode())
     lost = _lost(exporter, info)
-    target.put("README.md", _card(exporter, info, lost).encode())
-    return ExportReport({split: info.splits[split] for split in SPLITS if info.splits[split]}, lost)
+    target.put(CARD, _card(exporter, info, lost).encode())
+    return info, lost
 
 
 def _line(item: Item, files: Mapping[str, str]) -> dict[str, Any]:
@@ -71,12 +83,14 @@ def _line(item: Item, files: Mapping[str, str]) -> dict[str, Any]:
 
 def _lost(exporter: Exporter, info: SetInfo) -> tuple[str, ...]:
     lost = []
+    if info.unlisted:
+        lost.append(f"{info.unlisted} pairs that no list of the set names")
     if info.legend is not None and "semantic" not in exporter.carries:
         lost.append("semantic masks of unchanged ground")
     left = info.ignored - (info.noted if "ignored" in exporter.carries else 0)
     if left:
         lost.append(f"ground that labels leave out, in {left} pairs: it is written as unchanged")
-    return tuple(lost)
+    return (*lost, *exporter.lost())
 
 
 def _card(exporter: Exporter, info: SetInfo, lost: tuple[str, ...]) -> str:

@@ -151,7 +151,8 @@ class Second(Folders):
     tree = """\
 {train,val,test}/im1/KEY.png  im2/KEY.png         images
 {train,val,test}/label1/KEY.png  label2/KEY.png   changed ground in the colours of legend.json (a white class
-                                                 gets another), all else white"""
+                                                 gets another), black where the class is unknown, all
+                                                 else white"""
     load = """\
 import changeanywhere as ca
 pairs = ca.load_pairs("OUT", split="train")

@@ -71,6 +71,8 @@ class SetInfo:
     """Pairs with ground that no label speaks of."""
     noted: int = 0
     """Those of them whose set has a file for it."""
+    unlisted: int = 0
+    """Pairs of the set that none of its lists names: they are in no split."""
 
     def add(self, item: Item) -> None:
         """Count a pair."""
@@ -87,7 +89,7 @@ def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
     """The pairs that ``options`` name, by split. :class:`PairsError` for what is no set of pairs, :class:`LegendError`
     for classes that do not fit."""
     root = unpacked(local_copy(options.pairs))
-    sets = _by_split(root, options.max_megapixels)
+    sets, unlisted = _by_split(root, options.max_megapixels)
     own = _legend_of(root, sets)
     legend, mapping = own, None
     if options.legend is not None:
@@ -95,25 +97,27 @@ def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
             raise PairsError(f"{options.pairs}: has no semantic masks with a legend.json; --legend has nothing to map")
         legend = load_legend(options.legend)
         mapping = load_legend_map(own, legend, options.legend_map)
-    info = SetInfo(Path(str(options.pairs)).resolve().name, legend, sum(len(pairs) for pairs in sets.values()))
+    total = sum(len(pairs) for pairs in sets.values())
+    info = SetInfo(Path(str(options.pairs)).resolve().name, legend, total, unlisted=unlisted)
     return info, _items(sets, mapping, info)
 
 
-def _by_split(root: Path, max_megapixels: float | None) -> dict[str, PairDataset]:
-    """By the set's lists or folders; a set that names no splits is all ``train``."""
+def _by_split(root: Path, max_megapixels: float | None) -> tuple[dict[str, PairDataset], int]:
+    """By the set's lists or folders, and how many pairs no list names; a set that names no splits is all ``train``."""
     if layout_of(root) is None and split_folders(root):
-        return {split: load_pairs(root, split, max_megapixels) for split in split_folders(root)}
+        return {split: load_pairs(root, split, max_megapixels) for split in split_folders(root)}, 0
     whole = load_pairs(root, None, max_megapixels)
     listed = [split for split in SPLITS if (whole.folder / "list" / f"{split}.txt").is_file()]
     if not listed:
-        return {"train": whole}
+        return {"train": whole}, 0
     found = {}
     for split in listed:
         try:
             found[split] = load_pairs(root, split, max_megapixels)
         except EmptySplitError:
             continue
-    return found
+    named = {pairs.key_of(n) for pairs in found.values() for n in range(len(pairs))}
+    return found, sum(whole.key_of(n) not in named for n in range(len(whole)))
 
 
 def _legend_of(root: Path, sets: Mapping[str, PairDataset]) -> Legend | None:
@@ -126,13 +130,16 @@ def _legend_of(root: Path, sets: Mapping[str, PairDataset]) -> Legend | None:
 
 
 def _items(sets: Mapping[str, PairDataset], mapping: LegendMap | None, info: SetInfo) -> Iterator[Item]:
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
     for split, pairs in sets.items():
         for number in range(len(pairs)):
             pair = pairs[number]
-            if seen.setdefault(pair.key, split) != split:
+            other, name = seen.setdefault(pair.key, (split, pairs.names[number]))
+            if other != split:
+                raise PairsError(f"{pairs.folder}: {pair.key} is in {other} and in {split}; allowed: one split")
+            if name != pairs.names[number]:
                 raise PairsError(
-                    f"{pairs.folder}: {pair.key} is in {seen[pair.key]} and in {split}; allowed: one split"
+                    f"{pairs.folder}: {pair.key} names two pairs ({name}, {pairs.names[number]}); rename one"
                 )
             item = Item(split, pair, pairs.images_of(number), _labels(pairs, number, mapping))
             if info.legend is None:
@@ -149,7 +156,7 @@ def _mapped(pair: ChangePair, mapping: LegendMap) -> ChangePair:
     """In other classes, and its line with it: transitions, ratios, and the events that still change something."""
     assert pair.mask_t1 is not None and pair.mask_t2 is not None
     masks, names = (mapping.apply(pair.mask_t1), mapping.apply(pair.mask_t2)), mapping.to_dict()
-    change, record = change_mask_of(*masks), dict(pair.metadata)
+    change, record = pair.change_mask & change_mask_of(*masks), dict(pair.metadata)
     if record:
         record["transitions"] = transition_rows(change_transitions(*masks, mapping.target))
         record["change_ratio"] = round(float(change.mean()), 6)

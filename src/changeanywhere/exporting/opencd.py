@@ -11,7 +11,7 @@ LINES = """\
 # give its path with --cfg-options. Training from Open-CD's folder:
 #   _base_ = ['OUT/opencd_data.py', './configs/_base_/models/changer_r18.py',
 #             './configs/_base_/default_runtime.py', './configs/_base_/schedules/schedule_40k.py']
-data_root = '{{{{ fileDirname }}}}'  # this folder, says mmengine
+{unset}data_root = '{{{{ fileDirname }}}}'  # this folder, says mmengine
 crop_size = ({side}, {side})
 train_pipeline = [
     dict(type='MultiImgLoadImageFromFile'),
@@ -41,6 +41,11 @@ DATALOADER = """\
 SAMPLERS = {"train": "InfiniteSampler", "val": "DefaultSampler", "test": "DefaultSampler"}
 
 
+UNSET = {"train": "train_cfg = optim_wrapper = param_scheduler", "val": "val_cfg", "test": "test_cfg"}
+"""What the user's own configuration must unset where a split has no pairs: here it would be given twice, as the
+schedule, another base, defines it, and mmengine refuses that."""
+
+
 class OpenCd(Folders):
     """What ``BaseCDDataset`` and, with semantic masks, ``BaseSCDDataset`` read."""
 
@@ -52,7 +57,8 @@ class OpenCd(Folders):
 {train,val,test}/A/KEY.png  B/KEY.png            images
 {train,val,test}/label/KEY.png                   change, 0 or 255 (format_seg_map='to_binary')
 {train,val,test}/label1/KEY.png  label2/KEY.png  semantic masks, grey; 0 = unknown is ignored
-opencd_data.py                                   metainfo, pipelines and dataloaders of every split"""
+opencd_data.py                                   metainfo, pipelines and dataloaders of every split; its head says
+                                                 what to unset where a split has no pairs"""
     load = """\
 from mmengine.config import Config
 from opencd.registry import DATASETS
@@ -83,12 +89,14 @@ pairs = DATASETS.build(config.train_dataloader.dataset)"""
             info["semantic_classes"] = legend.names
             info["semantic_palette"] = [list(c.color) for c in legend.classes]
         annotations = "MultiImgMultiAnnLoadAnnotations" if semantic else "MultiImgLoadAnnotations"
-        parts = [LINES.format(side=self._side, annotations=annotations)]
+        empty = [split for split in SAMPLERS if not self.info.splits[split]]
+        unset = "".join(f"#   {UNSET[split]} = None  # there are no {split} pairs\n" for split in empty)
+        parts = [LINES.format(unset=unset, side=self._side, annotations=annotations)]
         parts.append(f"metainfo = {info!r}\n")
         masks = ", seg_map_path_from='{0}/label1', seg_map_path_to='{0}/label2'" if semantic else ""
         for split in SAMPLERS:
-            if not self.info.splits[split]:
-                parts.append(f"{split}_dataloader = {split}_evaluator = {split}_cfg = None  # no pairs\n")
+            if split in empty:
+                parts.append(f"{split}_dataloader = {split}_evaluator = None  # no pairs\n")
                 continue
             parts.append(
                 DATALOADER.format(

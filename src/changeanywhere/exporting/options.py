@@ -27,7 +27,8 @@ class ExportOptions:
     layout: str = field(metadata=choose(LAYOUT_NAMES))
     """Layout to write; docs/layouts.md says what each can carry."""
     out: Path
-    """Folder to write; what is there already is written again."""
+    """Folder to write: a new or empty one, or one of an earlier export, whose files go when the new one is whole; other
+    files in it stay."""
     link: bool = False
     """Link files that stay as they are (symbolic links) in place of copying them."""
     legend: str | None = None

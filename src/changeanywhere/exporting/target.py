@@ -61,7 +61,7 @@ class Target:
 
     @staticmethod
     def _clear(place: Path) -> None:
-        """A link of an earlier export leads to the pairs themselves: what is written must not go through it."""
+        """A link leads to the pairs themselves, and a list may name a pair twice: nothing is written through it."""
         if place.is_symlink():
             place.unlink()
 

@@ -21,13 +21,19 @@ class YoloSeg(Exporter):
     tree = """\
 images/{train,val,test}/KEY.png      image of date 2
 images_t1/{train,val,test}/KEY.png   image of date 1, which YOLO does not read
-labels/{train,val,test}/KEY.txt      a line per region: its new class from 0, then x y … as shares; holes are cut
-data.yaml                            path, splits, names ("change" where there are no classes)"""
+labels/{train,val,test}/KEY.txt      a line per region: its new class from 0, then x y … as shares; holes are cut,
+                                     ground whose new class is unknown is in none
+data.yaml                            splits, beside it; names ("change" where there are no classes); val, which
+                                     YOLO asks for, is train (test without one) where there are no val pairs"""
     load = """\
 from ultralytics import YOLO
 model = YOLO("yolo11n-seg.yaml")
 model.train(data="OUT/data.yaml", imgsz=256, epochs=50)"""
     reader = "the public rule of its files, filled as polygons; no code of ultralytics (AGPL) is used"
+
+    def prepare(self) -> None:
+        """See :class:`Exporter`."""
+        self._unknown = 0
 
     def add(self, item: Item) -> dict[str, str]:
         """See :class:`Exporter`."""
@@ -36,7 +42,9 @@ model.train(data="OUT/data.yaml", imgsz=256, epochs=50)"""
         values = pair.change_mask.astype("uint8") if mask is None else mask
         height, width = pair.change_mask.shape
         lines = []
-        for shape in shapes_of(values, pair.change_mask):
+        known = pair.change_mask & (values > 0)
+        self._unknown += bool((pair.change_mask & ~known).any())
+        for shape in shapes_of(values, known):
             points = " ".join(f"{x / width:.{DIGITS}f} {y / height:.{DIGITS}f}" for x, y in shape.one_ring()[:-1])
             lines.append(f"{shape.value - 1} {points}\n")
         stem = f"{item.split}/{item.key}"
@@ -46,9 +54,18 @@ model.train(data="OUT/data.yaml", imgsz=256, epochs=50)"""
             "label": self.target.put(f"labels/{stem}.txt", "".join(lines).encode()),
         }
 
+    def lost(self) -> list[str]:
+        """See :class:`Exporter`."""
+        what = "changed ground whose class on date 2 is unknown"
+        return [f"{what}, in {self._unknown} pairs: it is in no region"] if self._unknown else []
+
     def finish(self) -> None:
         """Write ``data.yaml``."""
         names = self.info.legend.names if self.info.legend is not None else ("change",)
-        lines = [f"{split}: images/{split}" for split in SPLITS if self.info.splits[split]]
+        splits = self.info.splits
+        places = {split: f"images/{split}" for split in SPLITS if splits[split] or split != "test"}
+        if not splits["val"]:  # of the two that ultralytics asks for, it opens this one in any case
+            places["val"] = f"images/{'train' if splits['train'] else 'test'}  # there are no validation pairs"
+        lines = [f"{split}: {place}" for split, place in places.items()]
         lines += ["names:", *(f"  {n}: {to_json(name)}" for n, name in enumerate(names))]  # JSON's strings are YAML's
         self.target.put("data.yaml", "".join(f"{line}\n" for line in lines).encode())

@@ -147,7 +147,7 @@ def _one(
         "change_ratio": float(change.change_mask.mean()),
         "seed": planned.seed,
     }
-    instances = coco_annotations(planned.key, 0, 0, *masks, categories, legend)
+    instances = coco_annotations(0, 0, change.change_mask, *masks, categories, legend)
     return record, list(mask_t1.shape[::-1]), instances, written
 
 

@@ -33,17 +33,24 @@ def event_record(
 
 
 def coco_annotations(
-    key: str, image_id: int, first_id: int, mask_t1: Mask, mask_t2: Mask, categories: Mapping[str, int], legend: Legend
+    image_id: int,
+    first_id: int,
+    changed: ChangeMask,
+    mask_t1: Mask,
+    mask_t2: Mask,
+    categories: Mapping[str, int],
+    legend: Legend,
 ) -> list[dict[str, Any]]:
     """Connected components of each class transition as COCO annotations (uncompressed RLE).
 
-    ``categories``: "from->to" → category id. Format: COCO object detection, ``segmentation`` as run lengths down the
-    columns, beginning with zeros.
+    ``changed``: bool ``[H, W]``, what the label says; of it, ground whose class is unknown on a date, or the same on
+    both, is in no annotation. ``categories``: "from->to" → category id. Format: COCO object detection,
+    ``segmentation`` as run lengths down the columns, beginning with zeros.
     """
     from scipy import ndimage  # here: records are read by commands that need no scipy
 
     annotations: list[dict[str, Any]] = []
-    changed = change_mask_of(mask_t1, mask_t2)
+    changed = changed & change_mask_of(mask_t1, mask_t2)
     codes = np.where(changed, mask_t1.astype(np.int64) * 256 + mask_t2, 0)
     for code in np.unique(codes[changed]):
         name = f"{legend.name_of(int(code) // 256)}->{legend.name_of(int(code) % 256)}"
