@@ -11,7 +11,7 @@ from pathlib import Path
 from changeanywhere.documents import parse_json
 from changeanywhere.errors import OutputError, require
 from changeanywhere.generation.finish import credited
-from changeanywhere.legend import Legend
+from changeanywhere.legend import Legend, MaskValues, read_legend
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
 from changeanywhere.pairs.writer import finalise, write_pair
@@ -78,8 +78,12 @@ def _refuse_foreign(store: LocalStore, legend: Legend, records: list[PairRecord]
         raise OutputError(f"{store.describe()}: made by generate, which alone adds pairs to it; give another set")
     if not records and any(not name.startswith(tuple(f"{each}/" for each in FOLDERS)) for name in store.list()):
         raise OutputError(f"{store.describe()}: holds other files; give another set")
-    if records and Legend.load(store.root / "legend.json").to_dict() != legend.to_dict():
-        raise OutputError(f"{store.describe('legend.json')}: has other classes than the model; give another set")
+    held, numbers = read_legend(store.root / "legend.json") if records else (legend, MaskValues())
+    if held.to_dict() != legend.to_dict() or not numbers.is_plain:  # one legend for its masks and for ours
+        raise OutputError(
+            f"{store.describe('legend.json')}: has other classes than the model, or other numbers for them; give "
+            "another set"
+        )
 
 
 def _remove_strays(store: LocalStore, keys: set[str]) -> None:
