@@ -35,10 +35,11 @@ from changeanywhere.rasters.gate import inspect_whole, read_whole
 from changeanywhere.rasters.ground import lies_elsewhere
 from changeanywhere.rasters.values import PLAIN
 from changeanywhere.regular import open_regular, read_regular
-from changeanywhere.sample import ChangePair
+from changeanywhere.sample import ChangePair, change_mask_of
 
 RULES = {
     "masks": LabelRule("changed is where the masks of the two dates differ"),
+    "classes": LabelRule("changed is where the masks of the two dates are of two classes; unknown ground is ignored"),
     "bands": LabelRule("changed is what was painted (band 1) and has another class (bands 2 and 3)"),
 }
 """Of layouts whose labels are no change labels."""
@@ -95,10 +96,11 @@ class PairDataset:
         self.legend, self.numbers = legend_in(folder) if layout.masks else (None, PLAIN)
         """Of the semantic masks, and what stands for its classes in their files; None where there are no masks, or
         nobody says what their numbers mean."""
+        says = "classes" if layout.says == "masks" and self.legend else layout.says
         self._labels = LabelReader(
             self._some_labels,
             layout.names_classes,
-            RULES.get(layout.says, None if metadata is None else OWN),
+            RULES.get(says, None if metadata is None else OWN),
             max_megapixels,
             lambda: class_of_zero(folder),
         )
@@ -146,7 +148,9 @@ class PairDataset:
         first, second = masks.values()
         if first.shape != second.shape:
             raise PairsError(f"{label}: {first.shape} px, the mask of date 2 has {second.shape}")
-        return first != second, None, masks if self.legend else {}
+        if self.legend is None:
+            return first != second, None, {}
+        return *without(change_mask_of(first, second), (first == 0) | (second == 0)), masks
 
     def _known(self, name: str, changed: Valid, ignored: Valid | None) -> tuple[Valid, Valid | None]:
         """With the ground of which a set of ours says that no label speaks."""
@@ -250,6 +254,8 @@ class PairDataset:
         digest = hashlib.sha256(repr((self._layout.change, self._counted)).encode())
         if not self.numbers.is_plain:
             digest.update(repr(self.numbers).encode())
+        if self._layout.says == "masks" and self.legend:  # it says what is changed, and what nobody knows
+            digest.update(repr(self.legend.classes).encode())
         for name in self.names:
             digest.update(name.encode())
             digest.update(repr([self._file(folder, name).stat().st_size for folder in self._layout.images]).encode())
