@@ -35,7 +35,7 @@ from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, rgb8
 from changeanywhere.storage import LocalStore
 from test_detector_training import write_pairs
-from test_pairs import make_record
+from test_pairs import counted_from_zero, make_record
 
 LEGEND = load_legend("mini")
 BUILDING, ROAD, UNKNOWN = LEGEND.index_of("building"), LEGEND.index_of("road"), 0
@@ -720,6 +720,36 @@ def test_a_killed_export_is_not_whole_and_the_same_command_ends_it(
         assert json.loads(found["exported.jsonl"].splitlines()[0])["whole"] is False and "README.md" not in found
     assert run(command) == 0
     assert files_of(out) == files_of(exported(pairs, "opencd", tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_masks_that_count_from_zero_are_written_as_classes(ours: bool, pairs: Path, tmp_path: Path) -> None:
+    """Of others' pairs, and of a set of ours whose masks somebody saved anew: what is written counts from 1."""
+    if ours:
+        shutil.copytree(pairs, tmp_path / "set")
+        for file in [*(tmp_path / "set").glob("label[12]/*.png")]:
+            Image.fromarray(array(file) - np.uint8(1)).save(file)  # unknown becomes 255
+        content = json.loads((pairs / "legend.json").read_text()) | {"first_class": 0, "ignore_index": 255}
+        for each in content["classes"]:
+            each["index"] -= 1
+        (tmp_path / "set" / "legend.json").write_text(json.dumps(content))
+        expected = [masks_of(pair) for split in SPLITS for pair in originals(pairs, split)]
+        names = list(LEGEND.names)
+    else:
+        found = counted_from_zero(tmp_path / "set")
+        expected, names = [(found["mask_t1"], found["mask_t2"])], ["field", "house"]
+    export(ExportOptions(pairs=tmp_path / "set", layout="levir", out=tmp_path / "out"))
+    written = [masks_of(pair) for split in SPLITS for pair in (originals(tmp_path / "out", split) if ours else [])]
+    written = written or [masks_of(ca.load_pairs(tmp_path / "out")[0])]
+    for truth, masks in zip(expected, written, strict=True):
+        assert all(np.array_equal(one, two) for one, two in zip(truth, masks, strict=True))
+    legend = json.loads((tmp_path / "out" / "legend.json").read_text())
+    assert [each["name"] for each in legend["classes"]] == names and "first_class" not in legend
+    if not ours:
+        export(ExportOptions(pairs=tmp_path / "set", layout="coco", out=tmp_path / "coco"))
+        entries = json.loads((tmp_path / "coco" / "annotations" / "change_train.json").read_text())
+        (entry,) = entries["annotations"]
+        assert {each["id"]: each["name"] for each in entries["categories"]}[entry["category_id"]] == "field->house"
 
 
 def test_generate_exports_what_it_made(source_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

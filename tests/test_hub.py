@@ -261,8 +261,43 @@ def test_masks_have_names_where_there_is_a_legend(tmp_path: Path) -> None:
     (tmp_path / "legend.json").write_text(json.dumps(content))
     pair = ca.load_pairs(tmp_path)[0]
     assert pair.mask_t1 is not None and pair.mask_t2 is not None
-    np.testing.assert_array_equal(pair.change_mask, pair.mask_t1 != pair.mask_t2)
+    assert not pair.change_mask.any(), "one class, and ground that nobody knows: nothing is known to have changed"
+    assert pair.ignored is not None
+    np.testing.assert_array_equal(pair.ignored, (pair.mask_t1 == 0) | (pair.mask_t2 == 0))
     assert len(ca.load_pairs(tmp_path).counting(["building"])) == 2
+
+
+@pytest.mark.parametrize("unknown", [0, 255])
+def test_change_of_masks_is_between_two_classes(
+    unknown: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ground that is unknown at either date has not changed and is no unchanged ground; by the legend's numbers."""
+    changen2(tmp_path)
+    bare = ca.load_pairs(tmp_path).content_hash()
+    known = np.arange(1, 3) - (unknown != 0)
+    first = np.full((32, 32), known[0], np.uint8)
+    second = first.copy()
+    second[:8], second[8:16], first[16:24] = unknown, known[1], unknown
+    for number in range(2):
+        write_tif(tmp_path / "t1_masks" / f"{number}.tif", first)
+        write_tif(tmp_path / "t2_masks" / f"{number}.tif", second)
+    without = ca.load_pairs(tmp_path)
+    np.testing.assert_array_equal(without[0].change_mask, first != second)
+    content: dict[str, object] = {"name": "s9", "classes": ["ground", "building"]}
+    content |= {"first_class": 0, "ignore_index": 255} if unknown else {}
+    (tmp_path / "legend.json").write_text(json.dumps(content))
+    pairs = ca.load_pairs(tmp_path)
+    rows = np.arange(32)[:, None].repeat(32, 1)
+    np.testing.assert_array_equal(pairs[0].change_mask, (rows >= 8) & (rows < 16))
+    np.testing.assert_array_equal(pairs[0].ignored, (rows < 8) | ((rows >= 16) & (rows < 24)))
+    assert len({bare, without.content_hash(), pairs.content_hash()}) == 3, "the legend says what has changed"
+    assert run(["check", str(tmp_path)]) == 0, capsys.readouterr().err
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of two classes; unknown ground is ignored" in said and "50.0% of the ground" in said
+    second[:], first[:] = known[0], known[0]
+    write_tif(tmp_path / "t1_masks" / "0.tif", first)
+    write_tif(tmp_path / "t2_masks" / "0.tif", second)
+    assert ca.load_pairs(tmp_path)[0].ignored is None
 
 
 def test_a_label_of_other_bands_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import rasterio
 from PIL import Image
 
 from changeanywhere.check import check_path
+from changeanywhere.cli import run as command
 from changeanywhere.errors import LegendError, OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
@@ -111,6 +112,47 @@ def test_changes_of_some_classes_alone_count(tmp_path: Path) -> None:
     (tmp_path / "legend.json").unlink()
     with pytest.raises(PairsError, match=r"legend\.json: missing"):
         load_pairs(tmp_path).counting(["building"])
+
+
+def counted_from_zero(root: Path) -> dict[str, np.ndarray]:
+    """Field and house as 0 and 1, 255 where nobody knows; what the masks of both dates are in the legend."""
+    first = np.full((32, 32), 0, np.uint8)
+    first[:4] = 255
+    second = first.copy()
+    second[8:16, 8:20] = 1
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    label = (first != second).astype(np.uint8) * 255
+    for name, array in {"A": images[0], "B": images[1], "label": label, "label1": first, "label2": second}.items():
+        (root / name).mkdir(parents=True)
+        Image.fromarray(array).save(root / name / "k0.png")
+    content = {"name": "two", "first_class": 0, "ignore_index": 255, "classes": ["field", "house"]}
+    (root / "legend.json").write_text(json.dumps(content))
+    return {name: np.where(mask == 255, 0, mask + 1) for name, mask in (("mask_t1", first), ("mask_t2", second))}
+
+
+def test_masks_are_read_by_the_numbers_of_their_legend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = counted_from_zero(tmp_path / "set")
+    pairs = load_pairs(tmp_path / "set")
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(getattr(pairs[0], name), mask)
+        np.testing.assert_array_equal(load_pairs(tmp_path / "set", as_dict=True)[0][name], mask)
+    assert pairs.legend is not None and pairs.legend.names == ("field", "house")
+    assert pairs.counting(["house"])[0].change_mask.sum() == 8 * 12
+    assert command(["check", str(tmp_path / "set")]) == 0, capsys.readouterr().err
+    assert "change masks agree" in capsys.readouterr().out
+    mask = np.asarray(Image.open(tmp_path / "set" / "label1" / "k0.png")).copy()
+    mask[20, 20] = 2
+    Image.fromarray(mask).save(tmp_path / "set" / "label1" / "k0.png")
+    with pytest.raises(LegendError, match=r"label1/k0\.png: mask value 2 is outside the legend 'two'; allowed: 0 to 1"):
+        load_pairs(tmp_path / "set")[0]
+
+
+def test_other_numbers_in_the_legend_are_other_content(tmp_path: Path) -> None:
+    counted_from_zero(tmp_path)
+    before = load_pairs(tmp_path).content_hash()
+    legend = json.loads((tmp_path / "legend.json").read_text())
+    (tmp_path / "legend.json").write_text(json.dumps(legend | {"ignore_index": [7, 255]}))
+    assert load_pairs(tmp_path).content_hash() != before
 
 
 def test_labels_that_disagree_are_never_written(tmp_path: Path) -> None:

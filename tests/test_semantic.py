@@ -298,6 +298,46 @@ def test_grey_labels_of_second_are_numbers(tmp_path: Path) -> None:
     assert all((one == two).all() for one, two in zip(coloured, classes_of(again, 0, pairs[0]), strict=True))
 
 
+@pytest.mark.parametrize("label", [False, True])
+def test_labels_of_second_by_the_numbers_of_their_legend(label: bool, tmp_path: Path) -> None:
+    """With a change label beside them, 0 may be a class; where they are the label, 0 is unchanged ground."""
+    root = write_set(tmp_path / "set", second=True)
+    pairs = load_pairs(root, "train")
+    coloured, changed = classes_of(pairs, 0, pairs[0]), pairs[0].change_mask
+    before = hash_of(pairs)
+    content = LEGEND.to_dict() | {"first_class": 0, "ignore_index": 255}
+    for each in content["classes"]:
+        each["index"] -= 1
+    (root / "legend.json").write_text(json.dumps(content))
+    pairs = load_pairs(root, "train")
+    assert hash_of(pairs) != before, "other numbers are another training"
+    assert all((one == two).all() for one, two in zip(coloured, classes_of(pairs, 0, pairs[0]), strict=True))
+    for folder, mask in zip(("label1", "label2"), coloured, strict=True):
+        Image.fromarray(mask - np.uint8(1)).save(root / "train" / folder / "train0.png")
+    if label:
+        (root / "train" / "label").mkdir()
+        for name in pairs.names:
+            Image.fromarray(changed).save(root / "train" / "label" / name)
+        pairs = load_pairs(root, "train")
+        assert all((one == two).all() for one, two in zip(coloured, classes_of(pairs, 0, pairs[0]), strict=True))
+        Image.fromarray(np.full_like(mask, 3)).save(root / "train" / "label1" / "train0.png")
+        with pytest.raises(LegendError, match=r"train0\.png: mask value 3 is outside the legend 'squares'"):
+            classes_of(pairs, 0, pairs[0])
+    else:
+        with pytest.raises(PairsError, match=r"train0\.png: label in numbers, of which 0 is unchanged .* 0 is dark"):
+            load_pairs(root, "train")[0]
+
+
+def test_a_number_beyond_the_classes_is_refused_in_grey_labels_of_second(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", second=True)
+    mask = np.repeat(np.asarray([0, 4], np.uint8), 32)[:, None].repeat(64, 1)
+    for folder in ("label1", "label2"):
+        Image.fromarray(mask).save(root / "train" / folder / "train0.png")
+    pairs = load_pairs(root, "train")
+    with pytest.raises(LegendError, match=r"train0\.png: mask value 4 is outside the legend 'squares'"):
+        classes_of(pairs, 0, pairs[0])
+
+
 def test_views_keep_classes_with_their_ground() -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, (40, 40, 3), np.uint8)

@@ -380,6 +380,12 @@ def test_sets_of_others_are_not_touched(studio: Studio, session: Session, tmp_pa
     (made / "plan" / "plan.json").write_text("{}")
     with pytest.raises(OutputError, match="made by generate"):
         acts.keep_painted(studio, session, "made")
+    acts.keep_painted(studio, session, "counted")
+    session.take(0)
+    legend = studio.options.out / "counted" / "legend.json"
+    legend.write_text(json.dumps(json.loads(legend.read_text()) | {"ignore_index": 255}))
+    with pytest.raises(OutputError, match=r"legend\.json: has other classes than the model, or other numbers for them"):
+        acts.keep_painted(studio, session, "counted")
     for name in ("../out", "a/b", "", ".hidden", "x" * 61, HOSTILE):
         with pytest.raises(ConfigError, match="set is"):
             acts.keep_painted(studio, session, name)

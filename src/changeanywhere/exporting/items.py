@@ -123,9 +123,8 @@ def _by_split(root: Path, max_megapixels: float | None) -> tuple[dict[str, PairD
 def _legend_of(root: Path, sets: Mapping[str, PairDataset]) -> Legend | None:
     """Where masks have names: one without them, or a set without masks, is exported without classes."""
     for pairs in sets.values():
-        file = pairs.folder / "legend.json"
-        if file.is_file() and len(pairs) and pairs[0].mask_t1 is not None:
-            return Legend.load(file)
+        if pairs.legend is not None and len(pairs) and pairs[0].mask_t1 is not None:
+            return pairs.legend
     return None
 
 
@@ -170,11 +169,13 @@ def _mapped(pair: ChangePair, mapping: LegendMap) -> ChangePair:
 
 
 def _labels(pairs: PairDataset, number: int, mapping: LegendMap | None) -> dict[str, Path]:
-    """Files of labels that may be taken as they are: of a set of ours, which says 0 and 255, in its own classes."""
+    """Files of labels that may be taken as they are: of a set of ours, which says 0 and 255, in its own classes;
+    masks where their numbers are those of the classes, which ``legend.json`` is written with."""
     if mapping is not None or not pairs.record_of(number):
         return {}
     suffix = pairs.images_of(number)[0].suffix
-    files = {what: pairs.folder / what / f"{pairs.key_of(number)}{suffix}" for what in (CHANGE_FOLDER, *MASK_FOLDERS)}
+    kinds = (CHANGE_FOLDER, *MASK_FOLDERS) if pairs.numbers.is_plain else (CHANGE_FOLDER,)
+    files = {what: pairs.folder / what / f"{pairs.key_of(number)}{suffix}" for what in kinds}
     return {what: file for what, file in files.items() if file.is_file()}
 
 

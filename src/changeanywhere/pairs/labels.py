@@ -102,6 +102,9 @@ class LabelReader:
     """None: not told yet."""
     max_megapixels: float | None = None
     """Bound of :func:`.gate.read_whole`."""
+    zero_is: Callable[[], str] = str
+    """Of labels that name classes: the class that the set's legend gives the number 0; empty for none. Asked of labels
+    in numbers alone, where 0 is unchanged ground."""
     _seen: frozenset[float] = field(default_factory=frozenset)
     _kinds: frozenset[str] = field(default_factory=frozenset)
 
@@ -192,6 +195,11 @@ class LabelReader:
         if facts.scale > 1:
             values = values // values.dtype.type(facts.scale)  # 1, 2 and 4 bits: as stored
         lossy = facts.lossy and not (self.colours and values.ndim == 3)
+        if self.colours and values.ndim == 2 and (name := self.zero_is()):
+            raise PairsError(
+                f"{file}: label in numbers, of which 0 is unchanged ground; in the legend 0 is {name}; save classes as "
+                "1 to K and unchanged ground as 0, or both dates in the legend's colours and white"
+            )
         return values, "lossy" if lossy else "colours" if values.ndim == 3 else "values", valid, facts
 
 

@@ -28,16 +28,18 @@ from changeanywhere.pairs.layouts import (
     refuse_bands,
     split_folders,
 )
+from changeanywhere.pairs.masks import class_of_zero, legend_in, read_mask
 from changeanywhere.pairs.names import IGNORE_FOLDER
-from changeanywhere.rasters.classes import check_mask, read_classes
 from changeanywhere.rasters.facts import Valid, raising
-from changeanywhere.rasters.gate import inspect_whole, read_stored, read_whole, whole
+from changeanywhere.rasters.gate import inspect_whole, read_whole
 from changeanywhere.rasters.ground import lies_elsewhere
+from changeanywhere.rasters.values import PLAIN
 from changeanywhere.regular import open_regular, read_regular
-from changeanywhere.sample import ChangePair
+from changeanywhere.sample import ChangePair, change_mask_of
 
 RULES = {
     "masks": LabelRule("changed is where the masks of the two dates differ"),
+    "classes": LabelRule("changed is where the masks of the two dates are of two classes; unknown ground is ignored"),
     "bands": LabelRule("changed is what was painted (band 1) and has another class (bands 2 and 3)"),
 }
 """Of layouts whose labels are no change labels."""
@@ -91,14 +93,16 @@ class PairDataset:
         self._files: dict[str, dict[str, Path]] = {}
         self.kept = Kept(0)
         """What those who read decode from the pairs, and want to have again; shared by all subsets."""
-        file = folder / "legend.json"
-        self.legend = Legend.load(file) if layout.masks and file.is_file() else None
-        """Of the semantic masks; None where there are none, or nobody says what their numbers mean."""
+        self.legend, self.numbers = legend_in(folder) if layout.masks else (None, PLAIN)
+        """Of the semantic masks, and what stands for its classes in their files; None where there are no masks, or
+        nobody says what their numbers mean."""
+        says = "classes" if layout.says == "masks" and self.legend else layout.says
         self._labels = LabelReader(
             self._some_labels,
             layout.names_classes,
-            RULES.get(layout.says, None if metadata is None else OWN),
+            RULES.get(says, None if metadata is None else OWN),
             max_megapixels,
+            lambda: class_of_zero(folder),
         )
 
     def __len__(self) -> int:
@@ -138,13 +142,15 @@ class PairDataset:
         for folder in layout.masks if layout.says == "masks" or self.legend else ():
             file = self.find(folder, name) if layout.says == "label" else self._file(folder, name)
             if file is not None:
-                masks[folder] = _read_mask(file, self.legend, self.max_megapixels)
+                masks[folder] = read_mask(file, self.legend, self.numbers, self.max_megapixels)
         if layout.says == "label":
             return *self._known(name, *self._labels.read(label)), masks
         first, second = masks.values()
         if first.shape != second.shape:
             raise PairsError(f"{label}: {first.shape} px, the mask of date 2 has {second.shape}")
-        return first != second, None, masks if self.legend else {}
+        if self.legend is None:
+            return first != second, None, {}
+        return *without(change_mask_of(first, second), (first == 0) | (second == 0)), masks
 
     def _known(self, name: str, changed: Valid, ignored: Valid | None) -> tuple[Valid, Valid | None]:
         """With the ground of which a set of ours says that no label speaks."""
@@ -246,6 +252,10 @@ class PairDataset:
         """Of names in their order, labels and masks by their bytes, images by their size, and what counts as changed:
         16 hexadecimal digits. Changes when labels are corrected."""
         digest = hashlib.sha256(repr((self._layout.change, self._counted)).encode())
+        if not self.numbers.is_plain:
+            digest.update(repr(self.numbers).encode())
+        if self._layout.says == "masks" and self.legend:  # it says what is changed, and what nobody knows
+            digest.update(repr(self.legend.classes).encode())
         for name in self.names:
             digest.update(name.encode())
             digest.update(repr([self._file(folder, name).stat().st_size for folder in self._layout.images]).encode())
@@ -402,19 +412,3 @@ def _read(path: Path, max_megapixels: float | None) -> tuple[npt.NDArray[Any], V
     with raising(PairsError):
         image, valid, _ = read_whole(path, max_megapixels)
     return image, valid
-
-
-def _read_mask(path: Path, legend: Legend | None, max_megapixels: float | None) -> Mask:
-    """Semantic mask uint8 ``[H, W]``, in ``legend`` where the set has one; else indices as they are stored."""
-    with raising(PairsError):
-        facts = inspect_whole(path, max_megapixels)
-        if legend is not None:
-            return read_classes(path, facts, whole(facts), legend)
-        check_mask(path, facts)
-        if facts.count > 2 and facts.palette is None:
-            raise PairsError(f"{path}: a mask in colours; put the set's legend.json beside {path.parent.name}/")
-        values, valid = read_stored(path, facts, whole(facts), None)
-    indices = values[..., 0] if valid is None else np.where(valid, values[..., 0], 0)
-    if indices.min(initial=0) < 0 or indices.max(initial=0) > 255 or (indices % 1).any():
-        raise PairsError(f"{path}: mask values {indices.min():g} to {indices.max():g}; allowed: whole numbers 0 to 255")
-    return np.ascontiguousarray(indices).astype(np.uint8)

@@ -62,5 +62,6 @@ def _foreign(number: int, legend: Legend, values: MaskValues, path: Path) -> Leg
         allowed = f"0 (unknown) to {counted[-1]} ({legend.names[-1]})"
     elif unknown:
         allowed = f"{allowed}, and {unknown} (unknown)"
-    mend = f"; if it means no class: --ignore-value {number}" if number > max(counted) else ""
+    mend = f'; if it means no class: "ignore_index": {number} in the legend, or --ignore-value {number} for a source'
+    mend = mend if number > max(counted) else ""
     return LegendError(f"{path}: mask value {number} is outside the legend {legend.name!r}; allowed: {allowed}{mend}")

@@ -12,7 +12,7 @@ from changeanywhere.documents import parse_json, to_json
 from changeanywhere.errors import OutputError, require
 from changeanywhere.folders import is_system
 from changeanywhere.generation.finish import credited
-from changeanywhere.legend import Legend
+from changeanywhere.legend import Legend, MaskValues, read_legend
 from changeanywhere.pairs.record import ALL_FOLDERS, FILE_FOLDERS, Finish, Origin, PairRecord, Provenance, record_of
 from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.plain import to_plain
@@ -87,8 +87,12 @@ def _refuse_foreign(store: LocalStore, legend: Legend, records: list[PairRecord]
     found = [name for name in store.list() if not any(is_system(part) for part in name.split("/"))]
     if not records and not store.exists(MARKER) and found:
         raise OutputError(f"{store.describe()}: holds other files ({found[0]}); give another set")
-    if records and Legend.load(store.root / "legend.json").to_dict() != legend.to_dict():
-        raise OutputError(f"{store.describe('legend.json')}: has other classes than the model; give another set")
+    held, numbers = read_legend(store.root / "legend.json") if records else (legend, MaskValues())
+    if held.to_dict() != legend.to_dict() or not numbers.is_plain:  # one legend for its masks and for ours
+        raise OutputError(
+            f"{store.describe('legend.json')}: has other classes than the model, or other numbers for them; give "
+            "another set"
+        )
 
 
 def _remove_strays(store: LocalStore, keys: set[str]) -> None:
