@@ -184,6 +184,62 @@ def test_a_line_that_is_no_object_is_refused(tmp_path: Path) -> None:
         ca.load_pairs(tmp_path)
 
 
+def write_folders(root: Path, kind: str = "jsonl", count: int = 3, **other: dict[str, str]) -> None:
+    """``A/ B/ label/`` of 0 and 1, and a list of the hub beside them; ``other``: what stands in some lines instead."""
+    rows = []
+    for number in range(count):
+        for folder, array in zip(("A", "B", "label"), images(number).values(), strict=True):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            content = (array > 0).astype(np.uint8) if folder == "label" else array
+            (root / folder / f"{number}.png").write_bytes(png(content))
+        names = {"image1": "A", "image2": "B", "label": "label"}
+        row = {f"{name}_file_name": f"{folder}/{number}.png" for name, folder in names.items()}
+        rows.append(row | other.get(f"line_{number}", {}))
+    lines = io.StringIO()
+    if kind == "csv":
+        table = csv.DictWriter(lines, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    else:
+        lines.writelines(f"{json.dumps(row)}\n" for row in rows)
+    (root / f"metadata.{kind}").write_text(lines.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_list_of_the_hub_beside_folders_says_what_they_say(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read by their names, under the rule of their own labels, where the list pairs the same files; else refused."""
+    write_folders(tmp_path / "set", kind)
+    pairs = ca.load_pairs(tmp_path / "set")
+    assert [pairs.key_of(n) for n in range(3)] == ["0", "1", "2"] and pairs.record_of(0) == {}
+    np.testing.assert_array_equal(pairs[1].change_mask, images(1)["label"] > 0)
+    assert run(["check", str(tmp_path / "set")]) == 0, capsys.readouterr().err
+    write_folders(tmp_path / "keyed", kind, line_0={"key": "0"}, line_1={"key": "1"}, line_2={"key": "2"})
+    assert ca.load_pairs(tmp_path / "keyed")[0].change_mask.any(), "no set of ours, whose labels are 0 and 255"
+    write_folders(tmp_path / "crossed", kind, line_1={"image2_file_name": "B/2.png"})
+    with pytest.raises(PairsError, match=rf"metadata\.{kind}: line 2 makes a pair of A/1\.png, B/2\.png, label/1\.png"):
+        ca.load_pairs(tmp_path / "crossed")
+    write_folders(tmp_path / "else", kind, line_0={"image2_file_name": "C/0.png"})
+    with pytest.raises(PairsError, match=rf"metadata\.{kind}: line 1 makes a pair of A/0\.png, C/0\.png"):
+        ca.load_pairs(tmp_path / "else")
+    file = tmp_path / "set" / f"metadata.{kind}"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(PairsError, match=rf"metadata\.{kind}: lists 2 of the 3 pairs in .*, not 2; list all"):
+        ca.load_pairs(tmp_path / "set")
+
+
+def test_metadata_that_is_nobodys_list_of_pairs_is_refused(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    file = tmp_path / "metadata.jsonl"
+    file.write_text(json.dumps({"file_name": "A/0.png", "text": "a field"}) + "\n")
+    with pytest.raises(PairsError, match=r"metadata\.jsonl: line 1 has no 'key', so it is not of a generated set"):
+        ca.load_pairs(tmp_path)
+    file.write_text(json.dumps({"key": "0"}) + "\n\n" + json.dumps({"name": "1"}) + "\n")
+    with pytest.raises(PairsError, match=r"metadata\.jsonl: damaged \(line 3: no 'key'\)"):
+        ca.load_pairs(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "no image", "no pairs"])
 def test_damaged_tables_are_one_line(damage: str, tmp_path: Path) -> None:
     file = tmp_path / "hub" / "train.parquet"

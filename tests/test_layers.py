@@ -58,8 +58,8 @@ INSIDE = {
     "rasters": "unplaced facts ground tiff flat gate values classes __init__",
     "sources": "problems base joined files entries splits options matching dates provenance official layouts alone "
     "drafts legends unchanged tiles __init__",
-    "pairs": "names split layouts annotations record summary card labels masks codec containers hub kept reader "
-    "semantics unlabelled pictures report sheet writer __init__",
+    "pairs": "names split layouts annotations record summary card labels masks codec containers hub metadata kept "
+    "reader semantics unlabelled pictures report sheet writer __init__",
     "painters": "base checked exemplars pasting diffusion registry __init__",
     "exporting": "options items renewed target base folders opencd tables shapes coco yolo xview2 taco registry export "
     "__init__",

@@ -104,7 +104,7 @@ def _lists(root: Path) -> dict[str, list[Path]]:
     for folder in [root, *sorted(folder for folder in root.iterdir() if folder.is_dir())]:
         for name in METADATA:
             if (folder / name).is_file():
-                row = next(_rows(folder / name), None)
+                row = next(rows_of(folder / name), None)
                 if row is not None and columns_of(name for name in row if name.endswith("_file_name")):
                     found.setdefault(_split_of(folder.name) or UNNAMED, []).append(folder / name)
                 break
@@ -144,7 +144,8 @@ def _of_table(file: Path) -> Iterator[Row]:
         raise PairsError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from error
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a list, JSON or CSV, by column; :class:`PairsError` for a damaged one."""
     try:
         lines = read_text(file).splitlines()
         if file.suffix == ".csv":
@@ -174,7 +175,7 @@ def _of_list(file: Path, root: Path) -> Iterator[Row]:
 def _files_of(file: Path, root: Path) -> Iterator[tuple[dict[str, Any], dict[str, str], dict[str, Path]]]:
     """Rows of a list, their columns by folder, and the files that these name."""
     inside = root.resolve()
-    for number, row in enumerate(_rows(file), 1):
+    for number, row in enumerate(rows_of(file), 1):
         columns = columns_of(name for name in row if name.endswith("_file_name"))
         images = {folder: (file.parent / str(row[name])).resolve() for folder, name in columns.items()}
         for folder, image in images.items():

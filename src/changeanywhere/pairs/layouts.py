@@ -48,15 +48,15 @@ class Layout:
 
     def left_out(self, root: Path) -> list[str]:
         """What of the set is not read although nothing is hidden about it, a line per reason with its count."""
-        first = set(map(_bare, self.files(root, self.images[0])))
+        first = set(map(bare, self.files(root, self.images[0])))
         found = []
         for folder in (self.images[1], self.change):
-            more = {_bare(name) for name in self.files(root, folder)} - first
+            more = {bare(name) for name in self.files(root, folder)} - first
             if more:
                 found.append(f"{len(more)} of {folder}/ without an image in {self.images[0]}/ ({min(more)})")
-        bare = first - set(map(_bare, self.files(root, self.change)))
-        if bare and type(self) is not Layout:  # there it is an error
-            found.append(f"{len(bare)} of {self.images[0]}/ without a label ({min(bare)})")
+        alone = first - set(map(bare, self.files(root, self.change)))
+        if alone and type(self) is not Layout:  # there it is an error
+            found.append(f"{len(alone)} of {self.images[0]}/ without a label ({min(alone)})")
         return found
 
     def split(self, root: Path, split: str) -> list[str]:
@@ -116,8 +116,8 @@ class Oscd(Layout):
         banded = [city for city in _cities_of_bands(root) if city.name in cities]
         if banded:
             found.append(f"the thirteen bands of {len(banded)} cities (imgs_1_rect, imgs_2_rect); pair/ is read")
-        bare = sorted(city.name for city in _cities_of_bands(root) if city.name not in cities)
-        return found + ([f"{len(bare)} cities of bands without pair/img1 and img2 ({bare[0]})"] if bare else [])
+        bands = sorted(city.name for city in _cities_of_bands(root) if city.name not in cities)
+        return found + ([f"{len(bands)} cities of bands without pair/img1 and img2 ({bands[0]})"] if bands else [])
 
     @staticmethod
     def _of_cities(root: Path, *names: str) -> Iterator[tuple[str, Path]]:
@@ -264,7 +264,7 @@ def _cities_of_bands(root: Path) -> list[Path]:
     return [c for c in cities if any(all((c / f"imgs_{d}{end}").is_dir() for d in (1, 2)) for end in ("_rect", ""))]
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """Without the suffix of an image, accents composed."""
     path = Path(name)
     return composed(path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -29,12 +28,13 @@ from changeanywhere.pairs.layouts import (
     split_folders,
 )
 from changeanywhere.pairs.masks import class_of_zero, legend_in, read_mask
+from changeanywhere.pairs.metadata import Metadata, metadata_of
 from changeanywhere.pairs.names import IGNORE_FOLDER
 from changeanywhere.rasters.facts import Valid, raising
 from changeanywhere.rasters.gate import inspect_whole, read_whole
 from changeanywhere.rasters.ground import lies_elsewhere
 from changeanywhere.rasters.values import PLAIN
-from changeanywhere.regular import open_regular, read_regular
+from changeanywhere.regular import read_regular
 from changeanywhere.sample import ChangePair, change_mask_of
 
 RULES = {
@@ -45,32 +45,6 @@ RULES = {
 """Of layouts whose labels are no change labels."""
 Transform = Callable[[dict[str, Any]], Any]
 """Of the dictionaries that ``load_pairs(…, as_dict=True)`` hands out."""
-
-
-class Metadata:
-    """Records of a ``metadata.jsonl`` by key; in memory are only the places of the lines."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._places: dict[str, int] = {}
-        place = 0
-        with open_regular(file) as lines:
-            for line in lines:
-                try:
-                    if line.strip():  # editors end a file in an empty line
-                        self._places[json.loads(line)["key"]] = place
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    raise PairsError(f"{file}: damaged ({error})") from error
-                place += len(line)
-
-    def of(self, key: str) -> dict[str, Any]:
-        """The record of ``key``; empty if there is none."""
-        if key not in self._places:
-            return {}
-        with self._file.open("rb") as lines:
-            lines.seek(self._places[key])
-            record: dict[str, Any] = json.loads(lines.readline())
-        return record
 
 
 class PairDataset:
@@ -367,8 +341,7 @@ def _open(folder: str | Path, split: str | None, max_megapixels: float | None) -
         raise EmptySplitError(f"{root}: split {split!r} is empty")
     if not present:
         raise PairsError(f"{images}: holds no image; allowed: {', '.join(IMAGE_SUFFIXES)}")
-    file = root / "metadata.jsonl"
-    return PairDataset(root, present, Metadata(file) if file.is_file() else None, layout, (), max_megapixels)
+    return PairDataset(root, present, metadata_of(root, layout), layout, (), max_megapixels)
 
 
 def _is_in(files: Mapping[str, Path], name: str) -> bool:

@@ -15,7 +15,8 @@ from changeanywhere.buckets import local_copy
 from changeanywhere.errors import PairsError
 from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.layouts import IMAGE_SUFFIXES, LAYOUTS, SPLIT_FOLDERS, Layout, layout_of
-from changeanywhere.pairs.reader import Metadata, PairDataset, load_pairs
+from changeanywhere.pairs.metadata import metadata_of
+from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.rasters.facts import Valid, raising
 from changeanywhere.rasters.gate import read_whole
 from changeanywhere.sample import ChangePair
@@ -54,8 +55,7 @@ def _of(root: Path, layout: Layout, split: str | None, max_megapixels: float | N
     names = sorted(layout.files(root, layout.images[0])) if split is None else layout.split(root, split)
     if not names:
         raise PairsError(f"{root / layout.images[0]}: holds no image; allowed: {', '.join(IMAGE_SUFFIXES)}")
-    file = root / "metadata.jsonl"
-    pairs = PairDataset(root, names, Metadata(file) if file.is_file() else None, layout, (), max_megapixels)
+    pairs = PairDataset(root, names, metadata_of(root, layout), layout, (), max_megapixels)
     for number in range(len(pairs)):
         pairs.images_of(number)
     return pairs
