@@ -558,6 +558,19 @@ def test_taco_by_tacoreader(pairs: Path, tmp_path: Path) -> None:
             assert np.array_equal(found[0] if answer.ndim == 2 else found.transpose(1, 2, 0), answer), name
 
 
+def test_splits_that_a_download_has_in_its_own_files_are_kept(tmp_path: Path) -> None:
+    """OSCD: its lists lie beside the cities, not in list/."""
+    for city in ("abudhabi", "rennes"):
+        for name, values in (("pair/img1", 3), ("pair/img2", 3), ("cm/cm", 0)):
+            file = tmp_path / "oscd" / "Images" / city / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((16, 16, 3) if values else (16, 16), np.uint8)).save(file)
+    for split, city in (("train", "abudhabi"), ("test", "rennes")):
+        (tmp_path / "oscd" / "Images" / f"{split}.txt").write_text(city)
+    report = export(ExportOptions(pairs=tmp_path / "oscd", layout="levir", out=tmp_path / "out"))
+    assert dict(report.splits) == {"train": 1, "test": 1}
+
+
 @pytest.mark.parametrize("layout", sorted(set(LAYOUT_NAMES) - set(IN_TABLES)))
 def test_links_lead_to_the_pairs_and_are_never_written_through(layout: str, pairs: Path, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in pairs.rglob("*") if file.is_file()}

@@ -14,7 +14,7 @@ from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.legend import UNKNOWN, Legend, LegendMap, load_legend, load_legend_map
 from changeanywhere.pairs.hub import unpacked
 from changeanywhere.pairs.layouts import layout_of, split_folders
-from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
+from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.pairs.record import transition_rows
 from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, change_transitions
@@ -107,7 +107,8 @@ def _by_split(root: Path, max_megapixels: float | None) -> tuple[dict[str, PairD
     if layout_of(root) is None and split_folders(root):
         return {split: load_pairs(root, split, max_megapixels) for split in split_folders(root)}, 0
     whole = load_pairs(root, None, max_megapixels)
-    listed = [split for split in SPLITS if (whole.folder / "list" / f"{split}.txt").is_file()]
+    layout = layout_of(whole.folder)
+    listed = layout.splits(whole.folder) if layout is not None else []
     if not listed:
         return {"train": whole}, 0
     found = {}

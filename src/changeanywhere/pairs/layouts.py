@@ -66,6 +66,10 @@ class Layout:
             raise PairsError(f"{listing}: missing, so there is no split {split!r} in {root}")
         return _listed(listing)
 
+    def splits(self, root: Path) -> list[str]:
+        """Those that the set says; empty where it says none."""
+        return [split for split in SPLITS if (root / "list" / f"{split}.txt").is_file()]
+
 
 class Hrscd(Layout):
     """HRSCD: ``images_2006/2006/D14/14-2005-0415-6890-LA93.tif`` and so on: the year is part of the names."""
@@ -108,6 +112,10 @@ class Oscd(Layout):
                 return [name for name in re.split(r"[,\s]+", text) if name]
         raise PairsError(f"{root}: no {split}.txt beside the cities, so there is no split {split!r}")
 
+    def splits(self, root: Path) -> list[str]:
+        """By the lists beside the cities."""
+        return [split for split in SPLITS if any((top / f"{split}.txt").is_file() for top in _tops(root))]
+
     def left_out(self, root: Path) -> list[str]:
         """Cities without labels, and the thirteen bands, of which the pictures are read instead."""
         cities, labelled = self.files(root, self.images[0]), self.files(root, self.change)
@@ -146,6 +154,10 @@ class WhuWhole(Layout):
         if split not in self.files(root, self.change):
             raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(self.files(root, self.change))}")
         return [split]
+
+    def splits(self, root: Path) -> list[str]:
+        """One image is one split."""
+        return [split for split in SPLITS if split in self.files(root, self.change)]
 
 
 class OneImage(Layout):
