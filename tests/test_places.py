@@ -89,7 +89,7 @@ def test_files_that_are_links_are_replaced_and_never_followed(tmp_path: Path, vi
 
 def test_temporary_files_are_new_files(tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name can be known beforehand: a link, a pipe or a file that lies there is never opened."""
-    monkeypatch.setattr("changeanywhere.storage._part_of", lambda path: path.with_name(".known.1.2.part"))
+    monkeypatch.setattr("changeanywhere.storage.part_of", lambda path: path.with_name(".known.1.2.part"))
     store, part = LocalStore(tmp_path / "out"), tmp_path / "out" / ".known.1.2.part"
     part.parent.mkdir()
     for plant in (lambda: part.symlink_to(victim / "file"), lambda: os.mkfifo(part), lambda: part.write_bytes(b"x")):
