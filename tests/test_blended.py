@@ -21,6 +21,7 @@ from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, norma
 from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows
 from changeanywhere.errors import ConfigError, InputError
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import noise_schedule
 from conftest import tiny_model
@@ -397,3 +398,14 @@ def test_the_solver_takes_these_timesteps_and_ends_clean() -> None:
     sampler = build_sampler("dpmsolver++", noise_schedule(), 8, torch.device("cpu"))
     assert sampler.timesteps.tolist() == falling_timesteps(8, 1000)
     assert float(sampler.sigmas[-1]) == 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_step_on_the_noise_of_the_models_schedule(name: str) -> None:
+    """Also of one that ends in noise alone (Lin et al. 2024), and of betas that were given one by one."""
+    zero, given_ones = DDPMScheduler(rescale_betas_zero_snr=True), [0.001 + 1e-5 * i for i in range(1000)]
+    for schedule in (zero, DDPMScheduler(trained_betas=given_ones)):
+        sampler = build_sampler(name, schedule, 8, torch.device("cpu"))
+        # The solvers put 2^-24 in the place of 0.
+        assert torch.allclose(sampler.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-5, atol=1e-7)
+        assert not torch.allclose(sampler.alphas_cumprod, noise_schedule().alphas_cumprod, rtol=1e-5, atol=1e-7)

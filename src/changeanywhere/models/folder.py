@@ -56,7 +56,14 @@ from changeanywhere.storage import atomic_folder
 MAX_FILE = "15MB"  # code hosts and mail gateways refuse larger files without special storage
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 GUIDED = "denoiser_guided"
-NOISE_SETTINGS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+NOISE_SETTINGS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 """Of a scheduler: how much noise there is at each timestep."""
 
 __all__ = [
