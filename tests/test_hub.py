@@ -91,6 +91,17 @@ def test_tables_of_others(names: tuple[str, str, str], place: str, tmp_path: Pat
         ca.load_pairs(tmp_path / "hub", "test")
 
 
+def write_list(file: Path, rows: list[dict[str, str]]) -> None:
+    lines = io.StringIO()
+    if file.suffix == ".csv":
+        table = csv.DictWriter(lines, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    else:
+        lines.writelines(f"{json.dumps(row)}\n" for row in rows)
+    file.write_text(lines.getvalue())
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_folders_of_images(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, count in (("train", 3), ("validation", 1)):
@@ -103,14 +114,7 @@ def test_folders_of_images(kind: str, tmp_path: Path, capsys: pytest.CaptureFixt
                 file.write_bytes(png(array))
                 row[f"{name}_file_name"] = f"{name}/{number}.png"
             rows.append(row)
-        lines = io.StringIO()
-        if kind == "csv":
-            table = csv.DictWriter(lines, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
-        else:
-            lines.writelines(f"{json.dumps(row)}\n" for row in rows)
-        (tmp_path / "hub" / split / f"metadata.{kind}").write_text(lines.getvalue())
+        write_list(tmp_path / "hub" / split / f"metadata.{kind}", rows)
     train, val = ca.load_pairs(tmp_path / "hub", "train"), ca.load_pairs(tmp_path / "hub", "val")
     assert (len(train), len(val)) == (3, 1)
     np.testing.assert_array_equal(train[2].image_t2, images(2)["B"])
@@ -195,14 +199,7 @@ def write_folders(root: Path, kind: str = "jsonl", count: int = 3, **other: dict
         names = {"image1": "A", "image2": "B", "label": "label"}
         row = {f"{name}_file_name": f"{folder}/{number}.png" for name, folder in names.items()}
         rows.append(row | other.get(f"line_{number}", {}))
-    lines = io.StringIO()
-    if kind == "csv":
-        table = csv.DictWriter(lines, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    else:
-        lines.writelines(f"{json.dumps(row)}\n" for row in rows)
-    (root / f"metadata.{kind}").write_text(lines.getvalue())
+    write_list(root / f"metadata.{kind}", rows)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.documents import DocumentError, read_json_object, to_json
-from changeanywhere.errors import InputError, OutputError, PairsError, require
+from changeanywhere.errors import InputError, PairsError, require
 from changeanywhere.exporting.export import ExportReport, export
 from changeanywhere.exporting.options import LAYOUT_NAMES, ExportOptions
-from changeanywhere.folders import SYSTEM_NAMES
 from changeanywhere.help import require_one
 from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.pairs.record import ALL_FOLDERS, transitions_of
-from changeanywhere.storage import LocalStore, atomic_write
-from changeanywhere.studio.keeping import MARKER, set_folder
+from changeanywhere.storage import atomic_write
+from changeanywhere.studio.keeping import set_folder
 
 FILE = "decisions.json"
 DECISIONS = ("keep", "drop", "flag")
@@ -140,20 +138,11 @@ class Review:
         if not kept:
             raise InputError("no pair is kept yet: Keep, or the key K, keeps the one that is shown")
         out = self.folder.parent / EXPORTS / f"{self.folder.name}-{layout}"
-        _refuse_others(out)
         out.parent.mkdir(exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=".new-") as place:
-            view, new = Path(place) / "set" / self.folder.name, Path(place) / "out"
+        with TemporaryDirectory(dir=out.parent, prefix=".new-") as place, _LOCK:
+            view = Path(place) / self.folder.name
             self._link(kept, view)
-            report = export(ExportOptions(pairs=view, layout=layout, out=new))
-            store = LocalStore(new)
-            store.put(MARKER, (to_json({"files": store.list()}) + "\n").encode())
-            with _LOCK:
-                _refuse_others(out)  # once more: exporting takes its time
-                if out.exists():
-                    shutil.rmtree(out)
-                new.rename(out)
-        return out, report
+            return out, export(ExportOptions(pairs=view, layout=layout, out=out))
 
     def _link(self, kept: Sequence[str], view: Path) -> None:
         """A set of the kept pairs alone, of links to the files of the whole one."""
@@ -174,22 +163,6 @@ class Review:
             (view / "list" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         if (self.folder / "legend.json").exists():
             (view / "legend.json").symlink_to((self.folder / "legend.json").resolve())
-
-
-def _refuse_others(out: Path) -> None:
-    """:class:`OutputError` for a folder that holds anything that the review did not export."""
-    store = LocalStore(out)
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: not a folder of an export from here; move it away")
-    try:
-        own = read_json_object(out / MARKER).get("files") if store.exists(MARKER) else []
-    except (DocumentError, OSError) as error:
-        raise OutputError(f"{out / MARKER}: damaged ({error}); move {out} away") from error
-    known = {MARKER, *map(str, own if isinstance(own, list) else [])}
-    left = {*SYSTEM_NAMES, ".ds_store"}  # by file managers
-    others = [name for name in store.list() if name not in known and name.rpartition("/")[2].lower() not in left]
-    if others:
-        raise OutputError(f"{out}: holds {others[0]}, which was not exported from here; move it away")
 
 
 def _facts(record: Mapping[str, Any]) -> Facts:
