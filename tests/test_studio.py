@@ -24,13 +24,14 @@ from changeanywhere.errors import ConfigError, InputError, OutputError, PairsErr
 from changeanywhere.exporting.options import LAYOUT_NAMES
 from changeanywhere.legend import Legend, LegendClass, Mask
 from changeanywhere.pairs.pictures import data_uri
+from changeanywhere.progress import Progress
 from changeanywhere.sample import ChangePair, change_mask_of, rgb8
 from changeanywhere.studio import acts, charts, keeping, looks, pictures
 from changeanywhere.studio.acts import Settings
 from changeanywhere.studio.edits import AS_BEFORE, request_of, snapped
 from changeanywhere.studio.jobs import Jobs, Wanted
 from changeanywhere.studio.options import StudioOptions
-from changeanywhere.studio.painting import PaintingStoppedError
+from changeanywhere.studio.painting import Asked, Painted, PaintingStoppedError
 from changeanywhere.studio.review import Filter, open_review, sets_in
 from changeanywhere.studio.session import MAX_SESSIONS, Session, Sessions
 from changeanywhere.studio.studio import Studio
@@ -587,8 +588,16 @@ def test_a_painting_is_of_the_tile_that_it_was_asked_for(
 
 
 def test_a_painting_of_an_upload_goes_on_while_the_next_is_opened(
-    studio: Studio, session: Session, tmp_path: Path
+    studio: Studio, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    opened, paints = threading.Event(), studio.networks.paint
+
+    def once_opened(asked: Asked, progress: Progress, stop: threading.Event) -> Painted:
+        progress("waiting", 0, 1)
+        assert opened.wait(60)
+        return paints(asked, progress, stop)
+
+    monkeypatch.setattr(studio.networks, "paint", once_opened)
     image, mask = tmp_path / "x.png", tmp_path / "m.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 192, 3), np.uint8)).save(image)
     Image.fromarray(np.full((64, 192), 1, np.uint8)).save(mask)
@@ -599,6 +608,7 @@ def test_a_painting_of_an_upload_goes_on_while_the_next_is_opened(
     donors = session.edited().source
     acts.upload(studio, session, str(image), str(mask))
     assert donors.read(2).mask.shape == (64, 64), "its neighbours give pixels"
+    opened.set()
     assert list(moments)[-1].painted
     acts.upload(studio, session, str(image), str(mask))
     assert len(list(session.folder.iterdir())) == 1, "what is of no use any more goes"
