@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,3 +332,22 @@ def test_a_lease_that_is_none_is_nobodys(tmp_path: Path) -> None:
     with Leases(LocalStore(tmp_path / "set")).waited_for("plan", lambda: False) as ours:
         assert ours and time.monotonic() - started < 5
     assert victim.read_text() == "somebody's words"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the kernel says it on Linux alone")
+def test_what_a_child_that_ended_was_writing_goes(tmp_path: Path) -> None:
+    """Also while its parent has not asked for its end: the number is still taken."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    part = tmp_path / f".1.json.{child.pid}.1.part"
+    part.touch()
+    remove_leftovers(tmp_path)
+    assert part.exists(), "it is alive"
+    child.kill()
+    end = time.monotonic() + 20
+    while part.exists() and time.monotonic() < end:
+        remove_leftovers(tmp_path)
+        time.sleep(0.01)
+    assert not part.exists()
+    assert child.wait() != 0
+    assert child.stdin is not None
+    child.stdin.close()

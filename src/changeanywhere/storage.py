@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, cast
 
 from changeanywhere.errors import OutputError
-from changeanywhere.machine import this_machine
+from changeanywhere.machine import read_file, this_machine
 from changeanywhere.regular import open_regular
 
 HASH_PART = 1 << 20
@@ -336,14 +336,15 @@ def remove_leftovers(root: Path) -> None:
 
 
 def process_is_alive(number: str) -> bool:
-    """Whether this machine runs a process of that number; True where that cannot be told."""
+    """Whether this machine runs a process of that number; True where that cannot be told. One that has ended and whose
+    parent has not noticed is not alive."""
     try:
         os.kill(int(number), 0)
     except ProcessLookupError:
         return False
     except (ValueError, OSError):  # no number at all, or somebody else's process
         return True
-    return True
+    return read_file(f"/proc/{number}/stat").rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
 
 
 def content_hash(content: bytes) -> str:

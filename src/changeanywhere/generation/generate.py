@@ -143,6 +143,7 @@ def _generate(options: GenerateOptions, progress: Progress) -> GenerateReport:
                 finished = not count and is_finished(store, plan)
                 done = replace(done, whole=report_of(store) if finished else finish_set(job, plan, store))
                 leases.sweep()
+                remove_leftovers(options.out)
     return _report(options, plan, done, job.tiles.skipped)
 
 

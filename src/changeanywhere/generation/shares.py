@@ -91,4 +91,5 @@ def finish(out: Path) -> SetReport:
     with leases.waited_for("set", lambda: False):
         done = report_of(store) if is_finished(store, plan) else finish_set(job, plan, store)
         leases.sweep()
+        remove_leftovers(out)
     return done

@@ -78,6 +78,7 @@ def simulate_source(options: SimulateOptions, progress: Progress = silent) -> Si
         with leases.waited_for("set", lambda: False):
             reached = _finish(job, plan, store)
             leases.sweep()
+            remove_leftovers(options.out)
     left_out = plan.missing if options.infeasible == "leave" else {}
     report = SimulateReport(options.out, plan.num_pairs, reached, job.tiles.skipped, left_out)
     if plan.missing and not left_out:
