@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from rasterio import features
 
 import changeanywhere as ca
 from changeanywhere.cli import run
-from changeanywhere.errors import OutputError, PairsError
+from changeanywhere.errors import LegendError, OutputError, PairsError
+from changeanywhere.exporting import renewed
 from changeanywhere.exporting.export import export
 from changeanywhere.exporting.options import IN_TABLES, LAYOUT_NAMES, ExportOptions
 from changeanywhere.exporting.registry import EXPORTERS
@@ -33,7 +35,7 @@ from changeanywhere.legend import load_legend
 from changeanywhere.pairs.names import SPLITS, FileKinds
 from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, rgb8
-from changeanywhere.storage import LocalStore
+from changeanywhere.storage import LocalStore, part_of
 from test_detector_training import write_pairs
 from test_pairs import counted_from_zero, make_record
 
@@ -733,6 +735,47 @@ def test_a_killed_export_is_not_whole_and_the_same_command_ends_it(
         assert json.loads(found["exported.jsonl"].splitlines()[0])["whole"] is False and "README.md" not in found
     assert run(command) == 0
     assert files_of(out) == files_of(exported(pairs, "opencd", tmp_path / "fresh"))
+
+
+def test_two_exports_into_one_folder_at_once_are_kept_apart(pairs: Path, tmp_path: Path) -> None:
+    """What another process, or another machine, is writing there; ours of a killed process of our number goes."""
+    first = files_of(exported(pairs, "coco", tmp_path / "out"))
+    with renewed.renewed(tmp_path / "out", "levir"), pytest.raises(OutputError, match="another export is writing"):
+        in_thread(lambda: exported(pairs, "opencd", tmp_path / "out"))
+    left = part_of(tmp_path / "new" / renewed.MARK)
+    (left / "A").mkdir(parents=True)
+    assert files_of(exported(pairs, "coco", tmp_path / "new")) == first
+    (tmp_path / "new" / ".export.1@00000000.1.part").mkdir()
+    with pytest.raises(OutputError, match=r"\.export\.1@00000000\.1\.part: another .* delete this folder"):
+        exported(pairs, "coco", tmp_path / "new")
+    assert files_of(tmp_path / "new") == first
+
+
+def in_thread(work: Callable[[], object]) -> object:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_splits_with_legends_of_their_own_are_written_in_one(missing: bool, tmp_path: Path) -> None:
+    """Numbers of the second split are those of its own legend: by name they become the first one's, or are refused."""
+    counted_from_zero(tmp_path / "set" / "train")
+    stored = counted_from_zero(tmp_path / "set" / "val")
+    for file in [*(tmp_path / "set" / "val").glob("*/k0.png")]:
+        file.rename(file.with_name("k1.png"))
+    file = tmp_path / "set" / "val" / "legend.json"
+    swapped = ["house", "moor" if missing else "field"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "other", "classes": swapped}))
+    options = ExportOptions(pairs=tmp_path / "set", layout="levir", out=tmp_path / "out")
+    if missing:
+        with pytest.raises(LegendError, match=r"set/val/legend\.json: .* no counterpart for moor"):
+            export(options)
+        return
+    export(options)
+    first, second = (masks_of(ca.load_pairs(tmp_path / "out", split)[0]) for split in ("train", "val"))
+    for name, found, of_val in zip(("mask_t1", "mask_t2"), first, second, strict=True):
+        assert np.array_equal(found, stored[name])
+        assert np.array_equal(of_val, np.array([0, 2, 1])[stored[name]])
 
 
 @pytest.mark.parametrize("ours", [False, True])

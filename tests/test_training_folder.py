@@ -259,8 +259,12 @@ def test_no_step_is_logged_twice(segmenting: Recipe, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_segmenter(source_of(segmenting), segmenting, tmp_path, stop=StoppedAfter(3))
     (tmp_path / "training" / "segmenter" / "checkpoint.pt").unlink()
+    later, others = (tmp_path / "training" / "segmenter" / "samples" / name for name in ("0000099.png", "mine.png"))
+    for picture in (later, others):
+        picture.touch()
     train_segmenter(source_of(segmenting), segmenting, tmp_path)
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5, 6]
+    assert others.exists() and not later.exists()
     longer = replace(segmenting, segmenter=replace(SEGMENTER, num_steps=8))
     train_segmenter(source_of(longer), longer, tmp_path)
     assert steps_of(tmp_path) == list(range(1, 9))

@@ -383,7 +383,7 @@ def load_legend_map(source: Legend, target: Legend, file: Path | None) -> Legend
             return LegendMap.from_names(source, target, names, entry.name)
     missing = [name for name in source.names if name not in target.names]
     raise LegendError(
-        f"legend {source.name!r} does not fit the model's legend {target.name!r}: no counterpart for "
+        f"legend {source.name!r} does not fit legend {target.name!r}: no counterpart for "
         f"{', '.join(missing)}; give --legend-map FILE with a line 'class: class-or-unknown' for each class"
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.buckets import local_copy
-from changeanywhere.errors import EmptySplitError, PairsError
+from changeanywhere.errors import EmptySplitError, LegendError, PairsError
 from changeanywhere.exporting.options import ExportOptions
 from changeanywhere.legend import UNKNOWN, Legend, LegendMap, load_legend, load_legend_map
 from changeanywhere.pairs.hub import unpacked
@@ -90,13 +90,13 @@ def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
     for classes that do not fit."""
     root = unpacked(local_copy(options.pairs))
     sets, unlisted = _by_split(root, options.max_megapixels)
-    own = _legend_of(root, sets)
-    legend, mapping = own, None
+    own = _legends_of(sets)
+    legend = next(iter(own.values()), None)
     if options.legend is not None:
-        if own is None:
+        if legend is None:
             raise PairsError(f"{options.pairs}: has no semantic masks with a legend.json; --legend has nothing to map")
         legend = load_legend(options.legend)
-        mapping = load_legend_map(own, legend, options.legend_map)
+    mapping = {split: _mapping(sets[split], theirs, legend, options) for split, theirs in own.items() if legend}
     total = sum(len(pairs) for pairs in sets.values())
     info = SetInfo(Path(str(options.pairs)).resolve().name, legend, total, unlisted=unlisted)
     return info, _items(sets, mapping, info)
@@ -121,17 +121,30 @@ def _by_split(root: Path, max_megapixels: float | None) -> tuple[dict[str, PairD
     return found, sum(whole.key_of(n) not in named for n in range(len(whole)))
 
 
-def _legend_of(root: Path, sets: Mapping[str, PairDataset]) -> Legend | None:
-    """Where masks have names: one without them, or a set without masks, is exported without classes."""
-    for pairs in sets.values():
-        if pairs.legend is not None and len(pairs) and pairs[0].mask_t1 is not None:
-            return pairs.legend
-    return None
+def _legends_of(sets: Mapping[str, PairDataset]) -> dict[str, Legend]:
+    """By split, where masks have names: a set without masks, or without names, is exported without classes."""
+    return {
+        split: pairs.legend
+        for split, pairs in sets.items()
+        if pairs.legend is not None and len(pairs) and pairs[0].mask_t1 is not None
+    }
 
 
-def _items(sets: Mapping[str, PairDataset], mapping: LegendMap | None, info: SetInfo) -> Iterator[Item]:
+def _mapping(pairs: PairDataset, own: Legend, legend: Legend, options: ExportOptions) -> LegendMap | None:
+    """From the classes of a split to those that are written; None where they are the same. Splits in folders of their
+    own may have legends of their own: the first one's is written, where no other is asked for."""
+    if options.legend is None and own.classes == legend.classes:
+        return None
+    try:
+        return load_legend_map(own, legend, options.legend_map)
+    except LegendError as error:
+        raise LegendError(f"{pairs.folder / 'legend.json'}: {error}") from error
+
+
+def _items(sets: Mapping[str, PairDataset], mappings: Mapping[str, LegendMap | None], info: SetInfo) -> Iterator[Item]:
     seen: dict[str, tuple[str, str]] = {}
     for split, pairs in sets.items():
+        mapping = mappings.get(split)
         for number in range(len(pairs)):
             pair = pairs[number]
             other, name = seen.setdefault(pair.key, (split, pairs.names[number]))

@@ -38,10 +38,12 @@ def renewed(out: Path, layout: str) -> Iterator[Path]:
     part = part_of(out / MARK)
     try:
         try:
+            shutil.rmtree(part, ignore_errors=True)  # of a killed process that had our number: in containers they recur
             part.mkdir(parents=True)
             remove_leftovers(out)
         except OSError as error:
             raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
+        _refuse_another(out, part)
         try:
             yield part
         except OutputError as error:
@@ -84,6 +86,16 @@ def _written(out: Path) -> list[str]:
     except OSError as error:
         raise OutputError(f"{out}: cannot be read ({error.strerror})") from error
     return names
+
+
+def _refuse_another(out: Path, part: Path) -> None:
+    """:class:`OutputError` where another export fills this folder: the last of two would leave files of both."""
+    others = sorted(other for other in out.glob(f".{MARK}.*.part") if other != part)
+    if others:
+        raise OutputError(
+            f"{others[0]}: another export is writing to {out}; wait for it or give another --out; "
+            "of one that was killed on another machine, delete this folder"
+        )
 
 
 def _is_name(name: object) -> bool:

@@ -186,8 +186,12 @@ class TrainingFolder:
                 ) from error
             self._check_state(file, state)
         if self.processes.is_main:  # without a checkpoint every step is taken again
+            step = int(state["step"]) if state else 0
             for name in LOGS:
-                _keep_rows(self.path / name, int(state["step"]) if state else 0)
+                _keep_rows(self.path / name, step)
+            for picture in (self.path / "samples").glob("[0-9]" * 7 + ".png"):
+                if int(picture.stem) > step:  # of a training that was started over
+                    picture.unlink()
         return state
 
     def _check_state(self, file: Path, state: Any) -> None:
