@@ -151,6 +151,50 @@ def test_class_rasters_of_another_model_are_cleaned_and_marked(tmp_path: Path, c
     assert run([*command[:-1], str(tmp_path / "third")]) == 2 and "resample" in capsys.readouterr().err
 
 
+def test_footprints_in_unknown_ground_stay_whole(tmp_path: Path) -> None:
+    """Their class is the first, and the one whose objects are kept or dropped whole."""
+    source, rasters, out = tiles(tmp_path), tmp_path / "predicted", tmp_path / "labelled"
+    rasters.mkdir()
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:40, 16:40] = 1
+    for name in ("a", "b"):
+        Image.fromarray(mask).save(rasters / f"{name}.png")
+    (rasters / "legend.json").write_text(json.dumps({"classes": ["building"]}))
+    assert run(["label", "--source", str(source), "--predictions", str(rasters), "--out", str(out)]) == 0
+    assert np.array_equal(np.asarray(Image.open(out / "masks" / "a.png")), mask)
+
+
+@pytest.mark.parametrize("change", ["map", "legend"])
+def test_rasters_that_mean_something_else_now_are_not_mixed(change: str, tmp_path: Path, capsys: Any) -> None:
+    source, rasters, out = tiles(tmp_path), tmp_path / "predicted", tmp_path / "labelled"
+    rasters.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.full((64, 64), 2, np.uint8)).save(rasters / f"{name}.png")
+    legend, mapping, merged = rasters / "legend.json", tmp_path / "map.yaml", tmp_path / "merged.json"
+    legend.write_text(json.dumps({"classes": ["house", "lawn"]}))
+    mapping.write_text("house: building\nlawn: ground\n")
+    merged.write_text(json.dumps(MERGED))
+    command = ["label", "--source", str(source), "--predictions", str(rasters), "--out", str(out)]
+    command += ["--legend", str(merged), "--legend-map", str(mapping)] if change == "map" else []
+    assert run(command) == 0
+    (out / "masks" / "b.png").unlink()
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    if change == "map":
+        mapping.write_text("house: building\nlawn: unknown\n")
+    else:
+        legend.write_text(json.dumps({"classes": ["lawn", "house"]}))
+    capsys.readouterr()
+    assert run(command) == 2
+    assert "begun with other classes or another legend map" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    mapping.write_text("house: building\nlawn: ground\n")
+    legend.write_text(json.dumps({"classes": ["house", "lawn"]}))
+    begun = json.loads((out / "label.json").read_text())
+    del begun["meaning"]  # as an earlier edition wrote it
+    (out / "label.json").write_text(json.dumps(begun))
+    assert run(command) == 0
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_class_rasters_are_found_under_any_form_of_their_accents(form: Any, tmp_path: Path) -> None:
     """As archives of a Mac have them, and as others have."""

@@ -20,12 +20,14 @@ import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError
 from changeanywhere.labelling.label import label_image
+from changeanywhere.labelling.masks import mask_writer
 from changeanywhere.labelling.options import CleaningOptions, LabelOptions
 from changeanywhere.labelling.reading import open_readers
 from changeanywhere.labelling.regions import guided, whole_objects, without_crumbs
 from changeanywhere.labelling.windows import CORE, MARGIN, cells
-from changeanywhere.legend import Legend
+from changeanywhere.legend import Legend, parse_legend
 from changeanywhere.rasters.facts import Facts, Window
+from changeanywhere.sources.files import read_info, read_mask, read_mask_info
 
 EXAMPLES = Path(__file__).parents[1] / "src" / "changeanywhere" / "assets" / "examples"
 RNG = np.random.default_rng(3)
@@ -33,6 +35,20 @@ RNG = np.random.default_rng(3)
 
 def example(number: int) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(sorted((EXAMPLES / "images").iterdir())[number]).convert("RGB"))
+
+
+def test_unknown_ground_is_of_no_object_and_lends_its_probability_to_no_class() -> None:
+    """A building in unknown ground was one patch with all of it, and a crumb in it became the first class."""
+    probabilities, known = np.zeros((2, 40, 40), np.float32), np.zeros((40, 40), bool)
+    probabilities[0, 5:20, 5:20], probabilities[1, 30:33, 30:33] = 1, 1
+    known[5:20, 5:20] = known[30:33, 30:33] = True
+    for confidence in (0.0, 0.5):
+        options = CleaningOptions(min_area=16, min_confidence=confidence)
+        mask, _ = whole_objects(probabilities, known, options, objects=[1])
+        assert (mask[5:20, 5:20] == 1).all() and np.count_nonzero(mask) == 225
+    unsure = np.stack([np.full((32, 32), share, np.float32) for share in (0.4, 0.25)])
+    smooth = guided(unsure, np.linspace(0, 1, 32, dtype=np.float32)[:, None] * np.ones((1, 32), np.float32), 4)
+    np.testing.assert_allclose(smooth, unsure, atol=1e-4)
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000), st.integers(0, CORE - 1))
@@ -81,12 +97,12 @@ def test_objects_are_kept_or_dropped_whole_and_other_ground_by_the_pixel() -> No
         probabilities[1, top : top + 8, 10:20] = sure
         probabilities[0, top : top + 8, 10:20] = 1 - sure
     probabilities[:, 30, 12] = 0.46, 0.47  # an unsure pixel inside an object
-    options = CleaningOptions(min_area=9, min_confidence=0.5, objects=("b",))
-    mask, sure_of = whole_objects(probabilities, options, objects=[2])
+    options, known = CleaningOptions(min_area=9, min_confidence=0.5, objects=("b",)), np.ones((40, 40), bool)
+    mask, sure_of = whole_objects(probabilities, known, options, objects=[2])
     assert (mask[4:12, 10:20] == 2).all() and (mask[28:36, 10:20] == 2).all()
     assert (mask[22:26] == 0).all() and (mask[:3] == 1).all()
     assert sure_of[30, 12] == pytest.approx(0.47)
-    higher, _ = whole_objects(probabilities, CleaningOptions(min_area=9, min_confidence=0.7), objects=[2])
+    higher, _ = whole_objects(probabilities, known, CleaningOptions(min_area=9, min_confidence=0.7), objects=[2])
     assert (higher[28:36, 10:20] == 0).all() and (higher[4:12, 10:20] == 2).all()
 
 
@@ -158,6 +174,53 @@ def test_again_it_goes_on_and_other_options_are_refused(tmp_path: Path, capsys: 
     assert again["tile_0.png"] == first["tile_0.png"] and again["tile_1.png"] != first["tile_1.png"]
     assert run([*command, "--cleaning.min-area", "5"]) == 2
     assert "begun with other options" in capsys.readouterr().err
+
+
+def test_a_folder_of_others_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks that people drew lie beside the images: they were written over."""
+    data = labelled_source(tmp_path)
+    (data / "masks").mkdir()
+    Image.fromarray(np.ones((256, 256), np.uint8)).save(data / "masks" / "tile_0.png")
+    (data / "legend.json").write_text(json.dumps({"classes": ["forest", "lake"]}))
+    before = {file: file.read_bytes() for file in data.rglob("*") if file.is_file()}
+    assert run(["label", "--source", str(data / "images"), "--out", str(data)]) == 2
+    error = capsys.readouterr().err
+    assert "not made by this command; give another --out" in error and len(error.strip().splitlines()) == 1
+    assert {file: file.read_bytes() for file in data.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("images", ["link", "copy"])
+def test_an_image_that_was_replaced_is_labelled_anew(images: str, tmp_path: Path) -> None:
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false", "--images", images]
+    assert run(command) == 0
+    first = {file.name: file.stat().st_mtime_ns for file in (out / "masks").iterdir()}
+    Image.fromarray(example(3)[:200]).save(source / "images" / "tile_0.png")
+    assert run(command) == 0
+    for folder in ("images", "masks"):
+        with Image.open(out / folder / "tile_0.png") as image:
+            assert image.size == (256, 200)
+    assert (out / "masks" / "tile_1.png").stat().st_mtime_ns == first["tile_1.png"]
+    note = out / "parts" / "tile_1.json"
+    note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "image"}))
+    assert run(command) == 0  # of an edition that did not note it
+    assert (out / "masks" / "tile_1.png").stat().st_mtime_ns == first["tile_1.png"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_class_that_is_black_is_not_unknown_ground(suffix: str, tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[8:24], mask[40:50] = 1, 2
+    colours = {"lake": [0, 0, 0], "field": [9, 200, 0]}
+    classes = [{"index": n, "name": name, "color": colours[name]} for n, name in enumerate(colours, 1)]
+    legend, _ = parse_legend({"classes": classes}, "legend")
+    image = tmp_path / f"image.{suffix}"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(image)
+    for name, written in (("a", mask), ("b", np.zeros_like(mask))):
+        file = tmp_path / "masks" / f"{name}.{suffix}"
+        with mask_writer(file, read_info(image), legend) as write:
+            write(Window(0, 0, 64, 64), written)
+        np.testing.assert_array_equal(read_mask(file, Window(0, 0, 64, 64), legend, read_mask_info(file)), written)
 
 
 def test_a_geotiff_keeps_its_place_and_ground_without_data_stays_unknown(tmp_path: Path) -> None:

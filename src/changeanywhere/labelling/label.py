@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.diffusion.pipeline import find_device
+from changeanywhere.documents import read_json_object
 from changeanywhere.errors import ModelError, OutputError, SourceError
+from changeanywhere.folders import entries_of
 from changeanywhere.labelling.masks import mask_writer
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.labelling.pictures import Strip, write_page
@@ -26,12 +30,16 @@ from changeanywhere.legend import Mask
 from changeanywhere.progress import Progress, silent
 from changeanywhere.rasters.facts import Facts, Window
 from changeanywhere.rasters.gate import inspect, read_image, read_stretch
+from changeanywhere.regular import open_regular
 from changeanywhere.sources.alone import images_alone
 from changeanywhere.sources.entries import Entry, Layout
+from changeanywhere.sources.files import digest
 from changeanywhere.sources.problems import Problems, say_passed
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_file, atomic_write
 
 JOB, TABLE = "label.json", "labels.csv"
+MEANING = "meaning"
+"""In the job: the classes that are written, and what became them."""
 Look = Callable[[Window, npt.NDArray[np.float32], Mask, npt.NDArray[np.float32]], None]
 """Takes a window, its pixels, its mask and how sure it is."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -97,8 +105,9 @@ def label_image(
             known = 1 - found.sum(0) <= found.max(0)  # else unknown is the most likely
             brightness = (((image + 1) / 2) @ LUMA).astype(np.float32)
             probabilities = guided(found, brightness, options.cleaning.radius)
-            mask, sure = whole_objects(probabilities, options.cleaning, objects)
-            mask = np.where(known if valid is None else known & valid, mask, 0).astype(np.uint8)
+            if valid is not None:
+                known &= valid
+            mask, sure = whole_objects(probabilities, known, options.cleaning, objects)
             kept = np.ascontiguousarray(mask[cell.inside])
             counts += np.bincount(kept.ravel(), minlength=len(counts))
             total += float(sure[cell.inside].sum())
@@ -113,9 +122,11 @@ def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers
         raise SourceError(
             f"{entry.image}: has {facts.count} band(s), asked for {list(options.bands)}; choose with bands"
         )
-    note = options.out / "parts" / f"{patch}.json"
+    note, image = options.out / "parts" / f"{patch}.json", digest(entry.image)
     if note.is_file() and _strip_of(options.out, patch).is_file() and mask_file(options.out, patch, facts).is_file():
-        return Labelled(**json.loads(note.read_text()))
+        noted = json.loads(note.read_text())
+        if noted.pop("image", image) == image:  # else it was replaced since
+            return Labelled(**noted)
     reader = readers.of(patch, entry.image, facts)
     normalisation = read_stretch(entry.image, options.bands, options.stretch, options.max_megapixels)
 
@@ -130,7 +141,7 @@ def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers
     shares = counts / max(int(counts.sum()), 1)
     by_class = {name: round(float(share), 5) for name, share in zip(reader.legend.names, shares[1:], strict=True)}
     line = Labelled(patch, round(1 - float(shares[0]), 5), round(confidence, 5), by_class)
-    atomic_write(note, json.dumps(asdict(line)).encode())
+    atomic_write(note, json.dumps(asdict(line) | {"image": image}).encode())
     return line
 
 
@@ -156,30 +167,42 @@ def _patches(layout: Layout) -> list[str]:
 
 
 def _begin(options: LabelOptions, layout: Layout, readers: Readers) -> None:
-    """Folders, legend and images; refuses a folder that was begun otherwise."""
-    asked = json.dumps(_job(options, readers), indent=1) + "\n"
-    file = options.out / JOB
-    if file.exists() and file.read_text() != asked:
-        raise OutputError(f"{file}: this folder was begun with other options or another segmenter; give another out")
-    atomic_write(file, asked.encode())
+    """Folders, legend and images; refuses a folder that was begun otherwise, or is another's."""
+    _refuse_others(options, readers)
+    atomic_write(options.out / JOB, (json.dumps(_job(options, readers), indent=1) + "\n").encode())
     readers.legend.save(options.out / "legend.json")
     for entry, folder in zip(layout.entries, layout.folders, strict=True):
         place = options.out / "images" / entry.image.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists() or place.is_symlink():
-            continue
         if options.images == "link":
-            place.symlink_to(entry.image.resolve())
-        else:
-            begun = place.with_name(f".{place.name}.part")  # killed in between, the next run copies it again
-            shutil.copyfile(entry.image, begun)
-            begun.replace(place)
+            if not os.path.lexists(place):
+                with suppress(FileExistsError):  # another process was as fast
+                    place.symlink_to(entry.image.resolve())
+        elif not place.exists() or digest(place) != digest(entry.image):
+            with open_regular(entry.image) as image, atomic_file(place) as target:
+                shutil.copyfileobj(image, target)
+
+
+def _refuse_others(options: LabelOptions, readers: Readers) -> None:
+    """:class:`OutputError` for a folder that was begun with other options, another segmenter or other classes, and for
+    one with anything in it that this command did not begin: masks that people drew would be written over."""
+    file, asked = options.out / JOB, _job(options, readers)
+    if not os.path.lexists(file):
+        found = [path.name for path in entries_of(options.out)] if options.out.is_dir() else []
+        if found:
+            raise OutputError(f"{options.out}: not empty ({found[0]}) and not made by this command; give another --out")
+        return
+    begun = read_json_object(file)
+    if begun.setdefault(MEANING, asked[MEANING]) != asked[MEANING]:  # folders of an earlier edition do not say
+        raise OutputError(f"{file}: this folder was begun with other classes or another legend map; give another out")
+    if begun != asked:
+        raise OutputError(f"{file}: this folder was begun with other options or another segmenter; give another out")
 
 
 def _job(options: LabelOptions, readers: Readers) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
     del content["out"], content["device"]
-    return content | {"labelled_by": readers.called}
+    return content | {"labelled_by": readers.called, MEANING: readers.meaning}
 
 
 def _finish(options: LabelOptions, layout: Layout, readers: Readers, lines: list[Labelled]) -> None:
@@ -189,7 +212,7 @@ def _finish(options: LabelOptions, layout: Layout, readers: Readers, lines: list
     rows.writerow(["patch", "known", "confidence", *readers.legend.names])
     places.writerow(["patch", "scene", "split", "licence", "gsd_m", "attribution", "labelled_by"])
     for entry, line in zip(layout.entries, lines, strict=True):
-        rows.writerow([line.patch, line.known, line.confidence, *line.shares.values()])
+        rows.writerow([line.patch, line.known, line.confidence, *(line.shares[name] for name in readers.legend.names)])
         gsd = "" if entry.gsd_m is None else entry.gsd_m
         places.writerow(
             [line.patch, entry.scene, entry.split or "", entry.licence, gsd, entry.attribution, readers.called]

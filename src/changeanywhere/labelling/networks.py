@@ -41,6 +41,7 @@ class OwnSegmenter(nn.Module):
     def __init__(self, net: Segmenter) -> None:
         super().__init__()
         self.net, self.legend = net, net.legend
+        self.mapping: LegendMap | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """See the module."""
@@ -75,13 +76,14 @@ class ForeignSegmenter(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
         self.table: Tensor
         self.register_buffer("table", torch.eye(len(classes)))
+        self.mapping: LegendMap | None = None
 
     def mapped(self, mapping: LegendMap) -> ForeignSegmenter:
         """The same in another legend: probabilities of classes that become one add up."""
         table = torch.zeros(mapping.target.num_classes + 1, mapping.source.num_classes)
         for c in mapping.source.classes:
             table[int(mapping.table[c.index]), c.index - 1] = 1
-        self.table, self.legend = table[1:], mapping.target
+        self.table, self.legend, self.mapping = table[1:], mapping.target, mapping
         return self
 
     def forward(self, images: Tensor) -> Tensor:

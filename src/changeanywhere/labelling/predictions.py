@@ -58,9 +58,9 @@ class Predictions:
                 f"{folder}: no legend.json or classes.json here or in a parent folder: what its numbers mean; "
                 '{"classes": ["road", "building"]} is enough'
             )
-        self._own, self._numbers = read_values(legend_file)
+        self._own, self.numbers = read_values(legend_file)
         target = self._own if options.legend is None else load_legend(options.legend)
-        self._mapping = load_legend_map(self._own, target, options.legend_map)
+        self.mapping = load_legend_map(self._own, target, options.legend_map)
         self.legend: Legend = target
 
     @property
@@ -82,7 +82,7 @@ class Predictions:
             raise SourceError(f"{file}: {own.height}×{own.width} px, but its image {image} has {size}; resample it")
         if lies_elsewhere(facts, own):
             raise SourceError(f"{file}: lies on other ground than its image {image}, by CRS and transform")
-        return RasterReader(file, read_info(file, self._options.max_megapixels), self._mapping, self._numbers)
+        return RasterReader(file, read_info(file, self._options.max_megapixels), self.mapping, self.numbers)
 
 
 def _stems(patch: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +132,11 @@ class Readers:
     def __init__(self, by: Predictions | Reader, called: str) -> None:
         self._by = by
         self.legend, self.called = by.legend, called
+        mapping = by.mapping if isinstance(by, Predictions) else by.net.mapping
+        self.meaning: dict[str, Any] = {"legend": by.legend.to_dict(), "from": mapping and mapping.to_dict()}
+        """What is written, and which classes become it; and what numbers of rasters mean."""
+        if isinstance(by, Predictions):
+            self.meaning["numbers"] = repr(by.numbers)
 
     def of(self, patch: str, image: Path, facts: Facts) -> ImageReader:
         """See :class:`Predictions`."""

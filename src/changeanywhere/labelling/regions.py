@@ -22,14 +22,21 @@ EDGE = 0.02**2
 NEIGHBOURS = 2
 """Px around a crumb that say what it becomes."""
 
+ROUNDING = 1e-4
+"""What sums of probabilities miss by rounding alone."""
+
 Probabilities = npt.NDArray[np.float32]
 
 
 def guided(probabilities: Probabilities, brightness: npt.NDArray[np.float32], radius: int) -> Probabilities:
-    """``[K, H, W]`` smoothed within the edges of ``brightness`` f32 ``[H, W]``, 0 to 1; sums stay 1."""
+    """``[K, H, W]`` smoothed within the edges of ``brightness`` f32 ``[H, W]``, 0 to 1. What is missing to a sum of 1
+    is the probability of unknown ground: it is smoothed with the others and stays missing."""
     if radius == 0:
         return probabilities
-    size = 2 * radius + 1
+    size, num_classes = 2 * radius + 1, len(probabilities)
+    unknown = 1 - probabilities.sum(0)
+    if (unknown > ROUNDING).any():
+        probabilities = np.concatenate([probabilities, unknown[None].clip(0)])
 
     def mean(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         smooth: npt.NDArray[np.float32] = ndimage.uniform_filter(image, size, mode="reflect")
@@ -44,15 +51,16 @@ def guided(probabilities: Probabilities, brightness: npt.NDArray[np.float32], ra
         result[index] = mean(slope) * brightness + mean(of_plane - slope * of_guide)
     result = result.clip(0, 1)
     smooth: Probabilities = result / np.maximum(result.sum(0, keepdims=True), 1e-6)
-    return smooth
+    return smooth[:num_classes]
 
 
 def whole_objects(
-    probabilities: Probabilities, options: CleaningOptions, objects: Sequence[int]
+    probabilities: Probabilities, known: npt.NDArray[np.bool_], options: CleaningOptions, objects: Sequence[int]
 ) -> tuple[Mask, npt.NDArray[np.float32]]:
     """``[K, H, W]`` → mask uint8 ``[H, W]`` of classes 1…K, 0 = unknown, and the probability of the most likely class
-    f32 ``[H, W]``. ``objects``: indices of the classes whose patches are kept or dropped whole."""
-    mask = (probabilities.argmax(0) + 1).astype(np.uint8)
+    f32 ``[H, W]``. ``known`` bool ``[H, W]``: other ground is of no class, of no object, and stays unknown.
+    ``objects``: indices of the classes whose patches are kept or dropped whole."""
+    mask = np.where(known, probabilities.argmax(0) + 1, 0).astype(np.uint8)
     sure: npt.NDArray[np.float32] = probabilities.max(0)
     mask = without_crumbs(mask, options.min_area)
     unsure = sure < options.min_confidence
@@ -65,7 +73,8 @@ def whole_objects(
         dropped[0] = False
         inside = patches > 0
         unsure = np.where(inside, dropped[patches], unsure)
-    return without_crumbs(np.where(unsure, 0, mask).astype(np.uint8), options.min_area), sure
+    mask = without_crumbs(np.where(unsure, 0, mask).astype(np.uint8), options.min_area)
+    return np.where(known, mask, 0).astype(np.uint8), sure
 
 
 def without_crumbs(mask: Mask, min_area: int) -> Mask:

@@ -131,6 +131,8 @@ def _palette_indices(
     index_of: dict[tuple[int, ...], int] = {(0, 0, 0): 0}
     index_of |= {c.color: c.index for c in legend.classes}
     colours = {int(i): tuple(map(int, palette.colours[i])) for i in used if i not in numbers.ignored}
+    if numbers.is_plain and all(colour == _colour_of(index, legend) for index, colour in colours.items()):
+        return None  # both say the same, but for a class that is black: 0, which is unknown, has its colour
     if all(colour in index_of for colour in colours.values()):
         table = np.zeros(len(counts), np.uint8)
         for index, colour in colours.items():
@@ -144,6 +146,13 @@ def _palette_indices(
                 f"not in the legend {legend.name!r}; save the mask without palette, or with the legend's colours alone"
             )
     return None
+
+
+def _colour_of(index: int, legend: Legend) -> tuple[int, int, int] | None:
+    """As our own masks have it in their palette."""
+    if index == 0:
+        return (0, 0, 0)
+    return legend.classes[index - 1].color if index <= legend.num_classes else None
 
 
 def _by_colour(pixels: Values, legend: Legend, path: Path) -> Mask:
