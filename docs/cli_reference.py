@@ -46,6 +46,12 @@ OPTIONS: dict[str, type] = {
     "init PATH": InitOptions,
     "check PATH": CheckOptions,
 }
+SUMMARIES = {
+    "generate --scene": "one large image and its land cover → a second date for a GIS, with change map and events",
+    "evaluate --detector DIR PAIRS": "how good a detector is on labelled pairs: figures and a page with the worst",
+}
+"""Of commands in another mode."""
+ALIKE = {"generate": "`plan` takes the same options; its jobs repeat them with `--shard` ([several jobs](cluster.md))."}
 HEAD = """# Options of every command
 
 Generated from the source (`make reference`); `changeanywhere COMMAND --help=all` prints the same, `--help`
@@ -96,7 +102,8 @@ def reference() -> str:
     """The whole page."""
     parts = [HEAD]
     for command, kind in OPTIONS.items():
-        parts += [f"## {command}", "", COMMANDS[command.split()[0]], ""]
+        parts += [f"## {command}", "", SUMMARIES.get(command, COMMANDS[command.split()[0]]), ""]
+        parts += [ALIKE[command], ""] if command in ALIKE else []
         parts += ["| option | default | meaning |", "|---|---|---|", *rows(kind), ""]
     return "\n".join(parts)
 

@@ -229,6 +229,10 @@ def test_pipeline_refuses_what_does_not_fit() -> None:
         pipe(image, mask, change, num_steps=0)
     with pytest.raises(ConfigError, match="unknown setting 'steps'"):
         pipe(image, mask, change, steps=4)
+    for idle in ({"exemplar_strength": 0.2}, {"exemplar_strength": {"default": 0.2}}, {"exemplar_ring": 9}):
+        with pytest.raises(ConfigError, match=r"exemplar_\w+ is .*; arrays bring no exemplar"):
+            pipe(image, mask, change, **idle)
+    assert np.array_equal(pipe(image, mask, change, exemplar_strength=1), pipe(image, mask, change))
     with pytest.raises(InputError, match="mask value 9"):
         pipe(image, mask * 9, change)
     with pytest.raises(InputError, match="multiples of 8"):

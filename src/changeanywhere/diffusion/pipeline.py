@@ -75,6 +75,10 @@ def dtype_note(begun: str | None, device: torch.device) -> str | None:
     return f"begun in {begun}{cost}, and finished in it; this machine's own default is {default}"
 
 
+PURE = Sampling(exemplar_strength=1.0)
+"""Nothing begins from exemplars."""
+
+
 class ChangePairPipeline:
     """A model with its legend, ready to paint second dates.
 
@@ -200,9 +204,16 @@ class ChangePairPipeline:
         """Image t1 uint8 ``[H, W, 3]``, mask t2 ``[H, W]``, change mask bool ``[H, W]`` → image t2 uint8 ``[H, W, 3]``.
 
         With a leading batch dimension on all three, ``[B, H, W, 3]``; ``seed`` is then one per pair, or one number
-        from which pair i takes ``seed + i``. Height and width must be multiples of ``denoiser.size_multiple``.
-        Further settings: the fields of :class:`Sampling`. Raises :class:`InputError` where the arrays do not fit.
+        from which pair i takes ``seed + i``. Height and width must be multiples of ``denoiser.size_multiple`` (16 px of
+        ``mini``). Changed ground is painted from noise: exemplars, from which ``generate`` begins by default, need
+        donors, which it finds in a source. Further settings: the other fields of :class:`Sampling`. Raises
+        :class:`InputError` where the arrays do not fit, :class:`ConfigError` for exemplars.
         """
+        for name in ("exemplar_strength", "exemplar_ring"):
+            if settings.get(name) not in (None, getattr(PURE, name)):
+                raise ConfigError(
+                    f"{name} is {settings[name]}; arrays bring no exemplar: generate finds some, paint_scene takes one"
+                )
         given = {"num_steps": num_steps, "free_fraction": free_fraction, "guidance_scale": guidance_scale, **settings}
         sampling = self._sampling_of(given)
         image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)

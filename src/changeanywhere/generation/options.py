@@ -51,7 +51,7 @@ class SimulateOptions(SourceOptions):
     """Options of ``changeanywhere simulate`` (events only, no model)."""
 
     source: Path
-    """Folder or address (s3://…) of single-date tiles: images/ + masks/, an OpenEarthMap tree, or a LoveDA tree."""
+    """Folder or address (s3://…) of single-date tiles: images/ + masks/, or one of the trees of docs/data.md."""
     out: Path
     """Folder or address (s3://…) of the result; the same command again finishes what was interrupted."""
     num_pairs: int | None = None
