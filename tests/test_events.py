@@ -550,5 +550,8 @@ def test_the_paper_may_be_read_otherwise() -> None:
     pairs = SetTargets(no_change=0.0, ratios={}, class_pairs={"tree->building": 0.5})
     with pytest.raises(ConfigError, match=r"events\.move is True; allowed: false beside targets\.class_pairs"):
         replace(moving, targets=pairs).check()
+    grouped = replace(moving, events=EventOptions(shape_bank=True, group_size=3))
+    with pytest.raises(ConfigError, match=r"events\.group_size is 3; allowed: 1 with events\.shape_bank, which"):
+        grouped.check()
     with pytest.raises(ConfigError, match=r"events\.fill is 'random'; allowed: with one of the kinds"):
         replace(moving, events=replace(only, move=False, fill="random")).check()

@@ -33,6 +33,7 @@ from changeanywhere.generation.options import FilterOptions, FinishOptions, Gene
 from changeanywhere.generation.painting import build_painter
 from changeanywhere.generation.plan import load_shard, load_summary
 from changeanywhere.generation.shard import paint_shard
+from changeanywhere.generation.shares import plan_set
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.legend import load_legend
 from changeanywhere.painters.base import Batch, Painting
@@ -455,6 +456,24 @@ def test_a_free_tail_drawn_by_pair_is_in_its_record(
     generation.generate(change(given, free_fraction=0.3, out=tmp_path / "fixed"))
     assert '"free_fraction": 0.3' in (tmp_path / "fixed" / "metadata.jsonl").read_text()
     assert "free_fraction" not in json.loads((tmp_path / "fixed" / "shards" / "00000.json").read_text())["records"][0]
+
+
+def test_a_set_whose_groups_did_nothing_goes_on_without_them(options: GenerateOptions) -> None:
+    """Earlier editions took ``group_size`` beside a bank of shapes, and drew one shape at a time."""
+    given = change(options, events=replace(options.events, shape_bank=True))
+    plan_set(given)
+    store = LocalStore(options.out)
+    job = load_job(store)
+    assert job is not None
+    job = replace(job, events=replace(job.events, group_size=3))
+    name = job.save(store)
+    for file in (options.out / "plan").rglob("*.json"):  # as if they had been made of it
+        content, _ = unsealed(file.read_bytes())
+        if "job" in content:
+            file.write_bytes(sealed(content | {"job": name}, indent=1))
+    assert generation.generate(given).num_new > 0
+    assert generation.generate(given).num_new == 0 and (again := load_job(store)) is not None
+    assert again.events == job.events and again.machine is not None, "as its plan names it"
 
 
 def test_corrected_labels_are_another_source(options: GenerateOptions, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ class EventOptions:
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the factor on the size (length) of appearing shapes."""
     group_size: int = 1
-    """Most neighbouring instances of a class that appear together in their layout (a row of houses)."""
+    """Most neighbouring instances of a class that appear together in their layout (a row of houses; not from a
+    bank)."""
     placement: str = one_of(PLACEMENTS, "anywhere")
     """Where an appearance lies: anywhere that it fits, or ``like_donor``: where what is within 24 px of it is most like
     what is around the shape that it copies (ours)."""

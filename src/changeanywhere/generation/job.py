@@ -124,7 +124,8 @@ class Job:
         settings["source"] = {"stretch": to_plain(source.stretch)}
         if source.splits is not None:
             settings["source"]["splits"] = source.splits
-        settings["finishing"] = to_plain(self.finishing)
+        finishing, reader = to_plain(self.finishing), self.finishing.filter.model
+        settings["finishing"] = finishing | {"filter": finishing["filter"] | {"model": reader and reader.name}}
         if self.second.use != "none":
             reader = self.second.segmenter and self.second.segmenter.name
             settings["second"] = to_plain(self.second) | {"segmenter": reader, "segmenter_hash": self.segmenter_hash}
@@ -193,9 +194,21 @@ def _damaged(store: Store, error: Exception) -> OutputError:
     return OutputError(f"{store.describe(FILE)}: damaged plan ({error}); give another --out")
 
 
+def as_named(asked: Job, begun: Job) -> Job:
+    """``asked`` in the words of ``begun`` where both say the same in others, which plans name their job by: a filter of
+    the same weights, wherever it lies, and groups of shapes from a bank, which earlier editions took and never drew."""
+    finishing, events = asked.finishing, asked.events
+    if finishing.filter_hash and finishing.filter_hash == begun.finishing.filter_hash:
+        place = begun.finishing.filter.model
+        finishing = replace(finishing, filter=replace(finishing.filter, model=place))
+    if events.shape_bank:
+        events = replace(events, group_size=begun.events.group_size)
+    return replace(asked, finishing=finishing, events=events)
+
+
 def refuse_others(begun: Job, asked: Job, store: Store) -> None:
     """:class:`OutputError` naming the first setting in which two jobs differ."""
-    before, now = flat(to_plain(begun)), flat(to_plain(asked))
+    before, now = flat(to_plain(begun)), flat(to_plain(as_named(asked, begun)))
     # Fingerprints late: they change with whatever else says more; what was found in the files says nothing to people.
     late = {"learned.ignored": 2} | dict.fromkeys((name for name in now if "fingerprint" in name), 1)
     for name in sorted({*before, *now}, key=lambda name: (late.get(name, 0), name)):

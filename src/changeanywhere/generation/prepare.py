@@ -15,7 +15,7 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError, OutputError, require
 from changeanywhere.folders import files_below
-from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
+from changeanywhere.generation.job import Job, Machine, PainterChoice, as_named, load_job, refuse_others
 from changeanywhere.generation.learning import learned_of, segmenter_hash
 from changeanywhere.generation.like import like_pairs
 from changeanywhere.generation.options import (
@@ -158,7 +158,7 @@ def settle_machine(job: Job, store: Store) -> None:
     """
     begun = load_job(store)
     if begun is None or begun.machine is None:
-        job.save(store)
+        (as_named(job, begun) if begun else job).save(store)
     else:
         refuse_others(begun, job, store)
 
