@@ -136,9 +136,15 @@ def _settings(
 
 
 def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
-    """The plan in ``store``, or a new one, with the job beside it."""
+    """The plan in ``store``, or a new one, with the job beside it. The caller holds a lease.
+
+    :class:`OutputError` where the plan is another job's: of a command that found the place empty as this one did.
+    """
     plan = load_summary(store)
     if plan is not None:
+        begun = load_job(store)
+        if begun is not None:  # on what it is painted is settled by the first shard
+            refuse_others(replace(begun, machine=job.machine), job, store)
         return plan
     name = job.save(store)
     tiles = job.tiles

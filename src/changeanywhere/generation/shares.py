@@ -57,10 +57,10 @@ def plan_set(options: GenerateOptions, progress: Progress = silent) -> PlanSumma
     store = store_at(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)
-    begun = load_job(store)
     with Leases(store).waited_for("plan", lambda: load_summary(store) is not None):
         remove_leftovers(options.out)
-        plan = get_plan(begun or replace(job, machine=None).opened_with(job.tiles), store, progress)
+        begun = load_job(store)
+        plan = get_plan(replace(job, machine=begun and begun.machine).opened_with(job.tiles), store, progress)
         note_inputs(job, store)
         note_asked(options, store)
     if not plan.num_pairs:
