@@ -476,14 +476,15 @@ def test_two_commands_that_begin_at_once_are_one_set_or_refused(
     for second, refused in ((other, True), (same, False)):
         shutil.rmtree(options.out, ignore_errors=True)
 
-        def beside(*given: Any, job_of: Any = prepare.job_of) -> Any:
-            job = job_of(*given)
+        before: dict[str, bytes] = {}
+
+        def beside(*given: Any, before: dict[str, bytes] = before) -> Any:
+            job = prepare.job_of(*given)
             monkeypatch.setattr(module, "job_of", prepare.job_of)
             do(one)  # while this one read the source
             before.update(tree_of(options.out))
             return job
 
-        before: dict[str, bytes] = {}
         monkeypatch.setattr(module, "job_of", beside)
         with pytest.raises(OutputError, match=r"was made with events\.fill") if refused else nullcontext():
             do(second)

@@ -124,8 +124,8 @@ class Job:
         settings["source"] = {"stretch": to_plain(source.stretch)}
         if source.splits is not None:
             settings["source"]["splits"] = source.splits
-        finishing, reader = to_plain(self.finishing), self.finishing.filter.model
-        settings["finishing"] = finishing | {"filter": finishing["filter"] | {"model": reader and reader.name}}
+        finishing, chosen = to_plain(self.finishing), self.finishing.filter.model
+        settings["finishing"] = finishing | {"filter": finishing["filter"] | {"model": chosen and chosen.name}}
         if self.second.use != "none":
             reader = self.second.segmenter and self.second.segmenter.name
             settings["second"] = to_plain(self.second) | {"segmenter": reader, "segmenter_hash": self.segmenter_hash}
