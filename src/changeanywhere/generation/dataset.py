@@ -129,7 +129,7 @@ def finish_set(job: Job, plan: PlanSummary, store: Store) -> SetReport:
     legend = Legend.from_dict(job.source.legend, store.describe("plan/job.json"))
     how = find_painter(job.painter.method).how
     left_out = plan.missing if job.infeasible == "leave" else {}
-    counts, reached = finalise(store, legend, chain([first], records), job.targets.reached, how, left_out)
+    counts, reached = finalise(store, legend, chain([first], records), job.reached, how, left_out)
     if counts.count != plan.num_pairs and not job.finishing.filter.drops:
         raise OutputError(
             f"{store.describe()}: {counts.count} pairs in its markers, {plan.num_pairs} in its plan, and no filter "

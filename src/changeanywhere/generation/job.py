@@ -24,6 +24,7 @@ from changeanywhere.generation.targets import SetTargets
 from changeanywhere.generation.tiles import Learned, SourceSettings, Tiles, open_tiles
 from changeanywhere.painters.registry import package_of
 from changeanywhere.pairs.record import Provenance
+from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.plain import from_plain, to_plain
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import Store, content_hash
@@ -104,6 +105,16 @@ class Job:
         copy = replace(self)
         copy.__dict__["tiles"] = tiles
         return copy
+
+    def reached(self, counts: SetSummary) -> list[tuple[str, float, float]]:
+        """(what, share asked, share reached) for every target, and for sizes of events that limits in px keep from
+        some; those in m² hang on tiles, which are not looked at here."""
+        rows, events, side = self.targets.reached(counts), self.events, self.source.options.tile_size
+        if side and events.min_area_m2 is None and events.max_area_m2 is None:
+            for name, share in events.beyond_limits(side**2, None).items():
+                what = f"sizes asked for that events.{name} allows ({events.limit_in_words(name)})"
+                rows.append((what, 1.0, round(1 - share, 6)))
+        return rows
 
     @property
     def provenance(self) -> Provenance:
