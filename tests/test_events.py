@@ -510,6 +510,14 @@ def test_objects_and_sizes_of_events_can_be_named() -> None:
             sizes.append(event.area)
     assert all(60 <= size <= 600 for size in sizes)
     assert 0.35 < np.mean(np.array(sizes) <= 150) < 0.65, "two of five objects are small, half of the events"
+    asked = EventOptions(areas=(20, 40, 80, 200))
+    assert asked.beyond_limits(64 * 64, None) == pytest.approx({"min_area": (1 + 24 / 40) / 3})
+    assert asked.beyond_limits(40 * 40, None) == pytest.approx({"min_area": (1 + 24 / 40) / 3})
+    assert replace(asked, max_share=0.1).beyond_limits(40 * 40, None)["max_share"] == pytest.approx(40 / 120 / 3)
+    metres = replace(asked, min_area_m2=10.0, max_area_m2=25.0)
+    assert metres.beyond_limits(64 * 64, 0.5) == pytest.approx({"min_area_m2": 1 / 3, "max_area_m2": 100 / 120 / 3})
+    assert metres.beyond_limits(64 * 64, None) == asked.beyond_limits(64 * 64, None)
+    assert not EventOptions(areas=(64, 80)).beyond_limits(64 * 64, None) and not EventOptions().beyond_limits(9, None)
     for wrong in ({"areas": (5,)}, {"areas": (9, 9)}, {"areas": (0, 4)}):
         with pytest.raises(ConfigError, match=r"events\.areas"):
             EventOptions(**wrong)
@@ -550,5 +558,8 @@ def test_the_paper_may_be_read_otherwise() -> None:
     pairs = SetTargets(no_change=0.0, ratios={}, class_pairs={"tree->building": 0.5})
     with pytest.raises(ConfigError, match=r"events\.move is True; allowed: false beside targets\.class_pairs"):
         replace(moving, targets=pairs).check()
+    grouped = replace(moving, events=EventOptions(shape_bank=True, group_size=3))
+    with pytest.raises(ConfigError, match=r"events\.group_size is 3; allowed: 1 with events\.shape_bank, which"):
+        grouped.check()
     with pytest.raises(ConfigError, match=r"events\.fill is 'random'; allowed: with one of the kinds"):
         replace(moving, events=replace(only, move=False, fill="random")).check()

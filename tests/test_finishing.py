@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
 import changeanywhere as ca
-from changeanywhere.errors import ConfigError, ShortfallError
+from changeanywhere.errors import ConfigError, OutputError, ShortfallError
 from changeanywhere.events import EventOptions
 from changeanywhere.generation import fidelity
 from changeanywhere.generation import generate as run
 from changeanywhere.generation.fidelity import changed_recall
 from changeanywhere.generation.nuisances import NuisanceOptions, disturb
 from changeanywhere.generation.options import FilterOptions, GenerateOptions
+from changeanywhere.generation.shares import plan_set
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.models.segmenter import Segmenter
 from conftest import write_source
@@ -193,6 +196,36 @@ def test_filter_scores_drops_and_paints_again(
         assert repainted == (marked[i].metadata["fidelity"] == 0.2)
         assert np.array_equal(painted[i].image_t2, before[i].image_t2) != repainted
         assert before[i].metadata["fidelity"] is None
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_filter_may_lie_elsewhere_when_a_set_goes_on(
+    planned: bool, options: GenerateOptions, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights say which one it is, before the first shard and after it."""
+    monkeypatch.setattr(fidelity.FidelityFilter, "scores", lambda self, images, plans: [0.9] * len(plans))
+    options = replace(options, shard_size=4)
+    begun = replace(options, filter=FilterOptions(reader))
+    assert plan_set(begun).num_pairs == 12 if planned else run.generate(replace(begun, shard="0/2")).num_open
+    moved = reader.rename(reader.with_name("elsewhere"))
+    report = run.generate(replace(options, filter=FilterOptions(moved)))
+    assert report.num_pairs == 12 and report.num_new > 0
+    named = {str(record["finishing"]["filter"]["model"]) for record in map(provenance_of, lines_of(options.out))}
+    assert named <= {"reader", "elsewhere"}, "by name, as the other networks: a set holds no places of a machine"
+    Segmenter("unet", ca.load_legend("mini")).save(reader)
+    with pytest.raises(OutputError, match=r"was made with finishing\.filter"):
+        run.generate(replace(options, filter=FilterOptions(reader)))
+    with pytest.raises(OutputError, match=r"was made with finishing\.filter\.model = '.*', asked now: None"):
+        run.generate(options)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+
+
+def provenance_of(record: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = record["settings"]
+    return settings
 
 
 def test_a_filter_that_drops_everything_says_so(

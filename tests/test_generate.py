@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +27,15 @@ from changeanywhere.cli import run
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError, SourceError
 from changeanywhere.events import EventOptions
-from changeanywhere.generation import dataset, painting, prepare
+from changeanywhere.generation import dataset, painting, prepare, shares
 from changeanywhere.generation import generate as generation
+from changeanywhere.generation import simulate as simulating
 from changeanywhere.generation.job import Machine, load_job, refuse_others
-from changeanywhere.generation.options import FilterOptions, FinishOptions, GenerateOptions
+from changeanywhere.generation.options import FilterOptions, FinishOptions, GenerateOptions, SimulateOptions
 from changeanywhere.generation.painting import build_painter
 from changeanywhere.generation.plan import load_shard, load_summary
 from changeanywhere.generation.shard import paint_shard
+from changeanywhere.generation.shares import plan_set
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.legend import load_legend
 from changeanywhere.painters.base import Batch, Painting
@@ -455,6 +458,60 @@ def test_a_free_tail_drawn_by_pair_is_in_its_record(
     generation.generate(change(given, free_fraction=0.3, out=tmp_path / "fixed"))
     assert '"free_fraction": 0.3' in (tmp_path / "fixed" / "metadata.jsonl").read_text()
     assert "free_fraction" not in json.loads((tmp_path / "fixed" / "shards" / "00000.json").read_text())["records"][0]
+
+
+@pytest.mark.parametrize("command", ["simulate", "plan", "generate"])
+def test_two_commands_that_begin_at_once_are_one_set_or_refused(
+    command: str, options: GenerateOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each found the place empty; the one that plans first says what is in it."""
+    masks = SimulateOptions(source=options.source, out=options.out, num_pairs=7, tile_size=64, legend="mini")
+    does: dict[str, tuple[Any, Any, Any]] = {
+        "simulate": (simulating, simulating.simulate_source, masks),
+        "plan": (shares, plan_set, options),
+        "generate": (generation, generation.generate, options),
+    }
+    module, do, one = does[command]
+    other, same = replace(one, events=replace(one.events, fill="nearest")), one
+    for second, refused in ((other, True), (same, False)):
+        shutil.rmtree(options.out, ignore_errors=True)
+
+        before: dict[str, bytes] = {}
+
+        def beside(*given: Any, before: dict[str, bytes] = before) -> Any:
+            job = prepare.job_of(*given)
+            monkeypatch.setattr(module, "job_of", prepare.job_of)
+            do(one)  # while this one read the source
+            before.update(tree_of(options.out))
+            return job
+
+        monkeypatch.setattr(module, "job_of", beside)
+        with pytest.raises(OutputError, match=r"was made with events\.fill") if refused else nullcontext():
+            do(second)
+        assert before and {name: content for name, content in tree_of(options.out).items() if name in before} == before
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Every file, by its place."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_set_whose_groups_did_nothing_goes_on_without_them(options: GenerateOptions) -> None:
+    """Earlier editions took ``group_size`` beside a bank of shapes, and drew one shape at a time."""
+    given = change(options, events=replace(options.events, shape_bank=True))
+    plan_set(given)
+    store = LocalStore(options.out)
+    job = load_job(store)
+    assert job is not None
+    job = replace(job, events=replace(job.events, group_size=3))
+    name = job.save(store)
+    for file in (options.out / "plan").rglob("*.json"):  # as if they had been made of it
+        content, _ = unsealed(file.read_bytes())
+        if "job" in content:
+            file.write_bytes(sealed(content | {"job": name}, indent=1))
+    assert generation.generate(given).num_new > 0
+    assert generation.generate(given).num_new == 0 and (again := load_job(store)) is not None
+    assert again.events == job.events and again.machine is not None, "as its plan names it"
 
 
 def test_corrected_labels_are_another_source(options: GenerateOptions, tmp_path: Path) -> None:

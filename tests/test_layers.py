@@ -65,7 +65,7 @@ INSIDE = {
     "__init__",
     "prediction": "options windows inputs predict __init__",
     "labelling": "options windows masks regions pictures networks predictions reading label __init__",
-    "generation": "nuisances found second targets like options tiles channel job learning lanes planners plan "
+    "generation": "nuisances found second targets like options fit tiles channel job learning lanes planners plan "
     "executors finish shard hands turns fidelity painting carried dataset prepare shares cluster generate simulate "
     "speed __init__",
     "studio": "__init__ options light edits painting uploads keeping review session snippets jobs studio pictures acts "

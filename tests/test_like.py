@@ -93,6 +93,34 @@ def test_a_set_is_made_like_its_target_and_resumed(tmp_path: Path, capsys: pytes
     assert command(arguments) == 2 and "was made with" in capsys.readouterr().err
 
 
+def test_sizes_that_limits_keep_events_from_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Objects of 100 to 256 px are asked for, and none below 200 px is drawn."""
+    source, target, out = write_source(tmp_path / "source"), write_target(tmp_path / "target"), tmp_path / "out"
+    arguments = [
+        "simulate", "--source", str(source), "--num-pairs", "6", "--legend", "mini", "--tile-size", "64",
+        "--events.shape-bank",
+    ]  # fmt: skip
+    like = ["--targets.like", str(target), "--out", str(out)]
+    assert command([*arguments, *like]) == 0
+    assert "never drawn" not in capsys.readouterr().err
+    assert len(rows_of(out)) == 3, "as there was"
+    bounded = [*arguments, "--events.min-area", "200", "--events.areas"]
+    assert command([*bounded, "[100, 150, 250, 300]", "--out", str(tmp_path / "sizes")]) == 0
+    captured = capsys.readouterr()
+    said = [line for line in captured.err.splitlines() if "never drawn" in line]
+    assert said == [
+        f"{source}: of the sizes that events.areas asks for 50% (below events.min_area, 200 px) are never drawn"
+    ]
+    (row,) = rows_of(tmp_path / "sizes")
+    assert row == {"target": "sizes asked for that events.min_area allows (200 px)", "asked": 1.0, "reached": 0.5}
+    assert "asked 100.0%, reached 50.0%" in captured.out
+
+
+def rows_of(folder: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads((folder / "targets.json").read_text())
+    return rows
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [(b"\xff\xfe\xd8", "not readable"), (b"", "is empty"), (b"x\n", "x is not in")]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,12 +25,13 @@ from changeanywhere.legend import Legend, LegendClass, load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.models.folder import load_model
 from changeanywhere.models.perceptual import VGG16_CHANNELS, VGG16_CONVOLUTIONS, VGG16Distance, build_perceptual
+from changeanywhere.training.command import open_training_source
 from changeanywhere.training.denoiser import build_denoiser, train_denoiser
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, initialise_first_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import FirstStageRecipe, Recipe, RunRecipe, SegmenterRecipe
-from changeanywhere.training.segmenter import SegmenterTraining, draw_jitter
+from changeanywhere.training.segmenter import SegmenterTraining, draw_jitter, train_segmenter
 from conftest import write_source
 from same_training import assert_same_training, metrics, plain_steps
 from test_detector_training import write_pairs
@@ -145,7 +147,7 @@ def test_a_crop_looks_alike_whichever_process_takes_it(
     shares = [batches(rank, 2) for rank in (0, 1)]
     for whole, *parts in zip(batches(0, 1), *shares, strict=True):
         for one, two in zip(whole, zip(*parts, strict=True), strict=True):
-            assert torch.allclose(one.float(), torch.cat(two).float(), atol=0.02), (
+            assert torch.allclose(one.float(), torch.stack(two, 1).flatten(0, 1).float(), atol=0.02), (
                 "but for roundings of the first stage"
             )
     jitter = draw_jitter(4, range(4), 0.2, 0, 1)
@@ -159,7 +161,7 @@ def test_known_ground_counts_alike_whichever_process_has_it(recipe: Recipe) -> N
     recipe = replace(recipe, segmenter=segmenter)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     masks = torch.randint(1, 4, (4, 32, 32), generator=torch.Generator().manual_seed(2))
-    masks[:2, 2:] = 0
+    masks[::2, 2:] = 0
     known, losses, gradients = (masks > 0).sum(), [], []
     for count in (1, 2):
         loss, gradient = 0.0, torch.zeros(())
@@ -169,13 +171,79 @@ def test_known_ground_counts_alike_whichever_process_has_it(recipe: Recipe) -> N
             processes.sum = lambda tensor: known  # type: ignore[method-assign]  # what they know together
             training = SegmenterTraining(recipe, processes, source_of(recipe))
             training.net.eval()  # as it normalises, each process does for itself
-            rows = slice(training.rows.start, training.rows.stop)
+            rows = list(training.rows)
             loss += float(training.backward((images[rows], masks[rows]), 0)["loss"].detach()) / count
             gradient = gradient + torch.cat([p.grad.flatten() for p in training.net.parameters() if p.grad is not None])
         losses.append(loss)
         gradients.append(gradient / count)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.numerical
+def test_two_processes_teach_themselves_as_one_does(
+    recipe: Recipe,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a segmenter learns from images without masks weighs alike, whichever process has how many of them."""
+    bare = write_source(tmp_path / "bare", 4)
+    shutil.rmtree(bare / "masks")
+    segmenter = SegmenterRecipe(
+        backbone="unet", crop_size=32, batch_size=6, num_steps=5, warmup_steps=0, learning_rate=0.05,
+        ema_halflife_share=0.05, taught_from_step=1, confidence=[0.2, 0.15],
+    )  # fmt: skip
+    data = replace(recipe.data, images=[str(bare)], images_share=0.5)
+    recipe = replace(recipe, data=data, segmenter=segmenter, run=replace(recipe.run, log_every=1))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({name: asdict(recipe)[name] for name in ("data", "segmenter", "run")}))
+    arguments = [same_training.__file__, "train", "segmenter", "--config", str(file), "--out", str(tmp_path / "two")]
+    done = subprocess.run([*LAUNCH_TWO, *arguments], env=ON_CPU, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain_steps(monkeypatch)
+    train_segmenter(open_training_source(data), recipe, tmp_path / "one")
+    taught = [row["taught_loss"] > 0 for row in metrics(tmp_path / "one" / "training" / "segmenter")]
+    assert taught == [False, True, True, True, True]
+    assert_same_training(tmp_path / "one", tmp_path / "two", {"segmenter": 0.05})
+
+
+@pytest.mark.parametrize("further", [[], ["further"]])
+def test_every_process_has_its_share_of_crops_with_and_without_masks(
+    recipe: Recipe,  # noqa: F811
+    tmp_path: Path,
+    further: list[str],
+) -> None:
+    bare = write_source(tmp_path / "bare", 4)
+    shutil.rmtree(bare / "masks")
+    folders = [str(write_source(tmp_path / name, 3)) for name in further]
+    data = replace(recipe.data, images=[str(bare)], images_share=0.5, further=folders)
+    segmenter = SegmenterRecipe(
+        backbone="unet", crop_size=32, batch_size=8, num_steps=4, ema_halflife_share=0.05, taught_from_step=1
+    )
+    recipe = replace(recipe, data=data, segmenter=segmenter)
+    seen = []
+    for rank in range(4):
+        processes = Processes(recipe.run)
+        processes.rank, processes.count = rank, 4
+        training = SegmenterTraining(recipe, processes, open_training_source(data))
+        seen.append(list(training.rows))
+        for _, masks, _ in training.batches(0):
+            assert [bool(mask.any()) for mask in masks] == [True, False]
+    assert sorted(row for rows in seen for row in rows) == list(range(8))
+    assert list(Processes(recipe.run).rows(8, 1, dealt=True)) == list(range(8)), "one process: as they stand"
+
+
+def test_processes_gather_one_normalisation() -> None:
+    """Each saw other rows: what is saved, and what teaches, are the statistics of all of them."""
+    processes = Processes(RunRecipe())
+    processes.count = 2
+    other = torch.tensor([1.0, 3.0, 5.0, 7.0])
+    processes.sum = lambda tensor: tensor + other  # type: ignore[method-assign]
+    norms = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2).eval(), torch.nn.GroupNorm(1, 2))
+    processes.average_statistics(norms)
+    found = {name: value.tolist() for name, value in norms.state_dict().items() if "running" in name}
+    assert found["0.running_mean"] == [0.5, 1.5] and found["0.running_var"] == [3.0, 4.0]
+    assert found["1.running_mean"] == [0, 0] and found["1.running_var"] == [1, 1], "what is frozen stays"
 
 
 @pytest.mark.numerical

@@ -806,6 +806,9 @@ def test_dry_run_writes_nothing(tmp_path: Path, tiny_model_folder: Path, capsys:
     said = capsys.readouterr().out
     assert "190 x 150 px" in said and "3 events" in said and "windows" in said and "MB" in said
     assert not (tmp_path / "out").exists()
+    sizes = ("--dry-run", "--events.areas", "[50, 100, 150]", "--events.min-area", "75")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *sizes)) == 0
+    assert "asks for 25% (below events.min_area, 75 px) are never drawn" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,32 @@ def test_no_loss_without_label_and_of_classes_where_these_are_unknown() -> None:
     assert with_row == pytest.approx(semantic_loss((change, one, two), labels)["consistency_loss"].item())
 
 
+def test_known_classes_weigh_alike_whichever_process_has_them() -> None:
+    """Means over the known ground of all processes, whose rows may know more or less: together those of the batch."""
+    rng = torch.Generator().manual_seed(1)
+    change, one, two = (torch.randn(4, count, 8, 8, generator=rng) for count in (2, 3, 3))
+    labels = torch.cat(
+        [torch.randint(0, 2, (4, 1, 8, 8), generator=rng), torch.randint(1, 4, (4, 2, 8, 8), generator=rng)], 1
+    )
+    labels[:2, 1:, 2:] = 0
+    halves = [((change[rows], one[rows], two[rows]), labels[rows]) for rows in (slice(0, 2), slice(2, 4))]
+    counts: list[torch.Tensor] = []
+
+    def noted(count: torch.Tensor) -> torch.Tensor:
+        counts.append(count)
+        return count
+
+    for some, known in halves:
+        semantic_loss(some, known, whole=noted)
+    together = [a + b for a, b in zip(counts[:3], counts[3:], strict=True)]
+    found = []
+    for some, known in halves:
+        sums = iter(together)
+        found.append(semantic_loss(some, known, whole=lambda _, sums=sums: next(sums) / 2))  # type: ignore[misc]
+    for name, value in semantic_loss((change, one, two), labels).items():
+        assert float(found[0][name] + found[1][name]) / 2 == pytest.approx(float(value), rel=1e-5), name
+
+
 def test_the_loss_looks_at_no_number() -> None:
     """A GPU's step is recorded as it is: nothing may depend on how many pixels count."""
     with FakeTensorMode():

@@ -7,11 +7,16 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError
+from changeanywhere.generation import fidelity
 from changeanywhere.generation.shares import Share
+from changeanywhere.legend import load_legend
+from changeanywhere.models.segmenter import Segmenter
 from conftest import write_source
 from test_faults import arguments, finish, start, tree
 
@@ -66,6 +71,53 @@ def test_plan_shares_and_finish_make_what_one_job_makes(
 def test_a_place_without_a_plan_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["finish", str(tmp_path)]) == 2
     assert "no plan in it; make one with 'changeanywhere plan'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("infeasible", ["elsewhere", "leave"])
+def test_finish_says_what_generate_says(
+    infeasible: str, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Changes that found no place end it with 1 once the set is whole, unless they were to be left out."""
+    source, out = write_source(tmp_path / "source", num_tiles=4), tmp_path / "out"
+    for file in (source / "masks").iterdir():
+        Image.fromarray(np.full((64, 64), 1, np.uint8)).save(file)
+    mask = np.full((64, 64), 1, np.uint8)
+    mask[20:30, 0:10] = 4  # touches the border: can disappear, cannot be copied
+    Image.fromarray(mask).save(source / "masks" / "tile_3.png")
+    command = [*arguments(source, tiny_model_folder, out, 4)[1:], "--infeasible", infeasible]
+    assert run(["plan", *command[1:]]) == 0
+    parts = ("--shard", "0/1")
+    code = run([*command, *parts])
+    said = capsys.readouterr()
+    for name in ("metadata.jsonl", "checksums.json"):
+        (out / name).unlink()
+    for _ in range(2):  # made now, and found finished
+        assert run(["finish", str(out)]) == code == (1 if infeasible == "elsewhere" else 0)
+        finished = capsys.readouterr()
+        assert (out / "metadata.jsonl").exists() and (out / "checksums.json").exists()
+        if infeasible == "elsewhere":
+            assert "pairs; missing: " in finished.err
+            assert finished.err.splitlines()[-1] == said.err.splitlines()[-1]
+        else:
+            left = [line for line in said.out.splitlines() if line.startswith("left out: ")]
+            assert left and left == [line for line in finished.out.splitlines() if line.startswith("left out: ")]
+    assert run(command) == code, "the command that made it, too"
+
+
+def test_finish_says_what_the_filter_dropped(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores(self: object, images: object, plans: list[object]) -> list[float]:
+        return [0.2, *[0.9] * (len(plans) - 1)]
+
+    monkeypatch.setattr(fidelity.FidelityFilter, "scores", scores)
+    Segmenter("unet", load_legend("mini")).save(tmp_path / "reader")
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    command = [*arguments(source, tiny_model_folder, out, 8)[1:], "--filter.model", str(tmp_path / "reader")]
+    assert run(command) == 0
+    assert "dropped by the filter: 4" in capsys.readouterr().out
+    assert run(["finish", str(out)]) == 0
+    assert "dropped by the filter: 4" in (said := capsys.readouterr().out) and "(4 pairs)" in said
 
 
 @pytest.mark.faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from changeanywhere.cli import run as command
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.legend import Legend, load_legend
 from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.training.batches import Mixture, mixture_of
@@ -158,6 +159,49 @@ def test_further_tiles_bring_masks_in_the_classes_of_the_first(recipe: Recipe, t
     assert isinstance(mixture, Mixture) and mixture.shares == pytest.approx((0.75, 0.25))
     everything = replace(recipe, data=data)
     assert Segmenter.load(train_segmenter(source, everything, tmp_path / "run")).legend == load_legend("mini")
+
+
+def test_a_training_goes_on_only_where_labels_of_further_tiles_mean_the_same_classes(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither another mapping of the further folder's classes nor another order of them is in its files' masks."""
+    further, mini = write_source(tmp_path / "further", 3), load_legend("mini")
+    ground, grove = (replace(each, name=f"their {each.name}") for each in mini.classes[:2])
+    own = (ground, grove, *mini.classes[2:])
+    Legend("theirs", own).save(further / "legend.json")
+    mapping = tmp_path / "map.yaml"
+    names = {name: name for name in mini.names}
+
+    def mapped(first: str, second: str) -> None:
+        lines = names | {ground.name: first, grove.name: second}
+        mapping.write_text("".join(f"{name}: {to}\n" for name, to in lines.items()))
+
+    data = replace(recipe.data, further=[str(further)], model_legend="mini", legend_map=str(mapping))
+    mapped(*mini.names[:2])
+    begun = open_training_source(data)
+    train_segmenter(begun, replace(recipe, data=data), tmp_path / "run")
+    mapped(*mini.names[1::-1])
+    swapped = open_training_source(data)
+    assert not np.array_equal(begun.read(7).mask, swapped.read(7).mask) and begun.items == swapped.items
+    with pytest.raises(OutputError, match=r"was started with data\.content"):
+        train_segmenter(swapped, replace(recipe, data=data), tmp_path / "run")
+    mapped(*mini.names[:2])
+    assert open_training_source(data).fingerprint() == begun.fingerprint()
+    turned = (replace(grove, index=1), replace(ground, index=2), *own[2:])
+    Legend("theirs", turned).save(further / "legend.json")
+    reordered = open_training_source(data)
+    assert not np.array_equal(begun.read(7).mask, reordered.read(7).mask)
+    with pytest.raises(OutputError, match=r"was started with data\.content"):
+        train_segmenter(reordered, replace(recipe, data=data), tmp_path / "run")
+
+
+def test_parts_that_are_read_as_they_are_have_the_hash_that_they_had(recipe: Recipe, tmp_path: Path) -> None:
+    """So that what was begun with images, or with further tiles in the same legend, goes on."""
+    further = write_source(tmp_path / "further", 3)
+    for data in (recipe.data, replace(recipe.data, further=[str(further)])):
+        source = open_training_source(data)
+        hashes = " ".join(part.content_hash() for part in source.parts)  # type: ignore[attr-defined]
+        assert source.content_hash() == hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,7 @@ def _generate(arguments: list[str]) -> None:
         say(f"nothing to do: all {report.num_pairs} pairs are there")
     _print_skipped(report.skipped, options.out)
     _print_left_out(report.left_out)
-    if report.num_dropped:
-        say(f"dropped by the filter: {report.num_dropped}")
+    _print_dropped(report.num_dropped)
     say(f"dataset: {shown(report.out)}")
     say(f"report:  {shown(report.report)}")
     if report.exported is not None:
@@ -204,6 +203,9 @@ def _finish(arguments: list[str]) -> None:
 
     report = finish(options.path)
     _print_targets(report.reached)
+    _print_skipped(report.skipped, options.path)
+    _print_left_out(report.left_out)
+    _print_dropped(report.num_dropped)
     say(f"dataset: {shown(options.path)} ({report.num_pairs} pairs)")
     say(f"report:  {shown(options.path / 'report.html')}")
 
@@ -233,6 +235,12 @@ def _print_shortfall(error: ShortfallError) -> None:
     if report is not None:
         _print_targets(report.reached)
         _print_skipped(report.skipped, report.out)
+        _print_dropped(getattr(report, "num_dropped", 0))
+
+
+def _print_dropped(count: int) -> None:
+    if count:
+        say(f"dropped by the filter: {count}")
 
 
 def _print_left_out(changes: Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ The defaults are the paper's recipe: one appearance or disappearance per pair, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,7 +55,8 @@ class EventOptions:
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the factor on the size (length) of appearing shapes."""
     group_size: int = 1
-    """Most neighbouring instances of a class that appear together in their layout (a row of houses)."""
+    """Most neighbouring instances of a class that appear together in their layout (a row of houses; not from a
+    bank)."""
     placement: str = one_of(PLACEMENTS, "anywhere")
     """Where an appearance lies: anywhere that it fits, or ``like_donor``: where what is within 24 px of it is most like
     what is around the shape that it copies (ours)."""
@@ -120,6 +121,34 @@ class EventOptions:
             if self.max_area_m2 is not None:
                 largest = min(largest, int(self.max_area_m2 / pixel))
         return smallest, largest
+
+    def beyond_limits(self, num_pixels: int, gsd_m: float | None) -> dict[str, float]:
+        """Of the sizes that ``areas`` asks for, each band alike and evenly within it, the share that no event reaches
+        on ground of ``num_pixels``, by the option that keeps it from them; {} where there is none."""
+        smallest, largest = self.area_limits(num_pixels, gsd_m)
+        bands = list(pairwise(self.areas))
+        below = sum(min(1.0, max(0.0, (smallest - low) / (high - low))) for low, high in bands)
+        above = sum(min(1.0, max(0.0, (high - largest) / (high - low))) for low, high in bands)
+        in_metres = self.min_area_m2 is not None and gsd_m is not None
+        share_holds = self.max_area_m2 is None or largest == int(self.max_share * num_pixels)
+        parts = {
+            "min_area_m2" if in_metres else "min_area": below,
+            "max_share" if share_holds else "max_area_m2": above,
+        }
+        return {name: part / len(bands) for name, part in parts.items() if part}
+
+    def beyond_in_words(self, shares: Mapping[str, float], asked: str) -> str:
+        """What :meth:`beyond_limits` found, of what the option ``asked`` asks for; "" where there is nothing."""
+        parts = [
+            f"{share:.0%} ({'below' if name.startswith('min') else 'above'} events.{name}, {self.limit_in_words(name)})"
+            for name, share in shares.items()
+        ]
+        return f"of the sizes that {asked} asks for {' and '.join(parts)} are never drawn" if parts else ""
+
+    def limit_in_words(self, name: str) -> str:
+        """The value of one of the limits of sizes, with its unit."""
+        units = {"min_area": " px", "max_share": " of the tile"}
+        return f"{getattr(self, name)}{units.get(name, ' m2')}"
 
 
 def _rising(areas: Sequence[int]) -> bool:

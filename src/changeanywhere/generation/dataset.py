@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 from changeanywhere.documents import DocumentError, parse_json
@@ -20,7 +21,7 @@ from changeanywhere.pairs.names import CHECKSUMS, FINAL_FILES, SPLITS, table_nam
 from changeanywhere.pairs.record import PairRecord
 from changeanywhere.pairs.writer import Targets, finalise
 from changeanywhere.seals import sealed, unsealed
-from changeanywhere.storage import Store, content_hash, hash_of
+from changeanywhere.storage import Store, content_hash, hash_of, shown
 from changeanywhere.terminal import say
 
 HELD = (
@@ -128,7 +129,7 @@ def finish_set(job: Job, plan: PlanSummary, store: Store) -> SetReport:
     legend = Legend.from_dict(job.source.legend, store.describe("plan/job.json"))
     how = find_painter(job.painter.method).how
     left_out = plan.missing if job.infeasible == "leave" else {}
-    counts, reached = finalise(store, legend, chain([first], records), job.targets.reached, how, left_out)
+    counts, reached = finalise(store, legend, chain([first], records), job.reached, how, left_out)
     if counts.count != plan.num_pairs and not job.finishing.filter.drops:
         raise OutputError(
             f"{store.describe()}: {counts.count} pairs in its markers, {plan.num_pairs} in its plan, and no filter "
@@ -144,6 +145,20 @@ def report_of(store: Store) -> SetReport:
         count = sum(1 for _ in lines)
     rows = parse_json(store.get("targets.json")) if store.exists("targets.json") else []
     return SetReport(count, [(row["target"], row["asked"], row["reached"]) for row in rows])
+
+
+def skipped_of(store: Store) -> list[str]:
+    """Tiles that were left out when the set was planned, a line each."""
+    return store.get("skipped.txt").decode().splitlines() if store.exists("skipped.txt") else []
+
+
+def raise_on_missing(plan: PlanSummary, out: Path, report: object) -> None:
+    """:class:`ShortfallError` with ``report`` where changes found no place; of a set that is whole, and was to have
+    them."""
+    if plan.missing:
+        parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
+        asked = plan.num_pairs + sum(plan.missing.values())
+        raise ShortfallError(f"{shown(out)}: {plan.num_pairs} of {asked} pairs; missing: {parts}", report)
 
 
 def records_in_order(store: Store, plan: PlanSummary) -> Iterator[PairRecord]:

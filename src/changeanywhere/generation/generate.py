@@ -15,7 +15,16 @@ from changeanywhere.buckets import store_at
 from changeanywhere.errors import ShortfallError
 from changeanywhere.exporting.export import export
 from changeanywhere.exporting.options import IN_TABLES, ExportOptions
-from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, marker_of, open_shards, report_of
+from changeanywhere.generation.dataset import (
+    SetReport,
+    finish_set,
+    is_finished,
+    marker_of,
+    open_shards,
+    raise_on_missing,
+    report_of,
+    skipped_of,
+)
 from changeanywhere.generation.executors import Work
 from changeanywhere.generation.executors.threads import ThreadExecutor
 from changeanywhere.generation.hands import Hands, hands_for
@@ -119,7 +128,7 @@ def _generate(options: GenerateOptions, progress: Progress) -> GenerateReport:
     if plan is not None and is_asked_again(options, store) and is_finished(store, plan):
         with suppress(OSError):  # a set that may only be read is finished all the same
             Leases(store).sweep()
-        return _report(options, plan, _Done(report_of(store)), _noted(store))
+        return _report(options, plan, _Done(report_of(store)), skipped_of(store))
     refuse_foreign(store)
     job = job_of(options, store, progress)
     leases = Leases(store)
@@ -302,16 +311,9 @@ def _report(options: GenerateOptions, plan: PlanSummary, done: _Done, skipped: S
     )
     if left_out:
         return replace(report, left_out=left_out)
-    if plan.missing and done.whole:
-        parts = ", ".join(f"{count} {kind}" for kind, count in plan.missing.items())
-        asked = plan.num_pairs + sum(plan.missing.values())
-        raise ShortfallError(f"{shown(out)}: {plan.num_pairs} of {asked} pairs; missing: {parts}", report)
+    if done.whole:
+        raise_on_missing(plan, out, report)
     return report
-
-
-def _noted(store: Store) -> list[str]:
-    """Tiles that were left out when the set was planned."""
-    return store.get("skipped.txt").decode().splitlines() if store.exists("skipped.txt") else []
 
 
 def _raise_on_empty(plan: PlanSummary, out: Path) -> None:

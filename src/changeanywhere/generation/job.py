@@ -24,6 +24,7 @@ from changeanywhere.generation.targets import SetTargets
 from changeanywhere.generation.tiles import Learned, SourceSettings, Tiles, open_tiles
 from changeanywhere.painters.registry import package_of
 from changeanywhere.pairs.record import Provenance
+from changeanywhere.pairs.summary import SetSummary
 from changeanywhere.plain import from_plain, to_plain
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import Store, content_hash
@@ -105,6 +106,16 @@ class Job:
         copy.__dict__["tiles"] = tiles
         return copy
 
+    def reached(self, counts: SetSummary) -> list[tuple[str, float, float]]:
+        """(what, share asked, share reached) for every target, and for sizes of events that limits in px keep from
+        some; those in m² hang on tiles, which are not looked at here."""
+        rows, events, side = self.targets.reached(counts), self.events, self.source.options.tile_size
+        if side and events.min_area_m2 is None and events.max_area_m2 is None:
+            for name, share in events.beyond_limits(side**2, None).items():
+                what = f"sizes asked for that events.{name} allows ({events.limit_in_words(name)})"
+                rows.append((what, 1.0, round(1 - share, 6)))
+        return rows
+
     @property
     def provenance(self) -> Provenance:
         """What every record of the set says of how it was made."""
@@ -124,7 +135,8 @@ class Job:
         settings["source"] = {"stretch": to_plain(source.stretch)}
         if source.splits is not None:
             settings["source"]["splits"] = source.splits
-        settings["finishing"] = to_plain(self.finishing)
+        finishing, chosen = to_plain(self.finishing), self.finishing.filter.model
+        settings["finishing"] = finishing | {"filter": finishing["filter"] | {"model": chosen and chosen.name}}
         if self.second.use != "none":
             reader = self.second.segmenter and self.second.segmenter.name
             settings["second"] = to_plain(self.second) | {"segmenter": reader, "segmenter_hash": self.segmenter_hash}
@@ -193,9 +205,21 @@ def _damaged(store: Store, error: Exception) -> OutputError:
     return OutputError(f"{store.describe(FILE)}: damaged plan ({error}); give another --out")
 
 
+def as_named(asked: Job, begun: Job) -> Job:
+    """``asked`` in the words of ``begun`` where both say the same in others, which plans name their job by: a filter of
+    the same weights, wherever it lies, and groups of shapes from a bank, which earlier editions took and never drew."""
+    finishing, events = asked.finishing, asked.events
+    if finishing.filter_hash and finishing.filter_hash == begun.finishing.filter_hash:
+        place = begun.finishing.filter.model
+        finishing = replace(finishing, filter=replace(finishing.filter, model=place))
+    if events.shape_bank:
+        events = replace(events, group_size=begun.events.group_size)
+    return replace(asked, finishing=finishing, events=events)
+
+
 def refuse_others(begun: Job, asked: Job, store: Store) -> None:
     """:class:`OutputError` naming the first setting in which two jobs differ."""
-    before, now = flat(to_plain(begun)), flat(to_plain(asked))
+    before, now = flat(to_plain(begun)), flat(to_plain(as_named(asked, begun)))
     # Fingerprints late: they change with whatever else says more; what was found in the files says nothing to people.
     late = {"learned.ignored": 2} | dict.fromkeys((name for name in now if "fingerprint" in name), 1)
     for name in sorted({*before, *now}, key=lambda name: (late.get(name, 0), name)):

@@ -95,6 +95,8 @@ def refuse_two_ways(events: EventOptions, class_pairs: Mapping[str, float], name
 
 def refuse_idle_events(events: EventOptions) -> None:
     """:class:`ConfigError` for an option that none of the asked kinds reads: it would do nothing."""
+    alone = not events.shape_bank or events.group_size == EventOptions.group_size
+    require(alone, "events.group_size", events.group_size, "1 with events.shape_bank, which gives one shape at a time")
     for name in sorted({name for names in EVENTS_READ_BY.values() for name in names.split()}):
         readers = [kind for kind, names in EVENTS_READ_BY.items() if name in names.split()]
         value = getattr(events, name)

@@ -15,7 +15,8 @@ from changeanywhere.diffusion.options import Sampling
 from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError, OutputError, require
 from changeanywhere.folders import files_below
-from changeanywhere.generation.job import Job, Machine, PainterChoice, load_job, refuse_others
+from changeanywhere.generation.fit import refuse_idle_limits, say_beyond_limits, warn_of_sampling
+from changeanywhere.generation.job import Job, Machine, PainterChoice, as_named, load_job, refuse_others
 from changeanywhere.generation.learning import learned_of, segmenter_hash
 from changeanywhere.generation.like import like_pairs
 from changeanywhere.generation.options import (
@@ -40,7 +41,6 @@ from changeanywhere.models.info import (
     find_segmenter,
     hash_files,
     hash_segmenter,
-    outside_sampling,
     read_info,
 )
 from changeanywhere.painters.base import PainterKind
@@ -85,8 +85,9 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     second = (
         _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
     )
-    _refuse_idle_limits(options, source)
-    _warn_of_sampling(options, source, info)
+    refuse_idle_limits(options, source)
+    warn_of_sampling(options, source, info)
+    say_beyond_limits(options, source, source_options.tile_size)
     second_date = painted.second if painted else SecondOptions()
     settings = _settings(options, source_options, source, second, begun)  # first: what is learned is of the same files
     learned = learned_of(options, source, begun, settings.fingerprint_second, progress)
@@ -136,9 +137,15 @@ def _settings(
 
 
 def get_plan(job: Job, store: Store, progress: Progress) -> PlanSummary:
-    """The plan in ``store``, or a new one, with the job beside it."""
+    """The plan in ``store``, or a new one, with the job beside it. The caller holds a lease.
+
+    :class:`OutputError` where the plan is another job's: of a command that found the place empty as this one did.
+    """
     plan = load_summary(store)
     if plan is not None:
+        begun = load_job(store)
+        if begun is not None:  # on what it is painted is settled by the first shard
+            refuse_others(replace(begun, machine=job.machine), job, store)
         return plan
     name = job.save(store)
     tiles = job.tiles
@@ -158,7 +165,7 @@ def settle_machine(job: Job, store: Store) -> None:
     """
     begun = load_job(store)
     if begun is None or begun.machine is None:
-        job.save(store)
+        (as_named(job, begun) if begun else job).save(store)
     else:
         refuse_others(begun, job, store)
 
@@ -244,31 +251,6 @@ def _refuse_misfits(options: GenerateOptions, bands: Sequence[int], tile_size: i
 
 def _in_legend(source: Source, options: Any, info: ModelInfo | None) -> Source:
     return source if info is None else source.with_legend(info.legend, options.legend_map)
-
-
-def _refuse_idle_limits(options: SimulateOptions, source: Source) -> None:
-    """What events are to be held to, and this source has not: classes, ground sampling."""
-    names = source.legend.names
-    unknown = [name for name in options.events.objects if name not in names]
-    require(not unknown, "events.objects", unknown, ", ".join(names))
-    for name in ("min_area_m2", "max_area_m2"):
-        value = getattr(options.events, name)
-        known = value is None or any(item.gsd_m is not None for item in source.items)
-        require(known, f"events.{name}", value, "where the ground sampling is known (a CRS, or provenance.csv)")
-
-
-def _warn_of_sampling(options: SimulateOptions, source: Source, info: ModelInfo | None) -> None:
-    """Say on stderr which tiles the model does not know at their size, and for which limits in m² do not hold."""
-    gsds = [item.gsd_m for item in source.items]
-    if info is not None and (warning := outside_sampling(info, gsds)):
-        say(f"{options.source}: {warning}", error=True)
-    limited = any(getattr(options.events, name) is not None for name in ("min_area_m2", "max_area_m2"))
-    if limited and (unknown := gsds.count(None)):
-        say(
-            f"{options.source}: {unknown} of {len(gsds)} tiles have no known ground sampling; limits in m2 do not hold "
-            "for them (give gsd_m in provenance.csv)",
-            error=True,
-        )
 
 
 def _finishing(options: GenerateOptions) -> FinishingOptions:

@@ -8,18 +8,26 @@ changeanywhere finish DIR                       # or the share that finishes las
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from changeanywhere.buckets import store_at
 from changeanywhere.errors import OutputError, ShortfallError, require
-from changeanywhere.generation.dataset import SetReport, finish_set, is_finished, open_shards, report_of
+from changeanywhere.generation.dataset import (
+    finish_set,
+    is_finished,
+    open_shards,
+    raise_on_missing,
+    report_of,
+    skipped_of,
+)
 from changeanywhere.generation.job import load_job
 from changeanywhere.generation.options import GenerateOptions
 from changeanywhere.generation.plan import PlanSummary, load_summary
 from changeanywhere.generation.prepare import get_plan, job_of, note_asked, note_inputs, refuse_foreign
 from changeanywhere.leases import Leases
+from changeanywhere.pairs.writer import Targets
 from changeanywhere.progress import Progress, silent
 from changeanywhere.storage import remove_leftovers, shown
 
@@ -57,10 +65,10 @@ def plan_set(options: GenerateOptions, progress: Progress = silent) -> PlanSumma
     store = store_at(options.out)
     refuse_foreign(store)
     job = job_of(options, store, progress)
-    begun = load_job(store)
     with Leases(store).waited_for("plan", lambda: load_summary(store) is not None):
         remove_leftovers(options.out)
-        plan = get_plan(begun or replace(job, machine=None).opened_with(job.tiles), store, progress)
+        begun = load_job(store)
+        plan = get_plan(replace(job, machine=begun.machine if begun else None).opened_with(job.tiles), store, progress)
         note_inputs(job, store)
         note_asked(options, store)
     if not plan.num_pairs:
@@ -70,10 +78,27 @@ def plan_set(options: GenerateOptions, progress: Progress = silent) -> PlanSumma
     return plan
 
 
-def finish(out: Path) -> SetReport:
+@dataclass(frozen=True)
+class FinishReport:
+    """What a set holds that :func:`finish` has finished."""
+
+    out: Path
+    num_pairs: int
+    reached: Targets
+    """(target, share asked, share reached)."""
+    num_dropped: int
+    """Pairs of the plan that the filter left out."""
+    skipped: Sequence[str]
+    """Why tiles were left out, a line each (``on_error: skip``)."""
+    left_out: Mapping[str, int]
+    """Changes that their tiles have no room for, with counts (``infeasible: leave``)."""
+
+
+def finish(out: Path) -> FinishReport:
     """Lists, metadata, card and report of a set whose shards are all there, from the markers alone.
 
-    Raises :class:`OutputError` where there is no plan, :class:`ShortfallError` where shards are open.
+    Raises :class:`OutputError` where there is no plan, :class:`ShortfallError` where shards are open, and, once the set
+    is whole, where changes found no place that were to find one.
     """
     store = store_at(out)
     job, plan = load_job(store), load_summary(store)
@@ -92,4 +117,9 @@ def finish(out: Path) -> SetReport:
         done = report_of(store) if is_finished(store, plan) else finish_set(job, plan, store)
         leases.sweep()
         remove_leftovers(out)
-    return done
+    left_out = plan.missing if job.infeasible == "leave" else {}
+    dropped = plan.num_pairs - done.num_pairs
+    report = FinishReport(out, done.num_pairs, done.reached, dropped, skipped_of(store), left_out)
+    if not left_out:
+        raise_on_missing(plan, out, report)
+    return report

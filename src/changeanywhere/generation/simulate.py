@@ -189,7 +189,7 @@ def _finish(job: Job, plan: PlanSummary, store: Store) -> Targets:
     _write_annotations(job, plan, store)
     legend = job.tiles.source.legend
     store.put("legend.json", (json.dumps(legend.to_dict(), indent=1) + "\n").encode())
-    reached = job.targets.reached(counts)
+    reached = job.reached(counts)
     write_targets(store, reached)
     note_held(store, plan, OF_MASKS)
     return reached

@@ -43,7 +43,8 @@ class SetTargets:
     """Share of pairs by the one class transition they show, as "from->to": share."""
     like: str | None = None
     """Folder of labelled pairs: shares without change, change ratios and sizes of objects are to be as theirs (in place
-    of ``no_change``, ``ratios`` and ``events.areas``). Labels alone are read. Never give a test set."""
+    of ``no_change``, ``ratios`` and ``events.areas``; sizes within ``events.min_area`` and the other limits). Labels
+    alone are read. Never give a test set."""
     like_split: str | None = "train"
     """Split of ``like``; null = all pairs."""
     like_list: str | None = None

@@ -93,6 +93,10 @@ def settings_of(
     warning = outside_sampling(info, [image.gsd_m])
     if warning and begun is None:
         say(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", error=True)
+    height, width = image.shape
+    words = options.events.beyond_in_words(options.events.beyond_limits(height * width, image.gsd_m), "events.areas")
+    if words and begun is None:
+        say(f"{files.image}: {words}", error=True)
     planned, table = options.mask_t2 is None, options.events.transitions
     legend_map = options.legend_map.read_text() if options.legend_map and options.legend_map.is_file() else ""
     idle = idle_options(files, image, options.max_megapixels)

@@ -71,7 +71,11 @@ class JoinedSource(Source):
         return JoinedSource(rest, self._without, self.labelled), [one for _, held in found for one in held]
 
     def content_hash(self) -> str:
-        return hashlib.sha256(" ".join(part.content_hash() for part in self._parts).encode()).hexdigest()[:16]
+        # Masks of another legend say nothing without their mapping; that of the first part is in the fingerprint.
+        first, *others = self._parts
+        hashes = [first.content_hash()]
+        hashes += [part.content_hash() if part.mapping is None else part.fingerprint() for part in others]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
     def read_mask(self, index: int) -> Mask:
         part, place = self._tiles[index]

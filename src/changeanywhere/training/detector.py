@@ -277,7 +277,7 @@ class DetectorTraining(Stage):
         if isinstance(self.net, SemanticDetector):
             with self.processes.accelerator.autocast():
                 change, one, two = self.net.semantic_logits(first, second)
-            losses = semantic_loss((change.float(), one.float(), two.float()), labels, hard)
+            losses = semantic_loss((change.float(), one.float(), two.float()), labels, hard, self.processes.whole)
             self.add_gradients(losses["loss"])
             return losses
         if beside:

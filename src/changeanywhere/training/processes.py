@@ -16,6 +16,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from changeanywhere.errors import ConfigError
 from changeanywhere.models.copies import onto
@@ -51,14 +52,20 @@ class Processes:
         precision = "float32" if self.accelerator.mixed_precision == "no" else self.accelerator.mixed_precision
         return f"{self.count} process{'es' if self.count > 1 else ''} on {self.device.type}, {precision}"
 
-    def rows(self, batch_size: int, accumulation_steps: int) -> range:
-        """The rows of a batch that this process takes; :class:`ConfigError` if it does not divide evenly."""
+    def rows(self, batch_size: int, accumulation_steps: int, dealt: bool = False) -> range:
+        """The rows of a batch that this process takes; :class:`ConfigError` if it does not divide evenly.
+
+        ``dealt``: one by one in turn, not a block of them: of a batch in which one kind of rows stands behind another
+        each process then has its share of both.
+        """
         parts = self.count * accumulation_steps
         if batch_size % parts:
             raise ConfigError(
                 f"batch_size {batch_size} is not divisible by {self.count} processes x run.accumulation_steps "
                 f"{accumulation_steps}; batch_size counts the tiles of a step over all processes"
             )
+        if dealt:
+            return range(self.rank, batch_size, self.count)
         share = batch_size // self.count
         return range(self.rank * share, (self.rank + 1) * share)
 
@@ -80,6 +87,20 @@ class Processes:
         for gradient, averaged in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(averaged.view(gradient.shape))
 
+    @torch.no_grad()
+    def average_statistics(self, network: nn.Module) -> None:
+        """Replace what batch normalisations have gathered, each process from its own rows, by the mean over the
+        processes: what is saved, and what a teacher reads with, is then that of the whole batch. The variance is that
+        within a process's rows."""
+        if self.count == 1:
+            return
+        norms = [each for each in network.modules() if isinstance(each, _NormBase) and each.training]
+        own = [buffer for each in norms for buffer in (each.running_mean, each.running_var) if buffer is not None]
+        if own:
+            flat = self.mean(torch.cat(own))
+            for buffer, averaged in zip(own, torch.split(flat, [b.numel() for b in own]), strict=True):
+                buffer.copy_(averaged)
+
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over the processes, of a tensor of equal shape in each."""
         return self.sum(tensor) / self.count if self.count > 1 else tensor
@@ -91,6 +112,11 @@ class Processes:
         total = tensor.clone()
         dist.all_reduce(total)
         return total
+
+    def whole(self, count: Tensor) -> Tensor:
+        """By what a sum over ``count`` places of this process's rows is divided, 1 at least, so that the mean over the
+        processes is the mean over the places of all of them."""
+        return self.sum(count).clamp(min=1) / self.count if self.count > 1 else count.clamp(min=1)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """``[N, ...]`` of every process, one behind the other: ``[processes · N, ...]``."""

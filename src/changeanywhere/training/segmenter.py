@@ -72,7 +72,7 @@ def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: in
     """
     generator = torch.Generator().manual_seed(step_seed("training.jitter", seed, step))
     factor, shift = ((torch.rand(batch_size, 1, 1, 1, generator=generator) * 2 - 1) * amount for _ in range(2))
-    own = slice(rows.start, rows.stop)
+    own = slice(rows.start, rows.stop, rows.step)
     return 1 + factor[own], shift[own]
 
 
@@ -81,6 +81,7 @@ class SegmenterTraining(Stage):
     before their colours were changed, for the average of the weights to read."""
 
     name = "segmenter"
+    dealt = True  # crops without masks stand behind the others, and the backbone normalises what it sees together
 
     def __init__(self, recipe: Recipe, processes: Processes, source: Source) -> None:
         super().__init__(recipe, processes)
@@ -142,7 +143,7 @@ class SegmenterTraining(Stage):
             logits = self.net(images)
         total, count = segmentation_sum(logits, masks, self.sets)
         # Of the whole batch: gradients are averaged over the processes, whose rows may know more or less.
-        loss = total / (self.processes.sum(count).clamp(min=1) / self.processes.count)
+        loss = total / self.processes.whole(count)
         said = {"loss": loss}
         if plain:
             said |= self._taught(logits, masks, plain[0], step)
@@ -155,13 +156,20 @@ class SegmenterTraining(Stage):
         of."""
         assert self.average is not None  # a recipe with images is refused without one
         bare = (masks == 0).flatten(1).all(1)
-        settings = self.settings
-        if step < settings.taught_from_step or not bool(bare.any()):
-            return {"taught_loss": logits.sum() * 0, "taught_ground": logits.new_zeros(())}
+        settings, nothing = self.settings, {"taught_loss": logits.sum() * 0, "taught_ground": logits.new_zeros(())}
+        if step < settings.taught_from_step:
+            return nothing
+        # Of the whole batch, as for the loss on masks: a process may have more such crops than another, or none.
+        whole = int(self.processes.sum(bare.sum())) * masks[0].numel() / self.processes.count
+        if not bool(bare.any()):
+            return nothing
         threshold = confidence_at(step, settings.taught_from_step, self.num_steps, settings.confidence)
         with self.processes.accelerator.autocast():
             found = taught_masks(self.net, self.average, plain[bare], threshold)
-        return {"taught_loss": taught_loss(logits[bare], found), "taught_ground": (found > 0).float().mean()}
+        return {
+            "taught_loss": taught_loss(logits[bare], found, whole),
+            "taught_ground": (found > 0).float().sum() / whole,
+        }
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         """The average follows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,16 @@ TITLES = ("SeK", "F_scd", "mIoU", "from-to mIoU")
 """… and their titles."""
 
 
+def at_least_one(count: Tensor) -> Tensor:
+    """By how many places a sum over them is divided, where one process has all."""
+    return count.clamp(min=1)
+
+
 def semantic_loss(
-    logits: tuple[Tensor, Tensor, Tensor], labels: Tensor, hard: HardExamples | None = None
+    logits: tuple[Tensor, Tensor, Tensor],
+    labels: Tensor,
+    hard: HardExamples | None = None,
+    whole: Callable[[Tensor], Tensor] = at_least_one,
 ) -> dict[str, Tensor]:
     """Logits of change ``[B, 2, H, W]`` and of classes ``[B, K, H, W]`` of both dates, labels int64 ``[B, 3, H, W]``
     (change with 255 = ignored, classes of both dates with 0 = unknown) → ``loss``, the sum of its three parts.
@@ -34,6 +42,7 @@ def semantic_loss(
     the classes, the mean of both dates, where they are known; consistency of both dates' probabilities p: 1 - cos(p1,
     p2) on unchanged ground, max(0, cos(p1, p2)) on changed ground. Ground without a label of change is in none; ground
     whose known classes contradict the label (a set of which only some classes count) is not in the third.
+    ``whole``: :meth:`.Processes.whole`, where each of several has a part of the batch.
     """
     change, classes = labels[:, 0], labels[:, 1:]
     labelled = change != IGNORE
@@ -41,7 +50,7 @@ def semantic_loss(
     for date, found in enumerate(logits[1:]):
         known = labelled & (classes[:, date] != 0)
         entropy = F.cross_entropy(found, (classes[:, date] - 1).clamp(min=0), reduction="none")
-        parts.append(_mean(entropy, known))
+        parts.append(_mean(entropy, known, whole))
     both = (classes != 0).all(1)
     same = classes[:, 0] == classes[:, 1]
     cosine = F.cosine_similarity(logits[1].softmax(1), logits[2].softmax(1), dim=1)
@@ -50,14 +59,14 @@ def semantic_loss(
     losses = {
         "change_loss": detection_loss(logits[0], change, hard),
         "class_loss": (parts[0] + parts[1]) / 2,
-        "consistency_loss": _mean(distance, agreeing),
+        "consistency_loss": _mean(distance, agreeing, whole),
     }
     return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
-def _mean(losses: Tensor, where: Tensor) -> Tensor:
+def _mean(losses: Tensor, where: Tensor, whole: Callable[[Tensor], Tensor]) -> Tensor:
     """Over the pixels that count; 0 where none does. Without a look at how many: a step is recorded as it is."""
-    return (losses * where).sum() / where.sum().clamp(min=1)
+    return (losses * where).sum() / whole(where.sum())
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class Stage(ABC):
     """Whether a step is the same kernels whatever it computes, what :meth:`after_step` does apart: it can be recorded
     as a CUDA graph."""
 
+    dealt = False
+    """Whether a process takes rows in turn, not a block of them: where one kind of rows stands behind another and a
+    step depends on what a process sees together."""
+
     def __init__(self, recipe: Recipe, processes: Processes) -> None:
         """A subclass builds its networks and :attr:`learners` from the seed."""
         settings = getattr(recipe, self.name)
@@ -61,7 +65,7 @@ class Stage(ABC):
         self.batch_size: int = settings.batch_size
         self.num_parts = recipe.run.accumulation_steps
         """Parts in which a process takes its rows, one after the other."""
-        self.rows = processes.rows(self.batch_size, self.num_parts)
+        self.rows = processes.rows(self.batch_size, self.num_parts, self.dealt)
 
     @property
     def title(self) -> str:

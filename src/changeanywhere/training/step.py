@@ -27,6 +27,7 @@ def move(stage: Stage, batch: Batch, step: int) -> dict[str, Tensor]:
             stage.processes.average_gradients(parameters)
             values[learner.norm_name] = torch.nn.utils.clip_grad_norm_(parameters, learner.largest_norm)
             learner.optimizer.step()
+        stage.processes.average_statistics(learner.network)
     return values
 
 

@@ -70,10 +70,11 @@ def taught_masks(net: nn.Module, average: WeightAverage, crops: Tensor, confiden
     return torch.where(sure >= confidence, classes + 1, 0)
 
 
-def taught_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy of logits ``[B, K, H, W]`` on masks int64 ``[B, H, W]``, as a share of all pixels → scalar: what is
-    taught with little confidence, on little ground, weighs little."""
-    return F.cross_entropy(logits.float(), masks - 1, ignore_index=-1, reduction="sum") / max(masks.numel(), 1)
+def taught_loss(logits: Tensor, masks: Tensor, pixels: float | None = None) -> Tensor:
+    """Cross-entropy of logits ``[B, K, H, W]`` on masks int64 ``[B, H, W]``, as a share of all ``pixels`` (default:
+    those of ``masks``) → scalar: what is taught with little confidence, on little ground, weighs little."""
+    pixels = max(masks.numel(), 1) if pixels is None else pixels
+    return F.cross_entropy(logits.float(), masks - 1, ignore_index=-1, reduction="sum") / pixels
 
 
 def confidence_at(step: int, first_step: int, num_steps: int, confidence: Sequence[float]) -> float:
