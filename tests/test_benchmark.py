@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Timer
@@ -22,12 +23,21 @@ from changeanywhere.benchmark.pictures import outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import alone
-from changeanywhere.benchmark.statistics import degrees_of_freedom, groups_of, paired_gain, scene_of, visible_gain
+from changeanywhere.benchmark.statistics import (
+    MIN_SCENES,
+    degrees_of_freedom,
+    groups_of,
+    paired_gain,
+    scene_of,
+    scenes_of,
+    visible_gain,
+)
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
 from changeanywhere.benchmark.trainings import Cell, is_flat
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError
+from changeanywhere.evaluation.figures import MIN_TILES
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.training.detection import ChangeScores
@@ -384,16 +394,18 @@ def test_constants_flags_and_gains(options: BenchmarkOptions) -> None:
     assert not elsewhere["far"]["only-sup"]["certain"] and "(not claimed)" in gain_text(elsewhere["far"]["only-sup"])
 
 
+def cells_by_scene(found: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Of each seed, by how many of 100 changed px of each scene it found; as many are false."""
+    made = []
+    for seed, counts in enumerate(found):
+        scenes = {f"s{i}": [tp, 100 - tp, 100 - tp, 1000] for i, tp in enumerate(counts)}
+        made.append({"seed": seed, "f1": sum(counts) / (100 * len(counts)), "scenes": scenes})
+    return made
+
+
 def test_scenes_are_drawn_anew_too() -> None:
     """A gain that one scene alone carries is less certain than one of all scenes."""
-
-    def cells(found: list[list[int]]) -> list[dict[str, object]]:
-        made = []
-        for seed, counts in enumerate(found):
-            scenes = {f"s{i}": [tp, 100 - tp, 100 - tp, 1000] for i, tp in enumerate(counts)}
-            made.append({"seed": seed, "f1": sum(counts) / (100 * len(counts)), "scenes": scenes})
-        return made
-
+    cells = cells_by_scene
     before = cells([[50] * 8 for _ in range(6)])
     everywhere = paired_gain(cells([[60 + seed % 2] * 8 for seed in range(6)]), before)
     one_scene = paired_gain(cells([[100] + [54 + seed % 2] * 7 for seed in range(6)]), before)
@@ -406,6 +418,54 @@ def test_scenes_are_drawn_anew_too() -> None:
         "LEVIR-CD"
     )
     assert scene_of("2016_08_03") == "2016_08_03"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_test_scenes_claim_nothing(count: int) -> None:
+    """However sure the seeds are: another scene may say otherwise. Scenes without a change say little more."""
+    assert MIN_SCENES == MIN_TILES, "from fewer, evaluate --detector gives no verdict"
+    one, two = (cells_by_scene([[tp + seed % 2] * count for seed in range(8)]) for tp in (60, 40))
+    for cell in (*one, *two):
+        cell["scenes"] |= {f"still{i}": [0, 1, 0, 1000] for i in range(10)}
+    gain = paired_gain(one, two)
+    assert gain is not None and gain.scenes == count and not gain.is_certain(1) and gain.few_scenes
+    base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None}
+    cells = [{**base, **cell, "arm": arm} for arm, group in (("made", one), ("only-sup", two)) for cell in group]
+    (found,) = (row["gains"]["only-sup"] for row in summarise(cells) if row["arm"] == "made")
+    assert not found["certain"] and gain_text(found).endswith("(few test scenes: not claimed)")
+
+
+def test_a_gain_that_is_none_is_seldom_claimed_where_scenes_are_few() -> None:
+    """Five scenes that differ, many seeds that do not: five show too little of their variance, and are four degrees of
+    freedom. Without either, one in eight is claimed."""
+    rng = np.random.default_rng(0)
+    claimed = 0
+    for _ in range(200):
+        scenes = rng.normal(50, 10, 5)
+        cells = cells_by_scene([list(scenes + rng.normal(0, 0.1, 5)) for _ in range(12)])
+        gain = paired_gain(cells, cells_by_scene([[50] * 5 for _ in range(12)]))
+        assert gain is not None and gain.freedom < 6
+        claimed += gain.is_certain(1)
+    assert claimed / 200 < 0.08
+
+
+def test_many_scenes_make_nothing_of_few_pretrainings() -> None:
+    """Three seeds that happen to be alike are three all the same."""
+    rng = np.random.default_rng(0)
+    cells = cells_by_scene([list(rng.normal(60, 10, 40)) for _ in range(3)])
+    gain = paired_gain(cells, cells_by_scene([[50] * 40 for _ in range(3)]))
+    assert gain is not None and 0 < gain.freedom <= 2
+
+
+def test_plain_numbers_are_no_tiles_of_one_scene() -> None:
+    names = [f"area_1_{number:04d}" for number in range(1, 501)]
+    assert scenes_of(names, [None] * 500) == names
+    assert set(scenes_of(names, ["here"] * 500)) == {"here"}, "a scene that is recorded is one"
+    tiles = [f"town_{row:04d}_0256" for row in (0, 256)]
+    assert set(scenes_of(tiles, [None] * 2)) == {"town"}, "and so is one of which tiles say their places"
+    assert scenes_of(["test_1_2", "test_1_3", "test_2_1"], [None] * 3) == ["test_1", "test_1", "test_2"]
+    assert scenes_of(["test_1_2"], [None]) == ["test_1"]
+    assert scene_of("x_1", 4) == "4" and scene_of("x_1", 0) == "0"
 
 
 def test_the_gain_that_could_be_seen_is_seen_four_times_in_five() -> None:

@@ -201,6 +201,10 @@ class BenchmarkOptions:
         """With pre-training and labels, in their order: what is fine-tuned like ``only-sup``, then in other ways."""
         return [arm for arm in self.arms if arm not in self.zero_shot_only] + list(self._other_ways)
 
+    def arms_at(self, share: int) -> list[str]:
+        """The arms that have cells at ``share``, in the order of their work."""
+        return [*self.baselines, *self.tuned_arms] if share else self.arms
+
     @property
     def _other_ways(self) -> dict[str, Way]:
         return ways_of(self.arms, self.until_flat, self.semi_supervised, self.rehearsed)

@@ -10,9 +10,9 @@ learned from (:mod:`.apart`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from threading import Event
@@ -23,7 +23,8 @@ from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import POLL, BusyError, alone
-from changeanywhere.benchmark.statistics import COUNTS, scene_of
+from changeanywhere.benchmark.statistics import COUNTS, MIN_SCENES, require_scenes, scenes_of
+from changeanywhere.benchmark.summary import comparisons, planned
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
@@ -152,7 +153,7 @@ class Benchmark:
             for share in sorted(options.shares):
                 seeds = options.pretrain_seeds if share == 0 else options.seeds[: options.count_of_seeds(share)]
                 for seed in seeds:
-                    for arm in options.arms if share == 0 else (*options.baselines, *options.tuned_arms):
+                    for arm in options.arms_at(share):
                         yield Cell(detector, arm, share, seed)
 
     def few(self, share: int, seed: int) -> PairDataset:
@@ -207,11 +208,17 @@ class Benchmark:
         run = self.options.run
         return evaluate_classes(net, pairs, 8, self.device, run.mixed_precision, run.num_workers)
 
+    @cached_property
+    def scenes(self) -> list[str]:
+        """The scene of each test pair."""
+        numbers = range(len(self.test))
+        recorded = [self.test.record_of(number).get("scene") for number in numbers]
+        return scenes_of([self.test.key_of(number) for number in numbers], recorded)
+
     def _by_scene(self, scores: list[ChangeScores]) -> dict[str, list[int]]:
         """Counts of the test pairs, added up by scene."""
         found: dict[str, list[int]] = {}
-        for number, one in enumerate(scores):
-            scene = scene_of(self.test.key_of(number), self.test.record_of(number).get("scene"))
+        for scene, one in zip(self.scenes, scores, strict=True):
             counts = found.setdefault(scene, [0] * len(COUNTS))
             for place, count in enumerate(COUNTS):
                 counts[place] += getattr(one, count)
