@@ -665,7 +665,12 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
         *(({name: [0, 0]}, f"{name} is") for name in ("seeds", "pretrain_seeds")),
         *(({name: ["only-sup", "only-sup"]}, f"{name} is") for name in ("baselines", "rivals")),
         ({"learning_rates": [1e-3, 1e-3]}, "learning_rates is"),
-        ({"seeds_at": {50: 3}}, "seeds_at is {50: 3}; allowed: 0 to 100: 1 to 2"),
+        ({"seeds_at": {50: 3}}, "seeds_at is {50: 3}; allowed: 1 to 100: 1 to 2"),
+        ({"seeds_at": {0: 1}}, "seeds_at is {0: 1}; allowed: 1 to 100"),
+        ({"zero_shot_only": ["made"], "shares": [50]}, "zero_shot_only is ['made']; allowed: nothing where 0"),
+        ({"pretraining": {}, "shares": [0]}, "shares is [0]; allowed: some with an arm: 0 needs pretraining or pre"),
+        ({"pretraining": {}, "baselines": []}, "shares is [0, 50]; allowed: some with an arm"),
+        ({"val_split": "train"}, "val_split is 'train'; allowed: a split apart from train_split"),
         ({"run": RunRecipe(seed=3)}, "run.seed is 3"),
         ({"finetune": replace(STEPS, learning_rate=0.01)}, "finetune.learning_rate is 0.01"),
         ({"finetune": replace(STEPS, val_split=None)}, "finetune.val_split is None; allowed: nothing, the protocol"),
@@ -703,6 +708,7 @@ def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     recipe = Path(__file__).parents[1] / "recipes" / f"{name}.yaml"
     missing = str(tmp_path / "missing")
     arguments = ["benchmark", "--config", str(recipe), "--pairs", missing, "--out", str(tmp_path / "out")]
+    arguments += ["--pretraining", "{mine: x}"] if name == "benchmark-target" else []
     assert command(arguments) == 2
     assert capsys.readouterr().err == f"changeanywhere: error: {missing}: no such folder\n"
 
