@@ -193,11 +193,21 @@ def test_scenes_are_known_by_name_where_names_tell(options: BenchmarkOptions) ->
         {"source_key": "B__test3"},
         {"scene": "city/test3"},
         {"donors": [{"key": "train9"}, {"key": "A__test3_0000_0064"}]},
+        {"donors": ["train9", "A__test3_0000_0064"]},  # as first editions have them
     ):
         write(**changed)
         with pytest.raises(ConfigError, match=r"train0\.png is of test3, as test3 of the test split is; leave it out"):
             Benchmark(options).refuse_test_scenes()
         (options.out / apart.SEEN).unlink(missing_ok=True)
+    oddities: tuple[dict[str, Any], ...] = (
+        {"donors": 3, "scene": 4},
+        {"donors": [7, None]},
+        {"donors": {"key": 3}, "source_key": []},
+    )
+    for odd in oddities:
+        write(**odd)
+        Benchmark(options).refuse_test_scenes()
+    write(scene="city/test3")
     for date in "AB":  # names that the training split bears too tell nothing
         shutil.copyfile(real / "train" / date / "train1.png", real / "train" / date / "test3.png")
     shutil.copyfile(real / "train" / "label" / "train1.png", real / "train" / "label" / "test3.png")

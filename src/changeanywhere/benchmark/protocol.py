@@ -72,22 +72,34 @@ class Benchmark:
         for place in options.pretrained.values():
             for detector, seed in product(options.detectors, options.pretrain_seeds):
                 handed_in(place, detector, seed)
-        for share in (s for s in options.shares if s and options.lists):
+        for share in self._listed_shares():
             self.few(share, options.seeds[0])  # what is wrong with a list is said before the training
 
+    def _listed_shares(self) -> list[int]:
+        """Shares whose lists are given: those with cells, and the one at which rates are chosen."""
+        options = self.options
+        asked = {*options.shares, *([options.rate_at] if any(options.shares) and options.rate_at else [])}
+        return sorted(share for share in asked if share and options.lists)
+
     def refuse_test_scenes(self) -> None:
-        """:class:`ConfigError` where a scene of the test split is among unlabelled pairs or behind a set that is
-        pre-trained on."""
+        """:class:`ConfigError` where a scene of the test split is in another split, among unlabelled pairs or behind a
+        set that is pre-trained on; and where one of the validation split is in the training split."""
+        both, own = ("test", "val"), self.options.pairs
+        # Validation pairs may stand behind a set that is pre-trained on: they select, and no more. Somebody's further
+        # pairs have no reason to hold them; nor has a training split that is apart from them by what the dataset says.
         looked = [Looked(f"pretraining {arm}", pairs, by_record=True) for arm, pairs in self.trainings.sets.items()]
         if self.unlabelled is not None:
-            train, *further = self.unlabelled.sets
-            named = zip(self.options.unlabelled, further, strict=True)
-            looked += [Looked(f"unlabelled {folder}", pairs, by_record=False) for folder, pairs in named]
-            looked.append(Looked(f"training split of {self.options.pairs}", train, by_record=False, names=False))
+            named = zip(self.options.unlabelled, self.unlabelled.sets[1:], strict=True)
+            looked += [Looked(f"unlabelled {folder}", pairs, False, both) for folder, pairs in named]
+        if any(self.options.shares):
+            against = ("test",) if self.options.val_share else both
+            looked.append(Looked(f"training split of {own}", self.train, False, against, names=False))
+            looked.append(Looked(f"validation split of {own}", self.val, by_record=False, names=False))
         refuse_test_scenes(self.options.out, {"train": self.train, "val": self.val, "test": self.test}, looked)
 
-    def freeze(self) -> None:
-        """Refuse to mix results of different options in one folder; further arms, detectors, shares and seeds may come.
+    def freeze(self, write: bool = True) -> None:
+        """Refuse to mix results of different options, or data, in one folder; further arms, detectors, shares and seeds
+        may come. ``write``: note down what they are, for all that comes.
 
         Raises :class:`OutputError` naming the difference.
         """
