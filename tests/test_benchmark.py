@@ -66,6 +66,14 @@ def options(tmp_path: Path) -> BenchmarkOptions:
     )  # fmt: skip
 
 
+def begin(benchmark: Benchmark, name: str = "fc_ef-made-000-0") -> None:
+    """As a run leaves OUT behind that has finished a cell."""
+    benchmark.freeze()
+    cell = benchmark.options.out / "cells" / f"{name}.json"
+    cell.parent.mkdir(exist_ok=True)
+    cell.write_text(json.dumps({"scenes": {scene: [1, 1, 1, 1] for scene in benchmark.scenes}}))
+
+
 def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     records = run_benchmark(options)
     assert [(r["arm"], r["share"], r["seed"]) for r in records] == [
@@ -349,7 +357,7 @@ def test_validation_pairs_are_held_out_where_there_are_none(options: BenchmarkOp
     held = Benchmark(replace(options, val_share=25))
     train, val = set(held.train.names), set(held.val.names)
     assert len(val) == 3 and len(train) == 9 and not train & val
-    held.freeze()
+    begin(held)
     assert set((options.out / "lists" / "val.txt").read_text().split()) == val
     with pytest.raises(OutputError, match="val_share = 25, asked now: 50"):
         Benchmark(replace(options, val_share=50)).freeze()
@@ -575,12 +583,12 @@ def test_gains_over_collapsed_cells_say_so() -> None:
     assert "collapsed in 2 pairs of cells: +10.0 where neither has" in gain_text(gain)
 
 
-def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions) -> None:
-    Benchmark(options).freeze()
+def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions, tmp_path: Path) -> None:
+    begin(Benchmark(options))
     more = replace(options, pretraining=options.pretraining | {"again": options.pretraining["made"]}, seeds=[0, 1, 2])
     Benchmark(more).freeze()
     for wrong, name in (
-        ({"finetune": replace(STEPS, num_steps=5)}, "finetune"),
+        ({"finetune": replace(STEPS, num_steps=5)}, r"finetune\.num_steps = 4, asked now: 5; "),
         ({"rate_at": 50}, "rate_at"),
         ({"pretraining": {"made": options.pairs + "/train"}}, "pretraining of made"),
     ):
@@ -600,11 +608,138 @@ def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions
 def test_finished_cells_are_believed_of_the_same_pairs_alone(
     options: BenchmarkOptions, folder: str, what: str, tmp_path: Path
 ) -> None:
-    Benchmark(options).freeze()
+    begin(Benchmark(options))
     label = next((tmp_path / folder / "label").iterdir())
     Image.fromarray(255 - np.array(Image.open(label))).save(label)
     with pytest.raises(OutputError, match=f"out: {what} is not what it was .* give another --out"):
         Benchmark(options).freeze()
+
+
+def forgotten(benchmark: Benchmark, *names: str) -> None:
+    """As an earlier edition left ``benchmark.json``, which noted none of these."""
+    file = benchmark.options.out / "benchmark.json"
+    content = json.loads(file.read_text())
+    for name in names:
+        del content["contents"][name]
+    file.write_text(json.dumps(content))
+
+
+def test_finished_cells_are_believed_of_the_same_weights_alone(options: BenchmarkOptions, tmp_path: Path) -> None:
+    """Of detectors that were handed in, and of backbones from files."""
+    given, backbone = tmp_path / "given", tmp_path / "r18.pth"
+    given.mkdir()
+    (given / "detector.json").write_text('{"name": "fc_ef"}')
+    for file in (given / "model.safetensors", backbone):
+        file.write_bytes(b"some")
+    options = replace(options, pretraining={}, pretrained={"given": str(given)}, backbones={"fc_ef": str(backbone)})
+    begin(Benchmark(options), "fc_ef-given-000-0")
+    for file, what in ((given / "model.safetensors", "the fc_ef of given"), (backbone, "the backbone of fc_ef")):
+        Benchmark(options).freeze()
+        file.write_bytes(b"else")
+        with pytest.raises(OutputError, match=rf"out: {what} is not what it was \(other weights\); give another --out"):
+            Benchmark(options).freeze()
+        forgotten(Benchmark(options), what)  # by what they were, nobody knows
+        with pytest.raises(OutputError, match=rf"that depend on {what}, .* noted nothing; .* delete .*benchmark\.json"):
+            Benchmark(options).freeze()
+        file.write_bytes(b"some")
+        (options.out / "benchmark.json").unlink()
+    Benchmark(options).freeze()
+    forgotten(Benchmark(options), "the fc_ef of given")
+    (options.out / "cells" / "fc_ef-given-000-0.json").rename(options.out / "cells" / "fc_ef-only-sup-050-0.json")
+    Benchmark(options).freeze()  # no cell depends on it
+    (given / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model\.safetensors: cannot be read"):
+        Benchmark(options).freeze()
+
+
+def test_finished_cells_are_believed_of_the_list_that_rates_were_chosen_on(
+    options: BenchmarkOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "50.txt").write_text("train1\ntrain2\n")
+    options = replace(options, pretraining={}, shares=[50], seeds=[0], lists=tmp_path / "lists", rate_at=25)
+    with pytest.raises(ConfigError, match=r"25\.txt: cannot be read"):
+        Benchmark(options)
+    listed, what = tmp_path / "lists" / "25.txt", "the list of 25 %"
+    listed.write_text("train3\ntrain4\n")
+    run_benchmark(options)
+    for noted in (True, False):  # and of an earlier edition, by what the trainings noted
+        if not noted:
+            forgotten(Benchmark(options), what)
+        listed.write_text("train3\ntrain5\n")
+        with pytest.raises(OutputError, match=f"{what} is not what it was"):
+            run_benchmark(options)
+        listed.write_text("train3\ntrain4\n")
+        run_benchmark(options)
+    assert what in json.loads((options.out / "benchmark.json").read_text())["contents"]
+
+
+def test_what_nothing_depends_on_may_be_asked_anew(options: BenchmarkOptions, tmp_path: Path) -> None:
+    longer = replace(options, finetune=replace(STEPS, num_steps=5))
+    run_benchmark(replace(options, dry_run=True))
+    assert not (options.out / "benchmark.json").exists(), "a dry run binds nobody"
+    Benchmark(options).freeze()
+    (options.out / "cells").mkdir()
+    Benchmark(longer).freeze()
+    assert json.loads((options.out / "benchmark.json").read_text())["finetune"]["num_steps"] == 5
+    begin(Benchmark(longer))
+    with pytest.raises(OutputError, match=r"was begun with finetune\.num_steps = 5, asked now: 4; give"):
+        run_benchmark(replace(options, dry_run=True))
+    taken = tmp_path / "generated" / "A" / "train1.png"
+    shutil.copyfile(tmp_path / "real" / "test" / "A" / "test1.png", taken)
+    other = replace(options, out=tmp_path / "other", shares=[0])
+    with pytest.raises(ConfigError, match="leave it out"):
+        run_benchmark(other)
+    for folder in ("A", "B", "label"):
+        (tmp_path / "generated" / folder / "train1.png").unlink()
+    assert len(run_benchmark(other)) == 1
+
+
+def test_recorded_scenes_may_be_numbers_and_must_be_those_of_the_cells(
+    options: BenchmarkOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, file = replace(options, shares=[0]), tmp_path / "real" / "test" / "metadata.jsonl"
+
+    def write(*scenes: object) -> None:
+        file.write_text("".join(json.dumps({"key": f"test{n}", "scene": s}) + "\n" for n, s in enumerate(scenes)))
+
+    write(4, 4, 0, "x")
+    (record,) = run_benchmark(options)
+    assert record["scenes"].keys() == {"4", "0", "x"}
+    assert "3 test scenes; with fewer than 5 that have a change no gain is claimed" in capsys.readouterr().out
+    write(4, 4, 5, "x")
+    cell = options.out / "cells" / "fc_ef-made-000-0.json"
+    with pytest.raises(OutputError, match=rf"{cell}: was scored on other test scenes \(on 0, .*; delete it, and"):
+        run_benchmark(options)
+    cell.unlink()
+    (record,) = run_benchmark(options)
+    assert record["scenes"].keys() == {"4", "5", "x"}
+
+
+def test_intervals_are_for_all_that_is_planned(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for what is finished by then: what is declared does not depend on when one looks."""
+    whole = Benchmark.finish
+
+    def finish(self: Benchmark, cell: Cell) -> None:
+        if cell.seed == 1 or cell.share == 100:
+            raise KeyboardInterrupt
+        whole(self, cell)
+
+    monkeypatch.setattr(Benchmark, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(replace(options, shares=[0, 50, 100], claims_at=[50, 100]))
+    assert "for all 2 comparisons" in " ".join((options.out / "table.md").read_text().split())
+    base = {"detector": "d", "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None, "share": 5}
+    cells = [{**base, "arm": "only-sup", "seed": s, "f1": 0.5} for s in range(4)]
+    cells += [{**base, "arm": "made", "seed": s, "f1": 0.6 + 0.01 * s} for s in range(4)]
+    plan = [("d", share, arm) for share in (5, 10, 20) for arm in ("made", "only-sup")]
+
+    def interval(asked: list[tuple[str, int, str]]) -> list[float]:
+        (row,) = (row for row in summarise(cells, Claims(), asked) if row["arm"] == "made")
+        found: list[float] = row["gains"]["only-sup"]["interval"]
+        return found
+
+    assert interval(plan)[0] < interval([])[0] < interval([])[1] < interval(plan)[1]
 
 
 def test_a_run_that_ends_early_leaves_tables_of_what_is_finished(

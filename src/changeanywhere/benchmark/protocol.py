@@ -19,6 +19,7 @@ from threading import Event
 from typing import Any
 
 from changeanywhere.benchmark.apart import Looked, refuse_test_scenes
+from changeanywhere.benchmark.frozen import contents_of, freeze
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
@@ -29,7 +30,7 @@ from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
-from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.leases import Leases
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
@@ -49,8 +50,6 @@ ALL_CHANGED = 0.95
 """A net that calls more than this share of the ground changed …"""
 NOTHING_CHANGED = 0.0005
 """… or less than this has collapsed."""
-GROWING = ("arms", "backbones", "contents")
-"""Parts of ``benchmark.json`` in which further ones may come: what is in them depends on detectors, arms and shares."""
 
 
 class Benchmark:
@@ -103,42 +102,19 @@ class Benchmark:
 
         Raises :class:`OutputError` naming the difference.
         """
+        options = self.options
         for name in ("cells", "lists", "pretrain", "training", "leases"):
-            refuse_way_out(self.options.out, self.options.out / name)
-        file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
-        asked["contents"] = {name: pairs.content_hash() for name, pairs in self._contents().items()}
-        before = noted(file) if file.exists() else asked | {group: {} for group in GROWING}
-        old, new, whole = dict(before), dict(asked), dict(asked)
-        for group in GROWING:  # what is there once stays, further ones may come
-            there, now = old.pop(group, None), new.pop(group)
-            if not isinstance(there, dict):
-                raise OutputError(f"{file}: damaged (no {group}); give another --out")
-            both = {name: self._called(group, name) for name in there.keys() & now.keys()}
-            old |= {both[name]: there[name] for name in both}
-            new |= {both[name]: now[name] for name in both}
-            whole[group] = there | now
-        differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        for key in sorted(differing, key=lambda key: key.startswith("contents")):
-            if key.startswith("contents"):
-                now = "is not what it was (other pairs, or other labels)"
-                raise OutputError(f"{self.options.out}: {key.partition(' of ')[2]} {now}; give another --out")
-            raise OutputError(
-                f"{self.options.out}: was begun with {key} = {old.get(key)!r}, asked now: {new.get(key)!r}; "
-                "give another --out, or the same settings to go on"
-            )
-        atomic_write(file, (json.dumps(whole, indent=1) + "\n").encode())
-        if self.options.val_share and len(self.val):
-            _write_list(self.options.out / "lists" / "val.txt", self.val.names)
+            refuse_way_out(options.out, options.out / name)
+        contents = contents_of(options, self._data(), self.unlabelled)
+        freeze(options.out, options.frozen(), contents, options.arms, write)
+        if write and options.val_share and len(self.val):
+            _write_list(options.out / "lists" / "val.txt", self.val.names)
 
-    def _called(self, group: str, name: str) -> str:
-        what = "pretraining" if name in self.options.arms else "settings"
-        return f"{what if group == 'arms' else group} of {name}"
-
-    def _contents(self) -> dict[str, PairDataset]:
-        """What cells are believed of without another look, by what it is called in ``benchmark.json``."""
+    def _data(self) -> dict[str, PairDataset]:
+        """The pairs that cells depend on, by what they are called in ``benchmark.json``."""
         own = {"the training split": self.train, "the validation split": self.val} if any(self.options.shares) else {}
         own |= {"the test split": self.test}
-        given = {f"the list of {s} %": self.few(s, 0) for s in self.options.shares if s and self.options.lists}
+        given = {f"the list of {share} %": self.few(share, 0) for share in self._listed_shares()}
         return own | given | {f"the set of {arm}": pairs for arm, pairs in self.trainings.sets.items()}
 
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
@@ -236,10 +212,18 @@ class Benchmark:
                 counts[place] += getattr(one, count)
         return found
 
+    def finished(self) -> list[dict[str, Any]]:
+        """Scores of the cells that are finished. Raises :class:`OutputError` for one that was scored on other scenes
+        than the test split has now: no gain could be taken scene by scene."""
+        files = [self.options.out / "cells" / f"{cell.key}.json" for cell in self.cells()]
+        records = {file: noted(file) for file in files if file.is_file()}
+        for file, record in records.items():
+            require_scenes(file, record, set(self.scenes))
+        return list(records.values())
+
     def write_results(self) -> list[dict[str, Any]]:
         """Tables, curves and panels of the cells that are finished, which are returned."""
-        files = [self.options.out / "cells" / f"{cell.key}.json" for cell in self.cells()]
-        records = [noted(file) for file in files if file.is_file()]
+        records = self.finished()
         if records:
             write_results(self.options, records, self.constants(), self.test)
         return records
@@ -276,9 +260,14 @@ def run_benchmark(
     Once ``stop`` is set the training at work ends with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
     benchmark = Benchmark(options, progress, stop)
-    benchmark.freeze()
     benchmark.refuse_test_scenes()
+    benchmark.freeze(write=not options.dry_run)
+    benchmark.finished()  # what is wrong with it is said before the training, not after
     write_plan(options, list(benchmark.cells()), benchmark.trainings.tuning)
+    scenes = len(set(benchmark.scenes))
+    if scenes < MIN_SCENES and comparisons(planned(options), options.claims):
+        least = f"with fewer than {MIN_SCENES} that have a change"
+        say(f"{options.pairs}: {scenes} test scenes; {least} no gain is claimed")
     if options.dry_run:
         return []
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
