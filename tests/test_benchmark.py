@@ -677,11 +677,14 @@ def test_finished_cells_are_believed_of_the_list_that_rates_were_chosen_on(
 def test_what_nothing_depends_on_may_be_asked_anew(options: BenchmarkOptions, tmp_path: Path) -> None:
     longer = replace(options, finetune=replace(STEPS, num_steps=5))
     run_benchmark(replace(options, dry_run=True))
-    assert not (options.out / "benchmark.json").exists(), "a dry run binds nobody"
+    noted = options.out / "benchmark.json"
+    assert not noted.exists(), "a dry run binds nobody"
     Benchmark(options).freeze()
+    Benchmark(replace(options, pretraining={"again": options.pretraining["made"]})).freeze()
+    assert json.loads(noted.read_text())["arms"].keys() == {"made", "again"}, "of a process that began just now"
     (options.out / "cells").mkdir()
     Benchmark(longer).freeze()
-    assert json.loads((options.out / "benchmark.json").read_text())["finetune"]["num_steps"] == 5
+    assert json.loads(noted.read_text())["finetune"]["num_steps"] == 5
     begin(Benchmark(longer))
     with pytest.raises(OutputError, match=r"was begun with finetune\.num_steps = 5, asked now: 4; give"):
         run_benchmark(replace(options, dry_run=True))

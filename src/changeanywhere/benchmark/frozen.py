@@ -123,22 +123,36 @@ def freeze(
     """
     file, now = out / FILE, json.loads(json.dumps(asked)) | {"contents": {k: c.hash for k, c in contents.items()}}
     begun = any(any((out / name).iterdir()) for name in MADE if (out / name).is_dir())
-    before = noted(file) if begun and file.exists() else now | {group: {} for group in GROWING}
-    old, new, whole = dict(before), dict(now), dict(now)
-    for group in GROWING:  # what is there once stays, further ones may come
-        there, come = old.pop(group, None), new.pop(group)
-        if not isinstance(there, dict):
-            raise OutputError(f"{file}: damaged (no {group}); give another --out")
-        both = {name: _called(group, name, arms) for name in there.keys() & come.keys()}
-        old |= {both[name]: there[name] for name in both}
-        new |= {both[name]: come[name] for name in both}
-        whole[group] = there | come
-    _refuse(out, old, new, contents)
+    blank = now | {group: {} for group in GROWING}
+    try:
+        before = noted(file) if file.exists() else blank
+        whole = _grown(out, before, now, contents, arms)
+    except OutputError:
+        if begun:
+            raise
+        whole = _grown(out, blank, now, contents, arms)
     if begun and file.exists():
         for name in contents.keys() - before["contents"].keys():
             _refuse_unknown(out, name, contents[name])
     if write:
         atomic_write(file, (json.dumps(whole, indent=1) + "\n").encode())
+
+
+def _grown(
+    out: Path, before: dict[str, Any], now: dict[str, Any], contents: Mapping[str, Content], arms: Collection[str]
+) -> dict[str, Any]:
+    """What was noted and what is asked now, together; :class:`OutputError` where one is not as the other."""
+    old, new, whole = dict(before), dict(now), dict(now)
+    for group in GROWING:  # what is there once stays, further ones may come
+        there, come = old.pop(group, None), new.pop(group)
+        if not isinstance(there, dict):
+            raise OutputError(f"{out / FILE}: damaged (no {group}); give another --out")
+        both = {name: _called(group, name, arms) for name in there.keys() & come.keys()}
+        old |= {both[name]: there[name] for name in both}
+        new |= {both[name]: come[name] for name in both}
+        whole[group] = there | come
+    _refuse(out, old, new, contents)
+    return whole
 
 
 def _called(group: str, name: str, arms: Collection[str]) -> str:
