@@ -445,7 +445,7 @@ def test_few_test_scenes_claim_nothing(count: int) -> None:
 
 def test_a_gain_that_is_none_is_seldom_claimed_where_scenes_are_few() -> None:
     """Five scenes that differ, many seeds that do not: five show too little of their variance, and are four degrees of
-    freedom. Without either, one in eight is claimed."""
+    freedom. Without either, 8.5 % of these are claimed."""
     rng = np.random.default_rng(0)
     claimed = 0
     for _ in range(200):
@@ -454,7 +454,7 @@ def test_a_gain_that_is_none_is_seldom_claimed_where_scenes_are_few() -> None:
         gain = paired_gain(cells, cells_by_scene([[50] * 5 for _ in range(12)]))
         assert gain is not None and gain.freedom < 6
         claimed += gain.is_certain(1)
-    assert claimed / 200 < 0.08
+    assert claimed / 200 < 0.06
 
 
 def test_many_scenes_make_nothing_of_few_pretrainings() -> None:
