@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from changeanywhere.benchmark.arms import BASELINES, SEMI, ways_of
-from changeanywhere.benchmark.options import Claims
-from changeanywhere.benchmark.summary import summarise
-from changeanywhere.benchmark.tables import gain_text, write_cells
+from changeanywhere.benchmark.arms import BASELINES
+from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.benchmark.statistics import COUNTS, require_scenes
+from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons, planned, summarise
+from changeanywhere.benchmark.tables import everything_changed, gain_text, write_cells
+from changeanywhere.errors import OutputError
 from changeanywhere.shipped import find_recipe
+from changeanywhere.training.detection import ChangeScores, sum_of
+
+PLAN = (
+    *("detectors", "shares", "pretraining", "pretrained", "baselines", "rivals", "zero_shot_only", "until_flat"),
+    *("semi_supervised", "rehearsed", "claims_at", "claims_for"),
+)
+"""Of the recipe: which cells there will be, and what is claimed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,25 +37,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, required=True, help="CSV to write")
     options = parser.parse_args(arguments)
     config = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
-    records = [json.loads(file.read_text()) for file in (options.run / "cells").glob("*.json")]
+    files = {file: json.loads(file.read_text()) for file in sorted((options.run / "cells").glob("*.json"))}
+    first: dict[str, Any] = next((record["scenes"] for record in files.values() if "scenes" in record), {})
+    try:
+        for file, record in files.items():
+            require_scenes(file, record, first)
+    except OutputError as error:
+        sys.exit(str(error))
+    records = list(files.values())
     recipe: dict[str, Any] = yaml.safe_load(config.read_text())
-    arms = list(recipe.get("pretraining", {}))
-    other_ways = ways_of(arms, *(recipe.get(name, ()) for name in ("until_flat", "semi_supervised", "rehearsed")))
-    order = {arm: number for number, arm in enumerate((*BASELINES, *arms, *other_ways))}
-    others = sorted({record["detector"] for record in records} - {*recipe["detectors"]})  # of a recipe before this one
-    detectors = [*recipe["detectors"], *others]
+    plan = BenchmarkOptions(options.run, **{name: recipe[name] for name in PLAN if name in recipe})
+    order = {arm: number for number, arm in enumerate((*BASELINES, *plan.arms, *plan.tuned_arms))}
+    others = sorted({record["detector"] for record in records} - {*plan.detectors})  # of a recipe before this one
+    detectors = [*plan.detectors, *others]
     records.sort(key=lambda r: (detectors.index(r["detector"]), r["share"], r["seed"], order.get(r["arm"], len(order))))
     write_cells(options.to, records)
-    references = (*recipe.get("baselines", [arm for arm in BASELINES if arm != SEMI]), *recipe.get("rivals", ()))
-    claims = Claims(references, tuple(recipe.get("claims_at", ())), tuple(recipe.get("claims_for", ())))
+    references = (*plan.references, ALL_CHANGED)
     print("| detector | labels | arm | seeds | steps | F1 |" + "".join(f" gain over {arm} |" for arm in references))
     print("|---" * (6 + len(references)) + "|")
-    for row in summarise(records, claims):
+    constants = constant_cells(records)
+    for row in summarise([*records, *constants], plan.claims, planned(plan)):
+        if row["arm"] == ALL_CHANGED:
+            continue
         gains = [gain_text(row["gains"][arm]) if arm in row["gains"] else "-" for arm in references]
         f1 = f"{100 * row['f1']:.1f} ± {100 * row['f1_error']:.1f}"
         cells = [row["detector"], f"{row['share']} %", row["arm"], str(row["seeds"]), str(row["steps"] or "-"), f1]
         print("| " + " | ".join([*cells, *gains]) + " |")
-    print(f"{len(records)} cells")
+    there = {(cell["detector"], cell["share"], cell["arm"]) for cell in (*records, *constants)}
+    print(f"{len(records)} cells; intervals for {len(comparisons({*there, *planned(plan)}, plan.claims))} comparisons")
+
+
+def constant_cells(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Calling everything changed, by what cells without labels say of the ground of each scene."""
+    told = next((record["scenes"] for record in records if record["share"] == 0 and "scenes" in record), None)
+    if told is None:
+        return []
+    named = {scene: dict(zip(COUNTS, counts, strict=True)) for scene, counts in told.items()}
+    scores = {
+        scene: ChangeScores(
+            n["true_positives"] + n["false_negatives"], n["false_positives"] + n["true_negatives"], 0, 0
+        )
+        for scene, n in named.items()
+    }
+    scenes = {scene: [getattr(each, count) for count in COUNTS] for scene, each in scores.items()}
+    return everything_changed(records, {**sum_of(scores.values()).to_dict(), "scenes": scenes})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Timer
@@ -22,12 +23,21 @@ from changeanywhere.benchmark.pictures import outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import alone
-from changeanywhere.benchmark.statistics import degrees_of_freedom, groups_of, paired_gain, scene_of, visible_gain
+from changeanywhere.benchmark.statistics import (
+    MIN_SCENES,
+    degrees_of_freedom,
+    groups_of,
+    paired_gain,
+    scene_of,
+    scenes_of,
+    visible_gain,
+)
 from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
 from changeanywhere.benchmark.trainings import Cell, is_flat
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError
+from changeanywhere.evaluation.figures import MIN_TILES
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.training.detection import ChangeScores
@@ -54,6 +64,14 @@ def options(tmp_path: Path) -> BenchmarkOptions:
         learning_rates=[1e-3, 1e-4], candidates=2, paper_tables=tables,
         num_panels=2, baselines=["only-sup"],
     )  # fmt: skip
+
+
+def begin(benchmark: Benchmark, name: str = "fc_ef-made-000-0") -> None:
+    """As a run leaves OUT behind that has finished a cell."""
+    benchmark.freeze()
+    cell = benchmark.options.out / "cells" / f"{name}.json"
+    cell.parent.mkdir(exist_ok=True)
+    cell.write_text(json.dumps({"scenes": {scene: [1, 1, 1, 1] for scene in benchmark.scenes}}))
 
 
 def test_whole_protocol_and_again(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +357,7 @@ def test_validation_pairs_are_held_out_where_there_are_none(options: BenchmarkOp
     held = Benchmark(replace(options, val_share=25))
     train, val = set(held.train.names), set(held.val.names)
     assert len(val) == 3 and len(train) == 9 and not train & val
-    held.freeze()
+    begin(held)
     assert set((options.out / "lists" / "val.txt").read_text().split()) == val
     with pytest.raises(OutputError, match="val_share = 25, asked now: 50"):
         Benchmark(replace(options, val_share=50)).freeze()
@@ -384,16 +402,18 @@ def test_constants_flags_and_gains(options: BenchmarkOptions) -> None:
     assert not elsewhere["far"]["only-sup"]["certain"] and "(not claimed)" in gain_text(elsewhere["far"]["only-sup"])
 
 
+def cells_by_scene(found: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Of each seed, by how many of 100 changed px of each scene it found; as many are false."""
+    made = []
+    for seed, counts in enumerate(found):
+        scenes = {f"s{i}": [tp, 100 - tp, 100 - tp, 1000] for i, tp in enumerate(counts)}
+        made.append({"seed": seed, "f1": sum(counts) / (100 * len(counts)), "scenes": scenes})
+    return made
+
+
 def test_scenes_are_drawn_anew_too() -> None:
     """A gain that one scene alone carries is less certain than one of all scenes."""
-
-    def cells(found: list[list[int]]) -> list[dict[str, object]]:
-        made = []
-        for seed, counts in enumerate(found):
-            scenes = {f"s{i}": [tp, 100 - tp, 100 - tp, 1000] for i, tp in enumerate(counts)}
-            made.append({"seed": seed, "f1": sum(counts) / (100 * len(counts)), "scenes": scenes})
-        return made
-
+    cells = cells_by_scene
     before = cells([[50] * 8 for _ in range(6)])
     everywhere = paired_gain(cells([[60 + seed % 2] * 8 for seed in range(6)]), before)
     one_scene = paired_gain(cells([[100] + [54 + seed % 2] * 7 for seed in range(6)]), before)
@@ -406,6 +426,54 @@ def test_scenes_are_drawn_anew_too() -> None:
         "LEVIR-CD"
     )
     assert scene_of("2016_08_03") == "2016_08_03"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_test_scenes_claim_nothing(count: int) -> None:
+    """However sure the seeds are: another scene may say otherwise. Scenes without a change say little more."""
+    assert MIN_SCENES == MIN_TILES, "from fewer, evaluate --detector gives no verdict"
+    one, two = (cells_by_scene([[tp + seed % 2] * count for seed in range(8)]) for tp in (60, 40))
+    for cell in (*one, *two):
+        cell["scenes"] |= {f"still{i}": [0, 1, 0, 1000] for i in range(10)}
+    gain = paired_gain(one, two)
+    assert gain is not None and gain.scenes == count and not gain.is_certain(1) and gain.few_scenes
+    base = {"detector": "d", "share": 5, "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None}
+    cells = [{**base, **cell, "arm": arm} for arm, group in (("made", one), ("only-sup", two)) for cell in group]
+    (found,) = (row["gains"]["only-sup"] for row in summarise(cells) if row["arm"] == "made")
+    assert not found["certain"] and gain_text(found).endswith("(few test scenes: not claimed)")
+
+
+def test_a_gain_that_is_none_is_seldom_claimed_where_scenes_are_few() -> None:
+    """Five scenes that differ, many seeds that do not: five show too little of their variance, and are four degrees of
+    freedom. Without either, 8.5 % of these are claimed."""
+    rng = np.random.default_rng(0)
+    claimed = 0
+    for _ in range(200):
+        scenes = rng.normal(50, 10, 5)
+        cells = cells_by_scene([list(scenes + rng.normal(0, 0.1, 5)) for _ in range(12)])
+        gain = paired_gain(cells, cells_by_scene([[50] * 5 for _ in range(12)]))
+        assert gain is not None and gain.freedom < 6
+        claimed += gain.is_certain(1)
+    assert claimed / 200 < 0.06
+
+
+def test_many_scenes_make_nothing_of_few_pretrainings() -> None:
+    """Three seeds that happen to be alike are three all the same."""
+    rng = np.random.default_rng(0)
+    cells = cells_by_scene([list(rng.normal(60, 10, 40)) for _ in range(3)])
+    gain = paired_gain(cells, cells_by_scene([[50] * 40 for _ in range(3)]))
+    assert gain is not None and 0 < gain.freedom <= 2
+
+
+def test_plain_numbers_are_no_tiles_of_one_scene() -> None:
+    names = [f"area_1_{number:04d}" for number in range(1, 501)]
+    assert scenes_of(names, [None] * 500) == names
+    assert set(scenes_of(names, ["here"] * 500)) == {"here"}, "a scene that is recorded is one"
+    tiles = [f"town_{row:04d}_0256" for row in (0, 256)]
+    assert set(scenes_of(tiles, [None] * 2)) == {"town"}, "and so is one of which tiles say their places"
+    assert scenes_of(["test_1_2", "test_1_3", "test_2_1"], [None] * 3) == ["test_1", "test_1", "test_2"]
+    assert scenes_of(["test_1_2"], [None]) == ["test_1"]
+    assert scene_of("x_1", 4) == "4" and scene_of("x_1", 0) == "0"
 
 
 def test_the_gain_that_could_be_seen_is_seen_four_times_in_five() -> None:
@@ -515,12 +583,12 @@ def test_gains_over_collapsed_cells_say_so() -> None:
     assert "collapsed in 2 pairs of cells: +10.0 where neither has" in gain_text(gain)
 
 
-def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions) -> None:
-    Benchmark(options).freeze()
+def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions, tmp_path: Path) -> None:
+    begin(Benchmark(options))
     more = replace(options, pretraining=options.pretraining | {"again": options.pretraining["made"]}, seeds=[0, 1, 2])
     Benchmark(more).freeze()
     for wrong, name in (
-        ({"finetune": replace(STEPS, num_steps=5)}, "finetune"),
+        ({"finetune": replace(STEPS, num_steps=5)}, r"finetune\.num_steps = 4, asked now: 5; "),
         ({"rate_at": 50}, "rate_at"),
         ({"pretraining": {"made": options.pairs + "/train"}}, "pretraining of made"),
     ):
@@ -540,11 +608,141 @@ def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions
 def test_finished_cells_are_believed_of_the_same_pairs_alone(
     options: BenchmarkOptions, folder: str, what: str, tmp_path: Path
 ) -> None:
-    Benchmark(options).freeze()
+    begin(Benchmark(options))
     label = next((tmp_path / folder / "label").iterdir())
     Image.fromarray(255 - np.array(Image.open(label))).save(label)
     with pytest.raises(OutputError, match=f"out: {what} is not what it was .* give another --out"):
         Benchmark(options).freeze()
+
+
+def forgotten(benchmark: Benchmark, *names: str) -> None:
+    """As an earlier edition left ``benchmark.json``, which noted none of these."""
+    file = benchmark.options.out / "benchmark.json"
+    content = json.loads(file.read_text())
+    for name in names:
+        del content["contents"][name]
+    file.write_text(json.dumps(content))
+
+
+def test_finished_cells_are_believed_of_the_same_weights_alone(options: BenchmarkOptions, tmp_path: Path) -> None:
+    """Of detectors that were handed in, and of backbones from files."""
+    given, backbone = tmp_path / "given", tmp_path / "r18.pth"
+    given.mkdir()
+    (given / "detector.json").write_text('{"name": "fc_ef"}')
+    for file in (given / "model.safetensors", backbone):
+        file.write_bytes(b"some")
+    options = replace(options, pretraining={}, pretrained={"given": str(given)}, backbones={"fc_ef": str(backbone)})
+    begin(Benchmark(options), "fc_ef-given-000-0")
+    for file, what in ((given / "model.safetensors", "the fc_ef of given"), (backbone, "the backbone of fc_ef")):
+        Benchmark(options).freeze()
+        file.write_bytes(b"else")
+        with pytest.raises(OutputError, match=rf"out: {what} is not what it was \(other weights\); give another --out"):
+            Benchmark(options).freeze()
+        forgotten(Benchmark(options), what)  # by what they were, nobody knows
+        with pytest.raises(OutputError, match=rf"that depend on {what}, .* noted nothing; .* delete .*benchmark\.json"):
+            Benchmark(options).freeze()
+        file.write_bytes(b"some")
+        (options.out / "benchmark.json").unlink()
+    Benchmark(options).freeze()
+    forgotten(Benchmark(options), "the fc_ef of given")
+    (options.out / "cells" / "fc_ef-given-000-0.json").rename(options.out / "cells" / "fc_ef-only-sup-050-0.json")
+    Benchmark(options).freeze()  # no cell depends on it
+    (given / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"model\.safetensors: cannot be read"):
+        Benchmark(options).freeze()
+
+
+def test_finished_cells_are_believed_of_the_list_that_rates_were_chosen_on(
+    options: BenchmarkOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "50.txt").write_text("train1\ntrain2\n")
+    options = replace(options, pretraining={}, shares=[50], seeds=[0], lists=tmp_path / "lists", rate_at=25)
+    with pytest.raises(ConfigError, match=r"25\.txt: cannot be read"):
+        Benchmark(options)
+    listed, what = tmp_path / "lists" / "25.txt", "the list of 25 %"
+    listed.write_text("train3\ntrain4\n")
+    run_benchmark(options)
+    for noted in (True, False):  # and of an earlier edition, by what the trainings noted
+        if not noted:
+            forgotten(Benchmark(options), what)
+        listed.write_text("train3\ntrain5\n")
+        with pytest.raises(OutputError, match=f"{what} is not what it was"):
+            run_benchmark(options)
+        listed.write_text("train3\ntrain4\n")
+        run_benchmark(options)
+    assert what in json.loads((options.out / "benchmark.json").read_text())["contents"]
+
+
+def test_what_nothing_depends_on_may_be_asked_anew(options: BenchmarkOptions, tmp_path: Path) -> None:
+    longer = replace(options, finetune=replace(STEPS, num_steps=5))
+    run_benchmark(replace(options, dry_run=True))
+    noted = options.out / "benchmark.json"
+    assert not noted.exists(), "a dry run binds nobody"
+    Benchmark(options).freeze()
+    Benchmark(replace(options, pretraining={"again": options.pretraining["made"]})).freeze()
+    assert json.loads(noted.read_text())["arms"].keys() == {"made", "again"}, "of a process that began just now"
+    (options.out / "cells").mkdir()
+    Benchmark(longer).freeze()
+    assert json.loads(noted.read_text())["finetune"]["num_steps"] == 5
+    begin(Benchmark(longer))
+    with pytest.raises(OutputError, match=r"was begun with finetune\.num_steps = 5, asked now: 4; give"):
+        run_benchmark(replace(options, dry_run=True))
+    taken = tmp_path / "generated" / "A" / "train1.png"
+    shutil.copyfile(tmp_path / "real" / "test" / "A" / "test1.png", taken)
+    other = replace(options, out=tmp_path / "other", shares=[0])
+    with pytest.raises(ConfigError, match="leave it out"):
+        run_benchmark(other)
+    for folder in ("A", "B", "label"):
+        (tmp_path / "generated" / folder / "train1.png").unlink()
+    assert len(run_benchmark(other)) == 1
+
+
+def test_recorded_scenes_may_be_numbers_and_must_be_those_of_the_cells(
+    options: BenchmarkOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, file = replace(options, shares=[0]), tmp_path / "real" / "test" / "metadata.jsonl"
+
+    def write(*scenes: object) -> None:
+        file.write_text("".join(json.dumps({"key": f"test{n}", "scene": s}) + "\n" for n, s in enumerate(scenes)))
+
+    write(4, 4, 0, "x")
+    (record,) = run_benchmark(options)
+    assert record["scenes"].keys() == {"4", "0", "x"}
+    assert "3 test scenes; with fewer than 5 that have a change no gain is claimed" in capsys.readouterr().out
+    write(4, 4, 5, "x")
+    cell = options.out / "cells" / "fc_ef-made-000-0.json"
+    with pytest.raises(OutputError, match=rf"{cell}: was scored on other test scenes \(on 0, .*; delete it, and"):
+        run_benchmark(options)
+    cell.unlink()
+    (record,) = run_benchmark(options)
+    assert record["scenes"].keys() == {"4", "5", "x"}
+
+
+def test_intervals_are_for_all_that_is_planned(options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for what is finished by then: what is declared does not depend on when one looks."""
+    whole = Benchmark.finish
+
+    def finish(self: Benchmark, cell: Cell) -> None:
+        if cell.seed == 1 or cell.share == 100:
+            raise KeyboardInterrupt
+        whole(self, cell)
+
+    monkeypatch.setattr(Benchmark, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(replace(options, shares=[0, 50, 100], claims_at=[50, 100]))
+    assert "for all 2 comparisons" in " ".join((options.out / "table.md").read_text().split())
+    base = {"detector": "d", "precision": 0.5, "recall": 0.5, "iou": 0.5, "collapsed": None, "share": 5}
+    cells = [{**base, "arm": "only-sup", "seed": s, "f1": 0.5} for s in range(4)]
+    cells += [{**base, "arm": "made", "seed": s, "f1": 0.6 + 0.01 * s} for s in range(4)]
+    plan = [("d", share, arm) for share in (5, 10, 20) for arm in ("made", "only-sup")]
+
+    def interval(asked: list[tuple[str, int, str]]) -> list[float]:
+        (row,) = (row for row in summarise(cells, Claims(), asked) if row["arm"] == "made")
+        found: list[float] = row["gains"]["only-sup"]["interval"]
+        return found
+
+    assert interval(plan)[0] < interval([])[0] < interval([])[1] < interval(plan)[1]
 
 
 def test_a_run_that_ends_early_leaves_tables_of_what_is_finished(
@@ -605,7 +803,12 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
         *(({name: [0, 0]}, f"{name} is") for name in ("seeds", "pretrain_seeds")),
         *(({name: ["only-sup", "only-sup"]}, f"{name} is") for name in ("baselines", "rivals")),
         ({"learning_rates": [1e-3, 1e-3]}, "learning_rates is"),
-        ({"seeds_at": {50: 3}}, "seeds_at is {50: 3}; allowed: 0 to 100: 1 to 2"),
+        ({"seeds_at": {50: 3}}, "seeds_at is {50: 3}; allowed: 1 to 100: 1 to 2"),
+        ({"seeds_at": {0: 1}}, "seeds_at is {0: 1}; allowed: 1 to 100"),
+        ({"zero_shot_only": ["made"], "shares": [50]}, "zero_shot_only is ['made']; allowed: nothing where 0"),
+        ({"pretraining": {}, "shares": [0]}, "shares is [0]; allowed: some with an arm: 0 needs pretraining or pre"),
+        ({"pretraining": {}, "baselines": []}, "shares is [0, 50]; allowed: some with an arm"),
+        ({"val_split": "train"}, "val_split is 'train'; allowed: a split apart from train_split"),
         ({"run": RunRecipe(seed=3)}, "run.seed is 3"),
         ({"finetune": replace(STEPS, learning_rate=0.01)}, "finetune.learning_rate is 0.01"),
         ({"finetune": replace(STEPS, val_split=None)}, "finetune.val_split is None; allowed: nothing, the protocol"),
@@ -643,6 +846,7 @@ def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     recipe = Path(__file__).parents[1] / "recipes" / f"{name}.yaml"
     missing = str(tmp_path / "missing")
     arguments = ["benchmark", "--config", str(recipe), "--pairs", missing, "--out", str(tmp_path / "out")]
+    arguments += ["--pretraining", "{mine: x}"] if name == "benchmark-target" else []
     assert command(arguments) == 2
     assert capsys.readouterr().err == f"changeanywhere: error: {missing}: no such folder\n"
 

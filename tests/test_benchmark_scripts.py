@@ -390,9 +390,21 @@ def test_cells(run: Run, tmp_path: Path) -> None:
     recipe = {"detectors": ["fc_ef"], "pretraining": {"made": "x"}, "baselines": ["only-sup"]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     printed = run("cells", tmp_path / "out", "--config", tmp_path / "recipe.yaml", "--to", tmp_path / "cells.csv")
-    assert "+20.5" in printed and "4 cells" in printed
+    assert "+20.5" in printed and "few test scenes: not claimed" in printed
+    assert "4 cells; intervals for 6 comparisons" in printed, "of all shares that are planned, and over (all changed)"
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 5 and lines[0].startswith("detector,arm,share,seed,learning_rate,f1")
+    zero = {"detector": "fc_ef", "arm": "made", "share": 0, "precision": 0.5, "recall": 0.5, "iou": 0.5}
+    for seed in (0, 1):
+        scenes = {"a": [60 + seed, 10, 40 - seed, 290]}
+        record = zero | {"seed": seed, "f1": 0.7 + 0.01 * seed, "collapsed": None, "scenes": scenes}
+        (tmp_path / "out" / "cells" / f"made-000-{seed}.json").write_text(json.dumps(record))
+    arguments = ("cells", tmp_path / "out", "--config", tmp_path / "recipe.yaml", "--to", tmp_path / "cells.csv")
+    printed = run(*arguments)
+    assert "+30.5" in printed.split("| 0 % | made |")[1].split("\n")[0], "calling all changed has F1 of 40"
+    (tmp_path / "out" / "cells" / "made-000-1.json").write_text(json.dumps(record | {"scenes": {"b": [1, 1, 1, 1]}}))
+    with pytest.raises(SystemExit, match=r"made-000-1\.json: was scored on other test scenes"):
+        run(*arguments)
 
 
 def test_schedule(run: Run) -> None:

@@ -23,6 +23,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.training.detector import train_detector
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 from conftest import write_source
+from test_benchmark import begin, forgotten
 from test_detector_training import write_pairs
 
 STEPS = DetectorRecipe(crop_size=32, batch_size=4, num_steps=4, warmup_steps=1)
@@ -122,6 +123,7 @@ def test_they_may_be_added_to_a_folder_that_was_begun_without_them(options: Benc
         if "unlabelled" in name or "rehearsed" in name
     ]
     Benchmark(options).freeze()
+    begin(Benchmark(options), "fc_ef-only-sup-050-0")
     arms = json.loads((options.out / "benchmark.json").read_text())["arms"]
     assert arms.keys() == {"made", "semi-supervised", "made-semi"}
     Benchmark(plain(options)).freeze()
@@ -172,6 +174,83 @@ def test_test_images_are_known_by_their_pixels(options: BenchmarkOptions) -> Non
         Benchmark(options).refuse_test_scenes()
 
 
+@pytest.mark.parametrize(("learns", "held"), [("train", "test"), ("train", "val"), ("val", "test")])
+def test_splits_of_the_dataset_are_held_against_each_other(options: BenchmarkOptions, learns: str, held: str) -> None:
+    """Whether an arm sees unlabelled pairs or none does: a tile that is saved twice."""
+    options = plain(options)
+    Benchmark(options).refuse_test_scenes()
+    file = Path(options.pairs) / learns / "B" / f"{learns}1.png"
+    shutil.copyfile(Path(options.pairs) / held / "A" / f"{held}2.png", file)
+    split = {"train": "training", "val": "validation"}[learns]
+    with pytest.raises(
+        ConfigError, match=rf"^{split} split of {options.pairs}: {file} is .*{held}2\.png of the {held} split; leave it"
+    ):
+        run_benchmark(options)
+    assert not (options.out / "training").exists()
+    Benchmark(replace(options, shares=[0])).refuse_test_scenes()  # nothing is learned from it
+    if learns == "train" and held == "val":  # drawn from it: one image may be of many of its pairs
+        shutil.rmtree(Path(options.pairs) / "val")
+        shutil.copyfile(file, file.with_name("train2.png"))
+        Benchmark(replace(options, val_share=50)).refuse_test_scenes()
+
+
+def test_splits_that_share_a_line_are_refused(options: BenchmarkOptions, tmp_path: Path) -> None:
+    """And each image is read once."""
+    root = tmp_path / "one"
+    (root / "list").mkdir(parents=True)
+    for folder in ("A", "B", "label"):
+        (root / folder).mkdir()
+        for split in ("train", "val", "test"):
+            for file in (Path(options.pairs) / split / folder).iterdir():
+                shutil.copyfile(file, root / folder / file.name)
+    names = {split: [f"{split}{n}.png" for n in range(4)] for split in ("train", "val", "test")}
+    options = replace(plain(options), pairs=str(root))
+
+    def write() -> None:
+        for split, lines in names.items():
+            (root / "list" / f"{split}.txt").write_text("\n".join(lines))
+
+    write()
+    read: list[Path] = []
+    whole = apart.pixel_hash
+
+    def noted(file: Path, max_megapixels: float | None) -> str | None:
+        read.append(file)
+        return whole(file, max_megapixels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apart, "pixel_hash", noted)
+        Benchmark(options).refuse_test_scenes()
+    assert len(read) == len(set(read)) == 3 * 8 + 2 * 6
+    names["val"].append("test3.png")
+    write()
+    with pytest.raises(ConfigError, match=r"^validation split of .*/A/test3\.png is in the test split too; leave it"):
+        Benchmark(options).refuse_test_scenes()
+
+
+def test_unlabelled_pairs_are_those_that_finished_cells_saw(options: BenchmarkOptions) -> None:
+    options = replace(options, pretraining={}, semi_supervised=[])
+    run_benchmark(options)
+    what = f"the unlabelled pairs of {options.unlabelled[0]}"
+    folder = Path(options.unlabelled[0])
+    other = {date: Image.open(folder / date / "train1.png").transpose(Image.Transpose.ROTATE_90) for date in "AB"}
+    for noted in (True, False):  # and of an earlier edition, by what the trainings noted
+        if not noted:
+            forgotten(Benchmark(options), what)
+        for date, image in other.items():
+            image.save(folder / date / "more.png")
+        with pytest.raises(OutputError, match=rf"out: {what} is not what it was \(other images\); give another --out"):
+            run_benchmark(options)
+        for date in other:
+            (folder / date / "more.png").unlink()
+        run_benchmark(options)
+    forgotten(Benchmark(options), what)
+    shutil.rmtree(options.out / "training")
+    with pytest.raises(OutputError, match=rf"has results that depend on {what}, of which an earlier edition noted"):
+        run_benchmark(options)
+    Benchmark(plain(options)).freeze()
+
+
 def test_ground_of_one_colour_is_nobodys_scene(options: BenchmarkOptions) -> None:
     for folder in (Path(options.pairs) / "test", Path(options.unlabelled[0])):
         (first,) = (name for name in sorted((folder / "A").iterdir()) if name.stem.endswith("1"))
@@ -193,11 +272,21 @@ def test_scenes_are_known_by_name_where_names_tell(options: BenchmarkOptions) ->
         {"source_key": "B__test3"},
         {"scene": "city/test3"},
         {"donors": [{"key": "train9"}, {"key": "A__test3_0000_0064"}]},
+        {"donors": ["train9", "A__test3_0000_0064"]},  # as first editions have them
     ):
         write(**changed)
         with pytest.raises(ConfigError, match=r"train0\.png is of test3, as test3 of the test split is; leave it out"):
             Benchmark(options).refuse_test_scenes()
         (options.out / apart.SEEN).unlink(missing_ok=True)
+    oddities: tuple[dict[str, Any], ...] = (
+        {"donors": 3, "scene": 4},
+        {"donors": [7, None]},
+        {"donors": {"key": 3}, "source_key": []},
+    )
+    for odd in oddities:
+        write(**odd)
+        Benchmark(options).refuse_test_scenes()
+    write(scene="city/test3")
     for date in "AB":  # names that the training split bears too tell nothing
         shutil.copyfile(real / "train" / date / "train1.png", real / "train" / date / "test3.png")
     shutil.copyfile(real / "train" / "label" / "train1.png", real / "train" / "label" / "test3.png")

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from changeanywhere.check import check_path
 from changeanywhere.cli import run as command
-from changeanywhere.errors import ConfigError, LegendError, ModelError, PairsError
+from changeanywhere.errors import ConfigError, LegendError, ModelError, OutputError, PairsError
 from changeanywhere.legend import Legend, LegendClass, load_legend
 from changeanywhere.models.detectors import SemanticDetector, build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
@@ -527,6 +527,15 @@ def test_benchmark_in_classes(tmp_path: Path) -> None:
     assert "from-to mIoU" in (tmp_path / "out" / "table.tex").read_text()
     cells = (tmp_path / "out" / "cells.csv").read_text().splitlines()[0]
     assert "sek" not in cells, "the columns of cells are as they were"
+    before = replace(options, detectors=["fc_ef"])
+    mask = np.asarray(Image.open(tmp_path / "real" / "test" / "label2" / "test0.png")).copy()
+    mask[(mask == COLOURS["red"]).all(-1)] = COLOURS["green"]
+    Image.fromarray(mask).save(tmp_path / "real" / "test" / "label2" / "test0.png")
+    run_benchmark(before)  # the same ground changed
+    with pytest.raises(OutputError, match=r"the classes of the test split is not what it was \(other classes of both"):
+        run_benchmark(options)
+    with pytest.raises(OutputError, match=r"the classes of the test split is not what it was"):
+        run_benchmark(replace(options, detectors=[NAME], dry_run=True))
 
 
 @pytest.mark.numerical

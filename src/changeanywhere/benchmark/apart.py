@@ -1,4 +1,5 @@
-"""Test scenes stay apart: none among unlabelled pairs, none behind a set that is pre-trained on.
+"""Test scenes stay apart: none in the other splits, none among unlabelled pairs, none behind a set that is pre-trained
+on. Validation pairs are none of the training split, where the dataset itself says which they are.
 
 Images are known again by their decoded pixels, whatever container and name they have now. A scene whose pixels were
 changed (painted, disturbed, cut otherwise) is known by its name, where names tell: the record of a generated pair has
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,17 +46,23 @@ class Looked:
     pairs: PairDataset
     by_record: bool
     """Whether only records say which scenes are in it (a set made of others), or the names of its own files too."""
+    against: tuple[str, ...] = ("test",)
+    """The splits of which it must hold nothing."""
     names: bool = True
     """Whether names are looked at; those of the training split are what they are held against."""
 
 
-def held_of(split: str, pairs: PairDataset, train: PairDataset) -> Held:
+Hash = Callable[[Path, float | None], str | None]
+"""As :func:`pixel_hash`."""
+
+
+def held_of(split: str, pairs: PairDataset, train: PairDataset, hash_of: Hash) -> Held:
     """What the images and the names of a split are known by."""
     images = {
         found: file
         for number in range(len(pairs))
         for file in pairs.images_of(number)
-        if (found := pixel_hash(file, pairs.max_megapixels)) is not None
+        if (found := hash_of(file, pairs.max_megapixels)) is not None
     }
     told = {name: pairs.key_of(n) for n in range(len(pairs)) for name in _names_in(pairs.key_of(n))}
     own = {name for number in range(len(train)) for name in _names_in(train.key_of(number))}
@@ -81,50 +88,61 @@ def _names_in(key: str) -> set[str]:
 def _told(looked: Looked, number: int) -> set[str]:
     """Names of the scenes that are in a pair, as far as it says so."""
     record, found = looked.pairs.record_of(number), set[str]()
-    donors = record.get("donors") or ()
-    keys = [record.get("source_key"), record.get("scene"), *(donor.get("key") for donor in donors)]
+    donors = record.get("donors")
+    listed = donors if isinstance(donors, list) else []
+    first = [donor.get("key") if isinstance(donor, Mapping) else donor for donor in listed]  # or the keys alone
+    keys = [record.get("source_key"), record.get("scene"), *first]
     for key in keys if looked.by_record else [*keys, looked.pairs.key_of(number)]:
         found |= _names_in(key) if isinstance(key, str) else set()
     return found
 
 
-def _refuse(held: Held, looked: Looked) -> None:
+def _refuse(held: Sequence[Held], looked: Looked, hash_of: Hash) -> None:
     for number in range(len(looked.pairs)):
-        for name in sorted(_told(looked, number) & held.names.keys()) if looked.names and held.names else ():
-            where = looked.pairs.images_of(number)[0]
-            raise ConfigError(
-                f"{looked.what}: {where} is of {name}, as {held.names[name]} of the {held.split} split is; leave it "
-                "out (or, if it is other ground, rename it)"
-            )
+        for one in held if looked.names else ():
+            for name in sorted(_told(looked, number) & one.names.keys()) if one.names else ():
+                where = looked.pairs.images_of(number)[0]
+                raise ConfigError(
+                    f"{looked.what}: {where} is of {name}, as {one.names[name]} of the {one.split} split is; leave it "
+                    "out (or, if it is other ground, rename it)"
+                )
     for number in range(len(looked.pairs)):
         for file in looked.pairs.images_of(number):
-            found = pixel_hash(file, looked.pairs.max_megapixels)
-            if found in held.images:
-                same = held.images[found]
-                raise ConfigError(f"{looked.what}: {file} is {same} of the {held.split} split; leave it out")
+            found = hash_of(file, looked.pairs.max_megapixels)
+            for one in held:
+                if found in one.images:
+                    same = one.images[found]
+                    said = f"is in the {one.split} split too" if same == file else f"is {same} of the {one.split} split"
+                    raise ConfigError(f"{looked.what}: {file} {said}; leave it out")
 
 
 def refuse_test_scenes(out: Path, splits: dict[str, PairDataset], looked: Sequence[Looked]) -> None:
-    """Hold all of ``looked`` against ``splits`` (``train``, and what is held out), unless a run before has done so."""
+    """Hold all of ``looked`` against ``splits`` (``train``, and what is held out), unless a run before has done so.
+
+    :class:`ConfigError` naming the first image, or scene, that is in both.
+    """
     file = out / SEEN
     try:
         before = read_json_object(file)
     except (OSError, DocumentError):  # nothing there, or nothing that can be believed
         before = {}
     train, known = splits["train"], dict[str, str]()
+    hashes: dict[Path, str | None] = {}
     held: dict[str, Held] = {}
+
+    def hash_of(image: Path, max_megapixels: float | None) -> str | None:
+        if image not in hashes:  # what is held is looked at too, and no image is read twice
+            hashes[image] = pixel_hash(image, max_megapixels)
+        return hashes[image]
+
     for one in looked:
-        # Validation pairs may stand behind a set that is pre-trained on, or in the training split: they select, and no
-        # more. Somebody's further pairs have no reason to hold them.
-        brought = not one.by_record and one.names
-        names = [name for name in splits if name == "test" or (name == "val" and brought)]
-        known[one.what] = _state_of(one, [train, *(splits[name] for name in names)])
+        known[one.what] = _state_of(one, [train, *(splits[name] for name in one.against)])
         if before.get(one.what) == known[one.what]:
             continue
-        for name in names:
+        for name in one.against:
             if name not in held:
-                held[name] = held_of(name, splits[name], train)
-            _refuse(held[name], one)
+                held[name] = held_of(name, splits[name], train, hash_of)
+        _refuse([held[name] for name in one.against], one, hash_of)
     if known:
         atomic_write(file, (json.dumps(before | known, indent=1) + "\n").encode())
 

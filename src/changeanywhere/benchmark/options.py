@@ -201,6 +201,10 @@ class BenchmarkOptions:
         """With pre-training and labels, in their order: what is fine-tuned like ``only-sup``, then in other ways."""
         return [arm for arm in self.arms if arm not in self.zero_shot_only] + list(self._other_ways)
 
+    def arms_at(self, share: int) -> list[str]:
+        """The arms that have cells at ``share``, in the order of their work."""
+        return [*self.baselines, *self.tuned_arms] if share else self.arms
+
     @property
     def _other_ways(self) -> dict[str, Way]:
         return ways_of(self.arms, self.until_flat, self.semi_supervised, self.rehearsed)
@@ -287,16 +291,21 @@ class BenchmarkOptions:
             among("".join(unknown[:1]), names),
         )
         yield "shares", self.shares, all(0 <= s <= 100 for s in self.shares) and bool(self.shares), "0 to 100"
+        some = any(self.arms_at(share) for share in self.shares)
+        yield "shares", self.shares, some, "some with an arm: 0 needs pretraining or pretrained, others baselines too"
         for name in ("detectors", "shares", "seeds", "pretrain_seeds", "baselines", "rivals", "learning_rates"):
             values = getattr(self, name)
             yield name, values, len(set(values)) == len(values), "each one once"
         yield "seeds", self.seeds, bool(self.seeds), "one or more"
-        counted = all(0 <= share <= 100 and 1 <= n <= len(self.seeds) for share, n in self.seeds_at.items())
-        yield "seeds_at", self.seeds_at, counted, f"0 to 100: 1 to {len(self.seeds)}, the number of seeds"
+        counted = all(1 <= share <= 100 and 1 <= n <= len(self.seeds) for share, n in self.seeds_at.items())
+        allowed = f"1 to 100: 1 to {len(self.seeds)}, the number of seeds (at 0 these are pretrain_seeds)"
+        yield "seeds_at", self.seeds_at, counted, allowed
         yield "num_panels", self.num_panels, self.num_panels >= 0, "0 and more"
         yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
         own = not self.val_share or self.val_split == BenchmarkOptions.val_split
         yield "val_split", self.val_split, own, "nothing beside val_share, which takes its place"
+        chosen = self.val_split != self.train_split or bool(self.val_share) or not any(self.shares)
+        yield "val_split", self.val_split, chosen, "a split apart from train_split (where there is none: val_share)"
         apart = self.test_split not in (self.train_split, self.val_split) and (self.test_split or not any(self.shares))
         yield "test_split", self.test_split, bool(apart), "a split apart; null with shares [0]"
         yield "learning_rates", self.learning_rates, min(self.rates) > 0, "above 0"
@@ -348,6 +357,8 @@ class BenchmarkOptions:
         for ending, name in ways:
             taken = [arm for arm in getattr(self, name) if arm + ending in arms or arm in self.zero_shot_only]
             yield name, taken, not taken, f"arms that are fine-tuned, and whose name with {ending} is free"
+        scored = 0 in self.shares or not self.zero_shot_only
+        yield "zero_shot_only", self.zero_shot_only, scored, "nothing where 0 is not in shares"
         idle = [] if self.unlabelled_arms else self.unlabelled
         yield "unlabelled", idle, not idle, f"nothing without an arm that sees it ({SEMI}, ARM{WITH_UNLABELLED})"
         both_dates = [*self.unlabelled_arms, *self.rehearsed]

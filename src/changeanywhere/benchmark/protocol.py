@@ -10,25 +10,27 @@ learned from (:mod:`.apart`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from changeanywhere.benchmark.apart import Looked, refuse_test_scenes
+from changeanywhere.benchmark.frozen import contents_of, freeze
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import POLL, BusyError, alone
-from changeanywhere.benchmark.statistics import COUNTS, scene_of
+from changeanywhere.benchmark.statistics import COUNTS, MIN_SCENES, require_scenes, scenes_of
+from changeanywhere.benchmark.summary import comparisons, planned
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
-from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
 from changeanywhere.leases import Leases
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
@@ -48,8 +50,6 @@ ALL_CHANGED = 0.95
 """A net that calls more than this share of the ground changed …"""
 NOTHING_CHANGED = 0.0005
 """… or less than this has collapsed."""
-GROWING = ("arms", "backbones", "contents")
-"""Parts of ``benchmark.json`` in which further ones may come: what is in them depends on detectors, arms and shares."""
 
 
 class Benchmark:
@@ -71,61 +71,50 @@ class Benchmark:
         for place in options.pretrained.values():
             for detector, seed in product(options.detectors, options.pretrain_seeds):
                 handed_in(place, detector, seed)
-        for share in (s for s in options.shares if s and options.lists):
+        for share in self._listed_shares():
             self.few(share, options.seeds[0])  # what is wrong with a list is said before the training
 
+    def _listed_shares(self) -> list[int]:
+        """Shares whose lists are given: those with cells, and the one at which rates are chosen."""
+        options = self.options
+        asked = {*options.shares, *([options.rate_at] if any(options.shares) and options.rate_at else [])}
+        return sorted(share for share in asked if share and options.lists)
+
     def refuse_test_scenes(self) -> None:
-        """:class:`ConfigError` where a scene of the test split is among unlabelled pairs or behind a set that is
-        pre-trained on."""
+        """:class:`ConfigError` where a scene of the test split is in another split, among unlabelled pairs or behind a
+        set that is pre-trained on; and where one of the validation split is in the training split."""
+        both, own = ("test", "val"), self.options.pairs
+        # Validation pairs may stand behind a set that is pre-trained on: they select, and no more. Somebody's further
+        # pairs have no reason to hold them; nor has a training split that is apart from them by what the dataset says.
         looked = [Looked(f"pretraining {arm}", pairs, by_record=True) for arm, pairs in self.trainings.sets.items()]
         if self.unlabelled is not None:
-            train, *further = self.unlabelled.sets
-            named = zip(self.options.unlabelled, further, strict=True)
-            looked += [Looked(f"unlabelled {folder}", pairs, by_record=False) for folder, pairs in named]
-            looked.append(Looked(f"training split of {self.options.pairs}", train, by_record=False, names=False))
+            named = zip(self.options.unlabelled, self.unlabelled.sets[1:], strict=True)
+            looked += [Looked(f"unlabelled {folder}", pairs, False, both) for folder, pairs in named]
+        if any(self.options.shares):
+            against = ("test",) if self.options.val_share else both
+            looked.append(Looked(f"training split of {own}", self.train, False, against, names=False))
+            looked.append(Looked(f"validation split of {own}", self.val, by_record=False, names=False))
         refuse_test_scenes(self.options.out, {"train": self.train, "val": self.val, "test": self.test}, looked)
 
-    def freeze(self) -> None:
-        """Refuse to mix results of different options in one folder; further arms, detectors, shares and seeds may come.
+    def freeze(self, write: bool = True) -> None:
+        """Refuse to mix results of different options, or data, in one folder; further arms, detectors, shares and seeds
+        may come. ``write``: note down what they are, for all that comes.
 
         Raises :class:`OutputError` naming the difference.
         """
+        options = self.options
         for name in ("cells", "lists", "pretrain", "training", "leases"):
-            refuse_way_out(self.options.out, self.options.out / name)
-        file, asked = self.options.out / "benchmark.json", json.loads(json.dumps(self.options.frozen()))
-        asked["contents"] = {name: pairs.content_hash() for name, pairs in self._contents().items()}
-        before = noted(file) if file.exists() else asked | {group: {} for group in GROWING}
-        old, new, whole = dict(before), dict(asked), dict(asked)
-        for group in GROWING:  # what is there once stays, further ones may come
-            there, now = old.pop(group, None), new.pop(group)
-            if not isinstance(there, dict):
-                raise OutputError(f"{file}: damaged (no {group}); give another --out")
-            both = {name: self._called(group, name) for name in there.keys() & now.keys()}
-            old |= {both[name]: there[name] for name in both}
-            new |= {both[name]: now[name] for name in both}
-            whole[group] = there | now
-        differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        for key in sorted(differing, key=lambda key: key.startswith("contents")):
-            if key.startswith("contents"):
-                now = "is not what it was (other pairs, or other labels)"
-                raise OutputError(f"{self.options.out}: {key.partition(' of ')[2]} {now}; give another --out")
-            raise OutputError(
-                f"{self.options.out}: was begun with {key} = {old.get(key)!r}, asked now: {new.get(key)!r}; "
-                "give another --out, or the same settings to go on"
-            )
-        atomic_write(file, (json.dumps(whole, indent=1) + "\n").encode())
-        if self.options.val_share and len(self.val):
-            _write_list(self.options.out / "lists" / "val.txt", self.val.names)
+            refuse_way_out(options.out, options.out / name)
+        contents = contents_of(options, self._data(), self.unlabelled)
+        freeze(options.out, options.frozen(), contents, options.arms, write)
+        if write and options.val_share and len(self.val):
+            _write_list(options.out / "lists" / "val.txt", self.val.names)
 
-    def _called(self, group: str, name: str) -> str:
-        what = "pretraining" if name in self.options.arms else "settings"
-        return f"{what if group == 'arms' else group} of {name}"
-
-    def _contents(self) -> dict[str, PairDataset]:
-        """What cells are believed of without another look, by what it is called in ``benchmark.json``."""
+    def _data(self) -> dict[str, PairDataset]:
+        """The pairs that cells depend on, by what they are called in ``benchmark.json``."""
         own = {"the training split": self.train, "the validation split": self.val} if any(self.options.shares) else {}
         own |= {"the test split": self.test}
-        given = {f"the list of {s} %": self.few(s, 0) for s in self.options.shares if s and self.options.lists}
+        given = {f"the list of {share} %": self.few(share, 0) for share in self._listed_shares()}
         return own | given | {f"the set of {arm}": pairs for arm, pairs in self.trainings.sets.items()}
 
     def _training_splits(self) -> tuple[PairDataset, PairDataset]:
@@ -152,7 +141,7 @@ class Benchmark:
             for share in sorted(options.shares):
                 seeds = options.pretrain_seeds if share == 0 else options.seeds[: options.count_of_seeds(share)]
                 for seed in seeds:
-                    for arm in options.arms if share == 0 else (*options.baselines, *options.tuned_arms):
+                    for arm in options.arms_at(share):
                         yield Cell(detector, arm, share, seed)
 
     def few(self, share: int, seed: int) -> PairDataset:
@@ -207,20 +196,34 @@ class Benchmark:
         run = self.options.run
         return evaluate_classes(net, pairs, 8, self.device, run.mixed_precision, run.num_workers)
 
+    @cached_property
+    def scenes(self) -> list[str]:
+        """The scene of each test pair."""
+        numbers = range(len(self.test))
+        recorded = [self.test.record_of(number).get("scene") for number in numbers]
+        return scenes_of([self.test.key_of(number) for number in numbers], recorded)
+
     def _by_scene(self, scores: list[ChangeScores]) -> dict[str, list[int]]:
         """Counts of the test pairs, added up by scene."""
         found: dict[str, list[int]] = {}
-        for number, one in enumerate(scores):
-            scene = scene_of(self.test.key_of(number), self.test.record_of(number).get("scene"))
+        for scene, one in zip(self.scenes, scores, strict=True):
             counts = found.setdefault(scene, [0] * len(COUNTS))
             for place, count in enumerate(COUNTS):
                 counts[place] += getattr(one, count)
         return found
 
+    def finished(self) -> list[dict[str, Any]]:
+        """Scores of the cells that are finished. Raises :class:`OutputError` for one that was scored on other scenes
+        than the test split has now: no gain could be taken scene by scene."""
+        files = [self.options.out / "cells" / f"{cell.key}.json" for cell in self.cells()]
+        records = {file: noted(file) for file in files if file.is_file()}
+        for file, record in records.items():
+            require_scenes(file, record, set(self.scenes))
+        return list(records.values())
+
     def write_results(self) -> list[dict[str, Any]]:
         """Tables, curves and panels of the cells that are finished, which are returned."""
-        files = [self.options.out / "cells" / f"{cell.key}.json" for cell in self.cells()]
-        records = [noted(file) for file in files if file.is_file()]
+        records = self.finished()
         if records:
             write_results(self.options, records, self.constants(), self.test)
         return records
@@ -257,9 +260,14 @@ def run_benchmark(
     Once ``stop`` is set the training at work ends with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
     benchmark = Benchmark(options, progress, stop)
-    benchmark.freeze()
     benchmark.refuse_test_scenes()
+    benchmark.freeze(write=not options.dry_run)
+    benchmark.finished()  # what is wrong with it is said before the training, not after
     write_plan(options, list(benchmark.cells()), benchmark.trainings.tuning)
+    scenes = len(set(benchmark.scenes))
+    if scenes < MIN_SCENES and comparisons(planned(options), options.claims):
+        least = f"with fewer than {MIN_SCENES} that have a change"
+        say(f"{options.pairs}: {scenes} test scenes; {least} no gain is claimed")
     if options.dry_run:
         return []
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after

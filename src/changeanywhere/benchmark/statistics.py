@@ -3,26 +3,32 @@ test scenes, corrected for the number of comparisons; and, before a run, which d
 
 Seeds that go on from one pre-training share its luck. They are a cluster: pre-trainings are drawn first, then seeds
 within them (Davison & Hinkley 1997, §3.8), and Student's t has the degrees of freedom that Satterthwaite (1946) gives
-to a sum of two variances, between pre-trainings and within them.
+to a sum of two variances, between pre-trainings and within them. Test scenes are a third: few of them make these
+degrees fewer, many make them no more than pre-trainings and seeds have. (Else three pre-trainings that happen to be
+alike lend a gain the certainty of many scenes: at the level of one of eighteen comparisons up to four times too often.)
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from changeanywhere.errors import OutputError
 from changeanywhere.seeds import stream
 
 RESAMPLED = 4000
 """Draws of seeds and scenes; only their standard error is used."""
 ALPHA = 0.05
 POWER = 0.8
+MIN_SCENES = 5
+"""With fewer test scenes that have a change nothing is claimed, as no verdict is given of a detector."""
 COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 OFFSETS = re.compile(r"(.+?)_(\d{3,})_(\d{3,})")
 """Rows and columns in px, filled up to one width."""
@@ -42,7 +48,14 @@ class Gain:
     pretrainings: int
     """Independent groups of seeds: as many as ``seeds`` where none share a pre-training."""
     freedom: float
-    """Degrees of freedom of the error; 0 with one pre-training, or one seed: then nothing is claimed."""
+    """Degrees of freedom of the error; 0 with one pre-training, one seed, or few scenes: then nothing is claimed."""
+    scenes: int | None = None
+    """Test scenes with a change; None where the cells do not say (of earlier editions)."""
+
+    @property
+    def few_scenes(self) -> bool:
+        """Whether it is test scenes that are too few for a claim."""
+        return self.scenes is not None and self.scenes < MIN_SCENES
 
     def interval(self, comparisons: int) -> tuple[float, float]:
         """That holds for all of so many comparisons at once with 95 % (Bonferroni, Student's t)."""
@@ -57,11 +70,23 @@ class Gain:
         return low > 0 or high < 0
 
 
-def scene_of(name: str, recorded: str | None = None) -> str:
-    """What a test pair is resampled with: its recorded scene, else its name without the offsets or the number of a tile
-    (``test_12_0256_0512``, ``test_12_7`` → ``test_12``), else itself."""
+def scene_of(name: str, recorded: object = None) -> str:
+    """What a test pair is resampled with: its recorded scene (of any type), else its name without the offsets or the
+    number of a tile (``test_12_0256_0512``, ``test_12_7`` → ``test_12``), else itself."""
     tile = NUMBERED.fullmatch(name)
-    return recorded or without_offsets(name) or (tile.group(1) if tile else name)
+    return _said(recorded) or without_offsets(name) or (tile.group(1) if tile else name)
+
+
+def scenes_of(names: Sequence[str], recorded: Sequence[object]) -> list[str]:
+    """:func:`scene_of` of every test pair. Where plain numbers alone would make all of them one scene
+    (``area_1_0001`` to ``area_1_0500``), the numbers are of no tiles: each pair is itself."""
+    found = [scene_of(name, said) for name, said in zip(names, recorded, strict=True)]
+    told = any(_said(said) or without_offsets(name) for name, said in zip(names, recorded, strict=True))
+    return list(names) if len(set(found)) == 1 < len(names) and not told else found
+
+
+def _said(recorded: object) -> str:
+    return "" if recorded is None else str(recorded)
 
 
 def without_offsets(name: str) -> str | None:
@@ -74,9 +99,9 @@ def without_offsets(name: str) -> str | None:
 def paired_gain(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> Gain | None:
     """Of ``cells`` over ``others``, seed by seed; None where they share no seed.
 
-    Where cells hold counts by scene (``scenes``: scene → TP, FP, FN, TN), scenes are drawn anew too, the same ones for
-    both arms; else (cells of earlier editions) seeds alone. Cells with one ``pretraining_seed`` share a pre-training;
-    where all do, the error is that of seeds on this one.
+    Where cells hold counts by scene (``scenes``: scene → TP, FP, FN, TN; the same scenes in all of them), scenes are
+    drawn anew too, the same ones for both arms; else (cells of earlier editions) seeds alone. Cells with one
+    ``pretraining_seed`` share a pre-training; where all do, the error is that of seeds on this one.
     """
     own, other = ({cell["seed"]: cell for cell in group} for group in (cells, others))
     seeds = sorted(own.keys() & other.keys())
@@ -86,20 +111,59 @@ def paired_gain(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
     differences = np.array([[(one["f1"] or 0.0) - (two["f1"] or 0.0) for one, two in pairs]])
     gain = float(differences.mean())
     groups = groups_of(pairs)
+    by_scene = all("scenes" in cell for pair in pairs for cell in pair)
+    changed = scenes_with_change(pairs[0][0]) if by_scene else None
     if len(seeds) < 2:
-        return Gain(gain, 0.0, 1, 1, 0.0)
+        return Gain(gain, 0.0, 1, 1, 0.0, changed)
     rng = stream("benchmark.bootstrap", 0)
     drawn, units = draws_of(groups, rng)
-    freedom = degrees_of_freedom(differences[0], groups)
-    if all("scenes" in cell for pair in pairs for cell in pair):
-        scenes = sorted(pairs[0][0]["scenes"])
+    # Resampling n units shows (n - 1) / n of their variance.
+    own_factor = units / (units - 1)
+    alone = _variance(differences, drawn)
+    variance, freedom = alone * own_factor, degrees_of_freedom(differences[0], groups)
+    scenes = sorted(pairs[0][0]["scenes"]) if by_scene else []
+    if len(scenes) > 1:
         weights = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), RESAMPLED).astype(float)
         sides = [np.stack([_f1_of(cell, scenes, weights) for cell in side], 1) for side in zip(*pairs, strict=True)]
-        differences = sides[0] - sides[1]
-    means = (differences * drawn).sum(1)
-    # Resampling n units shows (n - 1) / n of their variance.
-    error = float(means.std(ddof=1)) * float(np.sqrt(units / (units - 1)))
-    return Gain(gain, error, len(seeds), len(groups), freedom)
+        redrawn, factor = sides[0] - sides[1], len(scenes) / (len(scenes) - 1)
+        of_scenes = _variance(redrawn, np.full_like(drawn, 1 / len(seeds)))
+        both = max(_variance(redrawn, drawn) - alone - of_scenes, 0.0)  # what only draws of both together show
+        parts = [(variance, freedom), (of_scenes * factor, len(scenes) - 1.0)]
+        parts.append((both * own_factor * factor, freedom * (len(scenes) - 1)))
+        variance, freedom = sum(part for part, _ in parts), min(freedom, satterthwaite(parts))
+    freedom = 0.0 if changed is not None and changed < MIN_SCENES else freedom
+    return Gain(gain, float(np.sqrt(variance)), len(seeds), len(groups), freedom, changed)
+
+
+def require_scenes(file: Path, cell: Mapping[str, Any], scenes: Collection[str]) -> None:
+    """:class:`OutputError` where the cell in ``file`` was scored on other test scenes than these. Cells of earlier
+    editions do not say on which."""
+    odd = sorted(cell["scenes"].keys() ^ set(scenes)) if "scenes" in cell else []
+    if odd:
+        told = f"on {odd[0]}, which is not there now" if odd[0] in cell["scenes"] else f"without {odd[0]}"
+        raise OutputError(
+            f"{file}: was scored on other test scenes ({told}); delete it, and it is measured again, or give another "
+            "--out"
+        )
+
+
+def scenes_with_change(cell: Mapping[str, Any]) -> int:
+    """Of the test scenes of a cell those in which something changed."""
+    places = [COUNTS.index(name) for name in ("true_positives", "false_negatives")]
+    return sum(any(counts[place] for place in places) for counts in cell["scenes"].values())
+
+
+def satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of variances, each with its own; those of the first where all are 0."""
+    total = sum(variance for variance, _ in parts)
+    if not total or not all(freedom for variance, freedom in parts if variance):
+        return parts[0][1]
+    return float(total**2 / sum(variance**2 / freedom for variance, freedom in parts if variance))
+
+
+def _variance(differences: Floats, weights: Floats) -> float:
+    """Of the mean difference, of differences and weights of seeds, both float ``[draws or 1, seeds]``."""
+    return float((differences * weights).sum(1).var(ddof=1))
 
 
 def groups_of(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[list[int]]:

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from changeanywhere.benchmark.arms import BASELINES, SEMI
-from changeanywhere.benchmark.options import Claims
+from changeanywhere.benchmark.options import BenchmarkOptions, Claims
 from changeanywhere.benchmark.statistics import paired_gain, spread_of
 
 SCORES = ("f1", "precision", "recall", "iou")
 ALL_CHANGED = "(all changed)"
 """Name of the constant prediction, over which arms without labels gain."""
-Groups = Mapping[tuple[str, int, str], Sequence[Mapping[str, Any]]]
+Group = tuple[str, int, str]
+"""Detector, share, arm."""
 
 
-def summarise(records: Sequence[Mapping[str, Any]], claims: Claims | None = None) -> list[dict[str, Any]]:
+def planned(options: BenchmarkOptions) -> list[Group]:
+    """Every group of cells that a benchmark will have, in their order, and what calls everything changed."""
+    groups = []
+    for detector in options.detectors:
+        for share in sorted(options.shares):
+            groups += [(detector, share, arm) for arm in options.arms_at(share)]
+            groups += [(detector, 0, ALL_CHANGED)] if share == 0 and options.arms else []
+    return groups
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]], claims: Claims | None = None, plan: Collection[Group] = ()
+) -> list[dict[str, Any]]:
     """One row per detector, share and arm: mean and standard error over seeds; gains in F1 over the references of
     ``claims``.
 
     Gains are taken seed by seed: with one seed every arm is tuned on the same labels, so that what one draw of labels
-    is worth cancels. A gain is *certain* where its interval, corrected for every gain that
-    is claimed, leaves out 0. An undefined score (nothing predicted) counts as 0 in means and is flagged as
-    collapsed; a gain that rests on such cells says so, and what it is without them.
+    is worth cancels. A gain is *certain* where its interval, corrected for every gain that is claimed (those of groups
+    of ``plan``, too, that have no cell yet), leaves out 0. An undefined score (nothing predicted) counts as 0 in means
+    and is flagged as collapsed; a gain that rests on such cells says so, and what it is without them.
     """
     groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         groups[record["detector"], record["share"], record["arm"]].append(record)
     claims = claims or Claims()
-    count = len(comparisons(groups, claims))
+    count = len(comparisons({*groups, *plan}, claims))
     rows = []
     for (detector, share, arm), cells in groups.items():
         row: dict[str, Any] = {"detector": detector, "share": share, "arm": arm, "seeds": len(cells)}
@@ -57,7 +70,7 @@ def is_compared(arm: str, other: str) -> bool:
     return arm != other and (arm == SEMI or arm not in (*BASELINES, ALL_CHANGED))
 
 
-def comparisons(groups: Groups, claims: Claims) -> list[tuple[str, int, str, str]]:
+def comparisons(groups: Collection[Group], claims: Claims) -> list[tuple[str, int, str, str]]:
     """Every (detector, share, arm, reference) for which a gain is claimed."""
     return [
         (detector, share, arm, other)
@@ -84,6 +97,8 @@ def _gain(
         "seeds": found.seeds,
         "pretrainings": found.pretrainings,
         "freedom": found.freedom,
+        "scenes": found.scenes,
+        "few_scenes": found.few_scenes,
         "interval": [low, high] if found.freedom else None,
         "certain": claimed and found.is_certain(max(count, 1)),
         "claimed": claimed,

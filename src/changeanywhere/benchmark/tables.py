@@ -14,7 +14,8 @@ from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.paper_shape import constant_cells, latex, score_cells, shaped_tables
 from changeanywhere.benchmark.pictures import curves, learning_curves, write_panels
 from changeanywhere.benchmark.published import read_published
-from changeanywhere.benchmark.summary import ALL_CHANGED, SCORES, standard_error, summarise
+from changeanywhere.benchmark.statistics import MIN_SCENES
+from changeanywhere.benchmark.summary import ALL_CHANGED, SCORES, comparisons, planned, standard_error, summarise
 from changeanywhere.documents import DocumentError, read_json_object, to_json
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.storage import atomic_write
@@ -27,8 +28,9 @@ NOTE = (
     "confusion matrix over the whole test set. Gains are differences seed by seed (the same labels for\n"
     "every arm), with their standard error over pre-trainings, seeds within them and test scenes drawn\n"
     "together, and the interval that holds for all {count} comparisons at once with 95 % (Bonferroni, Student's\n"
-    "t); a gain whose interval holds 0 is noise. Seeds that share one pre-training share its luck: where all\n"
-    "share one, nothing is claimed."
+    "t; what is planned and not there yet counts too); a gain whose interval holds 0 is noise. Seeds that share one\n"
+    f"pre-training share its luck: where all share one, nothing is claimed, nor with fewer than {MIN_SCENES} test\n"
+    "scenes that have a change."
 )
 SEMANTIC = "Classes of both dates (SeK, F_scd, mIoU of unchanged and changed ground, mIoU of from-tos)"
 HEADINGS = (
@@ -57,8 +59,9 @@ def gain_text(gain: Mapping[str, Any]) -> str:
     if gain["interval"] and gain["claimed"]:
         low, high = gain["interval"]
         text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    alone = gain["pretrainings"] == 1 < gain["seeds"]
-    unsure = "one pre-training: not claimed" if alone else "within noise" if gain["claimed"] else "not claimed"
+    unsure = "within noise" if gain["claimed"] else "not claimed"
+    if gain["seeds"] > 1 and (gain["pretrainings"] == 1 or gain["few_scenes"]):
+        unsure = f"{'one pre-training' if gain['pretrainings'] == 1 else 'few test scenes'}: not claimed"
     text += "" if gain["certain"] else f" ({unsure})"
     if gain["collapsed"]:
         sound = "none is sound" if gain["sound_f1"] is None else f"{100 * gain['sound_f1']:+.1f} where neither has"
@@ -78,7 +81,8 @@ def write_results(
     Markdown and LaTeX in the shape of the paper's tables; CSV, and the end of the Markdown, a line per arm and share.
     """
     references = [*options.references, ALL_CHANGED]
-    rows = summarise([*records, *_constant_cells(records, constants)], options.claims)
+    plan = planned(options)
+    rows = summarise([*records, *everything_changed(records, constants["all changed"])], options.claims, plan)
     rows = [row for row in rows if row["arm"] != ALL_CHANGED]
     paper = read_published(options.paper_tables, options.name)
     headings = (*HEADINGS, *(f"gain over {arm}" for arm in references), "collapsed")
@@ -88,7 +92,7 @@ def write_results(
             [f"({name})", "", "", "", "", "", *constant_cells(scores), *[""] * (len(headings) - len(HEADINGS))]
         )
     shaped = shaped_tables(rows, constants, paper)
-    count = sum(gain["claimed"] for row in rows for gain in row["gains"].values())
+    count = len(comparisons(plan, options.claims))
     page = [f"# {markdown(options.name)}", "", NOTE.format(count=count), "", *said_of_sets(options)]
     classes = semantic_table(records)
     semantic = [(SEMANTIC, classes)] if classes else []
@@ -155,14 +159,11 @@ def said_of_sets(options: BenchmarkOptions) -> list[str]:
     return lines
 
 
-def _constant_cells(
-    records: Sequence[Mapping[str, Any]], constants: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Calling everything changed as cells beside those without labels, of the same seeds."""
+def everything_changed(records: Sequence[Mapping[str, Any]], everything: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Calling everything changed, with its scores, as cells beside those without labels, of the same seeds."""
     places = dict.fromkeys((r["detector"], r["seed"]) for r in records if r["share"] == 0)
     return [
-        {**constants["all changed"], "detector": detector, "seed": seed, "share": 0, "arm": ALL_CHANGED}
-        | {"collapsed": None}
+        {**everything, "detector": detector, "seed": seed, "share": 0, "arm": ALL_CHANGED} | {"collapsed": None}
         for detector, seed in places
     ]
 
