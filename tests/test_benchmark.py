@@ -563,6 +563,30 @@ def test_a_run_that_ends_early_leaves_tables_of_what_is_finished(
     assert [cell["arm"] for cell in json.loads((options.out / "results.json").read_text())["cells"]] == ["made"]
 
 
+def test_an_interrupted_fine_tuning_goes_on_under_another_spelling_of_out(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(options.run, save_every=1)
+    asked = replace(
+        options, run=run, shares=[50], seeds=[0], learning_rates=[1e-3], baselines=[], out=Path("out21"), num_panels=0
+    )
+    monkeypatch.chdir(options.out.parent)
+    whole, stop = trainings.train_detector, Event()
+
+    def stopped(recipe: Recipe, *given: Any, **beside: Any) -> Path:
+        if recipe.init:
+            stop.set()
+        return whole(recipe, *given, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(asked, stop=stop)
+    assert list(asked.out.glob("training/*/training/detector/checkpoint.pt"))
+    monkeypatch.setattr(trainings, "train_detector", whole)
+    (record,) = run_benchmark(replace(asked, out=asked.out.absolute()))
+    assert record["arm"] == "made"
+
+
 def test_a_run_that_waits_for_others_can_be_stopped_and_makes_what_they_are_not_at(options: BenchmarkOptions) -> None:
     asked, stop = replace(options, shares=[50], baselines=["only-sup"], pretraining={}, seeds=[0]), Event()
     first = "fc_ef-only-sup-050-0-lr0.001"
