@@ -533,6 +533,32 @@ def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions
         Benchmark(replace(backed, backbones={"bit_r18": "y.pth"})).freeze()
 
 
+def test_further_seeds_go_behind_those_that_are_there(options: BenchmarkOptions) -> None:
+    """Their places say from which pre-training they go on, and which of them choose the rates."""
+    begun = replace(options, seeds=[0, 1, 2, 3], pretrain_seeds=[0, 1, 2])
+    Benchmark(begun).freeze()
+    said = (
+        r"out: was begun with --seeds \[0, 1, 2, 3\], asked now: \[2, 3, 4\]; .*: "
+        r"ask for --seeds \[0, 1, 2, 3, 4\], or give another --out"
+    )
+    with pytest.raises(OutputError, match=said):
+        Benchmark(replace(begun, seeds=[2, 3, 4])).freeze()
+    for seeds in ([1, 0, 2, 3], [0, 1, 3, 2, 4]):
+        with pytest.raises(OutputError, match="was begun with --seeds"):
+            Benchmark(replace(begun, seeds=seeds)).freeze()
+    for seeds in ([0, 1, 2, 3, 4], [0, 1], [0, 1, 2, 3, 4, 5]):
+        Benchmark(replace(begun, seeds=seeds)).freeze()
+    file = options.out / "benchmark.json"
+    noted = json.loads(file.read_text())
+    assert noted["seeds"] == [0, 1, 2, 3, 4, 5], "fewer are asked for, and none is forgotten"
+    Benchmark(replace(begun, seeds=[7], shares=[0])).freeze()  # without labels none of them is read
+    assert json.loads(file.read_text())["seeds"] == noted["seeds"]
+    del noted["seeds"]
+    file.write_text(json.dumps(noted))  # of a program that did not note them
+    Benchmark(replace(begun, seeds=[2, 3])).freeze()
+    assert json.loads(file.read_text())["seeds"] == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("folder", "what"),
     [("real/test", "the test split"), ("real/train", "the training split"), ("generated", "the set of made")],
@@ -614,7 +640,8 @@ def test_panels_of_pairs_of_several_sizes_and_of_weights_that_are_gone(options: 
         assert panels.size == (5 * 68, 68 + 52)
         found = np.array(panels)[2:66, 3 * 68 + 2 : 4 * 68 - 2]
     assert (found[:10] == found[0, 0]).all() and len({tuple(pixel) for pixel in found.reshape(-1, 3)}) > 1
-    run_benchmark(replace(options, shares=[50], baselines=["only-sup"], seeds=[1, 0]))  # seed 1 has no weights any more
+    gone = replace(options, shares=[50], baselines=["only-sup"], seeds=[1, 0])  # seed 1 has no weights any more
+    assert len(Benchmark(gone).write_results()) == 4
 
 
 def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:

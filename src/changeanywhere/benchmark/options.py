@@ -144,7 +144,8 @@ class BenchmarkOptions:
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds of fine-tuning, and of the draw of few-shot lists."""
+    """Seeds of fine-tuning, and of the draw of few-shot lists. Their order counts (``pretrain_seeds``, ``rate_seeds``):
+    in a folder that was begun, further ones go behind those that are there."""
     seeds_at: dict[int, int] = field(default_factory=dict)
     """Share → how many of ``seeds`` (the first ones) are used there; default: all. Large shares vary less."""
     claims_at: list[int] = field(default_factory=list)

@@ -25,7 +25,7 @@ from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import POLL, BusyError, alone
 from changeanywhere.benchmark.statistics import COUNTS, scene_of
 from changeanywhere.benchmark.tables import write_results
-from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
+from changeanywhere.benchmark.trainings import Cell, Trainings, grown_seeds, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
@@ -86,7 +86,8 @@ class Benchmark:
         refuse_test_scenes(self.options.out, {"train": self.train, "val": self.val, "test": self.test}, looked)
 
     def freeze(self) -> None:
-        """Refuse to mix results of different options in one folder; further arms, detectors, shares and seeds may come.
+        """Refuse to mix results of different options in one folder; further arms, detectors and shares may come, and
+        further seeds behind those that are there.
 
         Raises :class:`OutputError` naming the difference.
         """
@@ -96,6 +97,8 @@ class Benchmark:
         asked["contents"] = {name: pairs.content_hash() for name, pairs in self._contents().items()}
         before = noted(file) if file.exists() else asked | {group: {} for group in GROWING}
         old, new, whole = dict(before), dict(asked), dict(asked)
+        seeds = self.options.seeds if any(self.options.shares) else []  # without labels none is read
+        whole["seeds"] = grown_seeds(self.options.out, old.pop("seeds", None), seeds)
         for group in GROWING:  # what is there once stays, further ones may come
             there, now = old.pop(group, None), new.pop(group)
             if not isinstance(there, dict):

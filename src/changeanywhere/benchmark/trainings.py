@@ -276,6 +276,27 @@ def _is_pretrained(out: Path, note: dict[str, Any]) -> bool:
     return True
 
 
+def grown_seeds(out: Path, before: object, asked: list[int]) -> list[int]:
+    """Seeds of a folder that was begun with the seeds ``before`` (None: none are known) and is asked for those of
+    ``asked``: the longer list, of which the other must be the beginning. A seed's place in it says from which
+    pre-training it goes on, and the first seeds choose the rates.
+
+    Raises :class:`OutputError` with both lists.
+    """
+    old = asked if before is None else before
+    if not isinstance(old, list):
+        raise OutputError(f"{out / 'benchmark.json'}: damaged (seeds); give another --out")
+    shared = min(len(old), len(asked))
+    if old[:shared] != asked[:shared]:
+        further = [seed for seed in asked if seed not in old]
+        raise OutputError(
+            f"{out}: was begun with --seeds {old}, asked now: {asked}; places in the list decide from which "
+            f"pre-training a seed goes on, and which seeds choose rates: ask for --seeds {[*old, *further]}, or give "
+            "another --out (the same command, started several times, shares the work)"
+        )
+    return max(old, asked, key=len)
+
+
 def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:
     """Fine-tuning on so many pairs: epochs, where they are asked for, in steps."""
     settings = options.finetune
