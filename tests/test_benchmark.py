@@ -253,6 +253,39 @@ def test_a_plan_before_the_run(options: BenchmarkOptions) -> None:
         replace(options, step_seconds={"bit_r18": 1.0}).check()
 
 
+def test_a_plan_counts_the_trainings_that_only_choose_a_rate(options: BenchmarkOptions) -> None:
+    """At another share than is scored, and with more seeds than are scored: what a run makes is what was planned."""
+    one = replace(options, pretraining={}, shares=[100], rate_at=50, seeds=[0], num_panels=0)
+    few = replace(one, rate_at=None, seeds=[0, 1], seeds_at={100: 1}, rate_seeds=2, out=options.out / "few")
+    for asked, count in ((one, 3), (few, 4)):
+        run_benchmark(asked)
+        assert f"| fc_ef | only-sup | {count} | {4 * count} |" in (asked.out / "plan.md").read_text()
+        assert len(list(asked.out.glob("training/*/result.json"))) == count
+    made = replace(options, shares=[50], seeds=[0, 1], pretrain_seeds=[0, 1, 2], out=options.out / "made")
+    run_benchmark(made)
+    assert "| fc_ef | pre-training on made | 2 | 8 |" in (made.out / "plan.md").read_text()
+    assert len(list(made.out.glob("pretrain/*/result.json"))) == 2, "two seeds go on from two of the three"
+
+
+def test_a_plan_says_what_could_be_seen_without_labels(options: BenchmarkOptions) -> None:
+    """Gains over calling everything changed are claimed there, with a seed for each pre-training."""
+    dry = replace(options, shares=[0], dry_run=True, pretrain_seeds=[0, 1, 2])
+    run_benchmark(dry)
+    plan = (options.out / "plan.md").read_text()
+    assert "Zero-shot: Gain in F1 (points) that 3 pre-trainings show four times in five, corrected for 1" in plan
+    assert f"2 → {100 * (visible_gain(0.02, 3, 1) or 0):.1f}" in plan and "nothing to see" not in plan
+    alone = replace(dry, pretrain_seeds=[0], out=options.out / "alone")
+    run_benchmark(alone)
+    assert "Zero-shot, one pre-training: no gain can be claimed." in (alone.out / "plan.md").read_text()
+    both = replace(dry, shares=[0, 50], out=options.out / "both")
+    run_benchmark(both)
+    plan = (both.out / "plan.md").read_text()
+    assert "that 2 seeds at 2 pre-trainings show" in plan and "Zero-shot: Gain" in plan
+    unclaimed = replace(dry, shares=[0, 50], claims_at=[50], out=options.out / "unclaimed")
+    run_benchmark(unclaimed)
+    assert "Zero-shot" not in (unclaimed.out / "plan.md").read_text()
+
+
 def test_fewer_seeds_at_large_shares_and_arms_without_fine_tuning(options: BenchmarkOptions) -> None:
     more = {"made": options.pretraining["made"], "rival": options.pretraining["made"]}
     limited = replace(options, pretraining=more, shares=[0, 50, 100], seeds_at={100: 1}, zero_shot_only=["rival"])

@@ -89,9 +89,7 @@ class Trainings:
 
     def seed_of_pretraining(self, seed: int) -> int:
         """From which pre-training a seed of fine-tuning goes on: they take turns."""
-        seeds = self.options.pretrain_seeds
-        place = self.options.seeds.index(seed) if seed in self.options.seeds else seed
-        return seeds[place % len(seeds)]
+        return pretraining_of(self.options, seed)
 
     def first_alike(self, detector: str, arm: str, seed: int) -> int:
         """The first seed of pre-training with the weights of ``seed``: a detector that was handed in may be one for all
@@ -133,13 +131,11 @@ class Trainings:
     def rate(self, cell: Cell) -> float:
         """The learning rate with the best F1 on validation pairs, on average over the first seeds of this detector, arm
         and share (or of the share at which the options want it chosen)."""
-        options = self.options
-        if len(options.rates) == 1:
+        options, firsts = self.options, choosing(self.options, cell)
+        if not firsts:
             return options.rates[0]
-        share = options.rate_at or cell.share
-        group = cell.detector, cell.arm, share
+        group = cell.detector, cell.arm, firsts[0].share
         if group not in self._rates:
-            firsts = [replace(cell, share=share, seed=seed) for seed in options.seeds[: options.rate_seeds]]
             best = self._best_of([(first, rate) for rate in options.rates for first in firsts])
             scores = np.reshape(best, (len(options.rates), len(firsts))).mean(1)
             self._rates[group] = options.rates[int(np.argmax(scores))]
@@ -264,6 +260,21 @@ class Trainings:
         return Recipe(
             detector=named, run=replace(self.options.run, seed=seed), init=str(init) if init is not None else None
         )
+
+
+def pretraining_of(options: BenchmarkOptions, seed: int) -> int:
+    """The seed of the pre-training from which a seed of fine-tuning goes on."""
+    place = options.seeds.index(seed) if seed in options.seeds else seed
+    return options.pretrain_seeds[place % len(options.pretrain_seeds)]
+
+
+def choosing(options: BenchmarkOptions, cell: Cell) -> list[Cell]:
+    """The cells that are trained at every rate to choose that of ``cell``: they may be none of those that are scored.
+    Empty where there is one rate."""
+    if len(options.rates) == 1:
+        return []
+    share = options.rate_at or cell.share
+    return [replace(cell, share=share, seed=seed) for seed in options.seeds[: options.rate_seeds]]
 
 
 def _is_pretrained(out: Path, note: dict[str, Any]) -> bool:
