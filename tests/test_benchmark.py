@@ -205,6 +205,19 @@ def test_pretrained_arms_fine_tuned_until_validation_is_flat_too(
             replace(options, **wrong).check()
 
 
+@pytest.mark.parametrize(("steps", "count"), [(5, 4), (6, 4), (9, 4), (8, 4), (3, 3)])
+def test_every_training_has_as_many_candidates_as_the_table_says(
+    options: BenchmarkOptions, steps: int, count: int
+) -> None:
+    tuning = replace(STEPS, num_steps=steps)
+    asked = replace(options, shares=[50], seeds=[0], learning_rates=[1e-3], candidates=4, finetune=tuning, num_panels=0)
+    for record in run_benchmark(replace(asked, pretraining={})):
+        assert record["candidates"] == len(record["curve"]) == count and record["curve"][-1][0] == steps
+    assert f"1 × {count} |" in (options.out / "table.md").read_text()
+    frozen = json.loads((options.out / "benchmark.json").read_text())["finetune"]
+    assert "validations" not in frozen, "folders that were begun before it go on"
+
+
 def test_lengths_in_epochs_of_the_share(options: BenchmarkOptions) -> None:
     epochs = replace(options, finetune=DetectorRecipe(batch_size=4), finetune_epochs=10, warmup_epochs=2)
     tuning = Benchmark(epochs).trainings.tuning

@@ -36,6 +36,7 @@ IGNORED = (
     "change_classes",
     "backbone_weights",
     "val_every",
+    "validations",
     "schedule",
     "unlabelled",
     "unlabelled_split",
@@ -161,7 +162,8 @@ class BenchmarkOptions:
     rate_at: int | None = None
     """The share at whose labels rates are chosen, once for every share; default: each share for itself."""
     candidates: int = 4
-    """Validations of a training, evenly spaced: among so many weights every arm chooses."""
+    """Validations of a training, evenly spaced: among so many weights every arm chooses (of a training of fewer steps,
+    one at each)."""
     backbones: dict[str, str] = field(default_factory=dict)
     """Detector → file of backbone weights (``package``: see ``detector.backbone_weights``), for every arm; detectors
     that are not named begin at random."""
@@ -243,8 +245,8 @@ class BenchmarkOptions:
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
         how, share = {name: stages["finetune"][name] for name in HOW_UNLABELLED}, stages["finetune"][HOW_REHEARSED]
         for stage in stages.values():
-            del stage["max_megapixels"]  # what may be read changes no figure
-            for name in BESIDE:
+            # What may be read changes no figure; the protocol sets validations.
+            for name in ("max_megapixels", "validations", *BESIDE):
                 del stage[name]
         arms: dict[str, Any] = {arm: [self.unlabelled, how] for arm in self.unlabelled_arms}
         arms |= {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}

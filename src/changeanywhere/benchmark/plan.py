@@ -106,7 +106,7 @@ def plan_page(options: BenchmarkOptions, cells: Sequence[Cell], work: Sequence[W
         + ("; steps with unlabelled pairs by their pairs, what a teacher reads not counted)." if beside else ")."),
         "",
         f"Validation budget of every arm: {len(options.rates)} learning rate(s), chosen over {options.rate_seeds} "
-        f"seed(s); {options.candidates} candidate weights a training.",
+        f"seed(s); {options.candidates} candidate weights a training, or one a step of a shorter one.",
         "",
         *power_note(options, cells),
     ]

@@ -193,7 +193,7 @@ class Benchmark:
             trained = self.trainings.of(cell)
             folder = trained.folder
             details |= {"learning_rate": trained.learning_rate, "steps": trained.steps, "validation_f1": trained.best}
-            details |= {"candidates": options.candidates, "rates": len(options.rates), "curve": trained.curve}
+            details |= {"candidates": trained.candidates, "rates": len(options.rates), "curve": trained.curve}
         if origin:  # of the pre-training that it goes on from: seeds that share one are drawn together
             seed = self.trainings.seed_of_pretraining(cell.seed) if cell.share else cell.seed
             details["pretraining_seed"] = self.trainings.first_alike(cell.detector, origin, seed)

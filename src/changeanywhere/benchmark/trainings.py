@@ -60,6 +60,8 @@ class Trained:
     """On labels, all rounds together."""
     best: float
     """F1 on validation pairs."""
+    candidates: int
+    """Among so many weights the best were chosen."""
     curve: list[list[float]]
     """(steps so far, F1 on validation pairs) of every validation, those that select and those that only watch."""
 
@@ -207,9 +209,8 @@ class Trainings:
         """One training on the cell's labels, which ends in ``result.json``; ``stage``: how many went before it, none of
         whose crops and colours come again."""
         out = self.options.out / "training" / f"{cell.key}-{what}"
-        count = min(candidates or self.options.candidates, settings.num_steps)
-        settings = replace(settings, pairs=self.options.pairs, val_every=-(-settings.num_steps // count))
-        settings = self._seeing(settings, cell.arm)
+        settings = validated(settings, candidates or self.options.candidates)
+        settings = self._seeing(replace(settings, pairs=self.options.pairs), cell.arm)
         if not self._is_trained(out, cell):
             with alone(self.options.out, out.name):
                 if not self._is_trained(out, cell):
@@ -217,7 +218,8 @@ class Trainings:
                     self._end(self._recipe(settings, cell.detector, seed, init), out, cell)
         note, best = noted(out / "result.json"), out / "detector_best"
         folder = best if (best / "detector.json").is_file() else out / "detector"
-        return Trained(folder, settings.learning_rate, note["steps"], note["best"], note["curve"])
+        curve = note["curve"]
+        return Trained(folder, settings.learning_rate, note["steps"], note["best"], len(curve), curve)
 
     def _seeing(self, settings: DetectorRecipe, arm: str) -> DetectorRecipe:
         """With the folders of unlabelled pairs, or the set that is rehearsed, for an arm that learns from them beside
@@ -319,6 +321,15 @@ def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:
     return settings
 
 
+def validated(settings: DetectorRecipe, candidates: int) -> DetectorRecipe:
+    """The same training with so many validations, or one at each of its steps where it has fewer."""
+    count = min(candidates, settings.num_steps)
+    every = -(-settings.num_steps // count)
+    if -(-settings.num_steps // every) == count:
+        return replace(settings, val_every=every)
+    return replace(settings, validations=count)
+
+
 def is_flat(watched: list[float], patience: int, least_gain: float) -> bool:
     """Whether the last ``patience`` values are no better than the best before them. A net that has found nothing yet
     has not begun to be flat."""
@@ -352,7 +363,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """What a pre-training depends on, as JSON has it."""
     content: dict[str, Any] = to_plain(recipe.detector)
     # Where it lies, and what changes no weight; what pre-training does not read.
-    for name in ("pairs", "max_megapixels", "val_every", *BESIDE):
+    for name in ("pairs", "max_megapixels", "val_every", "validations", *BESIDE):
         del content[name]
     return content | {"seed": recipe.run.seed, "mixed_precision": recipe.run.mixed_precision}
 

@@ -188,6 +188,16 @@ def evaluate_classes(
     return score_classes(net, batches, device, legend, mixed_precision)
 
 
+def is_due(done: int, num_steps: int, settings: DetectorRecipe) -> bool:
+    """Whether there is a validation after ``done`` of ``num_steps``: every ``val_every`` steps and at the end, or
+    ``validations`` of them, number i at i / validations of the steps, rounded."""
+    count = settings.validations
+    if count is None:
+        return done % settings.val_every == 0 or done == num_steps
+    number = round(done * count / num_steps)
+    return number >= 1 and (2 * number * num_steps + count) // (2 * count) == done
+
+
 class DetectorTraining(Stage):
     """A change detector. A batch: ``(image t1, image t2, label)``, rehearsed pairs behind the others; the label of a
     semantic one has classes too. With unlabelled pairs what :class:`.consistency.UnlabelledViews` gives stands behind
@@ -317,8 +327,7 @@ class DetectorTraining(Stage):
 
     def validate(self, done: int, folder: TrainingFolder) -> None:
         """Score on validation pairs; the best weights so far are kept. The test set is never looked at."""
-        due = done % self.settings.val_every == 0 or done == self.num_steps
-        if self.val is None or not due or not self.processes.is_main:
+        if self.val is None or not is_due(done, self.num_steps, self.settings) or not self.processes.is_main:
             return
         precision = self.processes.accelerator.mixed_precision
         by_pair, classes = evaluate_classes(
