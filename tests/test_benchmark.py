@@ -150,6 +150,25 @@ def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
     assert not is_flat([0.5, 0.4, 0.6], 2, 0.01) and is_flat([0.5, 0.4, 0.3], 2, 0.01)
 
 
+@pytest.mark.parametrize(
+    "short",
+    [
+        {"finetune": replace(STEPS, warmup_steps=2), "flat": FlatOptions(num_steps=2)},
+        {"finetune": replace(STEPS, warmup_steps=4), "baselines": ["only-sup"], "until_flat": ["made"]},
+        {"finetune": DetectorRecipe(batch_size=4), "finetune_epochs": 10, "warmup_epochs": 2, "flat": FlatOptions(3)},
+    ],
+)
+def test_a_round_that_would_never_reach_the_full_rate_is_refused(
+    options: BenchmarkOptions, short: dict[str, Any]
+) -> None:
+    """Every round warms up anew."""
+    asked = replace(options, baselines=["scratch-flat"], shares=[50])
+    with pytest.raises(ConfigError, match=r"flat\.num_steps is \d; allowed: more than the \d steps of warm-up"):
+        run_benchmark(replace(asked, **short))
+    assert not (options.out / "benchmark.json").exists(), "it may be mended in the same folder"
+    Benchmark(replace(asked, **short | {"baselines": ["only-sup"], "until_flat": []})).freeze()
+
+
 def test_rehearsed_arms_are_fine_tuned_until_validation_is_flat_too(
     options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,10 +73,11 @@ class Claims:
 
 @dataclass(frozen=True)
 class FlatOptions:
-    """``scratch-flat``: rounds at the full rate until validation gains no more, then fine-tuning's schedule."""
+    """``scratch-flat``: rounds at a constant rate until validation gains no more, then fine-tuning's schedule. Each
+    round is a training of its own: it warms up anew, then stays at the full rate."""
 
     num_steps: int | None = None
-    """Steps of a round; default: as many as fine-tuning takes."""
+    """Steps of a round, its warm-up among them; default: as many as fine-tuning takes. More than the warm-up has."""
     rounds: int = 8
     """Rounds at most."""
     patience: int = 2

@@ -9,7 +9,7 @@ from changeanywhere.benchmark.arms import EQUAL
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.statistics import visible_gain
 from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons
-from changeanywhere.benchmark.trainings import Cell, choosing, pretraining_of
+from changeanywhere.benchmark.trainings import Cell, choosing, pretraining_of, round_steps
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import markdown
 from changeanywhere.training.recipe import DetectorRecipe
@@ -75,7 +75,7 @@ def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int
     if arm == EQUAL:
         return options.pretrain.num_steps + tuning.num_steps
     if options.way_of(arm).flat:
-        return options.flat.rounds * (options.flat.num_steps or tuning.num_steps) + tuning.num_steps
+        return options.flat.rounds * round_steps(options, tuning) + tuning.num_steps
     return tuning.num_steps
 
 

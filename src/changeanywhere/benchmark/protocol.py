@@ -116,6 +116,7 @@ class Benchmark:
                 f"{self.options.out}: was begun with {key} = {old.get(key)!r}, asked now: {new.get(key)!r}; "
                 "give another --out, or the same settings to go on"
             )
+        self.trainings.check_rounds()
         atomic_write(file, (json.dumps(whole, indent=1) + "\n").encode())
         if self.options.val_share and len(self.val):
             _write_list(self.options.out / "lists" / "val.txt", self.val.names)

@@ -21,7 +21,7 @@ from changeanywhere.benchmark.arms import EQUAL
 from changeanywhere.benchmark.options import BESIDE, BenchmarkOptions, unread
 from changeanywhere.benchmark.sharing import BusyError, alone
 from changeanywhere.documents import DocumentError, read_json_object
-from changeanywhere.errors import ConfigError, OutputError
+from changeanywhere.errors import ConfigError, OutputError, require
 from changeanywhere.models.configuration import read_object
 from changeanywhere.models.info import find_detector
 from changeanywhere.pairs.reader import PairDataset
@@ -160,6 +160,13 @@ class Trainings:
         """Fine-tuning at a share: its lengths in steps."""
         return lengths(self.options, len(self.few(share, seed)))
 
+    def check_rounds(self) -> None:
+        """:class:`ConfigError` where a round of an arm until flat would never reach the full rate."""
+        arms = (*self.options.baselines, *self.options.tuned_arms)
+        if any(self.options.way_of(arm).flat for arm in arms):
+            for share in {share for share in (*self.options.shares, self.options.rate_at) if share}:
+                round_steps(self.options, self.tuning(share, self.options.seeds[0]))
+
     def forget(self, cell: Cell) -> None:
         """Drop the weights of a cell that has been scored; what they were worth stays."""
         for folder in (self.options.out / "training").glob(f"{cell.key}-*"):
@@ -179,11 +186,11 @@ class Trainings:
         return self._train(cell, settings, init, f"lr{rate:g}")
 
     def _until_flat(self, cell: Cell, settings: DetectorRecipe, init: Path | None) -> Trained:
-        """Rounds at the full rate, the first from ``init``, each from the last one's weights, watched by one
-        validation; then, once the best F1 has gained nothing for some rounds, the schedule and the choice that every
+        """Rounds at a constant rate after a warm-up each, the first from ``init``, each from the last one's weights,
+        watched by one validation; then, once the best F1 has gained nothing for some rounds, the schedule and the choice that every
         other arm has."""
         flat, what = self.options.flat, f"lr{settings.learning_rate:g}"
-        steps = flat.num_steps or settings.num_steps
+        steps = round_steps(self.options, settings)
         watched: list[float] = []
         before = init
         curve: list[list[float]] = []
@@ -319,6 +326,14 @@ def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:
     if options.warmup_epochs is not None:
         settings = replace(settings, warmup_steps=round(options.warmup_epochs * per_epoch))
     return settings
+
+
+def round_steps(options: BenchmarkOptions, tuning: DetectorRecipe) -> int:
+    """Steps of a round of ``scratch-flat``; :class:`ConfigError` where its warm-up leaves none at the full rate."""
+    steps, warmup = options.flat.num_steps or tuning.num_steps, tuning.warmup_steps
+    what = f"more than the {warmup} steps of warm-up with which each round begins"
+    require(steps > warmup, "flat.num_steps", steps, what)
+    return steps
 
 
 def validated(settings: DetectorRecipe, candidates: int) -> DetectorRecipe:
