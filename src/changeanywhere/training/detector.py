@@ -75,10 +75,12 @@ def train_detector(
         content = f"{content}-{unlabelled.content_hash()}"
         for pairs in unlabelled.sets:  # one memory for all that is decoded
             pairs.kept = train.kept if isinstance(train, PairDataset) else pairs.kept
-    if settings.rehearsed:
-        rehearsed = rehearsed or _rehearsed_pairs(settings).keeping(recipe.run.keep_mib)
+    if rehearsed is None and settings.rehearsed:
+        rehearsed = _rehearsed_pairs(settings).keeping(recipe.run.keep_mib)
+    if rehearsed is not None:
+        require(unlabelled is None, "rehearsed", str(rehearsed.folder), "nothing beside unlabelled pairs")
         content = f"{content}-{_hash_of(rehearsed, recipe)}"
-    processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed if settings.rehearsed else None)
+    processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed)
     with TrainingFolder(out, "detector", recipe, processes, content) as folder:
         return train_stage(DetectorTraining(recipe, processes, train, val, beside), folder, progress, stop)
 
