@@ -662,18 +662,18 @@ def test_an_interrupted_fine_tuning_goes_on_under_another_spelling_of_out(
         options, run=run, shares=[50], seeds=[0], learning_rates=[1e-3], baselines=[], out=Path("out21"), num_panels=0
     )
     monkeypatch.chdir(options.out.parent)
-    whole, stop = trainings.train_detector, Event()
+    stop = Event()
 
     def stopped(recipe: Recipe, *given: Any, **beside: Any) -> Path:
         if recipe.init:
             stop.set()
-        return whole(recipe, *given, **beside)
+        return train_detector(recipe, *given, **beside)
 
     monkeypatch.setattr(trainings, "train_detector", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(asked, stop=stop)
     assert list(asked.out.glob("training/*/training/detector/checkpoint.pt"))
-    monkeypatch.setattr(trainings, "train_detector", whole)
+    monkeypatch.setattr(trainings, "train_detector", train_detector)
     (record,) = run_benchmark(replace(asked, out=asked.out.absolute()))
     assert record["arm"] == "made"
 
@@ -761,6 +761,34 @@ def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["benchmark", "--config", str(recipe), "--pairs", missing, "--out", str(tmp_path / "out")]
     assert command(arguments) == 2
     assert capsys.readouterr().err == f"changeanywhere: error: {missing}: no such folder\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"SECOND,5\n", r"paper\.csv, line 2: has no detector; allowed: a value"),
+        (b"other,5\n\nSECOND,5,FC-EF,none\n", r"paper\.csv, line 4: has no f1; allowed: a value"),
+        (b"SECOND,five,FC-EF,none,1\n", r"paper\.csv, line 2: labels_percent is 'five'; allowed: 0 to 100"),
+        (b"SECOND,500,FC-EF,none,1\n", r"labels_percent is '500'; allowed: 0 to 100"),
+        (b'SECOND,5,"FC-EF,none,1\n', r"paper\.csv, line 2: not readable as CSV"),
+        (
+            b"SECOND,5,FC-EF,none,1,2\n",
+            r"line 2: has more values than there are columns; put one",
+        ),
+        (b"SECOND,5,FC\xff,none,1\n", r"paper\.csv: not readable as UTF-8 .*; save it as UTF-8"),
+        (b"SECOND,5," + b"x" * 200_000 + b",none,1\n", r"paper\.csv, line 2: not readable as CSV"),
+    ],
+)
+def test_a_table_of_published_figures_that_is_none_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "paper.csv"
+    file.write_bytes(b"benchmark,labels_percent,detector,pretraining,f1\n" + content)
+    with pytest.raises(ConfigError, match=said) as raised:
+        read_published(file, "SECOND")
+    assert "\n" not in str(raised.value)
+    for head in (b"", b"benchmark,detector\nSECOND,x\n"):
+        file.write_bytes(head)
+        with pytest.raises(ConfigError, match=r"no column \w+\); its first line must name benchmark, labels_percent"):
+            read_published(file, "SECOND")
 
 
 def test_the_papers_figures_ship() -> None:

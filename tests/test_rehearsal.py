@@ -93,7 +93,7 @@ def test_pairs_that_are_handed_over_are_rehearsed(recipe: Recipe, tmp_path: Path
     content = json.loads((tmp_path / "given/training/detector/recipe.json").read_text())["data"]["content"]
     assert content.endswith(rehearsed.content_hash())
     unlabelled = UnlabelledPairs([rehearsed])
-    with pytest.raises(ConfigError, match="rehearsed is .*; allowed: nothing beside unlabelled pairs"):
+    with pytest.raises(ConfigError, match=r"rehearsed is .*; allowed: nothing beside unlabelled pairs"):
         train_detector(nameless, tmp_path / "both", unlabelled=unlabelled, rehearsed=rehearsed)
 
 

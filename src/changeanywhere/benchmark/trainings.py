@@ -187,8 +187,8 @@ class Trainings:
 
     def _until_flat(self, cell: Cell, settings: DetectorRecipe, init: Path | None) -> Trained:
         """Rounds at a constant rate after a warm-up each, the first from ``init``, each from the last one's weights,
-        watched by one validation; then, once the best F1 has gained nothing for some rounds, the schedule and the choice that every
-        other arm has."""
+        watched by one validation; then, once the best F1 has gained nothing for some rounds, the schedule and the
+        choice that every other arm has."""
         flat, what = self.options.flat, f"lr{settings.learning_rate:g}"
         steps = round_steps(self.options, settings)
         watched: list[float] = []
