@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.color import rgb2lab
 
 from changeanywhere.benchmark import trainings
 from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptions
-from changeanywhere.benchmark.pictures import outcome
+from changeanywhere.benchmark.pictures import COLOURS, curves, learning_curves, outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import alone
@@ -732,6 +733,39 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
     for wrong, message in refused:
         with pytest.raises(ConfigError, match=re.escape(message)):
             replace(options, **wrong).check()
+
+
+DICHROMATS = {
+    "nobody": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+"""What is left of linear RGB (Machado, Oliveira and Fernandes 2009)."""
+
+
+@pytest.mark.parametrize("who", DICHROMATS)
+def test_arms_are_told_apart_by_their_lines(who: str) -> None:
+    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in ("#ffffff", *COLOURS)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.array(DICHROMATS[who]).T).clip(0, 1)
+    seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = rgb2lab(seen[None])[0]
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(len(lab), 1)]
+    assert distances.min() > 25
+
+
+def test_no_two_arms_have_one_line() -> None:
+    """The recipe that ships has eight arms."""
+    names = [f"arm{number}" for number in range(23)]
+    rows = [{"detector": "x", "arm": arm, "share": s, "f1": 0.5, "f1_error": 0.1} for arm in names for s in (5, 10)]
+    records = [{"detector": "x", "arm": arm, "share": 5, "curve": [[1, 0.1], [2, 0.2]]} for arm in names]
+    for page in (curves(rows, 0.1), learning_curves(records)):
+        lines = re.findall(
+            r'<polyline points="[^"]*" fill="none" (stroke="#\w+"(?: stroke-dasharray="[\d ]+")?) ', page
+        )
+        legend = re.findall(r'h24" (stroke="#\w+"(?: stroke-dasharray="[\d ]+")?) ', page)
+        assert len(set(lines)) == len(names) and lines == legend
 
 
 def test_outcomes_in_colour() -> None:
