@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.color import rgb2lab
 
 from changeanywhere.benchmark import trainings
 from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptions
-from changeanywhere.benchmark.pictures import outcome
+from changeanywhere.benchmark.pictures import COLOURS, curves, learning_curves, outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import alone
@@ -168,6 +169,25 @@ def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
     assert not is_flat([0.5, 0.4, 0.6], 2, 0.01) and is_flat([0.5, 0.4, 0.3], 2, 0.01)
 
 
+@pytest.mark.parametrize(
+    "short",
+    [
+        {"finetune": replace(STEPS, warmup_steps=2), "flat": FlatOptions(num_steps=2)},
+        {"finetune": replace(STEPS, warmup_steps=4), "baselines": ["only-sup"], "until_flat": ["made"]},
+        {"finetune": DetectorRecipe(batch_size=4), "finetune_epochs": 10, "warmup_epochs": 2, "flat": FlatOptions(3)},
+    ],
+)
+def test_a_round_that_would_never_reach_the_full_rate_is_refused(
+    options: BenchmarkOptions, short: dict[str, Any]
+) -> None:
+    """Every round warms up anew."""
+    asked = replace(options, baselines=["scratch-flat"], shares=[50])
+    with pytest.raises(ConfigError, match=r"flat\.num_steps is \d; allowed: more than the \d steps of warm-up"):
+        run_benchmark(replace(asked, **short))
+    assert not (options.out / "benchmark.json").exists(), "it may be mended in the same folder"
+    Benchmark(replace(asked, **short | {"baselines": ["only-sup"], "until_flat": []})).freeze()
+
+
 def test_rehearsed_arms_are_fine_tuned_until_validation_is_flat_too(
     options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +243,19 @@ def test_pretrained_arms_fine_tuned_until_validation_is_flat_too(
             replace(options, **wrong).check()
 
 
+@pytest.mark.parametrize(("steps", "count"), [(5, 4), (6, 4), (9, 4), (8, 4), (3, 3)])
+def test_every_training_has_as_many_candidates_as_the_table_says(
+    options: BenchmarkOptions, steps: int, count: int
+) -> None:
+    tuning = replace(STEPS, num_steps=steps)
+    asked = replace(options, shares=[50], seeds=[0], learning_rates=[1e-3], candidates=4, finetune=tuning, num_panels=0)
+    for record in run_benchmark(replace(asked, pretraining={})):
+        assert record["candidates"] == len(record["curve"]) == count and record["curve"][-1][0] == steps
+    assert f"1 × {count} |" in (options.out / "table.md").read_text()
+    frozen = json.loads((options.out / "benchmark.json").read_text())["finetune"]
+    assert "validations" not in frozen, "folders that were begun before it go on"
+
+
 def test_lengths_in_epochs_of_the_share(options: BenchmarkOptions) -> None:
     epochs = replace(options, finetune=DetectorRecipe(batch_size=4), finetune_epochs=10, warmup_epochs=2)
     tuning = Benchmark(epochs).trainings.tuning
@@ -269,6 +302,39 @@ def test_a_plan_before_the_run(options: BenchmarkOptions) -> None:
     assert "3 seeds at 2 pre-trainings" in plan and "corrected for 2 comparisons" in plan
     with pytest.raises(ConfigError, match="step_seconds"):
         replace(options, step_seconds={"bit_r18": 1.0}).check()
+
+
+def test_a_plan_counts_the_trainings_that_only_choose_a_rate(options: BenchmarkOptions) -> None:
+    """At another share than is scored, and with more seeds than are scored: what a run makes is what was planned."""
+    one = replace(options, pretraining={}, shares=[100], rate_at=50, seeds=[0], num_panels=0)
+    few = replace(one, rate_at=None, seeds=[0, 1], seeds_at={100: 1}, rate_seeds=2, out=options.out / "few")
+    for asked, count in ((one, 3), (few, 4)):
+        run_benchmark(asked)
+        assert f"| fc_ef | only-sup | {count} | {4 * count} |" in (asked.out / "plan.md").read_text()
+        assert len(list(asked.out.glob("training/*/result.json"))) == count
+    made = replace(options, shares=[50], seeds=[0, 1], pretrain_seeds=[0, 1, 2], out=options.out / "made")
+    run_benchmark(made)
+    assert "| fc_ef | pre-training on made | 2 | 8 |" in (made.out / "plan.md").read_text()
+    assert len(list(made.out.glob("pretrain/*/result.json"))) == 2, "two seeds go on from two of the three"
+
+
+def test_a_plan_says_what_could_be_seen_without_labels(options: BenchmarkOptions) -> None:
+    """Gains over calling everything changed are claimed there, with a seed for each pre-training."""
+    dry = replace(options, shares=[0], dry_run=True, pretrain_seeds=[0, 1, 2])
+    run_benchmark(dry)
+    plan = (options.out / "plan.md").read_text()
+    assert "Zero-shot: Gain in F1 (points) that 3 pre-trainings show four times in five, corrected for 1" in plan
+    assert f"2 → {100 * (visible_gain(0.02, 3, 1) or 0):.1f}" in plan and "nothing to see" not in plan
+    alone = replace(dry, pretrain_seeds=[0], out=options.out / "alone")
+    run_benchmark(alone)
+    assert "Zero-shot, one pre-training: no gain can be claimed." in (alone.out / "plan.md").read_text()
+    both = replace(dry, shares=[0, 50], out=options.out / "both")
+    run_benchmark(both)
+    plan = (both.out / "plan.md").read_text()
+    assert "that 2 seeds at 2 pre-trainings show" in plan and "Zero-shot: Gain" in plan
+    unclaimed = replace(dry, shares=[0, 50], claims_at=[50], out=options.out / "unclaimed")
+    run_benchmark(unclaimed)
+    assert "Zero-shot" not in (unclaimed.out / "plan.md").read_text()
 
 
 def test_fewer_seeds_at_large_shares_and_arms_without_fine_tuning(options: BenchmarkOptions) -> None:
@@ -601,6 +667,32 @@ def test_other_settings_on_the_same_folder_are_refused(options: BenchmarkOptions
         Benchmark(replace(backed, backbones={"bit_r18": "y.pth"})).freeze()
 
 
+def test_further_seeds_go_behind_those_that_are_there(options: BenchmarkOptions) -> None:
+    """Their places say from which pre-training they go on, and which of them choose the rates."""
+    begun = replace(options, seeds=[0, 1, 2, 3], pretrain_seeds=[0, 1, 2])
+    begin(Benchmark(begun))
+    said = (
+        r"out: was begun with --seeds \[0, 1, 2, 3\], asked now: \[2, 3, 4\]; .*: "
+        r"ask for --seeds \[0, 1, 2, 3, 4\], or give another --out"
+    )
+    with pytest.raises(OutputError, match=said):
+        Benchmark(replace(begun, seeds=[2, 3, 4])).freeze()
+    for seeds in ([1, 0, 2, 3], [0, 1, 3, 2, 4]):
+        with pytest.raises(OutputError, match="was begun with --seeds"):
+            Benchmark(replace(begun, seeds=seeds)).freeze()
+    for seeds in ([0, 1, 2, 3, 4], [0, 1], [0, 1, 2, 3, 4, 5]):
+        Benchmark(replace(begun, seeds=seeds)).freeze()
+    file = options.out / "benchmark.json"
+    noted = json.loads(file.read_text())
+    assert noted["seeds"] == [0, 1, 2, 3, 4, 5], "fewer are asked for, and none is forgotten"
+    Benchmark(replace(begun, seeds=[7], shares=[0])).freeze()  # without labels none of them is read
+    assert json.loads(file.read_text())["seeds"] == noted["seeds"]
+    del noted["seeds"]
+    file.write_text(json.dumps(noted))  # of a program that did not note them
+    Benchmark(replace(begun, seeds=[2, 3])).freeze()
+    assert json.loads(file.read_text())["seeds"] == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("folder", "what"),
     [("real/test", "the test split"), ("real/train", "the training split"), ("generated", "the set of made")],
@@ -761,6 +853,30 @@ def test_a_run_that_ends_early_leaves_tables_of_what_is_finished(
     assert [cell["arm"] for cell in json.loads((options.out / "results.json").read_text())["cells"]] == ["made"]
 
 
+def test_an_interrupted_fine_tuning_goes_on_under_another_spelling_of_out(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(options.run, save_every=1)
+    asked = replace(
+        options, run=run, shares=[50], seeds=[0], learning_rates=[1e-3], baselines=[], out=Path("out21"), num_panels=0
+    )
+    monkeypatch.chdir(options.out.parent)
+    stop = Event()
+
+    def stopped(recipe: Recipe, *given: Any, **beside: Any) -> Path:
+        if recipe.init:
+            stop.set()
+        return train_detector(recipe, *given, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(asked, stop=stop)
+    assert list(asked.out.glob("training/*/training/detector/checkpoint.pt"))
+    monkeypatch.setattr(trainings, "train_detector", train_detector)
+    (record,) = run_benchmark(replace(asked, out=asked.out.absolute()))
+    assert record["arm"] == "made"
+
+
 def test_a_run_that_waits_for_others_can_be_stopped_and_makes_what_they_are_not_at(options: BenchmarkOptions) -> None:
     asked, stop = replace(options, shares=[50], baselines=["only-sup"], pretraining={}, seeds=[0]), Event()
     first = "fc_ef-only-sup-050-0-lr0.001"
@@ -788,7 +904,8 @@ def test_panels_of_pairs_of_several_sizes_and_of_weights_that_are_gone(options: 
         assert panels.size == (5 * 68, 68 + 52)
         found = np.array(panels)[2:66, 3 * 68 + 2 : 4 * 68 - 2]
     assert (found[:10] == found[0, 0]).all() and len({tuple(pixel) for pixel in found.reshape(-1, 3)}) > 1
-    run_benchmark(replace(options, shares=[50], baselines=["only-sup"], seeds=[1, 0]))  # seed 1 has no weights any more
+    gone = replace(options, shares=[50], baselines=["only-sup"], seeds=[1, 0])  # seed 1 has no weights any more
+    assert len(Benchmark(gone).write_results()) == 4
 
 
 def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
@@ -821,6 +938,39 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
             replace(options, **wrong).check()
 
 
+DICHROMATS = {
+    "nobody": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+"""What is left of linear RGB (Machado, Oliveira and Fernandes 2009)."""
+
+
+@pytest.mark.parametrize("who", DICHROMATS)
+def test_arms_are_told_apart_by_their_lines(who: str) -> None:
+    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in ("#ffffff", *COLOURS)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.array(DICHROMATS[who]).T).clip(0, 1)
+    seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = rgb2lab(seen[None])[0]
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(len(lab), 1)]
+    assert distances.min() > 25
+
+
+def test_no_two_arms_have_one_line() -> None:
+    """The recipe that ships has eight arms."""
+    names = [f"arm{number}" for number in range(23)]
+    rows = [{"detector": "x", "arm": arm, "share": s, "f1": 0.5, "f1_error": 0.1} for arm in names for s in (5, 10)]
+    records = [{"detector": "x", "arm": arm, "share": 5, "curve": [[1, 0.1], [2, 0.2]]} for arm in names]
+    for page in (curves(rows, 0.1), learning_curves(records)):
+        lines = re.findall(
+            r'<polyline points="[^"]*" fill="none" (stroke="#\w+"(?: stroke-dasharray="[\d ]+")?) ', page
+        )
+        legend = re.findall(r'h24" (stroke="#\w+"(?: stroke-dasharray="[\d ]+")?) ', page)
+        assert len(set(lines)) == len(names) and lines == legend
+
+
 def test_outcomes_in_colour() -> None:
     prediction, label = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
     picture = outcome(prediction, label)
@@ -849,6 +999,34 @@ def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     arguments += ["--pretraining", "{mine: x}"] if name == "benchmark-target" else []
     assert command(arguments) == 2
     assert capsys.readouterr().err == f"changeanywhere: error: {missing}: no such folder\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"SECOND,5\n", r"paper\.csv, line 2: has no detector; allowed: a value"),
+        (b"other,5\n\nSECOND,5,FC-EF,none\n", r"paper\.csv, line 4: has no f1; allowed: a value"),
+        (b"SECOND,five,FC-EF,none,1\n", r"paper\.csv, line 2: labels_percent is 'five'; allowed: 0 to 100"),
+        (b"SECOND,500,FC-EF,none,1\n", r"labels_percent is '500'; allowed: 0 to 100"),
+        (b'SECOND,5,"FC-EF,none,1\n', r"paper\.csv, line 2: not readable as CSV"),
+        (
+            b"SECOND,5,FC-EF,none,1,2\n",
+            r"line 2: has more values than there are columns; put one",
+        ),
+        (b"SECOND,5,FC\xff,none,1\n", r"paper\.csv: not readable as UTF-8 .*; save it as UTF-8"),
+        (b"SECOND,5," + b"x" * 200_000 + b",none,1\n", r"paper\.csv, line 2: not readable as CSV"),
+    ],
+)
+def test_a_table_of_published_figures_that_is_none_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "paper.csv"
+    file.write_bytes(b"benchmark,labels_percent,detector,pretraining,f1\n" + content)
+    with pytest.raises(ConfigError, match=said) as raised:
+        read_published(file, "SECOND")
+    assert "\n" not in str(raised.value)
+    for head in (b"", b"benchmark,detector\nSECOND,x\n"):
+        file.write_bytes(head)
+        with pytest.raises(ConfigError, match=r"no column \w+\); its first line must name benchmark, labels_percent"):
+            read_published(file, "SECOND")
 
 
 def test_the_papers_figures_ship() -> None:

@@ -25,7 +25,7 @@ from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair, change_mask_of, in_8_bits, rgb8
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
-from changeanywhere.training.detector import _hash_of, evaluate_detector, train_detector
+from changeanywhere.training.detector import _hash_of, evaluate_detector, is_due, train_detector
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.pair_batches import TrainingPairs, augment, label_of, rotated, training_batches, turn_hue
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
@@ -65,6 +65,24 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 @pytest.mark.numerical
+@pytest.mark.parametrize("steps", [1, 2, 5, 6, 9, 10, 17, 300, 1003])
+def test_validations_are_as_many_as_asked_for(steps: int) -> None:
+    for count in range(1, min(steps, 12) + 1):
+        settings = DetectorRecipe(pairs="x", num_steps=steps, validations=count)
+        due = [done for done in range(1, steps + 1) if is_due(done, steps, settings)]
+        assert len(due) == count and due[-1] == steps
+        spaces = np.diff([0, *due])
+        assert spaces.max() - spaces.min() <= 1
+        if steps % count == 0:
+            assert due == list(range(steps // count, steps + 1, steps // count))
+    for wrong, said in ((steps + 1, "1 to detector.num_steps"), (0, "1 to")):
+        with pytest.raises(ConfigError, match=rf"validations is {wrong}; allowed: {said}"):
+            Recipe(detector=DetectorRecipe(pairs="x", num_steps=steps, validations=wrong)).check("detector")
+    both = DetectorRecipe(pairs="x", num_steps=steps, validations=1, val_every=3)
+    with pytest.raises(ConfigError, match=r"val_every is 3, which does nothing while detector\.validations"):
+        Recipe(detector=both).check("detector")
+
+
 def test_a_detector_learns_and_the_best_one_is_kept(recipe: Recipe, tmp_path: Path) -> None:
     train_detector(recipe, tmp_path / "out")
     test = load_pairs(recipe.detector.pairs, "test")

@@ -200,6 +200,8 @@ def test_training_on_decoded_crops_resumes_and_knows_its_first_stage(tiny_model_
     second = train_segmenter(tiles, recipe, tmp_path / "broken")
     for name, value in Segmenter.load(second).state_dict().items():
         assert value.shape == whole[name].shape and bool(torch.isfinite(value).all())
+    moved = shutil.copytree(other, tmp_path / "moved")
+    train_segmenter(tiles, replace(recipe, segmenter=replace(settings, first_stage=[str(moved)])), tmp_path / "broken")
     file = other / "first_stage" / "latent_statistics.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"latent_mean": [0, 0, 0]}))
     with pytest.raises(OutputError, match=r"data\.content"):

@@ -383,6 +383,25 @@ def test_missing_split_is_an_error_never_all_of_it(tmp_path: Path) -> None:
         load_pairs(tmp_path / "A")
 
 
+def test_a_pair_that_a_list_names_again_is_there_once(tmp_path: Path) -> None:
+    """It would count twice, in training and in scores; with and without a suffix it is the same pair."""
+    write_dataset(tmp_path, ["a", "b", "c"])
+    (tmp_path / "list" / "train.txt").write_text("b.png\na\nb\na.png\nb.png\n")
+    train = load_pairs(tmp_path, "train")
+    assert train.names == ("b.png", "a") and len(train) == 2
+    listing = tmp_path / "few.txt"
+    listing.write_text("c\na.png\nc.png\nc\n")
+    everything = load_pairs(tmp_path)
+    assert everything.listed(listing, "all of it").names == ("c.png", "a.png")
+    oscd = tmp_path / "oscd"
+    for city in ("abudhabi", "mumbai"):
+        for file in (f"Images/{city}/pair/img1.png", f"Images/{city}/pair/img2.png", f"Labels/{city}/cm/cm.png"):
+            (oscd / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(oscd / file)
+    (oscd / "Images/train.txt").write_text("mumbai,abudhabi,mumbai\n")
+    assert load_pairs(oscd, "train").names == ("mumbai", "abudhabi")
+
+
 def test_read_only_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):

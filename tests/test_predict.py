@@ -252,6 +252,19 @@ def test_scores_of_a_detector(detector: Path, tmp_path: Path, capsys: pytest.Cap
     listing.write_text("test2\n")
     assert run(["evaluate", *arguments, "--listing", str(listing)]) == 0
     assert "on 1 pairs" in capsys.readouterr().out
+    listing.write_text("test2\ntest3\ntest2.png\ntest2\n")  # what is named again counts once, wherever it is counted
+    assert run(["evaluate", *arguments, "--listing", str(listing)]) == 0
+    assert "on 2 pairs" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["overall"] == sum_of(truth[2:]).to_dict()
+    shown = {figure["name"]: figure["value"] for figure in record["figures"]}
+    assert shown["F1"] == pytest.approx(record["overall"]["f1"])
+    for folder in ("A", "B", "label"):  # two pairs that differ in their suffix
+        with Image.open(root / "test" / folder / "test2.png") as image:
+            image.save(root / "test" / folder / "test1.tif")
+    assert run(["evaluate", *arguments]) == 0
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["overall"] == sum_of([*truth, truth[2]]).to_dict() and {"test1.png", "test1.tif"} < {*record["pairs"]}
     assert run(["evaluate", "--detector", str(tmp_path), str(root), "--out", str(tmp_path / "out")]) == 2
 
 

@@ -13,6 +13,7 @@ import torch
 from changeanywhere.errors import ConfigError
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.unlabelled import UnlabelledPairs
 from changeanywhere.training.detector import Beside, DetectorTraining, train_detector
 from changeanywhere.training.pair_batches import TrainingPairs
 from changeanywhere.training.processes import Processes
@@ -80,6 +81,20 @@ def test_its_classes_count_and_it_resumes_in_the_same_bits(recipe: Recipe, tmp_p
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         found = load_detector(train_detector(replace(recipe, detector=other), out))[1].state_dict()
         assert any(not torch.equal(whole[name], found[name]) for name in whole)
+
+
+def test_pairs_that_are_handed_over_are_rehearsed(recipe: Recipe, tmp_path: Path) -> None:
+    """Whether or not the recipe names a set, as unlabelled pairs are."""
+    rehearsed = load_pairs(recipe.detector.rehearsed, "train").counting(["red"])
+    named = load_detector(train_detector(recipe, tmp_path / "named"))[1].state_dict()
+    nameless = replace(recipe, detector=replace(recipe.detector, rehearsed="", rehearsed_classes=None))
+    given = load_detector(train_detector(nameless, tmp_path / "given", rehearsed=rehearsed))[1].state_dict()
+    assert all(torch.equal(named[name], given[name]) for name in named)
+    content = json.loads((tmp_path / "given/training/detector/recipe.json").read_text())["data"]["content"]
+    assert content.endswith(rehearsed.content_hash())
+    unlabelled = UnlabelledPairs([rehearsed])
+    with pytest.raises(ConfigError, match=r"rehearsed is .*; allowed: nothing beside unlabelled pairs"):
+        train_detector(nameless, tmp_path / "both", unlabelled=unlabelled, rehearsed=rehearsed)
 
 
 def test_what_cannot_be_is_one_line(recipe: Recipe, tmp_path: Path) -> None:

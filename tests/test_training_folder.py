@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,71 @@ def test_a_detector_does_not_resume_on_other_labels_in_memory(tmp_path: Path) ->
     with pytest.raises(OutputError, match=r"data\.content"):
         train_detector(given, tmp_path / "out", other)
     assert train_detector(given, tmp_path / "out", pairs).is_dir()
+
+
+def test_where_a_start_lies_and_how_it_is_spelled_is_no_matter_but_its_weights_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_pairs(tmp_path / "pairs")
+    settings = DetectorRecipe(
+        "fc_ef", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=4, warmup_steps=1
+    )
+    given = Recipe(detector=settings, run=RunRecipe(num_workers=0, save_every=1))
+    start = train_detector(given, tmp_path / "start")
+    other = train_detector(replace(given, run=replace(given.run, seed=1)), tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(replace(given, init="start/detector"), tmp_path / "out", stop=StoppedAfter(1))
+    frozen = tmp_path / "out/training/detector/recipe.json"
+    assert json.loads(frozen.read_text())["run"]["init"] == "start/detector", "people read where it lay"
+    with pytest.raises(KeyboardInterrupt):  # spelled otherwise
+        train_detector(replace(given, init=str(start)), tmp_path / "out", stop=StoppedAfter(1))
+    shutil.copytree(start, tmp_path / "elsewhere")
+    with pytest.raises(KeyboardInterrupt):  # moved
+        train_detector(replace(given, init="elsewhere"), tmp_path / "out", stop=StoppedAfter(1))
+    for init in (str(other), None):
+        with pytest.raises(OutputError, match=r"started with run\.init = 'start/detector', now .*; give another --out"):
+            train_detector(replace(given, init=init), tmp_path / "out")
+    shutil.rmtree(start)
+    shutil.copytree(other, start)
+    with pytest.raises(OutputError, match=r"run\.init = 'start/detector', now 'start/detector' with other weights"):
+        train_detector(replace(given, init="start/detector"), tmp_path / "out")
+    assert train_detector(replace(given, init="elsewhere"), tmp_path / "out").is_dir()
+
+
+def test_a_run_that_noted_no_hash_of_its_start_resumes_from_the_same_path(tmp_path: Path) -> None:
+    root = write_pairs(tmp_path / "pairs")
+    settings = DetectorRecipe(
+        "fc_ef", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=4, warmup_steps=1
+    )
+    given = Recipe(detector=settings, run=RunRecipe(num_workers=0, save_every=1))
+    start = train_detector(given, tmp_path / "start")
+    asked = replace(given, init=str(start))
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(asked, tmp_path / "out", stop=StoppedAfter(1))
+    frozen = tmp_path / "out/training/detector/recipe.json"
+    noted = json.loads(frozen.read_text())
+    del noted["run"]["init_content"]
+    frozen.write_text(json.dumps(noted))
+    shutil.copytree(start, tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"was started with run\.init = '.*/start/detector', now '.*/elsewhere'"):
+        train_detector(replace(given, init=str(tmp_path / "elsewhere")), tmp_path / "out")
+    assert train_detector(asked, tmp_path / "out").is_dir()
+
+
+def test_a_run_goes_on_that_began_with_the_result_in_its_own_folder(tmp_path: Path) -> None:
+    """It overwrites what it began with."""
+    root = write_pairs(tmp_path / "pairs")
+    settings = DetectorRecipe(
+        "fc_ef", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=2, warmup_steps=1
+    )
+    given = Recipe(detector=settings, run=RunRecipe(num_workers=0, save_every=1))
+    start = train_detector(given, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/training")
+    again = replace(given, init=str(start))
+    train_detector(again, tmp_path / "out")
+    longer = replace(again, detector=replace(settings, num_steps=3))
+    assert train_detector(longer, tmp_path / "out") == start
 
 
 @pytest.mark.numerical

@@ -30,7 +30,7 @@ COUNTS = {
     "num_events": 1_000_000, "num_pairs": MAX_PAIRS, "num_steps": 10**9, "num_threads": 1024, "views": 8,
     "workers": 100_000,
     "pairs_per_image": 100_000, "restart_codes_every": 10**9, "save_every": 10**9, "shard_size": 100_000,
-    "tile_size": 65_536, "tiles": 65_536, "val_every": 10**9, "window": 65_536,
+    "tile_size": 65_536, "tiles": 65_536, "val_every": 10**9, "validations": 10**9, "window": 65_536,
 }  # fmt: skip
 """Numbers from 1 on: name → the largest."""
 AMOUNTS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.benchmark.options import BenchmarkOptions
-from changeanywhere.benchmark.trainings import handed_in, noted
+from changeanywhere.benchmark.trainings import grown_seeds, handed_in, noted
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.models.names import SEMANTIC
@@ -116,8 +116,8 @@ def _hash_of(files: Sequence[Path]) -> str:
 def freeze(
     out: Path, asked: Mapping[str, Any], contents: Mapping[str, Content], arms: Collection[str], write: bool = True
 ) -> None:
-    """Refuse to mix results of other options, or of other data, in ``out``; further arms, detectors, shares and seeds
-    may come. ``arms``: those that are pre-trained; ``write``: note it down.
+    """Refuse to mix results of other options, or of other data, in ``out``; further arms, detectors and shares may
+    come, and further seeds behind those that are there. ``arms``: those that are pre-trained; ``write``: note it down.
 
     Raises :class:`OutputError` naming the difference. Where nothing has been made yet, nothing is different.
     """
@@ -143,6 +143,7 @@ def _grown(
 ) -> dict[str, Any]:
     """What was noted and what is asked now, together; :class:`OutputError` where one is not as the other."""
     old, new, whole = dict(before), dict(now), dict(now)
+    whole["seeds"] = grown_seeds(out, old.pop("seeds", None), new.pop("seeds"))
     for group in GROWING:  # what is there once stays, further ones may come
         there, come = old.pop(group, None), new.pop(group)
         if not isinstance(there, dict):

@@ -36,6 +36,7 @@ IGNORED = (
     "change_classes",
     "backbone_weights",
     "val_every",
+    "validations",
     "schedule",
     "unlabelled",
     "unlabelled_split",
@@ -72,10 +73,11 @@ class Claims:
 
 @dataclass(frozen=True)
 class FlatOptions:
-    """``scratch-flat``: rounds at the full rate until validation gains no more, then fine-tuning's schedule."""
+    """``scratch-flat``: rounds at a constant rate until validation gains no more, then fine-tuning's schedule. Each
+    round is a training of its own: it warms up anew, then stays at the full rate."""
 
     num_steps: int | None = None
-    """Steps of a round; default: as many as fine-tuning takes."""
+    """Steps of a round, its warm-up among them; default: as many as fine-tuning takes. More than the warm-up has."""
     rounds: int = 8
     """Rounds at most."""
     patience: int = 2
@@ -144,7 +146,8 @@ class BenchmarkOptions:
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds of fine-tuning, and of the draw of few-shot lists."""
+    """Seeds of fine-tuning, and of the draw of few-shot lists. Their order counts (``pretrain_seeds``, ``rate_seeds``):
+    in a folder that was begun, further ones go behind those that are there."""
     seeds_at: dict[int, int] = field(default_factory=dict)
     """Share → how many of ``seeds`` (the first ones) are used there; default: all. Large shares vary less."""
     claims_at: list[int] = field(default_factory=list)
@@ -160,7 +163,8 @@ class BenchmarkOptions:
     rate_at: int | None = None
     """The share at whose labels rates are chosen, once for every share; default: each share for itself."""
     candidates: int = 4
-    """Validations of a training, evenly spaced: among so many weights every arm chooses."""
+    """Validations of a training, evenly spaced: among so many weights every arm chooses (of a training of fewer steps,
+    one at each)."""
     backbones: dict[str, str] = field(default_factory=dict)
     """Detector → file of backbone weights (``package``: see ``detector.backbone_weights``), for every arm; detectors
     that are not named begin at random."""
@@ -246,8 +250,8 @@ class BenchmarkOptions:
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
         how, share = {name: stages["finetune"][name] for name in HOW_UNLABELLED}, stages["finetune"][HOW_REHEARSED]
         for stage in stages.values():
-            del stage["max_megapixels"]  # what may be read changes no figure
-            for name in BESIDE:
+            # What may be read changes no figure; the protocol sets validations.
+            for name in ("max_megapixels", "validations", *BESIDE):
                 del stage[name]
         arms: dict[str, Any] = {arm: [self.unlabelled, how] for arm in self.unlabelled_arms}
         arms |= {arm: [folder, self.change_classes.get(arm)] for arm, folder in self.pretraining.items()}

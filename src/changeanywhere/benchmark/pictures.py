@@ -22,7 +22,13 @@ from changeanywhere.training.pair_batches import label_of, to_tensors
 
 HIT, MISS, FALSE_ALARM, NOWHERE = (255, 255, 255), (0, 114, 178), (213, 94, 0), (110, 110, 110)
 """Colours that colour-blind readers tell apart; black = unchanged and not called changed."""
-COLOURS = ("#444444", "#0b62c4", "#c4560b", "#2a8a4a", "#8a2a6a", "#b59a00", "#20a5b0")
+COLOURS = (
+    *("#483048", "#0000f0", "#f09018", "#30c0f0", "#c03000"),
+    *("#789090", "#900090", "#c0a878", "#a848f0", "#781818"),
+)
+"""Of arms: on white, and apart to readers who lack one kind of cone, too (27 in CIELAB at the least)."""
+DASHES = ("", "7 3", "2 2", "9 3 2 3")
+"""Of lines, once all colours are taken."""
 
 
 def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
@@ -46,10 +52,10 @@ def curves(rows: Sequence[Mapping[str, Any]], all_changed: float) -> str:
         for place, share in zip(places.values(), shares, strict=True):
             drawn.append(f'<text x="{place:.1f}" y="{base + 18}" text-anchor="middle">{share} %</text>')
         for arm in arms:
-            colour = COLOURS[arms.index(arm) % len(COLOURS)]
+            colour, stroke = style_of(arms.index(arm))
             line = sorted((row["share"], row["f1"], row["f1_error"]) for row in own if row["arm"] == arm)
             points = " ".join(f"{places[s]:.1f},{y(f):.1f}" for s, f, _ in line)
-            drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            drawn.append(f'<polyline points="{points}" fill="none" {stroke} stroke-width="2"/>')
             for s, f, e in line:
                 drawn.append(f'<path d="M{places[s]:.1f} {y(f - e):.1f}V{y(f + e):.1f}" stroke="{colour}"/>')
                 drawn.append(f'<circle cx="{places[s]:.1f}" cy="{y(f):.1f}" r="3" fill="{colour}"/>')
@@ -75,25 +81,33 @@ def learning_curves(records: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>')
         lines.append(f'<text x="{width - 12}" y="{base + 18}" text-anchor="end">{most:g} steps</text>')
         for record in own:
-            colour = COLOURS[arms.index(record["arm"]) % len(COLOURS)]
+            _, stroke = style_of(arms.index(record["arm"]))
             points = " ".join(
                 f"{left + (width - left - 12) * step / most:.1f},{base - (base - 40) * f1:.1f}"
                 for step, f1 in record["curve"]
             )
-            lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-opacity="0.6"/>')
+            lines.append(f'<polyline points="{points}" fill="none" {stroke} stroke-opacity="0.6"/>')
         row_number, column = divmod(number, 3)
         parts.append(f'<g transform="translate({column * width},{row_number * height})">{"".join(lines)}</g>')
     return _page(parts, arms, (min(3, max(len(panels), 1)) * width, height * -(-len(panels) // 3)))
 
 
+def style_of(number: int) -> tuple[str, str]:
+    """Colour of an arm, and the attributes of its line, by its place among the arms: no two of forty are alike."""
+    turn, place = divmod(number, len(COLOURS))
+    dashes = DASHES[turn % len(DASHES)]
+    return COLOURS[place], f'stroke="{COLOURS[place]}"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
+
+
 def _page(parts: Sequence[str], arms: Sequence[str], size: tuple[int, int]) -> str:
-    """Panels, and below them which colour is which arm."""
-    legend, y = [], size[1] + 16
+    """Panels, and below them which line is which arm."""
+    legend, row = [], max(2, (size[0] - 44) // 170)
     for i, arm in enumerate(arms):
-        legend.append(f'<circle cx="{44 + 170 * i}" cy="{y - 4}" r="4" fill="{COLOURS[i % len(COLOURS)]}"/>')
-        legend.append(f'<text x="{44 + 170 * i + 10}" y="{y}">{xml(arm)}</text>')
-    width = max(size[0], 44 + 170 * len(arms))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 16}" width="{width}"'
+        x, y = 44 + 170 * (i % row), size[1] + 16 + 18 * (i // row)
+        legend.append(f'<path d="M{x} {y - 4}h24" {style_of(i)[1]} stroke-width="3"/>')
+        legend.append(f'<text x="{x + 30}" y="{y}">{xml(arm)}</text>')
+    width, below = max(size[0], 44 + 170 * min(row, len(arms))), 18 * -(-len(arms) // row)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {size[1] + below + 14}" width="{width}"'
     style = 'font-family="sans-serif" font-size="11"'
     content = "".join((*parts, *legend))
     return f'{head} {style}><rect width="100%" height="100%" fill="white"/>{content}</svg>\n'

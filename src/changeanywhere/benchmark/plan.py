@@ -9,7 +9,7 @@ from changeanywhere.benchmark.arms import EQUAL
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.statistics import visible_gain
 from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons
-from changeanywhere.benchmark.trainings import Cell
+from changeanywhere.benchmark.trainings import Cell, choosing, pretraining_of, round_steps
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import markdown
 from changeanywhere.training.recipe import DetectorRecipe
@@ -42,24 +42,32 @@ def work_of(
     options: BenchmarkOptions, cells: Sequence[Cell], tuning: Callable[[int, int], DetectorRecipe]
 ) -> Iterator[Work]:
     """Every training behind ``cells``, those that only choose a rate among them, by detector and arm."""
-    rates = len(options.rates)
     for detector in options.detectors:
         for arm in options.pretraining:
-            count = len(options.pretrain_seeds)
-            yield Work(detector, f"pre-training on {arm}", count, count * options.pretrain.num_steps)
+            count = len({*_pretrainings(options, [cell for cell in cells if cell.detector == detector], arm)})
+            if count:
+                yield Work(detector, f"pre-training on {arm}", count, count * options.pretrain.num_steps)
         for arm in (*options.baselines, *options.tuned_arms):
             own = [cell for cell in cells if (cell.detector, cell.arm) == (detector, arm) and cell.share]
-            choosing = set(options.seeds[: options.rate_seeds]) if rates > 1 else set()
-            trainings = steps = 0
-            for cell in own:
-                chooses = cell.seed in choosing and options.rate_at in (None, cell.share)
-                count = rates if chooses else 1
-                trainings += count
-                steps += count * steps_of(options, arm, tuning(cell.share, cell.seed))
             if own:
+                choose = dict.fromkeys(first for cell in own for first in choosing(options, cell))
+                counts = dict.fromkeys(own, 1) | dict.fromkeys(choose, len(options.rates))
+                trainings = sum(counts.values())
+                steps = sum(n * steps_of(options, arm, tuning(c.share, c.seed)) for c, n in counts.items())
                 tuned, way = options.finetune, options.way_of(arm)
                 seen = tuned.unlabelled_share if way.unlabelled else tuned.rehearsed_share if way.rehearsed else 0.0
                 yield Work(detector, arm, trainings, steps, way.flat, 1 / (1 - seen))
+
+
+def _pretrainings(options: BenchmarkOptions, cells: Sequence[Cell], arm: str) -> Iterator[int]:
+    """The seeds of pre-training on the set of ``arm`` that ``cells``, and those which choose their rates, go on
+    from."""
+    for cell in cells:
+        if options.way_of(cell.arm).origin == arm:
+            if cell.share:
+                yield from (pretraining_of(options, one.seed) for one in (cell, *choosing(options, cell)))
+            else:
+                yield cell.seed
 
 
 def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int:
@@ -67,7 +75,7 @@ def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int
     if arm == EQUAL:
         return options.pretrain.num_steps + tuning.num_steps
     if options.way_of(arm).flat:
-        return options.flat.rounds * (options.flat.num_steps or tuning.num_steps) + tuning.num_steps
+        return options.flat.rounds * round_steps(options, tuning) + tuning.num_steps
     return tuning.num_steps
 
 
@@ -98,7 +106,7 @@ def plan_page(options: BenchmarkOptions, cells: Sequence[Cell], work: Sequence[W
         + ("; steps with unlabelled pairs by their pairs, what a teacher reads not counted)." if beside else ")."),
         "",
         f"Validation budget of every arm: {len(options.rates)} learning rate(s), chosen over {options.rate_seeds} "
-        f"seed(s); {options.candidates} candidate weights a training.",
+        f"seed(s); {options.candidates} candidate weights a training, or one a step of a shorter one.",
         "",
         *power_note(options, cells),
     ]
@@ -106,23 +114,36 @@ def plan_page(options: BenchmarkOptions, cells: Sequence[Cell], work: Sequence[W
 
 
 def power_note(options: BenchmarkOptions, cells: Sequence[Cell]) -> list[str]:
-    """Which gain could be seen at the shares where gains are claimed."""
+    """Which gain could be seen where gains are claimed: at shares of the labels, and zero-shot."""
     groups: dict[tuple[str, int, str], list[dict[str, int]]] = {
         (cell.detector, cell.share, cell.arm): [] for cell in cells
     }
     groups |= {(cell.detector, 0, ALL_CHANGED): [] for cell in cells if not cell.share}
-    count = len(comparisons(groups, options.claims))
-    shares = [share for share in options.claims_at or options.shares if share]
-    if not count or not shares:
+    claimed = comparisons(groups, options.claims)
+    if not claimed:
         return ["No arm is held against another: nothing to see."]
-    seeds = min(options.count_of_seeds(share) for share in shares)
-    shared = len(options.pretrain_seeds)
-    found = {spread: visible_gain(spread, seeds, count, shared) for spread in SPREADS}
-    if found[SPREADS[0]] is None:
-        return [f"{'One seed' if seeds < 2 else 'One pre-training'}: no gain can be claimed."]
-    seen = ", ".join(f"{100 * s:g} → {100 * (gain or 0):.1f}" for s, gain in found.items())
-    return [
-        f"Gain in F1 (points) that {seeds} seeds at {min(shared, seeds)} pre-trainings show four times in five, "
-        f"corrected for {count} comparisons, by the spread of single differences: {seen}. (Where pre-trainings differ "
-        "by more than seeds do, less is seen.)"
-    ]
+    shares, shared, notes = {share for _, share, _, _ in claimed}, len(options.pretrain_seeds), list[str]()
+    if any(shares):
+        seeds = min(options.count_of_seeds(share) for share in shares if share)
+        found = [visible_gain(spread, seeds, len(claimed), shared) for spread in SPREADS]
+        if found[0] is None:
+            notes.append(f"{'One seed' if seeds < 2 else 'One pre-training'}: no gain can be claimed.")
+        else:
+            notes.append(_seen(f"{seeds} seeds at {min(shared, seeds)} pre-trainings", found, len(claimed)))
+            notes[-1] += " (Where pre-trainings differ by more than seeds do, less is seen.)"
+    if 0 in shares:  # a seed for each pre-training
+        found = [visible_gain(spread, shared, len(claimed)) for spread in SPREADS]
+        if found[0] is None:
+            notes.append("Zero-shot, one pre-training: no gain can be claimed.")
+        else:
+            notes.append("Zero-shot: " + _seen(f"{shared} pre-trainings", found, len(claimed)))
+    return [line for note in notes for line in (note, "")][:-1]
+
+
+def _seen(what: str, found: Sequence[float | None], count: int) -> str:
+    pairs = zip(SPREADS, found, strict=True)
+    seen = ", ".join(f"{100 * spread:g} → {100 * (gain or 0):.1f}" for spread, gain in pairs)
+    return (
+        f"Gain in F1 (points) that {what} show four times in five, corrected for {count} comparisons, by the spread of "
+        f"single differences: {seen}."
+    )

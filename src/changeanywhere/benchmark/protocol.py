@@ -97,16 +97,19 @@ class Benchmark:
         refuse_test_scenes(self.options.out, {"train": self.train, "val": self.val, "test": self.test}, looked)
 
     def freeze(self, write: bool = True) -> None:
-        """Refuse to mix results of different options, or data, in one folder; further arms, detectors, shares and seeds
-        may come. ``write``: note down what they are, for all that comes.
+        """Refuse to mix results of different options, or data, in one folder; further arms, detectors and shares may
+        come, and further seeds behind those that are there. ``write``: note down what they are, for all that comes.
 
         Raises :class:`OutputError` naming the difference.
         """
         options = self.options
         for name in ("cells", "lists", "pretrain", "training", "leases"):
             refuse_way_out(options.out, options.out / name)
+        self.trainings.check_rounds()
         contents = contents_of(options, self._data(), self.unlabelled)
-        freeze(options.out, options.frozen(), contents, options.arms, write)
+        seeds = options.seeds if any(options.shares) else []  # without labels none is read
+        frozen = options.frozen() | {"seeds": seeds}
+        freeze(options.out, frozen, contents, options.arms, write)
         if write and options.val_share and len(self.val):
             _write_list(options.out / "lists" / "val.txt", self.val.names)
 
@@ -179,7 +182,7 @@ class Benchmark:
             trained = self.trainings.of(cell)
             folder = trained.folder
             details |= {"learning_rate": trained.learning_rate, "steps": trained.steps, "validation_f1": trained.best}
-            details |= {"candidates": options.candidates, "rates": len(options.rates), "curve": trained.curve}
+            details |= {"candidates": trained.candidates, "rates": len(options.rates), "curve": trained.curve}
         if origin:  # of the pre-training that it goes on from: seeds that share one are drawn together
             seed = self.trainings.seed_of_pretraining(cell.seed) if cell.share else cell.seed
             details["pretraining_seed"] = self.trainings.first_alike(cell.detector, origin, seed)

@@ -21,7 +21,7 @@ from changeanywhere.benchmark.arms import EQUAL
 from changeanywhere.benchmark.options import BESIDE, BenchmarkOptions, unread
 from changeanywhere.benchmark.sharing import BusyError, alone
 from changeanywhere.documents import DocumentError, read_json_object
-from changeanywhere.errors import ConfigError, OutputError
+from changeanywhere.errors import ConfigError, OutputError, require
 from changeanywhere.models.configuration import read_object
 from changeanywhere.models.info import find_detector
 from changeanywhere.pairs.reader import PairDataset
@@ -60,6 +60,8 @@ class Trained:
     """On labels, all rounds together."""
     best: float
     """F1 on validation pairs."""
+    candidates: int
+    """Among so many weights the best were chosen."""
     curve: list[list[float]]
     """(steps so far, F1 on validation pairs) of every validation, those that select and those that only watch."""
 
@@ -89,9 +91,7 @@ class Trainings:
 
     def seed_of_pretraining(self, seed: int) -> int:
         """From which pre-training a seed of fine-tuning goes on: they take turns."""
-        seeds = self.options.pretrain_seeds
-        place = self.options.seeds.index(seed) if seed in self.options.seeds else seed
-        return seeds[place % len(seeds)]
+        return pretraining_of(self.options, seed)
 
     def first_alike(self, detector: str, arm: str, seed: int) -> int:
         """The first seed of pre-training with the weights of ``seed``: a detector that was handed in may be one for all
@@ -133,13 +133,11 @@ class Trainings:
     def rate(self, cell: Cell) -> float:
         """The learning rate with the best F1 on validation pairs, on average over the first seeds of this detector, arm
         and share (or of the share at which the options want it chosen)."""
-        options = self.options
-        if len(options.rates) == 1:
+        options, firsts = self.options, choosing(self.options, cell)
+        if not firsts:
             return options.rates[0]
-        share = options.rate_at or cell.share
-        group = cell.detector, cell.arm, share
+        group = cell.detector, cell.arm, firsts[0].share
         if group not in self._rates:
-            firsts = [replace(cell, share=share, seed=seed) for seed in options.seeds[: options.rate_seeds]]
             best = self._best_of([(first, rate) for rate in options.rates for first in firsts])
             scores = np.reshape(best, (len(options.rates), len(firsts))).mean(1)
             self._rates[group] = options.rates[int(np.argmax(scores))]
@@ -162,6 +160,13 @@ class Trainings:
         """Fine-tuning at a share: its lengths in steps."""
         return lengths(self.options, len(self.few(share, seed)))
 
+    def check_rounds(self) -> None:
+        """:class:`ConfigError` where a round of an arm until flat would never reach the full rate."""
+        arms = (*self.options.baselines, *self.options.tuned_arms)
+        if any(self.options.way_of(arm).flat for arm in arms):
+            for share in {share for share in (*self.options.shares, self.options.rate_at) if share}:
+                round_steps(self.options, self.tuning(share, self.options.seeds[0]))
+
     def forget(self, cell: Cell) -> None:
         """Drop the weights of a cell that has been scored; what they were worth stays."""
         for folder in (self.options.out / "training").glob(f"{cell.key}-*"):
@@ -181,11 +186,11 @@ class Trainings:
         return self._train(cell, settings, init, f"lr{rate:g}")
 
     def _until_flat(self, cell: Cell, settings: DetectorRecipe, init: Path | None) -> Trained:
-        """Rounds at the full rate, the first from ``init``, each from the last one's weights, watched by one
-        validation; then, once the best F1 has gained nothing for some rounds, the schedule and the choice that every
-        other arm has."""
+        """Rounds at a constant rate after a warm-up each, the first from ``init``, each from the last one's weights,
+        watched by one validation; then, once the best F1 has gained nothing for some rounds, the schedule and the
+        choice that every other arm has."""
         flat, what = self.options.flat, f"lr{settings.learning_rate:g}"
-        steps = flat.num_steps or settings.num_steps
+        steps = round_steps(self.options, settings)
         watched: list[float] = []
         before = init
         curve: list[list[float]] = []
@@ -211,9 +216,8 @@ class Trainings:
         """One training on the cell's labels, which ends in ``result.json``; ``stage``: how many went before it, none of
         whose crops and colours come again."""
         out = self.options.out / "training" / f"{cell.key}-{what}"
-        count = min(candidates or self.options.candidates, settings.num_steps)
-        settings = replace(settings, pairs=self.options.pairs, val_every=-(-settings.num_steps // count))
-        settings = self._seeing(settings, cell.arm)
+        settings = validated(settings, candidates or self.options.candidates)
+        settings = self._seeing(replace(settings, pairs=self.options.pairs), cell.arm)
         if not self._is_trained(out, cell):
             with alone(self.options.out, out.name):
                 if not self._is_trained(out, cell):
@@ -221,7 +225,8 @@ class Trainings:
                     self._end(self._recipe(settings, cell.detector, seed, init), out, cell)
         note, best = noted(out / "result.json"), out / "detector_best"
         folder = best if (best / "detector.json").is_file() else out / "detector"
-        return Trained(folder, settings.learning_rate, note["steps"], note["best"], note["curve"])
+        curve = note["curve"]
+        return Trained(folder, settings.learning_rate, note["steps"], note["best"], len(curve), curve)
 
     def _seeing(self, settings: DetectorRecipe, arm: str) -> DetectorRecipe:
         """With the folders of unlabelled pairs, or the set that is rehearsed, for an arm that learns from them beside
@@ -266,6 +271,21 @@ class Trainings:
         )
 
 
+def pretraining_of(options: BenchmarkOptions, seed: int) -> int:
+    """The seed of the pre-training from which a seed of fine-tuning goes on."""
+    place = options.seeds.index(seed) if seed in options.seeds else seed
+    return options.pretrain_seeds[place % len(options.pretrain_seeds)]
+
+
+def choosing(options: BenchmarkOptions, cell: Cell) -> list[Cell]:
+    """The cells that are trained at every rate to choose that of ``cell``: they may be none of those that are scored.
+    Empty where there is one rate."""
+    if len(options.rates) == 1:
+        return []
+    share = options.rate_at or cell.share
+    return [replace(cell, share=share, seed=seed) for seed in options.seeds[: options.rate_seeds]]
+
+
 def _is_pretrained(out: Path, note: dict[str, Any]) -> bool:
     """Whether ``out`` holds what ``note`` says; :class:`OutputError` where it holds something else."""
     file = out / "result.json"
@@ -274,6 +294,27 @@ def _is_pretrained(out: Path, note: dict[str, Any]) -> bool:
     if noted(file) != note:
         raise OutputError(f"{out}: was pre-trained otherwise (see result.json); give another pretrain_out")
     return True
+
+
+def grown_seeds(out: Path, before: object, asked: list[int]) -> list[int]:
+    """Seeds of a folder that was begun with the seeds ``before`` (None: none are known) and is asked for those of
+    ``asked``: the longer list, of which the other must be the beginning. A seed's place in it says from which
+    pre-training it goes on, and the first seeds choose the rates.
+
+    Raises :class:`OutputError` with both lists.
+    """
+    old = asked if before is None else before
+    if not isinstance(old, list):
+        raise OutputError(f"{out / 'benchmark.json'}: damaged (seeds); give another --out")
+    shared = min(len(old), len(asked))
+    if old[:shared] != asked[:shared]:
+        further = [seed for seed in asked if seed not in old]
+        raise OutputError(
+            f"{out}: was begun with --seeds {old}, asked now: {asked}; places in the list decide from which "
+            f"pre-training a seed goes on, and which seeds choose rates: ask for --seeds {[*old, *further]}, or give "
+            "another --out (the same command, started several times, shares the work)"
+        )
+    return max(old, asked, key=len)
 
 
 def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:
@@ -285,6 +326,23 @@ def lengths(options: BenchmarkOptions, num_pairs: int) -> DetectorRecipe:
     if options.warmup_epochs is not None:
         settings = replace(settings, warmup_steps=round(options.warmup_epochs * per_epoch))
     return settings
+
+
+def round_steps(options: BenchmarkOptions, tuning: DetectorRecipe) -> int:
+    """Steps of a round of ``scratch-flat``; :class:`ConfigError` where its warm-up leaves none at the full rate."""
+    steps, warmup = options.flat.num_steps or tuning.num_steps, tuning.warmup_steps
+    what = f"more than the {warmup} steps of warm-up with which each round begins"
+    require(steps > warmup, "flat.num_steps", steps, what)
+    return steps
+
+
+def validated(settings: DetectorRecipe, candidates: int) -> DetectorRecipe:
+    """The same training with so many validations, or one at each of its steps where it has fewer."""
+    count = min(candidates, settings.num_steps)
+    every = -(-settings.num_steps // count)
+    if -(-settings.num_steps // every) == count:
+        return replace(settings, val_every=every)
+    return replace(settings, validations=count)
 
 
 def is_flat(watched: list[float], patience: int, least_gain: float) -> bool:
@@ -320,7 +378,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """What a pre-training depends on, as JSON has it."""
     content: dict[str, Any] = to_plain(recipe.detector)
     # Where it lies, and what changes no weight; what pre-training does not read.
-    for name in ("pairs", "max_megapixels", "val_every", *BESIDE):
+    for name in ("pairs", "max_megapixels", "val_every", "validations", *BESIDE):
         del content[name]
     return content | {"seed": recipe.run.seed, "mixed_precision": recipe.run.mixed_precision}
 

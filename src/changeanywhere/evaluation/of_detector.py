@@ -84,6 +84,8 @@ def evaluate_on_pairs(options: DetectorEvaluationOptions, progress: Progress = s
         raise OutputError(f"{options.out}: cannot be written ({error.strerror})") from error
     scores, semantic, without = _scores(net, pairs, options, progress)
     keys = [pairs.key_of(n) for n in range(len(pairs))]
+    if len(set(keys)) < len(keys):  # a.png beside a.tif
+        keys = list(pairs.names)
     scenes = [str(pairs.record_of(n).get("scene", key)) for n, key in enumerate(keys)]
     figures = detector_figures(scores, scenes) + (class_figures(semantic, scores, scenes) if semantic else [])
     evaluation = DetectorEvaluation(name, dict(zip(keys, scores, strict=True)), figures, semantic, without)

@@ -60,7 +60,7 @@ class Layout:
         return found
 
     def split(self, root: Path, split: str) -> list[str]:
-        """Names of the pairs of a split. :class:`PairsError` if the set does not say."""
+        """Names of the pairs of a split, each once. :class:`PairsError` if the set does not say."""
         listing = root / "list" / f"{split}.txt"
         if not listing.is_file():
             raise PairsError(f"{listing}: missing, so there is no split {split!r} in {root}")
@@ -109,7 +109,7 @@ class Oscd(Layout):
         for top in _tops(root):
             if (top / f"{split}.txt").is_file():
                 text = _text_of(top / f"{split}.txt")
-                return [name for name in re.split(r"[,\s]+", text) if name]
+                return once([name for name in re.split(r"[,\s]+", text) if name])
         raise PairsError(f"{root}: no {split}.txt beside the cities, so there is no split {split!r}")
 
     def splits(self, root: Path) -> list[str]:
@@ -282,8 +282,17 @@ def bare(name: str) -> str:
     return composed(path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name)
 
 
+def once(names: Sequence[str]) -> list[str]:
+    """Names of pairs in the order of their first appearance: one that a list names again, with or without its suffix,
+    is the same pair, and would count twice."""
+    found = dict[str, str]()
+    for name in names:
+        found.setdefault(bare(name), name)
+    return list(found.values())
+
+
 def _listed(listing: Path) -> list[str]:
-    return [composed(line.strip()) for line in _text_of(listing).split("\n") if line.strip()]
+    return once([composed(line.strip()) for line in _text_of(listing).split("\n") if line.strip()])
 
 
 def _text_of(listing: Path) -> str:

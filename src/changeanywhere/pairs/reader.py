@@ -24,6 +24,7 @@ from changeanywhere.pairs.layouts import (
     below,
     expected,
     layout_of,
+    once,
     refuse_bands,
     split_folders,
 )
@@ -188,8 +189,8 @@ class PairDataset:
         return self._like(names, self._counted)
 
     def listed(self, listing: Path, where: str) -> PairDataset:
-        """The pairs that a text file names, a line each, with or without suffix. :class:`ConfigError` for a file that
-        cannot be read, is empty, or names what is not ``where``, in words."""
+        """The pairs that a text file names, a line each, with or without suffix; one that is named again is there once.
+        :class:`ConfigError` for a file that cannot be read, is empty, or names what is not ``where``, in words."""
         try:
             names = read_names(listing)
         except OSError as error:
@@ -200,7 +201,7 @@ class PairDataset:
         absent = [name for name in names if name not in known and stem_of(name) not in known]
         if absent or not names:
             raise ConfigError(f"{listing}: {f'{absent[0]} is not in {where}' if absent else 'is empty'}")
-        return self.subset([known.get(name) or known[stem_of(name)] for name in names])
+        return self.subset(once([known.get(name) or known[stem_of(name)] for name in names]))
 
     def _like(self, names: Sequence[str], counted: Sequence[int]) -> PairDataset:
         """Others of this set, under the rule of its labels: a few pairs may not tell it."""

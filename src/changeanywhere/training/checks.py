@@ -222,6 +222,8 @@ def _check_detector(recipe: Sections) -> None:
     require(0 <= de.change_crops <= 1, "detector.change_crops", de.change_crops, "0 to 1")
     require(de.weight_decay >= 0, "detector.weight_decay", de.weight_decay, "0 and more")
     require(de.val_every > 0, "detector.val_every", de.val_every, "above 0")
+    allowed = de.validations is None or 1 <= de.validations <= de.num_steps
+    require(allowed, "detector.validations", de.validations, "1 to detector.num_steps")
     allowed = de.max_megapixels is None or 0 < de.max_megapixels < 1e6
     require(allowed, "detector.max_megapixels", de.max_megapixels, "above 0, below 1e6")
     require(0 < de.rehearsed_share < 1, "detector.rehearsed_share", de.rehearsed_share, "between 0 and 1")
@@ -314,6 +316,8 @@ IDLE = (
     Idle("segmenter.first_stage", "segmenter.decoded", _zero),
     Idle("detector.backbone_weights", "init", bool),
     Idle("detector.val_every", "detector.val_split", _missing),
+    Idle("detector.validations", "detector.val_split", _missing),
+    Idle("detector.val_every", "detector.validations", bool),
     Idle("detector.rehearsed_classes", "detector.rehearsed", _missing),
     Idle("detector.rehearsed_share", "detector.rehearsed", _missing),
     *(Idle(f"detector.unlabelled_{name}", "detector.unlabelled", _missing) for name in OF_UNLABELLED),

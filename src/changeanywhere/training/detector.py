@@ -75,10 +75,12 @@ def train_detector(
         content = f"{content}-{unlabelled.content_hash()}"
         for pairs in unlabelled.sets:  # one memory for all that is decoded
             pairs.kept = train.kept if isinstance(train, PairDataset) else pairs.kept
-    if settings.rehearsed:
-        rehearsed = rehearsed or _rehearsed_pairs(settings).keeping(recipe.run.keep_mib)
+    if rehearsed is None and settings.rehearsed:
+        rehearsed = _rehearsed_pairs(settings).keeping(recipe.run.keep_mib)
+    if rehearsed is not None:
+        require(unlabelled is None, "rehearsed", str(rehearsed.folder), "nothing beside unlabelled pairs")
         content = f"{content}-{_hash_of(rehearsed, recipe)}"
-    processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed if settings.rehearsed else None)
+    processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed)
     with TrainingFolder(out, "detector", recipe, processes, content) as folder:
         return train_stage(DetectorTraining(recipe, processes, train, val, beside), folder, progress, stop)
 
@@ -186,6 +188,16 @@ def evaluate_classes(
         return evaluate_pairs(net, pairs, batch_size, device, mixed_precision, num_workers), None
     batches = whole_batches(pairs, batch_size, net.in_channels, num_workers, semantic=True)
     return score_classes(net, batches, device, legend, mixed_precision)
+
+
+def is_due(done: int, num_steps: int, settings: DetectorRecipe) -> bool:
+    """Whether there is a validation after ``done`` of ``num_steps``: every ``val_every`` steps and at the end, or
+    ``validations`` of them, number i at i / validations of the steps, rounded."""
+    count = settings.validations
+    if count is None:
+        return done % settings.val_every == 0 or done == num_steps
+    number = round(done * count / num_steps)
+    return number >= 1 and (2 * number * num_steps + count) // (2 * count) == done
 
 
 class DetectorTraining(Stage):
@@ -317,8 +329,7 @@ class DetectorTraining(Stage):
 
     def validate(self, done: int, folder: TrainingFolder) -> None:
         """Score on validation pairs; the best weights so far are kept. The test set is never looked at."""
-        due = done % self.settings.val_every == 0 or done == self.num_steps
-        if self.val is None or not due or not self.processes.is_main:
+        if self.val is None or not is_due(done, self.num_steps, self.settings) or not self.processes.is_main:
             return
         precision = self.processes.accelerator.mixed_precision
         by_pair, classes = evaluate_classes(

@@ -19,6 +19,7 @@ from torch import Tensor
 from changeanywhere.documents import parse_json, read_json_object
 from changeanywhere.errors import ModelError, OutputError
 from changeanywhere.leases import Leases
+from changeanywhere.models.info import find_detector, find_model, find_segmenter, hash_model
 from changeanywhere.sample import in_8_bits
 from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
 from changeanywhere.training.processes import Processes
@@ -35,6 +36,10 @@ RESULTS = {
     "detector": ("detector", "detector_best"),
 }
 """Stage → the folders in ``OUT`` that it writes beside its own."""
+STARTS = {"segmenter": find_segmenter, "detector": find_detector}
+"""Stage → what finds the folder that its ``init`` names; of the others a model's."""
+HELD_BY_CONTENT = {"segmenter": ("first_stage",)}
+"""Stage → settings that name places, of which a hash is in ``content``: where they lie may change."""
 BEST = {"detector": "detector_best"}
 """Stage → the folder in ``OUT`` of what did best so far, which a training writes where it finds something better."""
 _claimed: dict[Path, ExitStack] = {}
@@ -48,8 +53,9 @@ class TrainingFolder:
 
     The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference.
     Only ``num_steps`` and the :data:`ADJUSTABLE` settings of ``run`` may change, and ``content``, a hash of the
-    training data, must not. Of several processes the main one writes, the others only read. As a context it gives the
-    folder back at its end, also where a training is refused before its first step.
+    training data, must not. ``init`` may lie elsewhere, or be spelled otherwise, where its weights are the same. Of
+    several processes the main one writes, the others only read. As a context it gives the folder back at its end, also
+    where a training is refused before its first step.
     """
 
     def __init__(self, out: Path, stage: str, recipe: Recipe, processes: Processes, content: str) -> None:
@@ -129,6 +135,7 @@ class TrainingFolder:
         frozen: dict[str, Any] = {name: sections[name] for name in ("data", stage, "run")}
         frozen["data"]["content"], defaults["data"]["content"] = content, content
         frozen["run"]["init"], defaults["run"]["init"] = sections["init"], None
+        frozen["run"]["init_content"] = self._content_of(sections["init"])
         for key in ADJUSTABLE:
             del frozen["run"][key]
         del frozen[stage]["num_steps"]
@@ -141,8 +148,12 @@ class TrainingFolder:
             before = read_json_object(file)
         except (OSError, ValueError) as error:
             raise OutputError(f"{file}: damaged; give another --out") from error
+        self._refuse_other_start(before.get("run", {}), frozen["run"])
+        told_apart = {*HELD_BY_CONTENT.get(stage, ()), "init", "init_content"}
         for section, values in frozen.items():
             for key, value in values.items():
+                if key in told_apart:
+                    continue
                 # A setting that is younger than the run was at its default.
                 old = before.get(section, {}).get(key, defaults[section][key])
                 if old != value:
@@ -151,6 +162,26 @@ class TrainingFolder:
                         "give another --out or the old value"
                     )
         return frozen
+
+    def _content_of(self, init: str | None) -> str | None:
+        """Hash of what the training starts from; None of nothing, and of a result of this very folder, which the
+        training itself will overwrite."""
+        if init is None:
+            return None
+        start = STARTS.get(self.stage, find_model)(init)
+        results = [(self.out / name).resolve() for name in RESULTS.get(self.stage, ())]
+        return None if start.resolve() in results else hash_model(start)
+
+    def _refuse_other_start(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """:class:`OutputError` where the run goes on from other weights than it began with. Of a run that noted no hash
+        of them the path is all that is known."""
+        content, old, init = before.get("init_content"), before.get("init"), now["init"]
+        if content == now["init_content"] if content else old == init:
+            return
+        what = f"run.init = {old!r}, now {init!r}"
+        if content and now["init_content"]:
+            what += f" with other weights ({content}, now {now['init_content']})"
+        raise OutputError(f"{self.path}: was started with {what}; give another --out or the old value")
 
     def _tensorboard(self) -> Any:
         try:

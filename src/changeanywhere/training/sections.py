@@ -306,6 +306,8 @@ class DetectorRecipe:
     """Exchange the dates with probability one half (reference configuration of ChangerEx)."""
     val_every: int = 4000
     """Steps between validations."""
+    validations: int | None = None
+    """So many validations in place of ``val_every``, as evenly spaced as steps allow, the last one at the end."""
     rehearsed: str = ""
     """Folder of further pairs with labels, to learn from beside ``pairs``: a generated set, of which a few labels
     would make a detector that was pre-trained on it forget too much. Its training split."""
