@@ -387,6 +387,11 @@ def test_shortfall_is_said_with_counts_after_writing_what_is_possible(options: G
     with pytest.raises(ShortfallError, match=r"2 of 4 pairs; missing: 2 appearance \(no tile has room for it\)"):
         generation.generate(change(options, num_pairs=4))
     assert len(ca.load_pairs(options.out)) == 2
+    with pytest.raises(ShortfallError, match="2 of 4 pairs") as caught:
+        generation.generate(change(options, num_pairs=4, layout="opencd"))
+    assert isinstance(caught.value.report, generation.GenerateReport)
+    exported = caught.value.report.exported
+    assert exported is not None and len(list(exported.glob("*/A/*.png"))) == 2
 
 
 def test_a_tile_without_room_keeps_its_turn(

@@ -236,6 +236,8 @@ def _print_shortfall(error: ShortfallError) -> None:
         _print_targets(report.reached)
         _print_skipped(report.skipped, report.out)
         _print_dropped(getattr(report, "num_dropped", 0))
+        if getattr(report, "exported", None) is not None:
+            say(f"exported from it: {shown(report.exported)}")
 
 
 def _print_dropped(count: int) -> None:

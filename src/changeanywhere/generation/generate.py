@@ -104,9 +104,25 @@ class DryRun:
 def generate(options: GenerateOptions, progress: Progress = silent) -> GenerateReport:
     """Make, or finish, the dataset in ``options.out``, and export it where another layout is asked for.
 
-    Raises as :func:`_generate` does, and what :func:`.exporting.export.export` raises, once the dataset is whole.
+    Raises as :func:`_generate` does, a :class:`ShortfallError` of a whole set once it is exported, and what
+    :func:`.exporting.export.export` raises, once the dataset is whole.
     """
-    report = _generate(options, progress)
+    shortfall = None
+    try:
+        report = _generate(options, progress)
+    except ShortfallError as error:
+        if not isinstance(error.report, GenerateReport):  # nothing is there
+            raise
+        report, shortfall = error.report, error
+    report = _exported(options, report, progress)
+    if shortfall is not None:
+        shortfall.report = report
+        raise shortfall
+    return report
+
+
+def _exported(options: GenerateOptions, report: GenerateReport, progress: Progress) -> GenerateReport:
+    """The report with the pairs in the other layout, if one was asked for and the set is whole."""
     if options.layout == GenerateOptions.layout or report.num_open:
         return report
     place, link = options.out / LAYOUTS / options.layout, options.layout not in IN_TABLES
