@@ -163,7 +163,9 @@ def test_a_labelled_folder_is_a_source_and_its_pairs_say_who_labelled_them(
     assert "not drawn by people" in (pairs / "README.md").read_text()
 
 
-def test_again_it_goes_on_and_other_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_again_it_goes_on_and_other_options_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = labelled_source(tmp_path), tmp_path / "labelled"
     command = ["label", "--source", str(source), "--out", str(out), "--flips", "false"]
     assert run(command) == 0
@@ -172,6 +174,8 @@ def test_again_it_goes_on_and_other_options_are_refused(tmp_path: Path, capsys: 
     assert run(command) == 0
     again = {file.name: file.stat().st_mtime_ns for file in (out / "masks").iterdir()}
     assert again["tile_0.png"] == first["tile_0.png"] and again["tile_1.png"] != first["tile_1.png"]
+    monkeypatch.chdir(tmp_path)
+    assert run(["label", "--source", "tiles", "--out", "labelled", "--flips", "false"]) == 0  # the same place
     assert run([*command, "--cleaning.min-area", "5"]) == 2
     assert "begun with other options" in capsys.readouterr().err
 

@@ -40,6 +40,7 @@ from changeanywhere.storage import atomic_file, atomic_write
 JOB, TABLE = "label.json", "labels.csv"
 MEANING = "meaning"
 """In the job: the classes that are written, and what became them."""
+PATHS = ("source", "segmenter", "predictions", "legend", "legend_map")
 Look = Callable[[Window, npt.NDArray[np.float32], Mask, npt.NDArray[np.float32]], None]
 """Takes a window, its pixels, its mask and how sure it is."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -195,8 +196,13 @@ def _refuse_others(options: LabelOptions, readers: Readers) -> None:
     begun = read_json_object(file)
     if begun.setdefault(MEANING, asked[MEANING]) != asked[MEANING]:  # folders of an earlier edition do not say
         raise OutputError(f"{file}: this folder was begun with other classes or another legend map; give another out")
-    if begun != asked:
+    if _placed(begun) != _placed(asked):
         raise OutputError(f"{file}: this folder was begun with other options or another segmenter; give another out")
+
+
+def _placed(job: dict[str, Any]) -> dict[str, Any]:
+    """With whole paths: one place may be spelled in several ways."""
+    return {k: str(Path(v).resolve()) if k in PATHS and isinstance(v, str) else v for k, v in job.items()}
 
 
 def _job(options: LabelOptions, readers: Readers) -> dict[str, Any]:
