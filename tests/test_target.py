@@ -11,6 +11,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -150,12 +151,12 @@ def test_an_image_whose_copy_was_cut_short_is_copied_again(
         str(tmp_path / "o"),
     ]
 
-    def cut(source: Path, target: Path) -> None:
-        Path(target).write_bytes(Path(source).read_bytes()[:100])
+    def cut(source: BinaryIO, target: BinaryIO) -> None:
+        target.write(source.read(100))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "copyfile", cut)
+        patched.setattr(shutil, "copyfileobj", cut)
         assert command(command_) != 0
     assert command(command_) == 0
     for file in (two_dates / "A").iterdir():
