@@ -194,6 +194,12 @@ def test_a_detector_does_not_resume_on_other_labels(tmp_path: Path, change: str)
         train_detector(given, tmp_path / "out")
 
 
+def few_steps(root: Path, num_steps: int) -> Recipe:
+    """Of a small detector, on pairs without validation, each with a checkpoint."""
+    settings = DetectorRecipe("fc_ef", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=num_steps)
+    return Recipe(detector=replace(settings, warmup_steps=1), run=RunRecipe(num_workers=0, save_every=1))
+
+
 def test_a_detector_does_not_resume_on_other_labels_in_memory(tmp_path: Path) -> None:
     stored = load_pairs(write_pairs(tmp_path / "pairs"), "train")
     pairs = [stored[i] for i in range(4)]
@@ -213,10 +219,7 @@ def test_where_a_start_lies_and_how_it_is_spelled_is_no_matter_but_its_weights_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_pairs(tmp_path / "pairs")
-    settings = DetectorRecipe(
-        "fc_ef", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=4, warmup_steps=1
-    )
-    given = Recipe(detector=settings, run=RunRecipe(num_workers=0, save_every=1))
+    given = few_steps(root, 4)
     start = train_detector(given, tmp_path / "start")
     other = train_detector(replace(given, run=replace(given.run, seed=1)), tmp_path / "other")
     monkeypatch.chdir(tmp_path)
@@ -241,10 +244,7 @@ def test_where_a_start_lies_and_how_it_is_spelled_is_no_matter_but_its_weights_a
 
 def test_a_run_that_noted_no_hash_of_its_start_resumes_from_the_same_path(tmp_path: Path) -> None:
     root = write_pairs(tmp_path / "pairs")
-    settings = DetectorRecipe(
-        "fc_ef", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=4, warmup_steps=1
-    )
-    given = Recipe(detector=settings, run=RunRecipe(num_workers=0, save_every=1))
+    given = few_steps(root, 4)
     start = train_detector(given, tmp_path / "start")
     asked = replace(given, init=str(start))
     with pytest.raises(KeyboardInterrupt):
@@ -262,15 +262,12 @@ def test_a_run_that_noted_no_hash_of_its_start_resumes_from_the_same_path(tmp_pa
 def test_a_run_goes_on_that_began_with_the_result_in_its_own_folder(tmp_path: Path) -> None:
     """It overwrites what it began with."""
     root = write_pairs(tmp_path / "pairs")
-    settings = DetectorRecipe(
-        "fc_ef", str(root), val_split=None, crop_size=64, batch_size=2, num_steps=2, warmup_steps=1
-    )
-    given = Recipe(detector=settings, run=RunRecipe(num_workers=0, save_every=1))
+    given = few_steps(root, 2)
     start = train_detector(given, tmp_path / "out")
     shutil.rmtree(tmp_path / "out/training")
     again = replace(given, init=str(start))
     train_detector(again, tmp_path / "out")
-    longer = replace(again, detector=replace(settings, num_steps=3))
+    longer = replace(few_steps(root, 3), init=str(start))
     assert train_detector(longer, tmp_path / "out") == start
 
 

@@ -96,10 +96,10 @@ def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
         if legend is None:
             raise PairsError(f"{options.pairs}: has no semantic masks with a legend.json; --legend has nothing to map")
         legend = load_legend(options.legend)
-    mapping = {split: _mapping(sets[split], theirs, legend, options) for split, theirs in own.items() if legend}
+    mappings = {split: _mapping(sets[split], theirs, legend, options) for split, theirs in own.items() if legend}
     total = sum(len(pairs) for pairs in sets.values())
     info = SetInfo(Path(str(options.pairs)).resolve().name, legend, total, unlisted=unlisted)
-    return info, _items(sets, mapping, info)
+    return info, _items(sets, mappings, info)
 
 
 def _by_split(root: Path, max_megapixels: float | None) -> tuple[dict[str, PairDataset], int]:

@@ -123,10 +123,10 @@ def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers
         raise SourceError(
             f"{entry.image}: has {facts.count} band(s), asked for {list(options.bands)}; choose with bands"
         )
-    note, image = options.out / "parts" / f"{patch}.json", digest(entry.image)
+    note, content = options.out / "parts" / f"{patch}.json", digest(entry.image)
     if note.is_file() and _strip_of(options.out, patch).is_file() and mask_file(options.out, patch, facts).is_file():
         noted = json.loads(note.read_text())
-        if noted.pop("image", image) == image:  # else it was replaced since
+        if noted.pop("image", content) == content:  # else it was replaced since
             return Labelled(**noted)
     reader = readers.of(patch, entry.image, facts)
     normalisation = read_stretch(entry.image, options.bands, options.stretch, options.max_megapixels)
@@ -142,7 +142,7 @@ def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers
     shares = counts / max(int(counts.sum()), 1)
     by_class = {name: round(float(share), 5) for name, share in zip(reader.legend.names, shares[1:], strict=True)}
     line = Labelled(patch, round(1 - float(shares[0]), 5), round(confidence, 5), by_class)
-    atomic_write(note, json.dumps(asdict(line) | {"image": image}).encode())
+    atomic_write(note, json.dumps(asdict(line) | {"image": content}).encode())
     return line
 
 
@@ -169,8 +169,9 @@ def _patches(layout: Layout) -> list[str]:
 
 def _begin(options: LabelOptions, layout: Layout, readers: Readers) -> None:
     """Folders, legend and images; refuses a folder that was begun otherwise, or is another's."""
-    _refuse_others(options, readers)
-    atomic_write(options.out / JOB, (json.dumps(_job(options, readers), indent=1) + "\n").encode())
+    asked = _job(options, readers)
+    _refuse_others(options.out, asked)
+    atomic_write(options.out / JOB, (json.dumps(asked, indent=1) + "\n").encode())
     readers.legend.save(options.out / "legend.json")
     for entry, folder in zip(layout.entries, layout.folders, strict=True):
         place = options.out / "images" / entry.image.relative_to(folder)
@@ -184,14 +185,14 @@ def _begin(options: LabelOptions, layout: Layout, readers: Readers) -> None:
                 shutil.copyfileobj(image, target)
 
 
-def _refuse_others(options: LabelOptions, readers: Readers) -> None:
+def _refuse_others(out: Path, asked: dict[str, Any]) -> None:
     """:class:`OutputError` for a folder that was begun with other options, another segmenter or other classes, and for
     one with anything in it that this command did not begin: masks that people drew would be written over."""
-    file, asked = options.out / JOB, _job(options, readers)
+    file = out / JOB
     if not os.path.lexists(file):
-        found = [path.name for path in entries_of(options.out)] if options.out.is_dir() else []
+        found = [path.name for path in entries_of(out)] if out.is_dir() else []
         if found:
-            raise OutputError(f"{options.out}: not empty ({found[0]}) and not made by this command; give another --out")
+            raise OutputError(f"{out}: not empty ({found[0]}) and not made by this command; give another --out")
         return
     begun = read_json_object(file)
     if begun.setdefault(MEANING, asked[MEANING]) != asked[MEANING]:  # folders of an earlier edition do not say
