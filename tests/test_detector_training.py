@@ -146,6 +146,21 @@ def test_a_missing_split_or_list_is_an_error(recipe: Recipe, tmp_path: Path) -> 
         train_detector(replace(recipe, detector=replace(recipe.detector, train_list="none.txt")), tmp_path / "b")
 
 
+@pytest.mark.parametrize("train_split", ["val", None])
+def test_pairs_that_choose_weights_do_not_teach(train_split: str | None, recipe: Recipe, tmp_path: Path) -> None:
+    pairs = Path(recipe.detector.pairs)
+    if train_split is None:  # all of a flat folder, of which its list of validation pairs is a part
+        pairs = pairs / "train"
+        (pairs / "list").mkdir()
+        (pairs / "list" / "val.txt").write_text("train3.png\ntrain5.png\n")
+    asked = replace(recipe.detector, pairs=str(pairs), train_split=train_split)
+    count = 2 if train_split is None else 4
+    message = rf"train_split is {train_split or 'null'}\) and a validation pair .*, one of {count}; allowed: two splits"
+    with pytest.raises(ConfigError, match=message):
+        train_detector(replace(recipe, detector=asked), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_trains_a_detector(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "detector", "--out", str(tmp_path / "out"), "--detector.pairs", recipe.detector.pairs]
     arguments += ["--detector.name", "lightcdnet_s", "--detector.crop-size", "64", "--detector.num-steps", "1"]

@@ -21,11 +21,15 @@ from changeanywhere.evaluation.detector_figures import NAMES, detector_figures
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
 from changeanywhere.pairs import load_pairs
+from changeanywhere.pairs.unlabelled import UnlabelledPairs, open_images
+from changeanywhere.prediction.inputs import open_pairs
+from changeanywhere.prediction.options import PredictOptions
 from changeanywhere.prediction.windows import Rows, Tiling, rows_of
 from changeanywhere.rasters.facts import Window
 from changeanywhere.sample import rgb8
-from changeanywhere.training.detection import ChangeScores, sum_of
+from changeanywhere.training.detection import IGNORE, ChangeScores, sum_of
 from changeanywhere.training.detector import evaluate_pairs
+from changeanywhere.training.pair_batches import decoded
 from test_detector_training import write_pairs
 from test_evaluation import pictures_of, write_set
 
@@ -161,6 +165,32 @@ def test_two_geotiffs_keep_their_place_and_what_shows_nothing(
         dates = [rasterio.open(file).read().transpose(1, 2, 0) for file in files]
         assert np.abs(np.where(hidden, 0, found - probability_of(detector, *dates))).max() < 1e-5
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("nodata", [0, 255])
+def test_what_shows_nothing_is_black_in_training_as_in_prediction(nodata: int, tmp_path: Path) -> None:
+    """Of the date that shows nothing; the other one is read as it is."""
+    files = [tmp_path / folder / "a.tif" for folder in ("A", "B")]
+    for file in write_tifs(tmp_path, 80, 96):
+        with rasterio.open(file) as source:
+            image, profile = source.read(), source.profile | {"nodata": nodata}
+        moved = files["t2" in file.name]
+        moved.parent.mkdir()
+        image[:, :20, :32] = nodata if "t2" in file.name else 7
+        with rasterio.open(moved, "w", **profile) as target:
+            target.write(image)
+    (tmp_path / "label").mkdir()
+    Image.fromarray(np.zeros((80, 96), np.uint8)).save(tmp_path / "label" / "a.png")
+    first, second, label = decoded(load_pairs(tmp_path), 0, 3)
+    unlabelled = UnlabelledPairs([open_images(tmp_path)])[0]
+    asked = PredictOptions(detector=tmp_path, inputs=(str(files[0]), str(files[1])), out=tmp_path / "out")
+    _, opened = open_pairs(asked, 3)
+    predicted = next(opened).read(Window(0, 0, 80, 96))[:2]
+    for date, taught, again, read in zip((7, 0), (first, second), rgb8(unlabelled), predicted, strict=True):
+        assert (taught[:20, :32] == date).all() and taught[40:].any()
+        assert np.array_equal(taught, again)
+        assert np.array_equal(np.rint((read.transpose(1, 2, 0) + 1) * 127.5), taught)
+    assert (label[:20, :32] == IGNORE).all() and not label[20:].any()
 
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf, 65535.0])

@@ -189,9 +189,16 @@ def test_a_detector_does_not_resume_on_other_labels(tmp_path: Path, change: str)
     given = Recipe(detector=replace(settings, warmup_steps=1), run=RunRecipe(num_workers=0, save_every=1))
     with pytest.raises(KeyboardInterrupt):
         train_detector(given, tmp_path / "out", stop=StoppedAfter(2))
+    moved = shutil.copytree(root, tmp_path / "moved")
     CHANGES[change](root / "train")
     with pytest.raises(OutputError, match=r"was started with data\.content"):
         train_detector(given, tmp_path / "out")
+    shutil.rmtree(moved / "val")
+    elsewhere = replace(given, detector=replace(given.detector, pairs=str(moved)))
+    train_detector(elsewhere, tmp_path / "out")
+    CHANGES[change](moved / "train")
+    with pytest.raises(OutputError, match=rf"was started with detector\.pairs = '{root}', now '{moved}'"):
+        train_detector(elsewhere, tmp_path / "out")
 
 
 def few_steps(root: Path, num_steps: int) -> Recipe:

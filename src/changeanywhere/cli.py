@@ -350,8 +350,9 @@ def _benchmark(arguments: list[str]) -> None:
 
     with shown_progress() as progress, polite_stop() as stop:
         records = run_benchmark(options, progress, stop)
-    say_lines((options.out / ("plan.md" if options.dry_run else "table.md")).read_text())
-    say(f"{len(records)} cells: {options.out}")
+    page = options.out / ("plan.md" if options.dry_run else "table.md")
+    say_lines(page.read_text())
+    say(f"plan: {page}" if options.dry_run else f"{len(records)} cells: {options.out}")
 
 
 def _init(arguments: list[str]) -> None:

@@ -198,7 +198,7 @@ class ChangePair:
 
     ``metadata`` is the pair's line in ``metadata.jsonl``; ``mask_t1``/``mask_t2`` are None where a dataset has none;
     ``ignored`` is ground that no label speaks of (nodata, transparent, 255 beside 0 and 1), bool ``[H, W]``, None where
-    there is none.
+    there is none; ``seen``, of either date, where its image shows ground, bool ``[H, W]``, None: everywhere.
     """
 
     key: str
@@ -210,6 +210,7 @@ class ChangePair:
     metadata: dict[str, Any] = field(default_factory=dict)
     georef: GeoReference | None = None
     ignored: ChangeMask | None = None
+    seen: tuple[ChangeMask | None, ChangeMask | None] = (None, None)
 
 
 def in_8_bits(pixels: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
@@ -223,10 +224,10 @@ def rgb8(pair: ChangePair, bands: int = 3) -> tuple[Image, Image]:
     """Both images uint8 ``[H, W, bands]``, as detectors read them: the first bands; of a grey one red, green and blue.
 
     Images of other dtypes go through the stretch that their set was made with; :class:`PairsError` if there is none, or
-    if there are fewer bands than asked for.
+    if there are fewer bands than asked for. What shows no ground is black, whatever value says so in a file.
     """
     images = []
-    for image in (pair.image_t1, pair.image_t2):
+    for image, seen in zip((pair.image_t1, pair.image_t2), pair.seen, strict=True):
         if image.dtype != np.uint8:
             stretch = pair.metadata.get("normalisation")
             if not stretch:
@@ -237,7 +238,8 @@ def rgb8(pair: ChangePair, bands: int = 3) -> tuple[Image, Image]:
             image = image[..., [0, 0, 0]]
         if image.shape[2] < bands:
             raise PairsError(f"{pair.key}: images have {image.shape[2]} bands; the detector reads {bands}")
-        images.append(np.ascontiguousarray(image[..., :bands]))
+        image = image[..., :bands] if seen is None else np.where(seen[..., None], image[..., :bands], 0)
+        images.append(np.ascontiguousarray(image, np.uint8))
     return images[0], images[1]
 
 

@@ -124,7 +124,9 @@ def real_first(pair: ChangePair) -> ChangePair:
     """The pair with its dates exchanged where the second one is the real one."""
     if pair.metadata.get("real_date", 1) == 1:
         return pair
-    return replace(pair, image_t1=pair.image_t2, image_t2=pair.image_t1, mask_t1=pair.mask_t2, mask_t2=pair.mask_t1)
+    images, masks = (pair.image_t2, pair.image_t1), (pair.mask_t2, pair.mask_t1)
+    seen = pair.seen[1], pair.seen[0]
+    return replace(pair, image_t1=images[0], image_t2=images[1], mask_t1=masks[0], mask_t2=masks[1], seen=seen)
 
 
 def _mask_fidelity(

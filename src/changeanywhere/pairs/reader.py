@@ -105,7 +105,9 @@ class PairDataset:
             if seen is not None:  # no label holds where one of the dates shows nothing
                 ignored = ~seen if ignored is None else ignored | ~seen
                 change_mask = change_mask & seen
-        return ChangePair(key, first, second, change_mask, mask_t1, mask_t2, record, ignored=ignored)
+        return ChangePair(
+            key, first, second, change_mask, mask_t1, mask_t2, record, ignored=ignored, seen=(valid, valid_t2)
+        )
 
     def _changes(self, name: str) -> tuple[Valid, Valid | None, dict[str, Mask]]:
         """Changed ground, what is neither (None: nothing), and semantic masks by their folder, as far as there are."""

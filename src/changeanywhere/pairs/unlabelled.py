@@ -87,7 +87,10 @@ class UnlabelledPairs:
         for _, valid in (first, second):
             hidden |= False if valid is None else ~valid
         nothing, record = np.zeros_like(hidden), pairs.record_of(inside)
-        return ChangePair(pairs.key_of(inside), first[0], second[0], nothing, metadata=record, ignored=hidden)
+        seen = first[1], second[1]
+        return ChangePair(
+            pairs.key_of(inside), first[0], second[0], nothing, metadata=record, ignored=hidden, seen=seen
+        )
 
     def content_hash(self) -> str:
         """Of names and sizes of images in their order: 16 hexadecimal digits."""

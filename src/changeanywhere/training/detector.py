@@ -69,6 +69,8 @@ def train_detector(
         train = select_pairs(settings, settings.train_split, settings.train_list).keeping(recipe.run.keep_mib)
         val = _validation_pairs(settings)
         val = val and val.keeping(recipe.run.keep_mib)
+        if val is not None:
+            _refuse_shared(train, val, settings)
     content = _hash_of(train, recipe)
     unlabelled = unlabelled or open_unlabelled(settings, val)
     if unlabelled is not None:
@@ -107,6 +109,19 @@ def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
     except EmptySplitError as error:
         say(f"{error}: no weights are selected, the last ones are the result", error=True)
         return None
+
+
+def _refuse_shared(train: PairDataset, val: PairDataset, settings: DetectorRecipe) -> None:
+    """Weights are chosen on pairs that nothing was learned from."""
+    chosen_on = {val.images_of(number)[0].resolve() for number in range(len(val))}
+    files = (train.images_of(number)[0] for number in range(len(train)))
+    shared = [file for file in files if file.resolve() in chosen_on]
+    if shared:
+        raise ConfigError(
+            f"{shared[0]}: is a training pair (detector.train_split is {settings.train_split or 'null'}) and a "
+            f"validation pair (detector.val_split is {settings.val_split}), one of {len(shared)}; allowed: two splits "
+            "that share none, or detector.val_split null: no weights are selected"
+        )
 
 
 def _hash_of(pairs: Pairs, recipe: Recipe) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from changeanywhere.errors import ConfigError, PairsError, SourceError
 from changeanywhere.legend import Legend, Mask
 from changeanywhere.pairs import load_pairs
+from changeanywhere.rasters.facts import Valid
 from changeanywhere.sample import ChangePair, GeoReference, Image, Normalisation, SourceItem, SourceSample
 from changeanywhere.sources.base import Source
 from changeanywhere.sources.options import DEFAULT_BANDS
@@ -70,21 +71,25 @@ class Evidence(Source):
         """Both dates of a pair, and of which ground its label speaks, bool ``[H, W]``."""
         pair, scale = self._pairs[index], Normalisation.eight_bit(len(self._bands))
         names, mask = tuple(map(str, self._bands)), self._mask(pair)
-        images = (self._image(image, pair.key) for image in (pair.image_t1, pair.image_t2))
+        images = (
+            self._image(image, seen, pair.key)
+            for image, seen in zip((pair.image_t1, pair.image_t2), pair.seen, strict=True)
+        )
         first, second = (
             SourceSample(self.items[index], image, mask, names, scale, date=date)
             for date, image in enumerate(images, 1)
         )
         return first, second, np.ones(mask.shape, bool) if pair.ignored is None else ~pair.ignored
 
-    def _image(self, stored: Image, key: str) -> Image:
+    def _image(self, stored: Image, seen: Valid | None, key: str) -> Image:
         image = stored if stored.ndim == 3 else stored[..., None]
         if image.dtype != np.uint8 or image.shape[2] < max(self._bands):
             raise SourceError(
                 f"{self.root}: {key} is {image.dtype} of {image.shape[2]} band(s); allowed: 8 bits, with band "
                 f"{max(self._bands)}"
             )
-        return image[..., [band - 1 for band in self._bands]]
+        image = image[..., [band - 1 for band in self._bands]]
+        return image if seen is None else np.where(seen[..., None], image, 0)
 
     def _mask(self, pair: ChangePair) -> Mask:
         changed = pair.change_mask if pair.ignored is None else pair.change_mask & ~pair.ignored

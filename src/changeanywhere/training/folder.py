@@ -38,8 +38,9 @@ RESULTS = {
 """Stage → the folders in ``OUT`` that it writes beside its own."""
 STARTS = {"segmenter": find_segmenter, "detector": find_detector}
 """Stage → what finds the folder that its ``init`` names; of the others a model's."""
-HELD_BY_CONTENT = {"segmenter": ("first_stage",)}
-"""Stage → settings that name places, of which a hash is in ``content``: where they lie may change."""
+HELD_BY_CONTENT = {"detector": ("pairs", "rehearsed"), "segmenter": ("source", "first_stage")}
+"""Stage → settings that name places, of which a hash is in ``content``: where they lie may change. Of other stages
+``data.source`` alone."""
 BEST = {"detector": "detector_best"}
 """Stage → the folder in ``OUT`` of what did best so far, which a training writes where it finds something better."""
 _claimed: dict[Path, ExitStack] = {}
@@ -149,18 +150,20 @@ class TrainingFolder:
         except (OSError, ValueError) as error:
             raise OutputError(f"{file}: damaged; give another --out") from error
         self._refuse_other_start(before.get("run", {}), frozen["run"])
-        told_apart = {*HELD_BY_CONTENT.get(stage, ()), "init", "init_content"}
+        held = HELD_BY_CONTENT.get(stage, ("source",))
+        settings, places, contents = list[str](), list[str](), list[str]()
         for section, values in frozen.items():
             for key, value in values.items():
-                if key in told_apart:
+                if key in ("init", "init_content"):
                     continue
                 # A setting that is younger than the run was at its default.
                 old = before.get(section, {}).get(key, defaults[section][key])
                 if old != value:
-                    raise OutputError(
-                        f"{self.path}: was started with {section}.{key} = {old!r}, now {value!r}; "
-                        "give another --out or the old value"
-                    )
+                    kind = places if key in held else contents if key == "content" else settings
+                    kind.append(f"{section}.{key} = {old!r}, now {value!r}")
+        if settings or contents:  # another place says more than another hash
+            what = (settings or places or contents)[0]
+            raise OutputError(f"{self.path}: was started with {what}; give another --out or the old value")
         return frozen
 
     def _content_of(self, init: str | None) -> str | None:
