@@ -1,6 +1,7 @@
 """Finished cells of a benchmark, as they are now, into a CSV; and, on the screen, what they say so far.
 
 python benchmarks/cells.py RUN --config benchmark-levir-small --to docs/benchmark-cells.csv
+python benchmarks/cells.py RUN --config RECIPE --to CSV --compare painted:plain painted:pasted   # gains over arms
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import yaml
 
 from changeanywhere.benchmark.arms import BASELINES
 from changeanywhere.benchmark.options import BenchmarkOptions
-from changeanywhere.benchmark.statistics import COUNTS, require_scenes
+from changeanywhere.benchmark.statistics import COUNTS, paired_gain, require_scenes
 from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons, planned, summarise
 from changeanywhere.benchmark.tables import everything_changed, gain_text, write_cells
 from changeanywhere.errors import OutputError
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a benchmark")
     parser.add_argument("--config", required=True, help="its recipe, a file or a name: it says what is claimed")
     parser.add_argument("--to", type=Path, required=True, help="CSV to write")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="ARM:OTHER", help="gains, in intervals for all of them"
+    )
     options = parser.parse_args(arguments)
     config = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
     files = {file: json.loads(file.read_text()) for file in sorted((options.run / "cells").glob("*.json"))}
@@ -65,6 +69,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("| " + " | ".join([*cells, *gains]) + " |")
     there = {(cell["detector"], cell["share"], cell["arm"]) for cell in (*records, *constants)}
     print(f"{len(records)} cells; intervals for {len(comparisons({*there, *planned(plan)}, plan.claims))} comparisons")
+    for line in compared(records, [asked.partition(":")[::2] for asked in options.compare]):
+        print(line)
+
+
+def compared(records: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]]) -> list[str]:
+    """Gains of arms over others, at each detector and share where both have cells, in intervals that hold for all of
+    them at once."""
+    kinds = sorted({(record["detector"], record["share"]) for record in records})
+    gains = []
+    for names in asked:
+        for detector, share in kinds:
+            cells = [
+                [r for r in records if (r["detector"], r["share"], r["arm"]) == (detector, share, n)] for n in names
+            ]
+            gain = paired_gain(*cells)
+            if gain is not None:
+                gains.append((f"{detector}, {share} %, {names[0]} over {names[1]}", gain))
+        if not any(told.endswith(f"{names[0]} over {names[1]}") for told, _ in gains):
+            sys.exit(f"--compare {names[0]}:{names[1]}: no seed has cells of both; allowed: arms of the run")
+    lines = []
+    for told, gain in gains:
+        low, high = (100 * end for end in gain.interval(len(gains)))
+        spread = f"{100 * gain.gain:+.1f} ± {100 * gain.error:.1f} [{low:+.1f}, {high:+.1f}]"
+        lines.append(f"{told}: {spread} ({gain.seeds} seeds, {gain.pretrainings} groups)")
+    return [*lines, f"intervals for these {len(gains)} comparisons"] if gains else []
 
 
 def constant_cells(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -402,6 +402,11 @@ def test_cells(run: Run, tmp_path: Path) -> None:
     arguments = ("cells", tmp_path / "out", "--config", tmp_path / "recipe.yaml", "--to", tmp_path / "cells.csv")
     printed = run(*arguments)
     assert "+30.5" in printed.split("| 0 % | made |")[1].split("\n")[0], "calling all changed has F1 of 40"
+    lone = run(*arguments, "--compare", "made:only-sup").splitlines()
+    assert lone[-2].startswith("fc_ef, 5 %, made over only-sup: +20.5") and "(2 seeds" in lone[-2]
+    assert lone[-1] == "intervals for these 1 comparisons"
+    with pytest.raises(SystemExit, match=r"--compare made:found: no seed has cells of both"):
+        run(*arguments, "--compare", "made:found")
     (tmp_path / "out" / "cells" / "made-000-1.json").write_text(json.dumps(record | {"scenes": {"b": [1, 1, 1, 1]}}))
     with pytest.raises(SystemExit, match=r"made-000-1\.json: was scored on other test scenes"):
         run(*arguments)
