@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from changeanywhere.cli import run as command
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import ConfigError, ModelError, OutputError, TrainingDivergedError
+from changeanywhere.legend import Legend, LegendClass
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import build_vq_model
 from changeanywhere.models.folder import load_model, noise_schedule
@@ -39,6 +40,7 @@ from changeanywhere.training.denoiser import build_denoiser, denoising_loss, dra
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.first_stage import train_first_stage
 from changeanywhere.training.folder import TrainingFolder
+from changeanywhere.training.initialise import recommended
 from changeanywhere.training.latents import LatentCache
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import (
@@ -411,7 +413,20 @@ def test_bands_and_stretch_are_read_stored_and_taken_over(recipe: Recipe, tmp_pa
     model = load_model(tmp_path / "run" / "model")
     assert (model.bands, model.stretch) == ((3, 2, 1), (1.0, 99.0))
     tuned = replace(options, out=tmp_path / "tuned", data=recipe.data, init=str(tmp_path / "run" / "model"))
-    assert load_model(train("denoiser", tuned)).bands == (3, 2, 1)
+    described = tmp_path / "run" / "model" / "model.json"
+    strengths = {"building": 0.2, "castle": 0.3, "default": 0.6}
+    advised = {"num_steps": 5, "guidance_scale": 2.0, "restore_detail": 1.0, "exemplar_strength": strengths}
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"defaults": advised}))
+    adapted = load_model(train("denoiser", tuned))
+    assert adapted.bands == (3, 2, 1)
+    assert adapted.defaults == advised | {"exemplar_strength": {"building": 0.2, "default": 0.6}}, "of its classes"
+    start = str(tmp_path / "run" / "model")
+    unguided = recommended(start, adapted.legend, 0.0)
+    assert unguided == {name: value for name, value in adapted.defaults.items() if name != "guidance_scale"}
+    other = Legend("other", (LegendClass(1, "moat", (1, 2, 3)),))
+    advised = {"exemplar_strength": {"road": 0.3}, "exemplar_ring": 4}
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"defaults": advised}))
+    assert recommended(start, other, 0.1) == {}
 
 
 def test_a_tile_that_is_left_out_is_listed(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,12 @@ from changeanywhere.training.batches import drawn_ahead, mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.guidance import Teacher, mixed, taught
-from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, refuse_another_schedule
+from changeanywhere.training.initialise import (
+    initial_schedule,
+    initialise_denoiser,
+    recommended,
+    refuse_another_schedule,
+)
 from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
@@ -327,13 +332,15 @@ class DenoiserTraining(Stage):
         if self.teacher is not None:
             assert self.recipe.init is not None  # says Recipe.check
             return taught(self.recipe.init, denoiser, self.teacher.scale)
+        init, dropout, legend = self.recipe.init, self.settings.mask_dropout, self.source.legend
         return Model(
             first_stage=self.first_stage,
             denoiser=denoiser,
             schedule=self.schedule,
-            legend=self.source.legend,
-            mask_dropout=self.settings.mask_dropout,
+            legend=legend,
+            mask_dropout=dropout,
             tile_size=self.recipe.data.tile_size,
+            defaults=recommended(init, legend, dropout) if init else {},
             bands=self.recipe.data.bands,
             stretch=self.recipe.data.stretch,
             gsd_m=sampling_range(item.gsd_m for item in self._labelled()),

@@ -22,7 +22,7 @@ from changeanywhere.models.folder import (
     noise_schedule,
     schedule_hash,
 )
-from changeanywhere.models.info import find_segmenter
+from changeanywhere.models.info import find_segmenter, read_info
 from changeanywhere.models.segmenter import Segmenter
 
 BAND_WEIGHTS = (
@@ -95,6 +95,25 @@ def initialise_denoiser(denoiser: Denoiser, legend: Legend, init: str) -> list[s
         weights[:, c.index - 1] = old[:, old_rows[c.name]].to(weights)
     _load(denoiser.unet, model.denoiser.unet.state_dict(), init, "denoiser")
     return [c.name for c in taken]
+
+
+def recommended(init: str, legend: Legend, mask_dropout: float) -> dict[str, Any]:
+    """The sampling settings that model ``init`` recommends, as far as they hold for one of ``legend`` that goes on from
+    it: exemplar strengths of its classes, guidance where it is trained without a mask at times.
+
+    They belong to the architecture and to what exemplars are, not to the ground: without them a model that was adapted
+    to a region would paint from pure noise, unguided and without detail.
+    """
+    settings = dict(read_info(find_model(init)).defaults)
+    strengths = settings.get("exemplar_strength")
+    if isinstance(strengths, dict):
+        known = {*legend.names, "default"}
+        settings["exemplar_strength"] = {name: value for name, value in strengths.items() if name in known}
+        if not settings["exemplar_strength"]:
+            settings = {name: value for name, value in settings.items() if not name.startswith("exemplar")}
+    if not mask_dropout:
+        settings = {name: value for name, value in settings.items() if not name.startswith("guidance")}
+    return settings
 
 
 @torch.no_grad()
