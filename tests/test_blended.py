@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -13,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from changeanywhere.diffusion import samplers
 from changeanywhere.diffusion.blended import Calls, Cells, changed_cells, paint_latents, sample_latents, unknown_cells
 from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
 from changeanywhere.diffusion.options import SAMPLERS, Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, normals
-from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
+from changeanywhere.diffusion.samplers import SHARED_SETTINGS, build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows
 from changeanywhere.errors import ConfigError, InputError
-from changeanywhere.models.borrowed import DDPMScheduler
+from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import noise_schedule
 from conftest import tiny_model
@@ -402,6 +404,82 @@ def test_the_solver_takes_these_timesteps_and_ends_clean() -> None:
     sampler = build_sampler("dpmsolver++", noise_schedule(), 8, torch.device("cpu"))
     assert sampler.timesteps.tolist() == falling_timesteps(8, 1000)
     assert float(sampler.sigmas[-1]) == 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_number_of_steps_has_as_many_timesteps_over_the_whole_trajectory(name: str) -> None:
+    schedule = noise_schedule()
+    for num_steps in range(1, 1000):
+        timesteps = build_sampler(name, schedule, num_steps, torch.device("cpu")).timesteps.tolist()
+        falling = all(now > then for now, then in pairwise(timesteps))
+        assert len(timesteps) == num_steps and falling and timesteps[-1] >= 0, num_steps
+        widest = max((now - then for now, then in pairwise(timesteps)), default=1000)
+        assert 1000 - 2 * widest <= timesteps[0] < 1000, "no more than a step of the trajectory is left out"
+
+
+def test_unipc_takes_the_timesteps_of_diffusers_wherever_these_are_as_many_as_asked_for() -> None:
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    schedule, right = noise_schedule(), 0
+    kept = {key: schedule.config[key] for key in SHARED_SETTINGS}
+    theirs = UniPCMultistepScheduler(**kept, solver_order=2, timestep_spacing="trailing")
+    for num_steps in range(1, 1000):
+        theirs.set_timesteps(num_steps)
+        ours = build_sampler("unipc", schedule, num_steps, torch.device("cpu"))
+        assert torch.equal(ours.timesteps, theirs.timesteps[:num_steps])
+        assert torch.equal(ours.sigmas[:-1], theirs.sigmas[:num_steps]) and float(ours.sigmas[-1]) == 0
+        right += len(theirs.timesteps) == num_steps
+    assert right == 937
+
+
+@pytest.mark.parametrize("num_steps", [60, 61])
+def test_unipc_ends_on_what_is_left_when_all_noise_is_gone(num_steps: int) -> None:
+    """With a network that knows the noise: 61 steps once ended in noise, at an extra timestep of -1."""
+    schedule = noise_schedule()
+    sampler = build_sampler("unipc", schedule, num_steps, torch.device("cpu"))
+    clean, x = torch.full((1, 3, 4, 4), 0.5), torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for timestep in sampler.timesteps:
+        alpha = schedule.alphas_cumprod[int(timestep)]
+        x = sampler.step((x - alpha.sqrt() * clean) / (1 - alpha).sqrt(), timestep, x).prev_sample
+    assert torch.allclose(x, clean, atol=1e-3)
+
+
+def test_ddim_steps_as_diffusers_does_where_that_covers_the_trajectory() -> None:
+    """To the last bit: all N that divide 1000 among them."""
+    schedule = noise_schedule()
+    kept = {key: schedule.config[key] for key in SHARED_SETTINGS}
+    own = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+    x, epsilon, noise = torch.randn(3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for num_steps in [n for n in range(1, 1000) if 1000 % n == 0] + [3, 12, 30]:
+        theirs = DDIMScheduler(**kept, **own)
+        theirs.set_timesteps(num_steps)
+        ours = build_sampler("ddim", schedule, num_steps, torch.device("cpu"))
+        assert torch.equal(ours.timesteps, theirs.timesteps)
+        for timestep in [*ours.timesteps[:: max(1, num_steps // 10)].tolist(), 1]:
+            stepped = [s.step(epsilon, timestep, x, eta=1.0, variance_noise=noise).prev_sample for s in (ours, theirs)]
+            assert torch.equal(*stepped), (num_steps, timestep)
+
+
+@pytest.mark.parametrize("num_steps", [60, 400, 501, 999])
+def test_ddim_goes_from_each_timestep_to_the_next(num_steps: int) -> None:
+    """With a network that knows the noise, every sample is q(clean, t) of the next timestep."""
+    schedule = noise_schedule()
+    sampler = build_sampler("ddim", schedule, num_steps, torch.device("cpu"))
+    clean, noise = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    alphas = [schedule.alphas_cumprod[t] for t in [*sampler.timesteps.tolist(), 0]]
+    x = alphas[0].sqrt() * clean + (1 - alphas[0]).sqrt() * noise
+    for timestep, alpha in zip(sampler.timesteps, alphas[1:], strict=True):
+        x = sampler.step(noise, timestep, x, eta=0.0).prev_sample
+        assert torch.allclose(x, alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, atol=1e-3), int(timestep)
+
+
+@pytest.mark.parametrize("made", [[999, 500, -1], [999, 500, 500], [999, 500], [1000, 500, 0]])
+def test_a_sampler_with_other_timesteps_than_were_asked_for_is_refused(
+    made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samplers, "even_timesteps", lambda *_: made)
+    with pytest.raises(ConfigError, match=r"num_steps is 3, of which ddim makes \d timesteps from"):
+        build_sampler("ddim", noise_schedule(), 3, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
