@@ -243,6 +243,40 @@ def test_pipeline_refuses_what_does_not_fit() -> None:
         pipe(image.astype(np.float32), mask, change)
 
 
+@pytest.mark.parametrize("seed", [[1], [1, 2], [1, 2, 3, 4], np.arange(4), 1.5, [1.5, 2, 3], "abc"])
+def test_seeds_are_one_number_or_as_many_as_there_are_images(seed: Any) -> None:
+    pipe, pick = ChangePairPipeline(tiny_model()), [0, 1, 0]
+    images = np.zeros((3, 32, 32, 3), np.uint8)
+    masks, change = MASKS.numpy().astype(np.uint8)[pick], CHANGE.numpy()[pick]
+    with pytest.raises(InputError, match=r"seed is .*; allowed: a whole number, or 3, one per image"):
+        pipe(images, masks, change, num_steps=1, seed=seed)
+    with pytest.raises(InputError, match=r"seed is .*; allowed: a whole number, or 2, one per image"):
+        pipe.paint(KNOWN, MASKS, CHANGE, [1, 2, 3], Sampling(num_steps=1))
+    alike: list[Any] = [5, np.int64(5), [5, 6, 7], np.arange(5, 8)]
+    painted = [pipe(images, masks, change, num_steps=1, seed=each) for each in alike]
+    assert all(np.array_equal(painted[0], each) for each in painted)
+
+
+def test_what_a_model_recommends_of_exemplars_is_nothing_to_arrays() -> None:
+    """It may rule out settings that are given, though arrays bring no exemplar."""
+    model, pipe = tiny_model(), ChangePairPipeline(tiny_model())
+    model.defaults |= {"exemplar_strength": {"default": 0.4}, "exemplar_ring": 9}
+    recommending = ChangePairPipeline(model)
+    arrays = (np.zeros((32, 32, 3), np.uint8), MASKS[0].numpy().astype(np.uint8), CHANGE[0].numpy())
+    for settings in ({"sampler": "ddim"}, {"known_noise": "fresh"}, {"exemplar_strength": 1.0}):
+        expected = pipe(*arrays, num_steps=2, **cast(Any, settings))
+        assert np.array_equal(recommending(*arrays, num_steps=2, **cast(Any, settings)), expected), settings
+
+
+def test_without_guidance_the_interval_that_a_model_recommends_is_none() -> None:
+    pipe = ChangePairPipeline(tiny_model())
+    pipe.model.defaults |= {"guidance_scale": 2.0, "guidance_interval": [200, 700]}
+    arrays = (np.zeros((32, 32, 3), np.uint8), MASKS[0].numpy().astype(np.uint8), CHANGE[0].numpy())
+    assert pipe(*arrays, num_steps=2, guidance_scale=1.0).shape == (32, 32, 3)
+    with pytest.raises(ConfigError, match="guidance_interval"):
+        pipe(*arrays, num_steps=2, guidance_scale=1.0, guidance_interval=[1, 2])
+
+
 def test_predict_noise_converts_v() -> None:
     model = tiny_model()
     pipe = ChangePairPipeline(model)
