@@ -16,7 +16,7 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import OnStep, paint_latents
 from changeanywhere.diffusion.canvas import ATTENTIVE_GUARD, ATTENTIVE_RAMP, GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.options import Sampling, refuse_index
 from changeanywhere.diffusion.scene import ScenePainter
 from changeanywhere.diffusion.scene_arrays import ArrayScene, mixed, pixels_of, scene_strengths
 from changeanywhere.diffusion.scene_bands import paint_changes, paint_everywhere
@@ -44,7 +44,13 @@ def default_device() -> torch.device:
 
 
 def find_device(name: str | None) -> torch.device:
-    """A device by name, default :func:`default_device`; :class:`ConfigError` for one that is not there."""
+    """The device that a command is told by name, default :func:`default_device`; :class:`ConfigError` for one that is
+    not there, or has a number (:func:`.options.refuse_index`)."""
+    refuse_index(name)
+    return _usable(name)
+
+
+def _usable(name: str | None) -> torch.device:
     if name is None:
         return default_device()
     try:
@@ -97,11 +103,13 @@ class ChangePairPipeline:
     def from_pretrained(
         cls, name_or_folder: str | Path = "mini", device: str | None = None, dtype: str | None = None
     ) -> Self:
-        """Load ``mini`` or a model folder. ``dtype``: float32, bfloat16 or float16; default: the fastest there.
+        """Load ``mini`` or a model folder. ``device``: as torch calls it, ``cuda:1`` too; default: CUDA where there is
+        one. ``dtype``: float32, bfloat16 or float16; default: the fastest there.
 
-        Raises :class:`ModelError` for a missing or damaged folder, :class:`ConfigError` for an unknown dtype.
+        Raises :class:`ModelError` for a missing or damaged folder, :class:`ConfigError` for an unknown dtype or a
+        device that is not there.
         """
-        place = find_device(device)
+        place = _usable(device)
         precision = dtype or default_dtype(place)
         if precision not in DTYPES:
             raise ConfigError(f"dtype is {precision!r}; allowed: {among(precision, DTYPES)}")
