@@ -20,6 +20,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 
 from changeanywhere.cli import run as command
+from changeanywhere.diffusion.options import refuse_index
+from changeanywhere.diffusion.pipeline import find_device
+from changeanywhere.errors import ConfigError
 from conftest import write_source
 
 Spoil = Callable[[Path, Path], None]
@@ -479,3 +482,32 @@ def test_hostile_names_stay_inside(good: Path, tiny_model_folder: Path, tmp_path
     keys = {record["source_key"] for record in records}
     assert len(keys) == len(names) + 2, "each tile keeps a name of its own"
     assert all(key == Path(key).name for key in keys)
+
+
+@pytest.mark.parametrize("words", [
+    "generate --source {source} --model {model} --out {out} --num-pairs 2 --tile-size 64",
+    "speed --source {source} --tile-size 64",
+    "evaluate --detector mini-detector {source} --out {out}",
+    "predict {source} --detector mini-detector --out {out}",
+    "label --source {source} --out {out}",
+    "studio --source {source} --out {out}",
+])  # fmt: skip
+def test_one_gpu_of_several_is_chosen_by_the_environment(
+    words: str, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number was taken, and the first GPU painted all the same."""
+    source, out = write_source(tmp_path / "source", 2), tmp_path / "out"
+    given = [word.format(source=source, model=tiny_model_folder, out=out) for word in words.split()]
+    assert command([*given, "--device", "cuda:1"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "device is 'cuda:1'; allowed: cuda, with CUDA_VISIBLE_DEVICES=1 before the command" in said
+
+
+def test_a_device_has_no_number_above_0() -> None:
+    for fine in (None, "cpu", "cuda", "cuda:0", "mps"):
+        refuse_index(fine)
+    for wrong, allowed in (("cuda:3", "CUDA_VISIBLE_DEVICES=3"), ("mps:1", "allowed: mps$"), ("cuda:10", "=10 before")):
+        with pytest.raises(ConfigError, match=allowed):
+            refuse_index(wrong)
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1"):
+        find_device("cuda:1")

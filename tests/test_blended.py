@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -13,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from changeanywhere.diffusion import samplers
 from changeanywhere.diffusion.blended import Calls, Cells, changed_cells, paint_latents, sample_latents, unknown_cells
 from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
 from changeanywhere.diffusion.options import SAMPLERS, Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import NoiseStreams, PlaceNoise, normals
-from changeanywhere.diffusion.samplers import build_sampler, falling_timesteps
+from changeanywhere.diffusion.samplers import SHARED_SETTINGS, build_sampler, falling_timesteps
 from changeanywhere.diffusion.windows import change_windows
 from changeanywhere.errors import ConfigError, InputError
-from changeanywhere.models.borrowed import DDPMScheduler
+from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import noise_schedule
 from conftest import tiny_model
@@ -241,6 +243,40 @@ def test_pipeline_refuses_what_does_not_fit() -> None:
         pipe(image.astype(np.float32), mask, change)
 
 
+@pytest.mark.parametrize("seed", [[1], [1, 2], [1, 2, 3, 4], np.arange(4), 1.5, [1.5, 2, 3], "abc"])
+def test_seeds_are_one_number_or_as_many_as_there_are_images(seed: Any) -> None:
+    pipe, pick = ChangePairPipeline(tiny_model()), [0, 1, 0]
+    images = np.zeros((3, 32, 32, 3), np.uint8)
+    masks, change = MASKS.numpy().astype(np.uint8)[pick], CHANGE.numpy()[pick]
+    with pytest.raises(InputError, match=r"seed is .*; allowed: a whole number, or 3, one per image"):
+        pipe(images, masks, change, num_steps=1, seed=seed)
+    with pytest.raises(InputError, match=r"seed is .*; allowed: a whole number, or 2, one per image"):
+        pipe.paint(KNOWN, MASKS, CHANGE, [1, 2, 3], Sampling(num_steps=1))
+    alike: list[Any] = [5, np.int64(5), [5, 6, 7], np.arange(5, 8)]
+    painted = [pipe(images, masks, change, num_steps=1, seed=each) for each in alike]
+    assert all(np.array_equal(painted[0], each) for each in painted)
+
+
+def test_what_a_model_recommends_of_exemplars_is_nothing_to_arrays() -> None:
+    """It may rule out settings that are given, though arrays bring no exemplar."""
+    model, pipe = tiny_model(), ChangePairPipeline(tiny_model())
+    model.defaults |= {"exemplar_strength": {"default": 0.4}, "exemplar_ring": 9}
+    recommending = ChangePairPipeline(model)
+    arrays = (np.zeros((32, 32, 3), np.uint8), MASKS[0].numpy().astype(np.uint8), CHANGE[0].numpy())
+    for settings in ({"sampler": "ddim"}, {"known_noise": "fresh"}, {"exemplar_strength": 1.0}):
+        expected = pipe(*arrays, num_steps=2, **cast(Any, settings))
+        assert np.array_equal(recommending(*arrays, num_steps=2, **cast(Any, settings)), expected), settings
+
+
+def test_without_guidance_the_interval_that_a_model_recommends_is_none() -> None:
+    pipe = ChangePairPipeline(tiny_model())
+    pipe.model.defaults |= {"guidance_scale": 2.0, "guidance_interval": [200, 700]}
+    arrays = (np.zeros((32, 32, 3), np.uint8), MASKS[0].numpy().astype(np.uint8), CHANGE[0].numpy())
+    assert pipe(*arrays, num_steps=2, guidance_scale=1.0).shape == (32, 32, 3)
+    with pytest.raises(ConfigError, match="guidance_interval"):
+        pipe(*arrays, num_steps=2, guidance_scale=1.0, guidance_interval=[1, 2])
+
+
 def test_predict_noise_converts_v() -> None:
     model = tiny_model()
     pipe = ChangePairPipeline(model)
@@ -402,6 +438,82 @@ def test_the_solver_takes_these_timesteps_and_ends_clean() -> None:
     sampler = build_sampler("dpmsolver++", noise_schedule(), 8, torch.device("cpu"))
     assert sampler.timesteps.tolist() == falling_timesteps(8, 1000)
     assert float(sampler.sigmas[-1]) == 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_number_of_steps_has_as_many_timesteps_over_the_whole_trajectory(name: str) -> None:
+    schedule = noise_schedule()
+    for num_steps in range(1, 1000):
+        timesteps = build_sampler(name, schedule, num_steps, torch.device("cpu")).timesteps.tolist()
+        falling = all(now > then for now, then in pairwise(timesteps))
+        assert len(timesteps) == num_steps and falling and timesteps[-1] >= 0, num_steps
+        widest = max((now - then for now, then in pairwise(timesteps)), default=1000)
+        assert 1000 - 2 * widest <= timesteps[0] < 1000, "no more than a step of the trajectory is left out"
+
+
+def test_unipc_takes_the_timesteps_of_diffusers_wherever_these_are_as_many_as_asked_for() -> None:
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    schedule, right = noise_schedule(), 0
+    kept = {key: schedule.config[key] for key in SHARED_SETTINGS}
+    theirs = UniPCMultistepScheduler(**kept, solver_order=2, timestep_spacing="trailing")
+    for num_steps in range(1, 1000):
+        theirs.set_timesteps(num_steps)
+        ours = build_sampler("unipc", schedule, num_steps, torch.device("cpu"))
+        assert torch.equal(ours.timesteps, theirs.timesteps[:num_steps])
+        assert torch.equal(ours.sigmas[:-1], theirs.sigmas[:num_steps]) and float(ours.sigmas[-1]) == 0
+        right += len(theirs.timesteps) == num_steps
+    assert right == 937
+
+
+@pytest.mark.parametrize("num_steps", [60, 61])
+def test_unipc_ends_on_what_is_left_when_all_noise_is_gone(num_steps: int) -> None:
+    """With a network that knows the noise: 61 steps once ended in noise, at an extra timestep of -1."""
+    schedule = noise_schedule()
+    sampler = build_sampler("unipc", schedule, num_steps, torch.device("cpu"))
+    clean, x = torch.full((1, 3, 4, 4), 0.5), torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for timestep in sampler.timesteps:
+        alpha = schedule.alphas_cumprod[int(timestep)]
+        x = sampler.step((x - alpha.sqrt() * clean) / (1 - alpha).sqrt(), timestep, x).prev_sample
+    assert torch.allclose(x, clean, atol=1e-3)
+
+
+def test_ddim_steps_as_diffusers_does_where_that_covers_the_trajectory() -> None:
+    """To the last bit: all N that divide 1000 among them."""
+    schedule = noise_schedule()
+    kept = {key: schedule.config[key] for key in SHARED_SETTINGS}
+    own = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+    x, epsilon, noise = torch.randn(3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for num_steps in [n for n in range(1, 1000) if 1000 % n == 0] + [3, 12, 30]:
+        theirs = DDIMScheduler(**kept, **own)
+        theirs.set_timesteps(num_steps)
+        ours = build_sampler("ddim", schedule, num_steps, torch.device("cpu"))
+        assert torch.equal(ours.timesteps, theirs.timesteps)
+        for timestep in [*ours.timesteps[:: max(1, num_steps // 10)].tolist(), 1]:
+            stepped = [s.step(epsilon, timestep, x, eta=1.0, variance_noise=noise).prev_sample for s in (ours, theirs)]
+            assert torch.equal(*stepped), (num_steps, timestep)
+
+
+@pytest.mark.parametrize("num_steps", [60, 400, 501, 999])
+def test_ddim_goes_from_each_timestep_to_the_next(num_steps: int) -> None:
+    """With a network that knows the noise, every sample is q(clean, t) of the next timestep."""
+    schedule = noise_schedule()
+    sampler = build_sampler("ddim", schedule, num_steps, torch.device("cpu"))
+    clean, noise = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    alphas = [schedule.alphas_cumprod[t] for t in [*sampler.timesteps.tolist(), 0]]
+    x = alphas[0].sqrt() * clean + (1 - alphas[0]).sqrt() * noise
+    for timestep, alpha in zip(sampler.timesteps, alphas[1:], strict=True):
+        x = sampler.step(noise, timestep, x, eta=0.0).prev_sample
+        assert torch.allclose(x, alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, atol=1e-3), int(timestep)
+
+
+@pytest.mark.parametrize("made", [[999, 500, -1], [999, 500, 500], [999, 500], [1000, 500, 0]])
+def test_a_sampler_with_other_timesteps_than_were_asked_for_is_refused(
+    made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samplers, "even_timesteps", lambda *_: made)
+    with pytest.raises(ConfigError, match=r"num_steps is 3, of which ddim makes \d timesteps from"):
+        build_sampler("ddim", noise_schedule(), 3, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

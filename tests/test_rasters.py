@@ -22,12 +22,14 @@ from rasterio.transform import Affine, from_origin
 from changeanywhere.check import check_path
 from changeanywhere.cli import run
 from changeanywhere.errors import LegendError, ModelError, PairsError, SourceError
-from changeanywhere.legend import load_legend
+from changeanywhere.legend import Legend, LegendClass, MaskValues, load_legend
 from changeanywhere.models.info import ModelInfo, find_model, hash_model, outside_sampling, read_info, sampling_range
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.labels import LabelReader, rule_of
+from changeanywhere.pairs.masks import read_mask
 from changeanywhere.rasters.gate import read_whole
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.sources.drafts import Seen
 from conftest import write_source
 from raster_files import write_png, write_tif
 
@@ -272,6 +274,41 @@ def test_nan_that_is_nodata_is_unknown(tmp_path: Path) -> None:
     assert np.array_equal(mask, np.where(HOLE, 0, CLASSES))
     with pytest.raises(LegendError, match="mask value nan is not a class"):
         open_source(source_of(tmp_path / "b", mask=tif(values)), SMALL).read_mask(0)
+
+
+BLACK_TOO = Legend("black too", (LegendClass(1, "background", (0, 0, 0)), LegendClass(2, "building", (255, 0, 0))))
+
+
+@pytest.mark.parametrize("write", [
+    lambda path, rgb, shown: write_png(path.with_suffix(".png"), np.dstack([rgb, shown * np.uint8(255)])),
+    lambda path, rgb, shown: tif(np.dstack([rgb, shown * np.uint8(255)]), photometric="RGB", alpha="yes")(path),
+    lambda path, rgb, shown: tif(np.where(shown[..., None], rgb, 7).astype(np.uint8), nodata=7)(path),
+], ids=["png", "tiff", "nodata"])  # fmt: skip
+def test_ground_that_a_coloured_mask_does_not_show_is_unknown_where_black_is_a_class(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    classes = np.where(CHANGED, 2, 1).astype(np.uint8)
+    path = write(tmp_path / "a", BLACK_TOO.colorize(classes), ~HOLE)
+    found = read_mask(path, BLACK_TOO, MaskValues(own_colours=True), None)
+    assert np.array_equal(found, np.where(HOLE, 0, classes))
+
+
+def test_black_that_is_nodata_is_unknown_where_black_is_a_class(tmp_path: Path) -> None:
+    classes = np.where(CHANGED, 2, 1).astype(np.uint8)
+    for nodata, expected in ((None, classes), (0, np.where(CHANGED, 2, 0))):
+        path = tif(BLACK_TOO.colorize(classes), nodata=nodata)(tmp_path / f"{nodata}")
+        assert np.array_equal(read_mask(path, BLACK_TOO, MaskValues(own_colours=True), None), expected)
+
+
+def test_a_legend_is_drafted_from_ground_that_masks_show(tmp_path: Path) -> None:
+    seen = Seen()
+    seen.add(tif(np.where(HOLE, 99, CLASSES).astype(np.uint8), nodata=99)(tmp_path / "a"))
+    assert sorted(seen.numbers) == [1, 2, 3, 4, 5, 6, 7]
+    colours = np.where(HOLE[..., None], 9, LEGEND.colorize(CLASSES))
+    seen.add(write_png(tmp_path / "b.png", np.dstack([colours, ~HOLE * 255]).astype(np.uint8)))
+    assert set(seen.colours) == {c.color for c in LEGEND.classes}
+    with pytest.raises(SourceError, match="mask holds nan"):
+        seen.add(tif(np.where(HOLE, np.nan, CLASSES).astype(np.float32))(tmp_path / "c"))
 
 
 # Labels

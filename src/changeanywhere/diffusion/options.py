@@ -16,6 +16,15 @@ KNOWN_NOISE = ("fresh", "fixed")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def refuse_index(device: str | None) -> None:
+    """Raise :class:`ConfigError` for one of several devices of a kind: a command computes on the first that it sees,
+    in all its threads."""
+    kind, _, number = (device or "").partition(":")
+    if number.strip("0"):
+        chosen = f", with CUDA_VISIBLE_DEVICES={number} before the command, which then sees that GPU alone"
+        raise ConfigError(f"device is {device!r}; allowed: {kind}{chosen if kind == 'cuda' else ''}")
+
+
 @dataclass(frozen=True)
 class CriticOptions:
     """A small network reads latents while they are painted (train critic)."""
@@ -81,7 +90,8 @@ class SamplingOptions:
     restore_detail: float | None = None
     """Share of what the first stage loses of real pixels given back to date 2 where it still shows them, 0 to 1."""
     device: str | None = None
-    """cpu, cuda, …; default: cuda where there is one."""
+    """cpu, cuda, …; default: cuda where there is one. Of several GPUs CUDA_VISIBLE_DEVICES=1 before the command takes
+    the second."""
     dtype: str | None = one_of(DTYPES)
     """float32, bfloat16 or float16; default: that of what was begun, else bfloat16 where the device has it."""
     num_threads: int | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +16,14 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import OnStep, paint_latents
 from changeanywhere.diffusion.canvas import ATTENTIVE_GUARD, ATTENTIVE_RAMP, GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.options import Sampling, refuse_index
 from changeanywhere.diffusion.scene import ScenePainter
 from changeanywhere.diffusion.scene_arrays import ArrayScene, mixed, pixels_of, scene_strengths
 from changeanywhere.diffusion.scene_bands import paint_changes, paint_everywhere
 from changeanywhere.diffusion.scene_groups import SceneView
 from changeanywhere.diffusion.scene_windows import Networks
 from changeanywhere.diffusion.windows import SIDE_STEP
-from changeanywhere.errors import ConfigError, InputError, ModelError
+from changeanywhere.errors import ConfigError, InputError, ModelError, require
 from changeanywhere.help import among
 from changeanywhere.legend import Legend
 from changeanywhere.models.blocks import quick_blocks
@@ -43,7 +44,13 @@ def default_device() -> torch.device:
 
 
 def find_device(name: str | None) -> torch.device:
-    """A device by name, default :func:`default_device`; :class:`ConfigError` for one that is not there."""
+    """The device that a command is told by name, default :func:`default_device`; :class:`ConfigError` for one that is
+    not there, or has a number (:func:`.options.refuse_index`)."""
+    refuse_index(name)
+    return _usable(name)
+
+
+def _usable(name: str | None) -> torch.device:
     if name is None:
         return default_device()
     try:
@@ -96,11 +103,13 @@ class ChangePairPipeline:
     def from_pretrained(
         cls, name_or_folder: str | Path = "mini", device: str | None = None, dtype: str | None = None
     ) -> Self:
-        """Load ``mini`` or a model folder. ``dtype``: float32, bfloat16 or float16; default: the fastest there.
+        """Load ``mini`` or a model folder. ``device``: as torch calls it, ``cuda:1`` too; default: CUDA where there is
+        one. ``dtype``: float32, bfloat16 or float16; default: the fastest there.
 
-        Raises :class:`ModelError` for a missing or damaged folder, :class:`ConfigError` for an unknown dtype.
+        Raises :class:`ModelError` for a missing or damaged folder, :class:`ConfigError` for an unknown dtype or a
+        device that is not there.
         """
-        place = find_device(device)
+        place = _usable(device)
         precision = dtype or default_dtype(place)
         if precision not in DTYPES:
             raise ConfigError(f"dtype is {precision!r}; allowed: {among(precision, DTYPES)}")
@@ -175,9 +184,10 @@ class ChangePairPipeline:
 
         ``masks_t2`` int64 ``[B, H, W]``, ``change_masks`` bool ``[B, H, W]``; ``seeds`` one per pair: a pair's noise
         does not depend on its batch. ``on_step(i, x)`` is called before call i of the denoiser; what it raises ends
-        the painting.
+        the painting. Raises :class:`ConfigError` for more or fewer seeds than pairs.
         """
         self.check_sampling(sampling)
+        seeds = _seeds_of(seeds, len(latents_t1))
         known, networks = latents_t1.to(self.device), (self.denoiser, self.model.schedule)
         return paint_latents(*networks, known, masks_t2, change_masks, seeds, sampling, on_step)
 
@@ -206,8 +216,9 @@ class ChangePairPipeline:
         With a leading batch dimension on all three, ``[B, H, W, 3]``; ``seed`` is then one per pair, or one number
         from which pair i takes ``seed + i``. Height and width must be multiples of ``denoiser.size_multiple`` (16 px of
         ``mini``). Changed ground is painted from noise: exemplars, from which ``generate`` begins by default, need
-        donors, which it finds in a source. Further settings: the other fields of :class:`Sampling`. Raises
-        :class:`InputError` where the arrays do not fit, :class:`ConfigError` for exemplars.
+        donors, which it finds in a source. Further settings: the other fields of :class:`Sampling`; what the model
+        recommends of exemplars does not count here. Raises :class:`InputError` where the arrays do not fit,
+        :class:`ConfigError` for exemplars, and for more or fewer seeds than images.
         """
         for name in ("exemplar_strength", "exemplar_ring"):
             if settings.get(name) not in (None, getattr(PURE, name)):
@@ -215,13 +226,13 @@ class ChangePairPipeline:
                     f"{name} is {settings[name]}; arrays bring no exemplar: generate finds some, paint_scene takes one"
                 )
         given = {"num_steps": num_steps, "free_fraction": free_fraction, "guidance_scale": guidance_scale, **settings}
-        sampling = self._sampling_of(given)
+        sampling = replace(self._sampling_of(given), exemplar_strength=None, exemplar_ring=PURE.exemplar_ring)
         image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
         single = image.ndim == 3
         if single:
             image, mask, change = image[None], mask[None], change[None]
         self._check_arrays(image, mask, change)
-        seeds = [seed + i for i in range(len(image))] if isinstance(seed, (int, np.integer)) else list(seed)
+        seeds = _seeds_of(seed, len(image))
         pixels = torch.from_numpy(image.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
         masks, changes = torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(change)
         encoded = self.encode(pixels)
@@ -306,11 +317,11 @@ class ChangePairPipeline:
         return ScenePainter(networks, view, sampling, seed, plane, size, run)
 
     def _sampling_of(self, settings: dict[str, Any]) -> Sampling:
-        """The model's own settings with those that are given; None: not given."""
+        """The model's own settings with those that are given (:meth:`Sampling.changed`); None: not given."""
         unknown_names = set(settings) - set(asdict(Sampling()))
         if unknown_names:
             raise ConfigError(f"unknown setting {sorted(unknown_names)[0]!r}; allowed: {', '.join(asdict(Sampling()))}")
-        return replace(self.default_sampling, **{k: v for k, v in settings.items() if v is not None})
+        return self.default_sampling.changed({k: v for k, v in settings.items() if v is not None})
 
     def _check_arrays(
         self, image: npt.NDArray[Any], mask: npt.NDArray[Any], change: npt.NDArray[np.bool_], multiple: int = 0
@@ -324,6 +335,19 @@ class ChangePairPipeline:
         if image.shape[1] % multiple or image.shape[2] % multiple:
             raise InputError(f"image is {image.shape[1]}x{image.shape[2]} px; allowed: multiples of {multiple}")
         self.legend.check(mask, "mask_t2")
+
+
+def _seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """One per image: as given, or from one number on."""
+    what = f"a whole number, or {count}, one per image"
+    try:
+        if np.ndim(seed) == 0:
+            return [operator.index(cast(int, seed)) + i for i in range(count)]
+        seeds = [operator.index(each) for each in cast(Sequence[int], seed)]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"seed is {seed!r}; allowed: {what}") from error
+    require(len(seeds) == count, "seed", seeds, what)
+    return seeds
 
 
 def to_uint8(images: Tensor) -> npt.NDArray[np.uint8]:

@@ -56,7 +56,8 @@ class SpeedOptions:
     batch_size: int | None = None
     """Pairs painted at once; default: that of generate."""
     device: str | None = None
-    """cpu, cuda, …; default: cuda where there is one."""
+    """cpu, cuda, …; default: cuda where there is one. Of several GPUs CUDA_VISIBLE_DEVICES=1 before the command takes
+    the second."""
     dtype: str | None = one_of(DTYPES)
     """float32, bfloat16 or float16; default: that of generate."""
     num_threads: int | None = None

@@ -60,18 +60,20 @@ def read_classes(path: Path, facts: Facts, window: Window, legend: Legend, numbe
         raise LegendError(f"{path}: mask holds colours, and the legend has none; give each class its color [r, g, b]")
     if colours:
         _refuse_one_hot(path, values)
-        rgb = values[..., :3] if valid is None else np.where(valid[..., None], values[..., :3], 0)
-        return _by_colour(rgb, legend, path)
+        if valid is None:
+            return _by_colour(values[..., :3], legend, path)
+        named = _by_colour(np.where(valid[..., None], values[..., :3], 0), legend, path)
+        return np.where(valid, named, 0).astype(np.uint8)  # afterwards: black, too, may be a class
     indices = values[..., 0]
     if facts.palette is not None and numbers.own_colours:
         table = _palette_indices(path, stamp_of(path), legend, numbers, facts)
         if table is not None:
             found: Mask = table[indices]
             return found if valid is None else np.where(valid, found, 0).astype(np.uint8)
-    return _by_index(indices, _declared(indices, valid, facts), legend, numbers, path)
+    return _by_index(indices, declared(indices, valid, facts), legend, numbers, path)
 
 
-def _declared(values: Values, valid: Valid | None, facts: Facts) -> Valid | None:
+def declared(values: Values, valid: Valid | None, facts: Facts) -> Valid | None:
     """NaN counts as unknown only where the file says that it is its nodata; else it is a mistake that is told."""
     if valid is None or values.dtype.kind != "f":
         return valid

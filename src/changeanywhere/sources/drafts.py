@@ -13,6 +13,7 @@ import numpy as np
 from changeanywhere.errors import InputError, SourceError
 from changeanywhere.legend import MAX_CLASSES, Legend, MaskValues, load_legend, parse_legend
 from changeanywhere.rasters import gate
+from changeanywhere.rasters.classes import declared
 from changeanywhere.rasters.facts import raising
 from changeanywhere.sources.entries import Entry
 from changeanywhere.sources.files import read_info
@@ -40,19 +41,20 @@ class Seen:
         """Look at one more mask; :class:`SourceError` for one that no legend could be made for."""
         values, palette = _read(file)
         self.num_masks += 1
-        if values.ndim == 3 or palette is not None:
-            if values.ndim == 2 and palette is not None:
+        if values.ndim == 2 or palette is not None:
+            if values.ndim == 1 and palette is not None:
                 used, counts = np.unique(values, return_counts=True)
                 pixels = palette[np.minimum(used, len(palette) - 1)]
             else:
-                pixels, counts = np.unique(values[..., :3].reshape(-1, 3), axis=0, return_counts=True)
+                pixels, counts = np.unique(values[:, :3], axis=0, return_counts=True)
             for colour, count in zip(pixels, counts, strict=True):
                 key = (int(colour[0]), int(colour[1]), int(colour[2]))
                 self.colours[key] = self.colours.get(key, 0) + int(count)
         else:
             used, counts = np.unique(values, return_counts=True)
-            if used.size and (not np.isfinite(used).all() or (used != np.rint(used)).any()):
-                raise SourceError(f"{file}: mask holds {used[0]}, which is no number of a class")
+            strange = used[~(np.isfinite(used) & (used == np.rint(used)))]
+            if strange.size:
+                raise SourceError(f"{file}: mask holds {strange[0]}, which is no number of a class")
             for number, count in zip(used, counts, strict=True):
                 self.numbers[int(number)] = self.numbers.get(int(number), 0) + int(count)
         if max(len(self.numbers), len(self.colours)) > MAX_CLASSES:
@@ -60,12 +62,15 @@ class Seen:
 
 
 def _read(file: Path) -> tuple[Any, Any]:
-    """Numbers ``[H, W]`` or colours ``[H, W, C]`` as they are stored, and a palette's colours."""
+    """Numbers ``[N]`` or colours ``[N, C]`` as they are stored, but for transparent and nodata pixels, and a palette's
+    colours."""
     facts = read_info(file)
     with raising(SourceError):
-        values, _ = gate.read_stored(file, facts, gate.whole(facts), None)
+        values, valid = gate.read_stored(file, facts, gate.whole(facts), None)
+    valid = declared(values[..., 0], valid, facts)
+    shown = values.reshape(-1, values.shape[2]) if valid is None else values[valid]
     colours = facts.count > 2 and facts.palette is None
-    return (values if colours else values[..., 0]), None if facts.palette is None else facts.palette.colours
+    return (shown if colours else shown[:, 0]), None if facts.palette is None else facts.palette.colours
 
 
 def look_at(entries: Sequence[Entry]) -> Seen:

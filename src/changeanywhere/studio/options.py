@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from changeanywhere.diffusion.options import refuse_index
 from changeanywhere.errors import require
 from changeanywhere.limits import check_limits
 from changeanywhere.storage import check_out
@@ -37,7 +38,8 @@ class StudioOptions:
     max_upload_mb: int = 16
     """Largest file that the page takes, MB."""
     device: str | None = None
-    """cpu, cuda, cuda:1, …; default: CUDA where there is one."""
+    """cpu, cuda, …; default: cuda where there is one. Of several GPUs CUDA_VISIBLE_DEVICES=1 before the command takes
+    the second."""
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""
@@ -49,6 +51,7 @@ class StudioOptions:
             self.legend is None or self.source is not None, "legend", self.legend, "with source, whose legend it is"
         )
         require(self.legend_map is None or self.source is not None, "legend_map", str(self.legend_map), "with source")
+        refuse_index(self.device)
         check_out(self.out, self.tiles)
 
     @property
