@@ -44,7 +44,7 @@ from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.progress import silent
 from changeanywhere.rasters import gate
 from changeanywhere.sample import Normalisation, change_mask_of
-from changeanywhere.scenes.planning import Quotas, plan_scene
+from changeanywhere.scenes.planning import Quotas, ScenePlan, plan_scene
 from changeanywhere.scenes.work import DiskRunner
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import LocalStore, file_hash
@@ -281,6 +281,42 @@ def test_events_are_whole_and_keep_their_shares() -> None:
     shared = mask.copy()
     by_share = plan_scene(mask, shared, legend, options, Quotas(0.004, None, {}), (3, None), silent)
     assert 0.003 * by_share.known < by_share.changed <= 0.004 * by_share.known
+
+
+@pytest.mark.parametrize("quotas", [Quotas(None, 20, {}), Quotas(0.02, None, {})], ids=["events", "share"])
+def test_transitions_without_a_place_leave_it_to_others(quotas: Quotas) -> None:
+    """Whatever their share; the scene is full when no transition has a place, and what is missing is said."""
+    mask, legend = land_cover(500, 600), load_legend("mini")
+
+    def planned(pairs: dict[str, float]) -> tuple[ScenePlan, list[str]]:
+        second = mask.copy()
+        plan = plan_scene(mask, second, legend, EventOptions(), replace(quotas, class_pairs=pairs), (0, PIXEL), silent)
+        return plan, [f"{legend.name_of(e.from_class)}->{legend.name_of(e.to_class)}" for e in plan.events]
+
+    nowhere = "vegetation_mixed->building"  # there is none of it
+    plan, names = planned({nowhere: 0.2, "bareland->water": 0.6})
+    made = len(names) if quotas.num_events is None else quotas.num_events
+    assert len(names) >= 15 and plan.missing_pairs == {nowhere: (0, made // 5)}
+    assert plan.missing == 0 if quotas.num_events else plan.missing < 0.1 * plan.changed
+    assert names.count("bareland->water") >= 0.6 * made
+    alone, names = planned({nowhere: 0.5, "bareland->water": 0.5})
+    assert set(names) == {"bareland->water"} and alone.missing_pairs[nowhere][1] == len(names) // 2
+    if quotas.num_events:  # nothing at all is said as it was
+        none, names = planned({nowhere: 1.0})
+        assert not names and none.missing == 20 and not none.missing_pairs
+
+
+def test_a_transition_that_is_missing_is_said(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    more = ("--paste-back", "--num-steps", "1", "--class-pairs", '{"vegetation_mixed->building": 0.4}')
+    for _ in range(2):  # when it is made, and when all is there
+        assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more)) == 1
+        said = "1 of 1 events of class_pairs 'vegetation_mixed->building' found no place"
+        assert said in capsys.readouterr().err
+    store = LocalStore(tmp_path / "out" / "town")
+    assert unsealed(store.get("plan.json"))[0]["missing_pairs"] == {"vegetation_mixed->building": [0, 1]}
 
 
 def test_a_scene_from_end_to_end(tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.scenes import descriptions
 from changeanywhere.scenes.inputs import SceneFiles, SceneImage, find_scenes, idle_options, open_image, strips
 from changeanywhere.scenes.options import SceneOptions
+from changeanywhere.scenes.planning import ScenePlan
 from changeanywhere.scenes.prepare import PARTS, Prepared, load_events, prepare
 from changeanywhere.scenes.rasters_out import Raster, cog
 from changeanywhere.scenes.report import scene_report
@@ -157,10 +158,7 @@ def _scene(
     names = descriptions.out_names(options.events_format)
     extra = {"changeanywhere:events": len(plan.events), "changeanywhere:changed_share": round(changed, 6)}
     store.put("item.json", descriptions.stac_item(files.key, image, names, extra))
-    what = "px" if settings.quotas is None or settings.quotas["num_events"] is None else "events"
-    missing = (
-        f"{store.root}: {plan.missing} {what} of change found no place" if _is_short(plan.missing, what, plan) else ""
-    )
+    missing = _shortfall(settings, plan, store)
     _finish(store, {"events": len(plan.events), "changed": changed, "missing": missing})
     return SceneReport(store.root, len(plan.events), changed, time.perf_counter() - started), missing
 
@@ -177,9 +175,15 @@ def _tiles(options: SceneOptions, scene: tuple[SceneFiles, SceneImage], info: Mo
     return cut_tiles(store.root, _cut_of(options), scene[1], info.legend, events, settings, options.model)
 
 
-def _is_short(missing: int, what: str, plan: Any) -> bool:
-    """Whether what is missing is more than the last event that would have been too small."""
-    return missing > 0 if what == "events" else missing > 0.1 * (plan.changed + missing)
+def _shortfall(settings: SceneSettings, plan: ScenePlan, store: LocalStore) -> str:
+    """What of the change that was asked for found no place; empty: nothing. Of pixels, what is missing must be more
+    than the last event that would have been too small."""
+    by_area = settings.quotas is None or settings.quotas["num_events"] is None
+    least = 0.1 * (plan.changed + plan.missing) if by_area else 0
+    found = [f"{plan.missing} {'px' if by_area else 'events'} of change"] if plan.missing > least else []
+    for text, (made, wanted) in plan.missing_pairs.items():
+        found.append(f"{wanted - made} of {wanted} events of class_pairs {text!r}")
+    return f"{store.root}: {', '.join(found)} found no place" if found else ""
 
 
 def _done(store: LocalStore) -> dict[str, Any] | None:
