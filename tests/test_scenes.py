@@ -35,6 +35,7 @@ from changeanywhere.diffusion.canvas import (
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import PlaceNoise, normals, philox
+from changeanywhere.diffusion.scene import ScenePainter
 from changeanywhere.diffusion.scene_arrays import ArrayScene, pixels_of
 from changeanywhere.diffusion.scene_groups import _line
 from changeanywhere.errors import ConfigError
@@ -190,6 +191,31 @@ def test_halves_with_their_origins_fit_the_whole(pipeline: ChangePairPipeline, s
         assert close.mean() >= 0.999
 
 
+@pytest.mark.parametrize("paste_back", [True, False])
+def test_no_noise_is_drawn_twice(
+    pipeline: ChangePairPipeline, paste_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a call is given anew, no other call is given, held or free, of small groups, large ones and the plane."""
+    image, mask, change = scene()
+    drawn: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+
+    def noted(seed: int, stream: str, call: int, rows: Tensor, columns: Tensor, channels: int) -> Tensor:
+        for row, column in ((6, 12), (30, 60)):  # a cell of a small change, and one of a large one
+            if int(rows.min()) <= row <= int(rows.max()) and int(columns.min()) <= column <= int(columns.max()):
+                drawn.setdefault((row, column), []).append((stream, call))
+        return normals(seed, stream, call, rows, columns, channels)
+
+    monkeypatch.setattr("changeanywhere.diffusion.place_noise.normals", noted)
+    settings = {"num_steps": 5, "free_fraction": 0.4, "sampler": "ddim", "eta": 1.0, "guidance_scale": 1.0}
+    pipeline.paint_scene(image, mask, change, **settings, known_noise="fresh", paste_back=paste_back)
+    for place, found in drawn.items():
+        assert {call for stream, call in found if stream == "step"} == set(range(5)), place
+        assert {call for stream, call in found if stream == "known"} >= {0, 1, 2, 3}, place
+    drawn.clear()
+    pipeline.paint_scene(image, mask, change, **settings, paste_back=paste_back)  # "fixed" is the same all along
+    assert all({call for stream, call in found if stream == "known"} == {0} for found in drawn.values())
+
+
 @pytest.mark.parametrize("settings", [{}, {"window_margin": 4}, {"window_margin": 8, "exemplar_strength": 0.5}])
 def test_small_and_large_groups_are_told_apart(pipeline: ChangePairPipeline, settings: dict[str, Any]) -> None:
     """Every changed cell is in a group, and beyond the guard of a window of it, for each kind of calls."""
@@ -213,6 +239,25 @@ def test_small_and_large_groups_are_told_apart(pipeline: ChangePairPipeline, set
             assert seen[own].all()
         assert group.whole.side == 32 and group.held.side <= 32
     assert np.array_equal(covered, changes.changed)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[1], {"num_steps": 3, "free_fraction": 0.4, "guidance_scale": 1.0}])
+def test_groups_that_begin_in_one_cell_are_told_apart(
+    pipeline: ChangePairPipeline, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change in the corner that another one goes around: boxes may nest, and begin together."""
+    mask = land_cover(250, 250)
+    second = mask.copy()
+    rows, columns = np.mgrid[:250, :250]
+    second[abs(rows + columns - 220) < 12] = 5
+    second[:12, :12] = 6
+    image, change = colours(mask), change_mask_of(mask, second)
+    view = ArrayScene(pixels_of(image, Normalisation.eight_bit()), second, change)
+    painter = pipeline.scene_painter(view, Sampling(**settings, exemplar_strength=None), 0, size=4, run=Remembering())
+    assert [(group.box[:2], group.is_small) for group in painter.changes.groups] == [((0, 0), True), ((0, 0), False)]
+    painted = pipeline.paint_scene(image, second, change, **settings)
+    monkeypatch.setattr(ScenePainter, "_name", lambda self, batch: f"{[group.number for group in batch.groups]}")
+    assert np.array_equal(painted, pipeline.paint_scene(image, second, change, **settings))
 
 
 def test_what_windows_disagree_in_keeps_its_contrast() -> None:
@@ -577,7 +622,7 @@ def test_a_killed_scene_ends_in_the_same_bytes(tmp_path: Path, tiny_model_folder
     more = ("--events-format", "gpkg", "--tiles", "64")
     arguments = command(image, mask, tmp_path / "killed", tiny_model_folder, *more)
     assert run(command(image, mask, tmp_path / "whole", tiny_model_folder, *more)) == 0
-    windows = tmp_path / "killed" / "town" / "parts" / "windows"
+    windows = tmp_path / "killed" / "town" / "parts" / "painted"
     for number in range(1, 12):
         process = subprocess.Popen([sys.executable, "-m", "changeanywhere", *arguments], stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60

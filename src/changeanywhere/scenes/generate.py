@@ -42,6 +42,9 @@ from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import LocalStore, file_hash, remove_leftovers
 
 DONE = "done.json"
+PAINTED = f"{PARTS}/painted"
+OLDER = "windows"
+"""Where painted windows lay in PARTS when two groups could share a name, and calls noise: nothing there is taken up."""
 PACKED = 0.75
 """What deflate leaves of imagery, about, overviews and masks counted."""
 
@@ -228,10 +231,11 @@ def _paint(
                 rows = image.read(window, image.all_bands)
                 writer.put(window.row, rows, whole if image.facts.hides_ground else None)
     if not (root / "t2.tif").is_file():
+        shutil.rmtree(scratch / OLDER, ignore_errors=True)
         settle_torch(settings)
         pipeline = ChangePairPipeline.from_pretrained(options.model, options.device, settings.machine["dtype"])
         with cog(root / "t2.tif", second, scratch) as writer:
-            write_t2(pipeline, prepared, settings, writer, Parts(store, f"{PARTS}/windows"), stop, progress)
+            write_t2(pipeline, prepared, settings, writer, Parts(store, PAINTED), stop, progress)
 
 
 def _write_masks(prepared: Prepared, root: Path, scratch: Path) -> None:
