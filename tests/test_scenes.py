@@ -206,7 +206,13 @@ def test_no_noise_is_drawn_twice(
         return normals(seed, stream, call, rows, columns, channels)
 
     monkeypatch.setattr("changeanywhere.diffusion.place_noise.normals", noted)
-    settings = {"num_steps": 5, "free_fraction": 0.4, "sampler": "ddim", "eta": 1.0, "guidance_scale": 1.0}
+    settings: dict[str, Any] = {
+        "num_steps": 5,
+        "free_fraction": 0.4,
+        "sampler": "ddim",
+        "eta": 1.0,
+        "guidance_scale": 1.0,
+    }
     pipeline.paint_scene(image, mask, change, **settings, known_noise="fresh", paste_back=paste_back)
     for place, found in drawn.items():
         assert {call for stream, call in found if stream == "step"} == set(range(5)), place
@@ -613,6 +619,76 @@ def test_batches_painted_at_once_change_no_byte(
     assert run(command(image, mask, tmp_path / "one", tiny_model_folder, "--num-threads", "1")) == 0
     for name in FILES:
         assert file_hash(tmp_path / "one" / "town" / name) == file_hash(tmp_path / "two" / "town" / name), name
+
+
+class EndedError(BaseException):
+    """What no program catches."""
+
+
+def test_a_scene_goes_on_where_it_was_begun(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On another machine, whose fastest device is another; one that is missing is named."""
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    words = command(image, mask, tmp_path / "out", tiny_model_folder)
+    assert run([*command(image, mask, tmp_path / "whole", tiny_model_folder), "--device", "cpu"]) == 0
+    told, pixels = set[tuple[bool, bool]](), ScenePainter._pixels
+
+    def ended(*given: Any) -> Tensor:
+        told.add((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        raise EndedError
+
+    monkeypatch.setattr(ScenePainter, "_pixels", ended)
+    with pytest.raises(EndedError):
+        run([*words, "--device", "cpu"])
+    assert told == {(True, False)}  # float32 in full, and the same twice
+    monkeypatch.setattr(ScenePainter, "_pixels", pixels)
+    store = LocalStore(tmp_path / "out" / "town")
+    begun = unsealed(store.get("scene.json"))[0]
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    store.put("scene.json", sealed({**begun, "machine": {**begun["machine"], "device": missing}}))
+    capsys.readouterr()
+    for more in ([], ["--dry-run"]):
+        assert run([*words, *more]) == 2
+        said = f"{store.root}: was begun on device '{missing}', which this machine or its PyTorch does not have"
+        assert said in capsys.readouterr().err
+    store.put("scene.json", sealed(begun))
+    monkeypatch.setattr("changeanywhere.diffusion.pipeline.default_device", lambda: torch.device(missing))
+    assert run(words) == 0
+    assert file_hash(store.root / "t2.tif") == file_hash(tmp_path / "whole" / "town" / "t2.tif")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--legend-map", "moon.yaml"], "moon"),
+        (["--window", "72"], "window is 72"),
+        (["--other-bands", "nodata"], "other_bands is 'nodata'"),
+        (["--class-pairs", '{"bareland->moon": 0.5}'], "bareland->moon"),
+        (["elsewhere"], "does not lie in the image"),
+    ],
+)
+def test_what_was_wrong_can_be_put_right(
+    wrong: list[str], said: str, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the same folder, as long as there is no plan; then settings are what they are."""
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    words, cover = command(image, mask, tmp_path / "out", tiny_model_folder, "--num-steps", "1"), values(mask)[0]
+    if wrong == ["elsewhere"]:
+        write_tiff(mask, cover[..., None], transform=rasterio.transform.from_origin(9e5, 9e5, PIXEL, PIXEL))
+        words, wrong = [*words, "--resample-mask"], []
+    if wrong[:1] == ["--legend-map"]:
+        (tmp_path / "moon.yaml").write_text("moon: bareland")
+        wrong = ["--legend-map", str(tmp_path / "moon.yaml")]
+    assert run([*words, *wrong]) == 2
+    assert said in capsys.readouterr().err
+    if not wrong:
+        write_tiff(mask, np.pad(cover, 1)[..., None], transform=rasterio.transform.from_origin(
+            320_000 - PIXEL, 2_780_000 + PIXEL, PIXEL, PIXEL))  # fmt: skip
+    assert run(words) == 0, capsys.readouterr().err
+    (tmp_path / "out" / "town" / "plan.json").unlink()
+    assert run([*words, "--seed", "7"]) == 2
+    assert "was made with seed = 0" in capsys.readouterr().err
 
 
 @pytest.mark.faults
