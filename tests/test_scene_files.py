@@ -212,6 +212,37 @@ def test_folders_of_others_in_a_scenes_place_stay(
     assert code == (0 if name == "leases" else 2), capsys.readouterr().err
 
 
+def test_what_an_image_says_of_its_bands_stays(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Of reflectances as whole numbers, as Sentinel-2 has them; of values that are shown as others, by these."""
+    _, mask = write_scene(tmp_path / "in", 70, 130)
+    cover = land_cover(70, 130)
+    deep = np.concatenate([colours(cover), cover[..., None]], 2).astype(np.uint16) * 12
+    image = write_tiff(tmp_path / "in" / "deep.tif", deep)
+    grey = write_tiff(tmp_path / "in" / "grey.tif", colours(cover)[..., :1] // 18, nbits=4, photometric="MINISWHITE")
+    said = {
+        "descriptions": ("B04", "B03", None, "height"),
+        "units": ("reflectance", "reflectance", None, "m"),
+        "scales": (1e-4, 1e-4, 1.0, 0.5),
+        "offsets": (-0.1, -0.1, 0.0, 20.0),
+    }
+    with rasterio.open(image, "r+") as raster:
+        for name, value in said.items():
+            setattr(raster, name, tuple(each or "" for each in value) if name == "units" else value)
+    with rasterio.open(grey, "r+") as raster:
+        raster.scales, raster.offsets = (0.5,), (2.0,)
+        stored = raster.read()
+    more = ("--paste-back", "--num-steps", "1")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more, "--bands", "[3,2,1]")) == 0
+    assert run(command(grey, mask, tmp_path / "out", tiny_model_folder, *more, "--bands", "[1,1,1]")) == 0
+    for date in ("t1.tif", "t2.tif"):
+        with rasterio.open(tmp_path / "out" / "deep" / date) as raster:
+            assert {name: getattr(raster, name) for name in said} == said, date
+        with rasterio.open(tmp_path / "out" / "grey" / date) as raster:
+            value = raster.read() * raster.scales[0] + raster.offsets[0]
+        if date == "t1.tif":
+            assert np.allclose(value, stored * 0.5 + 2.0)
+
+
 class KilledError(BaseException):
     """What no program catches."""
 

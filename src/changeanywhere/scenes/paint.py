@@ -197,6 +197,7 @@ def raster_of(image: SceneImage, settings: SceneSettings, date: int) -> Raster:
         alpha=facts.alpha == facts.count,
         masked=facts.hides_ground,
         tags=tags,
+        meanings=facts.shown_meanings,
     )
 
 
