@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 
 import changeanywhere as ca
 from changeanywhere.cli import run
@@ -22,7 +23,7 @@ from changeanywhere.scenes.descriptions import PROJECTION, event_features, stac_
 from changeanywhere.scenes.inputs import open_image
 from changeanywhere.scenes.work import Parts
 from changeanywhere.sources import SourceOptions
-from changeanywhere.storage import file_hash
+from changeanywhere.storage import LocalStore, file_hash
 from scene_files import CRS, FILES, PIXEL, colours, command, land_cover, values, write_scene, write_tiff
 
 SCHEMA = Path(__file__).parent / "schemas" / "stac-projection-v2.0.0.json"
@@ -211,6 +212,37 @@ def test_folders_of_others_in_a_scenes_place_stay(
     assert code == (0 if name == "leases" else 2), capsys.readouterr().err
 
 
+def test_what_an_image_says_of_its_bands_stays(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Of reflectances as whole numbers, as Sentinel-2 has them; of values that are shown as others, by these."""
+    _, mask = write_scene(tmp_path / "in", 70, 130)
+    cover = land_cover(70, 130)
+    deep = np.concatenate([colours(cover), cover[..., None]], 2).astype(np.uint16) * 12
+    image = write_tiff(tmp_path / "in" / "deep.tif", deep)
+    grey = write_tiff(tmp_path / "in" / "grey.tif", colours(cover)[..., :1] // 18, nbits=4, photometric="MINISWHITE")
+    said = {
+        "descriptions": ("B04", "B03", None, "height"),
+        "units": ("reflectance", "reflectance", None, "m"),
+        "scales": (1e-4, 1e-4, 1.0, 0.5),
+        "offsets": (-0.1, -0.1, 0.0, 20.0),
+    }
+    with rasterio.open(image, "r+") as raster:
+        for name, value in said.items():
+            setattr(raster, name, tuple(each or "" for each in value) if name == "units" else value)
+    with rasterio.open(grey, "r+") as raster:
+        raster.scales, raster.offsets = (0.5,), (2.0,)
+        stored = raster.read()
+    more = ("--paste-back", "--num-steps", "1")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more, "--bands", "[3,2,1]")) == 0
+    assert run(command(grey, mask, tmp_path / "out", tiny_model_folder, *more, "--bands", "[1,1,1]")) == 0
+    for date in ("t1.tif", "t2.tif"):
+        with rasterio.open(tmp_path / "out" / "deep" / date) as raster:
+            assert {name: getattr(raster, name) for name in said} == said, date
+        with rasterio.open(tmp_path / "out" / "grey" / date) as raster:
+            value = raster.read() * raster.scales[0] + raster.offsets[0]
+        if date == "t1.tif":
+            assert np.allclose(value, stored * 0.5 + 2.0)
+
+
 class KilledError(BaseException):
     """What no program catches."""
 
@@ -231,7 +263,7 @@ def test_a_scene_that_ends_at_any_window_goes_on_to_the_same_bytes(
         if len(written) % 3 == 0:
             ends.append(name)
             if len(ends) % 2:
-                place = tmp_path / "ended" / "town" / "parts" / "windows" / f"{name}.part.npy"
+                place = tmp_path / "ended" / "town" / "parts" / "painted" / f"{name}.part.npy"
                 place.write_bytes(place.read_bytes()[: 50 * len(ends)])
             raise KilledError
 
@@ -248,6 +280,36 @@ def test_a_scene_that_ends_at_any_window_goes_on_to_the_same_bytes(
         here, there = tmp_path / "ended" / "town" / name, tmp_path / "whole" / "town" / name
         assert file_hash(here) == file_hash(there), name
     assert not (tmp_path / "ended" / "town" / "parts").exists()
+
+
+def test_what_an_older_edition_had_painted_is_not_taken_up(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts had names that two of them could share."""
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    assert run(command(image, mask, tmp_path / "whole", tiny_model_folder)) == 0
+    put = Parts.put
+
+    def ended(self: Parts, name: str, tensor: torch.Tensor) -> None:
+        put(self, name, tensor)
+        if name.startswith("decode"):
+            raise KilledError
+
+    monkeypatch.setattr(Parts, "put", ended)
+    arguments = command(image, mask, tmp_path / "out", tiny_model_folder)
+    with pytest.raises(KilledError):
+        run(arguments)
+    monkeypatch.undo()
+    store = LocalStore(tmp_path / "out" / "town")
+    painted, older = Parts(store, "parts/painted"), Parts(store, "parts/windows")
+    for file in (store.root / "parts" / "painted").iterdir():
+        name = file.name.removesuffix(".part.npy")
+        found = painted.get(name)
+        assert found is not None
+        older.put(name, torch.zeros_like(found))
+        file.unlink()
+    assert run(arguments) == 0
+    assert file_hash(store.root / "t2.tif") == file_hash(tmp_path / "whole" / "town" / "t2.tif")
 
 
 def test_events_of_second_masks_reach_the_geopackage(tmp_path: Path, tiny_model_folder: Path) -> None:

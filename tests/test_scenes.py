@@ -35,6 +35,7 @@ from changeanywhere.diffusion.canvas import (
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.place_noise import PlaceNoise, normals, philox
+from changeanywhere.diffusion.scene import ScenePainter
 from changeanywhere.diffusion.scene_arrays import ArrayScene, pixels_of
 from changeanywhere.diffusion.scene_groups import _line
 from changeanywhere.errors import ConfigError
@@ -44,7 +45,7 @@ from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.progress import silent
 from changeanywhere.rasters import gate
 from changeanywhere.sample import Normalisation, change_mask_of
-from changeanywhere.scenes.planning import Quotas, plan_scene
+from changeanywhere.scenes.planning import Quotas, ScenePlan, plan_scene
 from changeanywhere.scenes.work import DiskRunner
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import LocalStore, file_hash
@@ -190,6 +191,37 @@ def test_halves_with_their_origins_fit_the_whole(pipeline: ChangePairPipeline, s
         assert close.mean() >= 0.999
 
 
+@pytest.mark.parametrize("paste_back", [True, False])
+def test_no_noise_is_drawn_twice(
+    pipeline: ChangePairPipeline, paste_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a call is given anew, no other call is given, held or free, of small groups, large ones and the plane."""
+    image, mask, change = scene()
+    drawn: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+
+    def noted(seed: int, stream: str, call: int, rows: Tensor, columns: Tensor, channels: int) -> Tensor:
+        for row, column in ((6, 12), (30, 60)):  # a cell of a small change, and one of a large one
+            if int(rows.min()) <= row <= int(rows.max()) and int(columns.min()) <= column <= int(columns.max()):
+                drawn.setdefault((row, column), []).append((stream, call))
+        return normals(seed, stream, call, rows, columns, channels)
+
+    monkeypatch.setattr("changeanywhere.diffusion.place_noise.normals", noted)
+    settings: dict[str, Any] = {
+        "num_steps": 5,
+        "free_fraction": 0.4,
+        "sampler": "ddim",
+        "eta": 1.0,
+        "guidance_scale": 1.0,
+    }
+    pipeline.paint_scene(image, mask, change, **settings, known_noise="fresh", paste_back=paste_back)
+    for place, found in drawn.items():
+        assert {call for stream, call in found if stream == "step"} == set(range(5)), place
+        assert {call for stream, call in found if stream == "known"} >= {0, 1, 2, 3}, place
+    drawn.clear()
+    pipeline.paint_scene(image, mask, change, **settings, paste_back=paste_back)  # "fixed" is the same all along
+    assert all({call for stream, call in found if stream == "known"} == {0} for found in drawn.values())
+
+
 @pytest.mark.parametrize("settings", [{}, {"window_margin": 4}, {"window_margin": 8, "exemplar_strength": 0.5}])
 def test_small_and_large_groups_are_told_apart(pipeline: ChangePairPipeline, settings: dict[str, Any]) -> None:
     """Every changed cell is in a group, and beyond the guard of a window of it, for each kind of calls."""
@@ -213,6 +245,25 @@ def test_small_and_large_groups_are_told_apart(pipeline: ChangePairPipeline, set
             assert seen[own].all()
         assert group.whole.side == 32 and group.held.side <= 32
     assert np.array_equal(covered, changes.changed)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[1], {"num_steps": 3, "free_fraction": 0.4, "guidance_scale": 1.0}])
+def test_groups_that_begin_in_one_cell_are_told_apart(
+    pipeline: ChangePairPipeline, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change in the corner that another one goes around: boxes may nest, and begin together."""
+    mask = land_cover(250, 250)
+    second = mask.copy()
+    rows, columns = np.mgrid[:250, :250]
+    second[abs(rows + columns - 220) < 12] = 5
+    second[:12, :12] = 6
+    image, change = colours(mask), change_mask_of(mask, second)
+    view = ArrayScene(pixels_of(image, Normalisation.eight_bit()), second, change)
+    painter = pipeline.scene_painter(view, Sampling(**settings, exemplar_strength=None), 0, size=4, run=Remembering())
+    assert [(group.box[:2], group.is_small) for group in painter.changes.groups] == [((0, 0), True), ((0, 0), False)]
+    painted = pipeline.paint_scene(image, second, change, **settings)
+    monkeypatch.setattr(ScenePainter, "_name", lambda self, batch: f"{[group.number for group in batch.groups]}")
+    assert np.array_equal(painted, pipeline.paint_scene(image, second, change, **settings))
 
 
 def test_what_windows_disagree_in_keeps_its_contrast() -> None:
@@ -281,6 +332,42 @@ def test_events_are_whole_and_keep_their_shares() -> None:
     shared = mask.copy()
     by_share = plan_scene(mask, shared, legend, options, Quotas(0.004, None, {}), (3, None), silent)
     assert 0.003 * by_share.known < by_share.changed <= 0.004 * by_share.known
+
+
+@pytest.mark.parametrize("quotas", [Quotas(None, 20, {}), Quotas(0.02, None, {})], ids=["events", "share"])
+def test_transitions_without_a_place_leave_it_to_others(quotas: Quotas) -> None:
+    """Whatever their share; the scene is full when no transition has a place, and what is missing is said."""
+    mask, legend = land_cover(500, 600), load_legend("mini")
+
+    def planned(pairs: dict[str, float]) -> tuple[ScenePlan, list[str]]:
+        second = mask.copy()
+        plan = plan_scene(mask, second, legend, EventOptions(), replace(quotas, class_pairs=pairs), (0, PIXEL), silent)
+        return plan, [f"{legend.name_of(e.from_class)}->{legend.name_of(e.to_class)}" for e in plan.events]
+
+    nowhere = "vegetation_mixed->building"  # there is none of it
+    plan, names = planned({nowhere: 0.2, "bareland->water": 0.6})
+    made = len(names) if quotas.num_events is None else quotas.num_events
+    assert len(names) >= 15 and plan.missing_pairs == {nowhere: (0, made // 5)}
+    assert plan.missing == 0 if quotas.num_events else plan.missing < 0.1 * plan.changed
+    assert names.count("bareland->water") >= 0.6 * made
+    alone, names = planned({nowhere: 0.5, "bareland->water": 0.5})
+    assert set(names) == {"bareland->water"} and alone.missing_pairs[nowhere][1] == len(names) // 2
+    if quotas.num_events:  # nothing at all is said as it was
+        none, names = planned({nowhere: 1.0})
+        assert not names and none.missing == 20 and not none.missing_pairs
+
+
+def test_a_transition_that_is_missing_is_said(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    more = ("--paste-back", "--num-steps", "1", "--class-pairs", '{"vegetation_mixed->building": 0.4}')
+    for _ in range(2):  # when it is made, and when all is there
+        assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more)) == 1
+        said = "1 of 1 events of class_pairs 'vegetation_mixed->building' found no place"
+        assert said in capsys.readouterr().err
+    store = LocalStore(tmp_path / "out" / "town")
+    assert unsealed(store.get("plan.json"))[0]["missing_pairs"] == {"vegetation_mixed->building": [0, 1]}
 
 
 def test_a_scene_from_end_to_end(tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -534,6 +621,76 @@ def test_batches_painted_at_once_change_no_byte(
         assert file_hash(tmp_path / "one" / "town" / name) == file_hash(tmp_path / "two" / "town" / name), name
 
 
+class EndedError(BaseException):
+    """What no program catches."""
+
+
+def test_a_scene_goes_on_where_it_was_begun(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On another machine, whose fastest device is another; one that is missing is named."""
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    words = command(image, mask, tmp_path / "out", tiny_model_folder)
+    assert run([*command(image, mask, tmp_path / "whole", tiny_model_folder), "--device", "cpu"]) == 0
+    told, pixels = set[tuple[bool, bool]](), ScenePainter._pixels
+
+    def ended(*given: Any) -> Tensor:
+        told.add((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        raise EndedError
+
+    monkeypatch.setattr(ScenePainter, "_pixels", ended)
+    with pytest.raises(EndedError):
+        run([*words, "--device", "cpu"])
+    assert told == {(True, False)}  # float32 in full, and the same twice
+    monkeypatch.setattr(ScenePainter, "_pixels", pixels)
+    store = LocalStore(tmp_path / "out" / "town")
+    begun = unsealed(store.get("scene.json"))[0]
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    store.put("scene.json", sealed({**begun, "machine": {**begun["machine"], "device": missing}}))
+    capsys.readouterr()
+    for more in ([], ["--dry-run"]):
+        assert run([*words, *more]) == 2
+        said = f"{store.root}: was begun on device '{missing}', which this machine or its PyTorch does not have"
+        assert said in capsys.readouterr().err
+    store.put("scene.json", sealed(begun))
+    monkeypatch.setattr("changeanywhere.diffusion.pipeline.default_device", lambda: torch.device(missing))
+    assert run(words) == 0
+    assert file_hash(store.root / "t2.tif") == file_hash(tmp_path / "whole" / "town" / "t2.tif")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--legend-map", "moon.yaml"], "moon"),
+        (["--window", "72"], "window is 72"),
+        (["--other-bands", "nodata"], "other_bands is 'nodata'"),
+        (["--class-pairs", '{"bareland->moon": 0.5}'], "bareland->moon"),
+        (["elsewhere"], "does not lie in the image"),
+    ],
+)
+def test_what_was_wrong_can_be_put_right(
+    wrong: list[str], said: str, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the same folder, as long as there is no plan; then settings are what they are."""
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    words, cover = command(image, mask, tmp_path / "out", tiny_model_folder, "--num-steps", "1"), values(mask)[0]
+    if wrong == ["elsewhere"]:
+        write_tiff(mask, cover[..., None], transform=rasterio.transform.from_origin(9e5, 9e5, PIXEL, PIXEL))
+        words, wrong = [*words, "--resample-mask"], []
+    if wrong[:1] == ["--legend-map"]:
+        (tmp_path / "moon.yaml").write_text("moon: bareland")
+        wrong = ["--legend-map", str(tmp_path / "moon.yaml")]
+    assert run([*words, *wrong]) == 2
+    assert said in capsys.readouterr().err
+    if not wrong:
+        write_tiff(mask, np.pad(cover, 1)[..., None], transform=rasterio.transform.from_origin(
+            320_000 - PIXEL, 2_780_000 + PIXEL, PIXEL, PIXEL))  # fmt: skip
+    assert run(words) == 0, capsys.readouterr().err
+    (tmp_path / "out" / "town" / "plan.json").unlink()
+    assert run([*words, "--seed", "7"]) == 2
+    assert "was made with seed = 0" in capsys.readouterr().err
+
+
 @pytest.mark.faults
 def test_a_killed_scene_ends_in_the_same_bytes(tmp_path: Path, tiny_model_folder: Path) -> None:
     """SIGKILL at ten moments, SIGTERM at one."""
@@ -541,7 +698,7 @@ def test_a_killed_scene_ends_in_the_same_bytes(tmp_path: Path, tiny_model_folder
     more = ("--events-format", "gpkg", "--tiles", "64")
     arguments = command(image, mask, tmp_path / "killed", tiny_model_folder, *more)
     assert run(command(image, mask, tmp_path / "whole", tiny_model_folder, *more)) == 0
-    windows = tmp_path / "killed" / "town" / "parts" / "windows"
+    windows = tmp_path / "killed" / "town" / "parts" / "painted"
     for number in range(1, 12):
         process = subprocess.Popen([sys.executable, "-m", "changeanywhere", *arguments], stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60

@@ -258,8 +258,8 @@ class ChangePairPipeline:
         ``exemplar``: image t1 with real pixels of the new classes on changed ground (the command makes its own);
         without it changed ground is painted from noise. ``origin``: row and column of the first pixel in the world,
         multiples of 4: parts of a scene that are painted with their own origins fit together. ``settings``: fields of
-        :class:`Sampling`. What is not painted keeps its bytes: with ``paste_back`` or ``free_fraction`` 0, all but
-        what changed.
+        :class:`Sampling`. What is not painted keeps its bytes: with ``paste_back`` all that lies 8 px or more from what
+        changed, without it and with ``free_fraction`` 0 all beyond the windows of the changes, else nothing.
         """
         image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
         sampling = self._sampling_of(settings)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -124,6 +124,10 @@ class PlaceNoise:
 
     def __post_init__(self) -> None:
         self._drawn: dict[str, int] = {}
+
+    def later(self, call: int) -> PlaceNoise:
+        """Of the same places, from ``call`` on: the calls before it have drawn theirs."""
+        return replace(self, first_call=call)
 
     def draw(self, purpose: str) -> Tensor:
         """Next noise ``[B, *shape]`` of ``purpose``, on the CPU."""

@@ -97,9 +97,10 @@ class ScenePainter(SceneWindows):
             self._put(latents, group, painted, fresh)
             self._put(begun, group, fresh, fresh)
         self._known = None
-        calls = self._calls(noise, plane, plane.windows(), "tail")
+        later = noise.later(self._num_held)
+        calls = self._calls(later, plane, plane.windows(), "tail")
         fixed = noise.draw("known") if self._sampling.known_noise == "fixed" else None
-        x = calls.noised(target, noise.draw("known") if fixed is None else fixed, self._num_held)
+        x = calls.noised(target, later.draw("known") if fixed is None else fixed, self._num_held)
         x = torch.where(begun, latents, x)
         del begun, latents
         x = calls.run(range(self._num_held, steps), x, target, fixed, held, self._branches())
@@ -159,9 +160,11 @@ class ScenePainter(SceneWindows):
             yield from zip(batch.groups, parts, strict=True)
 
     def _name(self, batch: Batch) -> str:
+        """Of no other batch of the scene: boxes of groups may nest and begin in one cell, numbers are a group's own."""
         first = batch.first
-        place = f"{self.plane.row + first.box[0]}-{self.plane.column + first.box[1]}"
-        return place if len(batch.groups) == 1 else f"{place}-{len(batch.groups)}"
+        row, column, height, width = first.box
+        place = f"{self.plane.row + row}-{self.plane.column + column}-{height}x{width}"
+        return f"{place}-{first.number}-{len(batch.groups)}"
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -211,17 +214,17 @@ class ScenePainter(SceneWindows):
         starts, first = batch.starts[0], batch.first
         if first.is_small:
             ground = self._in_the_middle(first.held.side, ground)
-        calls, conditions = self._calls_of(batch, ground, first.held, "calls")
+        calls, conditions = self._calls_of(batch, ground, first.held, ("calls", ground.noise))
         fixed = ground.known_noise if self._sampling.known_noise == "fixed" else None
         if not starts:
-            return calls.noised(ground.target, self._noise_of(ground), self._num_held)
+            return calls.noised(ground.target, self._noise_of(ground, ground.noise), self._num_held)
         if first.is_small and self._is_joint:
             windows = Windows(ground.target, ground.known_noise, ground.own, ground.start, conditions)
             return paint_jointly(calls, windows, Begins(batch.starts), self._num_held)
         if self._is_from_noise:
             x = ground.noise.draw("start").to(ground.target)
         else:
-            x = calls.noised(ground.target, self._noise_of(ground), starts[0])
+            x = calls.noised(ground.target, self._noise_of(ground, ground.noise), starts[0])
         for begin, end in pairwise((*starts, self._num_held)):
             held = ~ground.own | (ground.start > begin)
             if isinstance(calls, AveragedCalls):  # what is held in all of a window needs no network
@@ -229,25 +232,30 @@ class ScenePainter(SceneWindows):
             x = calls.run(range(begin, end), x, ground.target, fixed, held, conditions)
         return x
 
-    def _noise_of(self, ground: _Ground) -> Tensor:
+    def _noise_of(self, ground: _Ground, fresh: PlaceNoise) -> Tensor:
+        """On what is known: the same at every call, or the next of ``fresh``."""
         fixed = self._sampling.known_noise == "fixed"
-        return ground.known_noise if fixed else ground.noise.draw("known").to(ground.target)
+        return ground.known_noise if fixed else fresh.draw("known").to(ground.target)
 
-    def _calls_of(self, batch: Batch, ground: _Ground, cover: Cover, name: str) -> tuple[Calls, list[Tensor]]:
-        """The sampler's calls of a batch, and the conditions that they take."""
-        first, denoiser = batch.first, self._networks.denoiser
+    def _calls_of(
+        self, batch: Batch, ground: _Ground, cover: Cover, stage: tuple[str, PlaceNoise]
+    ) -> tuple[Calls, list[Tensor]]:
+        """The sampler's calls of a batch, and the conditions that they take; ``stage``: a name, and where noise comes
+        from that is drawn anew at every call."""
+        first, denoiser, (name, noise) = batch.first, self._networks.denoiser, stage
         if first.is_small:
-            calls = Calls(denoiser, self._networks.schedule, self._sampling, ground.noise)
+            calls = Calls(denoiser, self._networks.schedule, self._sampling, noise)
             return calls, mask_conditions(denoiser, ground.masks, self._sampling.guidance_scale)
         part = self.part_of(first, cover)
-        return self._calls(ground.noise, part, cover.corners, f"{name}-{self._name(batch)}"), self._branches()
+        return self._calls(noise, part, cover.corners, f"{name}-{self._name(batch)}"), self._branches()
 
     def _patch(self, batch: Batch) -> Tensor:
         """Pixels in :data:`CODES` ``[B, C, 4h, 4w]`` on the CPU."""
         ground, sampling, first = self._ground(batch), self._sampling, batch.first
         middle = self._through(batch, ground)
-        calls, conditions = self._calls_of(batch, ground, first.whole, "patch-tail")
-        x = calls.noised(ground.target, self._noise_of(ground), self._num_held)
+        later = ground.noise.later(self._num_held)
+        calls, conditions = self._calls_of(batch, ground, first.whole, ("end", later))
+        x = calls.noised(ground.target, self._noise_of(ground, later), self._num_held)
         edge = (x.shape[-1] - middle.shape[-1]) // 2 if first.is_small else 0
         inner = F.pad(middle, (edge,) * 4)
         x = torch.where(ground.own & (ground.start < self._num_held), inner, x)

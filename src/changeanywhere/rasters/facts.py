@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,16 @@ class Palette:
     opaque: Valid
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What a file says of a band: its name, and that its values are ``scale`` × value + ``offset`` of ``unit``."""
+
+    name: str = ""
+    unit: str = ""
+    scale: float = 1.0
+    offset: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Facts:
     """What a file is. Sizes are those of the picture as it is shown (``orientation`` applied)."""
@@ -110,6 +120,8 @@ class Facts:
     """Both None where the file does not say both."""
     place_note: str = ""
     """Why a file that says something of its place is read as if it said nothing."""
+    meanings: tuple[Meaning, ...] = ()
+    """TIFF and JPEG 2000: by band, of stored values."""
 
     @property
     def scale(self) -> int:
@@ -129,6 +141,19 @@ class Facts:
         limits = np.iinfo(kind)
         shown = (2 ** min(self.bits, 8 * kind.itemsize) - 1 - stored if self.inverted else stored) * self.scale
         return shown if float(shown).is_integer() and limits.min <= shown <= limits.max else None
+
+    @property
+    def shown_meanings(self) -> tuple[Meaning, ...]:
+        """By band, of pixels as they are shown; empty where the bands shown are not those stored."""
+        if self.palette is not None or len(self.meanings) != self.count:
+            return ()
+        if not self.inverted:
+            return tuple(replace(each, scale=each.scale / self.scale) for each in self.meanings)
+        largest = 2 ** min(self.bits, 8 * np.dtype(self.dtype).itemsize) - 1
+        return tuple(
+            replace(each, scale=-each.scale / self.scale, offset=each.offset + each.scale * largest)
+            for each in self.meanings
+        )
 
     @property
     def hides_ground(self) -> bool:

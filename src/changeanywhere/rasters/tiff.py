@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from changeanywhere.errors import RasterError
-from changeanywhere.rasters.facts import Facts, Palette, Valid, Values, Window, check_size, shown, stamp_of
+from changeanywhere.rasters.facts import Facts, Meaning, Palette, Valid, Values, Window, check_size, shown, stamp_of
 from changeanywhere.rasters.ground import place_of
 from changeanywhere.rasters.unplaced import unplaced
 
@@ -107,6 +107,7 @@ def facts_of_jpeg_2000(path: Path, max_megapixels: float | None) -> Facts:
             crs=crs,
             transform=transform,
             place_note=note,
+            meanings=_meanings(raster),
         )
 
 
@@ -159,7 +160,13 @@ def facts_of(path: Path, max_megapixels: float | None) -> Facts:
             crs=crs,
             transform=transform,
             place_note=note,
+            meanings=_meanings(raster),
         )
+
+
+def _meanings(raster: Any) -> tuple[Meaning, ...]:
+    said = zip(raster.descriptions, raster.units, raster.scales, raster.offsets, strict=True)
+    return tuple(Meaning(name or "", unit or "", scale, offset) for name, unit, scale, offset in said)
 
 
 def _refuse(path: Path, raster: Any) -> None:

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from changeanywhere.errors import ShortfallError, SourceError, require
+from changeanywhere.errors import ConfigError, OutputError, ShortfallError, SourceError, require
 from changeanywhere.leases import Leases
 from changeanywhere.legend import Legend
 from changeanywhere.models.info import ModelInfo, find_model, read_info
@@ -30,6 +30,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.scenes import descriptions
 from changeanywhere.scenes.inputs import SceneFiles, SceneImage, find_scenes, idle_options, open_image, strips
 from changeanywhere.scenes.options import SceneOptions
+from changeanywhere.scenes.planning import ScenePlan
 from changeanywhere.scenes.prepare import PARTS, Prepared, load_events, prepare
 from changeanywhere.scenes.rasters_out import Raster, cog
 from changeanywhere.scenes.report import scene_report
@@ -40,7 +41,14 @@ from changeanywhere.seals import sealed, unsealed
 from changeanywhere.stopping import polite_stop
 from changeanywhere.storage import LocalStore, file_hash, remove_leftovers
 
+if TYPE_CHECKING:
+    from changeanywhere.diffusion.pipeline import ChangePairPipeline
+
 DONE = "done.json"
+T2 = "t2.tif"
+PAINTED = f"{PARTS}/painted"
+OLDER = "windows"
+"""Where painted windows lay in PARTS when two groups could share a name, and calls noise: nothing there is taken up."""
 PACKED = 0.75
 """What deflate leaves of imagery, about, overviews and masks counted."""
 
@@ -140,8 +148,10 @@ def _scene(
         return SceneReport(store.root, done["events"], done["changed"], 0.0), done["missing"]
     started = time.perf_counter()
     save_settings(settings, store)
+    pipeline = None if (store.root / T2).is_file() else _pipeline_for(options, image, settings, store)
     prepared = prepare(options, files, image, info, store, progress)
-    _paint(options, prepared, settings, store, stop, progress)
+    _write_masks(prepared, store.root, store.root / PARTS)
+    _write_images(pipeline, prepared, settings, store, stop, progress)
     features = list(_events(prepared, world=True))
     _write_events(options.events_format, prepared, features, store)
     for name, content in descriptions.styles(info.legend).items():
@@ -157,10 +167,7 @@ def _scene(
     names = descriptions.out_names(options.events_format)
     extra = {"changeanywhere:events": len(plan.events), "changeanywhere:changed_share": round(changed, 6)}
     store.put("item.json", descriptions.stac_item(files.key, image, names, extra))
-    what = "px" if settings.quotas is None or settings.quotas["num_events"] is None else "events"
-    missing = (
-        f"{store.root}: {plan.missing} {what} of change found no place" if _is_short(plan.missing, what, plan) else ""
-    )
+    missing = _shortfall(settings, plan, store)
     _finish(store, {"events": len(plan.events), "changed": changed, "missing": missing})
     return SceneReport(store.root, len(plan.events), changed, time.perf_counter() - started), missing
 
@@ -177,9 +184,15 @@ def _tiles(options: SceneOptions, scene: tuple[SceneFiles, SceneImage], info: Mo
     return cut_tiles(store.root, _cut_of(options), scene[1], info.legend, events, settings, options.model)
 
 
-def _is_short(missing: int, what: str, plan: Any) -> bool:
-    """Whether what is missing is more than the last event that would have been too small."""
-    return missing > 0 if what == "events" else missing > 0.1 * (plan.changed + missing)
+def _shortfall(settings: SceneSettings, plan: ScenePlan, store: LocalStore) -> str:
+    """What of the change that was asked for found no place; empty: nothing. Of pixels, what is missing must be more
+    than the last event that would have been too small."""
+    by_area = settings.quotas is None or settings.quotas["num_events"] is None
+    least = 0.1 * (plan.changed + plan.missing) if by_area else 0
+    found = [f"{plan.missing} {'px' if by_area else 'events'} of change"] if plan.missing > least else []
+    for text, (made, wanted) in plan.missing_pairs.items():
+        found.append(f"{wanted - made} of {wanted} events of class_pairs {text!r}")
+    return f"{store.root}: {', '.join(found)} found no place" if found else ""
 
 
 def _done(store: LocalStore) -> dict[str, Any] | None:
@@ -199,35 +212,53 @@ def _finish(store: LocalStore, facts: dict[str, Any]) -> None:
     store.keep([DONE])
 
 
-def _paint(
-    options: SceneOptions,
+def _pipeline_for(
+    options: SceneOptions, image: SceneImage, settings: SceneSettings, store: LocalStore
+) -> ChangePairPipeline:
+    """The networks, on the device that the scene was begun on; :class:`ConfigError` for what cannot be painted, before
+    a plan is made that settings would have to agree with."""
+    from changeanywhere.diffusion.pipeline import ChangePairPipeline, find_device
+    from changeanywhere.scenes.paint import check_painting
+
+    device = options.device or settings.machine["device"]
+    try:
+        find_device(device)
+    except ConfigError as error:
+        if options.device:
+            raise
+        raise OutputError(
+            f"{store.root}: was begun on device {device!r}, which this machine or its PyTorch does not have; finish it "
+            "where there is one, or give another --out"
+        ) from error
+    pipeline = ChangePairPipeline.from_pretrained(options.model, device, settings.machine["dtype"])
+    check_painting(pipeline, image, settings)
+    return pipeline
+
+
+def _write_images(
+    pipeline: ChangePairPipeline | None,
     prepared: Prepared,
     settings: SceneSettings,
     store: LocalStore,
     stop: threading.Event,
     progress: Progress,
 ) -> None:
-    """The rasters; those that are whole already are left alone."""
-    from changeanywhere.diffusion.pipeline import ChangePairPipeline
-    from changeanywhere.scenes.paint import raster_of, settle_torch, write_t2
+    """Both dates; without ``pipeline`` the second is there. What is whole already is left alone."""
+    from changeanywhere.scenes.paint import raster_of, settled_torch, write_t2
     from changeanywhere.scenes.work import Parts
 
-    root, scratch = store.root, store.root / PARTS
-    second = raster_of(prepared, settings, 2)  # says first what cannot be
-    _write_masks(prepared, root, scratch)
+    root, scratch, image = store.root, store.root / PARTS, prepared.image
     if not (root / "t1.tif").is_file():
-        with cog(root / "t1.tif", raster_of(prepared, settings, 1), scratch) as writer:
-            for window in strips(prepared.image.shape):
-                image = prepared.image
+        with cog(root / "t1.tif", raster_of(image, settings, 1), scratch) as writer:
+            for window in strips(image.shape):
                 valid = image.valid(window)
                 whole = np.ones((window.height, window.width), bool) if valid is None else valid
                 rows = image.read(window, image.all_bands)
                 writer.put(window.row, rows, whole if image.facts.hides_ground else None)
-    if not (root / "t2.tif").is_file():
-        settle_torch(settings)
-        pipeline = ChangePairPipeline.from_pretrained(options.model, options.device, settings.machine["dtype"])
-        with cog(root / "t2.tif", second, scratch) as writer:
-            write_t2(pipeline, prepared, settings, writer, Parts(store, f"{PARTS}/windows"), stop, progress)
+    if pipeline is not None:
+        shutil.rmtree(scratch / OLDER, ignore_errors=True)
+        with settled_torch(settings), cog(root / T2, raster_of(image, settings, 2), scratch) as writer:
+            write_t2(pipeline, prepared, settings, writer, Parts(store, PAINTED), stop, progress)
 
 
 def _write_masks(prepared: Prepared, root: Path, scratch: Path) -> None:
@@ -275,18 +306,16 @@ def _facts(prepared: Prepared, changed: float) -> list[tuple[str, str]]:
 
 def dry_run_scenes(options: SceneOptions, progress: Progress = silent) -> list[SceneDryRun]:
     """Plan every scene, paint a few windows of each, and extrapolate; nothing is left behind."""
-    from changeanywhere.diffusion.pipeline import ChangePairPipeline
-    from changeanywhere.scenes.paint import estimate, raster_of, settle_torch
+    from changeanywhere.scenes.paint import estimate, settled_torch
 
     scenes, info = _opened(options)
     found = []
     for files, image in scenes:
-        settings = settings_of(options, files, image, info, LocalStore(options.out / files.key))
-        settle_torch(settings)
-        pipeline = ChangePairPipeline.from_pretrained(options.model, options.device, settings.machine["dtype"])
-        with tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-") as folder:
+        store = LocalStore(options.out / files.key)
+        settings = settings_of(options, files, image, info, store)
+        pipeline = _pipeline_for(options, image, settings, store)
+        with tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-") as folder, settled_torch(settings):
             prepared = prepare(options, files, image, info, LocalStore(folder), progress)
-            raster_of(prepared, settings, 2)
             windows, seconds, scratch = estimate(pipeline, prepared, settings)
             plan = prepared.plan
         height, width = image.shape

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.diffusion.scene import ScenePainter
 from changeanywhere.diffusion.scene_arrays import ArrayScene, boxed, mixed, scene_strengths
 from changeanywhere.diffusion.scene_bands import Band, paint_changes, paint_everywhere
-from changeanywhere.diffusion.scene_groups import Pixels
+from changeanywhere.diffusion.scene_groups import Pixels, SceneView
 from changeanywhere.errors import ConfigError, ModelError
 from changeanywhere.generation.lanes import Lanes, laid_out
+from changeanywhere.painters.diffusion import EXACT
 from changeanywhere.progress import Progress
 from changeanywhere.rasters.facts import Window
 from changeanywhere.scenes.exemplars import SceneExemplars, SceneTiles
@@ -77,11 +79,15 @@ def painter_of(
             return exemplars.over(view_of.pixels(box), box, changed)
 
     view = ArrayScene(view_of.pixels, prepared.masks[1], prepared.changed, strengths, over)
-    machine = settings.machine
-    painter = pipeline.scene_painter(
+    everywhere = sampling.num_held < sampling.num_steps and not settings.finishing["paste_back"]
+    return _painter(pipeline, view, settings, run), everywhere
+
+
+def _painter(pipeline: ChangePairPipeline, view: SceneView, settings: SceneSettings, run: Runner) -> ScenePainter:
+    sampling, machine = Sampling(**settings.sampling), settings.machine
+    return pipeline.scene_painter(
         view, sampling, settings.seed, (0, 0), machine["window"], size=machine["batch_size"], run=run
     )
-    return painter, sampling.num_held < sampling.num_steps and not settings.finishing["paste_back"]
 
 
 def bands_of(painter: ScenePainter, everywhere: bool, paste_back: bool) -> Iterator[Band]:
@@ -120,7 +126,7 @@ def write_t2(
             if not np.isfinite(band.image).all():
                 raise ModelError(
                     f"{prepared.files.image}: painted with NaN or infinity; the model is damaged, or overflows: give "
-                    "--dtype float32, or another --model"
+                    "--dtype float32 or another --model, and another --out"
                 )
             rows, valid = painted_rows(band, prepared, settings.finishing["other_bands"])
             writer.put(band.row, rows, valid)
@@ -158,9 +164,16 @@ def _not_nodata(painted: npt.NDArray[Any], nodata: float) -> npt.NDArray[Any]:
     return np.where(painted == nodata, np.asarray(beside).astype(painted.dtype), painted)
 
 
-def raster_of(prepared: Prepared, settings: SceneSettings, date: int) -> Raster:
+def check_painting(pipeline: ChangePairPipeline, image: SceneImage, settings: SceneSettings) -> None:
+    """:class:`ConfigError` for what cannot be painted or written, whatever changes."""
+    raster_of(image, settings, 2)
+    nothing = np.zeros((1, 1), np.uint8)
+    view = ArrayScene(FileScene(image).pixels, nothing, nothing.astype(bool))
+    _painter(pipeline, view, settings, at_once)
+
+
+def raster_of(image: SceneImage, settings: SceneSettings, date: int) -> Raster:
     """What ``t1.tif`` and ``t2.tif`` are."""
-    image = prepared.image
     facts = image.facts
     nodata = facts.shown_nodata
     others = [str(number) for number in image.all_bands if number not in image.bands]
@@ -184,6 +197,7 @@ def raster_of(prepared: Prepared, settings: SceneSettings, date: int) -> Raster:
         alpha=facts.alpha == facts.count,
         masked=facts.hides_ground,
         tags=tags,
+        meanings=facts.shown_meanings,
     )
 
 
@@ -206,6 +220,13 @@ def lanes_of(settings: SceneSettings) -> Lanes:
     return laid_out(threads) if settings.machine["device"] == "cpu" else Lanes(1, threads)
 
 
-def settle_torch(settings: SceneSettings) -> None:
-    """The CPU threads that each batch has."""
-    torch.set_num_threads(lanes_of(settings).threads)
+@contextmanager
+def settled_torch(settings: SceneSettings) -> Iterator[None]:
+    """The CPU threads that each batch has, and float32 of a GPU in full and the same twice, while the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(lanes_of(settings).threads)  # of this thread, and of all that begin from here on
+    try:
+        with EXACT():
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,7 +8,7 @@ change as what it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,10 @@ SIDES = {384: 0.8, 768: 0.14, 1536: 0.05, 4096: 0.01}
 ATTEMPTS = 8
 """Windows tried for an event."""
 HOPELESS = 40
-"""Events in a row without a place, after which a scene counts as full."""
+"""Events of a class transition in a row without a place, after which it counts as having none; a scene that has none
+for any is full."""
+LEAST_SHARE = 1e-9
+"""What is left for free transitions where given shares add up to 1, but for the last bits of the sum."""
 LARGEST_PART, TILE_PART = 0.25, 9830
 """Of the change that is asked for, what one event may be at most, since a scene shows several; but as many px as in a
 tile of 256 px at least (its 15 %)."""
@@ -59,6 +62,8 @@ class ScenePlan:
     changed: int
     missing: int
     """Events (of ``num_events``), else pixels, that found no place."""
+    missing_pairs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of ``class_pairs`` that ran out of places: how many events there are, and how many their share would be."""
 
 
 def plan_scene(
@@ -79,8 +84,8 @@ def plan_scene(
     turns = _Turns(quotas, options, legend)
     weight = _weights(options, legend)
     events: list[ChangeEvent] = []
-    changed = failures = number = placed = 0
-    while failures < HOPELESS and not _is_enough(quotas, placed, budget - changed, smallest):
+    changed = number = placed = 0
+    while turns.has_any and not _is_enough(quotas, placed, budget - changed, smallest):
         most = largest
         if quotas.num_events is None:
             most = min(largest, budget - changed, max(TILE_PART, int(LARGEST_PART * budget)))
@@ -92,16 +97,15 @@ def plan_scene(
         rng = stream("scene.events", seed, number)
         found = _one(mask_t1, mask_t2, (kind, options), (smallest, most, allowed, legend), rng)
         number += 1
-        failures = 0 if found else failures + 1
+        turns.tried(pair, bool(found))
         if found:
             placed += 1
             events += found
             changed += sum(event.area for event in found)
-            turns.made(pair)
         done, total = (placed, quotas.num_events) if quotas.num_events else (min(changed, budget), budget)
         progress("planning events", done, total)
     missing = (quotas.num_events - placed) if quotas.num_events else max(0, budget - changed)
-    return ScenePlan(tuple(events), known, changed, missing)
+    return ScenePlan(tuple(events), known, changed, missing, turns.missing(quotas.num_events is None))
 
 
 def _is_enough(quotas: Quotas, placed: int, left: int, smallest: int) -> bool:
@@ -111,26 +115,53 @@ def _is_enough(quotas: Quotas, placed: int, left: int, smallest: int) -> bool:
 
 
 class _Turns:
-    """Which kind and class pair the next event takes: kinds in turn, of the pairs the one furthest behind its share."""
+    """Which kind and class pair the next event takes: kinds in turn, of the pairs the one furthest behind its share. A
+    pair that has no place leaves its share to the others."""
 
     def __init__(self, quotas: Quotas, options: EventOptions, legend: Legend) -> None:
         self._kinds = options.kinds
-        self._shares: dict[tuple[int, int] | None, float] = {}
+        self._asked: dict[tuple[int, int], str] = {}
+        shares: dict[tuple[int, int] | None, float] = {}
         for text, share in quotas.class_pairs.items():
             names = text.split("->")
             if len(names) != 2 or names[0] == names[1] or not set(names) <= set(legend.names):
                 raise ConfigError(f"class_pairs has {text!r}; allowed: 'from->to' of {', '.join(legend.names)}")
-            self._shares[legend.index_of(names[0]), legend.index_of(names[1])] = share
-        self._shares[None] = 1 - sum(self._shares.values())
+            pair = legend.index_of(names[0]), legend.index_of(names[1])
+            self._asked[pair], shares[pair] = text, share
+        shares[None] = 1 - sum(shares.values())
+        self._shares = {pair: share for pair, share in shares.items() if share > LEAST_SHARE}
+        self._left = dict(self._shares)
         self._made: dict[tuple[int, int] | None, int] = dict.fromkeys(self._shares, 0)
+        self._failures = dict(self._made)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether a pair may still have a place."""
+        return bool(self._left)
 
     def next(self, number: int) -> tuple[str, tuple[int, int] | None]:
-        count = sum(self._made.values()) + 1
-        behind = {pair: share * count - self._made[pair] for pair, share in self._shares.items() if share > 0}
+        count = sum(self._made[pair] for pair in self._left) + 1
+        behind = {pair: share * count - self._made[pair] for pair, share in self._left.items()}
         return self._kinds[number % len(self._kinds)], max(behind, key=lambda pair: behind[pair])
 
-    def made(self, pair: tuple[int, int] | None) -> None:
-        self._made[pair] += 1
+    def tried(self, pair: tuple[int, int] | None, found: bool) -> None:
+        """Whether an event of ``pair`` ``found`` a place."""
+        self._made[pair] += found
+        self._failures[pair] = 0 if found else self._failures[pair] + 1
+        if self._failures[pair] == HOPELESS:
+            del self._left[pair]
+            total = sum(self._left.values())
+            self._left = {other: share / total for other, share in self._left.items()}
+
+    def missing(self, by_area: bool) -> dict[str, tuple[int, int]]:
+        """See :attr:`ScenePlan.missing_pairs`. ``by_area``: what is left of the area at the end may be too small for
+        one more event of a pair, which is not missing then."""
+        count, found = sum(self._made.values()), {}
+        for pair, text in self._asked.items():
+            made, wanted = self._made.get(pair, 0), int(self._shares.get(pair, 0) * count + LEAST_SHARE)
+            if pair in self._shares and pair not in self._left and made + (by_area and made > 0) < wanted:
+                found[text] = made, wanted
+        return found
 
 
 def _weights(options: EventOptions, legend: Legend) -> Callable[[int, int], float]:

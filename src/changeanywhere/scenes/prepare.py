@@ -51,7 +51,8 @@ def prepare(
     begun = _load(store)
     if begun is not None:
         masks = tuple(np.load(_place(store, name), mmap_mode="r") for name in MASKS)
-        plan = ScenePlan(events_of(begun["events"]), begun["known"], begun["changed"], begun["missing"])
+        pairs = {text: (made, wanted) for text, (made, wanted) in begun.get("missing_pairs", {}).items()}
+        plan = ScenePlan(events_of(begun["events"]), begun["known"], begun["changed"], begun["missing"], pairs)
         first, second = masks
         return Prepared(files, image, info.legend, (first, second), _changed(first, second), plan, begun["legend_map"])
     first, second = (_new(store, name, image.shape) for name in MASKS)
@@ -103,7 +104,10 @@ def _new(store: LocalStore, name: str, shape: tuple[int, int]) -> np.memmap[Any,
 
 def _save(store: LocalStore, plan: ScenePlan, legend_map: dict[str, str]) -> None:
     hashes = {name: file_hash(_place(store, name)) for name in MASKS}
-    store.put(PLAN, sealed({**to_plain(plan), "legend_map": legend_map, "masks": hashes}))
+    content = to_plain(plan)
+    if not plan.missing_pairs:  # plans of which nothing is missing are what they were before this was kept
+        del content["missing_pairs"]
+    store.put(PLAN, sealed({**content, "legend_map": legend_map, "masks": hashes}))
 
 
 def load_events(store: LocalStore) -> tuple[ChangeEvent, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from changeanywhere.errors import OutputError
 from changeanywhere.legend import Legend
+from changeanywhere.rasters.facts import Meaning
 from changeanywhere.rasters.unplaced import unplaced
 from changeanywhere.sample import GeoReference
 
@@ -39,6 +40,8 @@ class Raster:
     masked: bool = False
     """Whether there is a mask band inside."""
     tags: dict[str, str] = field(default_factory=dict)
+    meanings: tuple[Meaning, ...] = ()
+    """What is said of each band; empty: nothing."""
 
 
 class RowWriter:
@@ -76,6 +79,8 @@ def cog(path: Path, raster: Raster, scratch: Path) -> Iterator[RowWriter]:
                 target.update_tags(**raster.tags)
                 if raster.legend is not None:
                     _describe(target, raster.legend)
+                if any(each != Meaning() for each in raster.meanings):
+                    _say(target, raster.meanings)
                 yield RowWriter(target)
             rasterio.shutil.copy(plain, packed, driver="COG", **_options(raster))
         with packed.open("rb+") as file:
@@ -121,6 +126,13 @@ def _options(raster: Raster) -> dict[str, Any]:
         "bigtiff": "IF_SAFER",
         "num_threads": 1,
     }
+
+
+def _say(target: Any, meanings: Sequence[Meaning]) -> None:
+    target.descriptions = tuple(each.name or None for each in meanings)
+    target.units = tuple(each.unit for each in meanings)
+    target.scales = tuple(each.scale for each in meanings)
+    target.offsets = tuple(each.offset for each in meanings)
 
 
 def _describe(target: Any, legend: Legend) -> None:

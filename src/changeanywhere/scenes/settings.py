@@ -26,6 +26,8 @@ from changeanywhere.storage import LocalStore
 from changeanywhere.terminal import say
 
 FILE = "scene.json"
+UNPLANNED = "parts/mask_"
+"""What lies in a folder before its plan: it is made anew."""
 NOT_COMPARED = ("versions", "files")
 """Where files lie may change; what they hold may not."""
 READ = ("legends", "transitions")
@@ -83,13 +85,7 @@ def settings_of(
 ) -> SceneSettings:
     """What is asked now, with the machine of what was begun in ``store``; :class:`OutputError` naming the first setting
     in which both differ."""
-    begun = load_settings(store)
-    if begun is None and store.root.is_dir():
-        strangers = sorted(p.name for p in store.root.iterdir() if p.name != "leases")
-        if strangers:
-            raise OutputError(
-                f"{store.root}: not empty ({strangers[0]}) and not made by this command; give another --out"
-            )
+    begun = _begun(store)
     warning = outside_sampling(info, [image.gsd_m])
     if warning and begun is None:
         say(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", error=True)
@@ -119,6 +115,20 @@ def settings_of(
     if begun is not None:
         _refuse_others(_completed(begun, to_plain(asked), idle), to_plain(asked), store.root)
     return asked
+
+
+def _begun(store: LocalStore) -> dict[str, Any] | None:
+    """What is in ``store`` was made with; None where nothing was: bad input is told before there is a plan, and may be
+    mended. :class:`OutputError` for a folder of somebody else."""
+    begun = load_settings(store)
+    if begun is None and store.root.is_dir():
+        strangers = sorted(p.name for p in store.root.iterdir() if p.name != "leases")
+        if strangers:
+            raise OutputError(
+                f"{store.root}: not empty ({strangers[0]}) and not made by this command; give another --out"
+            )
+    made = (name for name in store.list() if name != FILE and not name.startswith(("leases/", UNPLANNED)))
+    return begun if next(made, None) else None
 
 
 def _reading(options: SceneOptions, image: SceneImage, idle: Sequence[str]) -> dict[str, Any]:
