@@ -155,6 +155,27 @@ def test_a_mixture_keeps_its_shares_and_every_part_its_epochs() -> None:
     assert steps == [tiles_of_step(mixture, 8, 1, step) for step in range(40)]
 
 
+def test_every_folder_of_a_mixture_has_its_share_of_steps_that_are_full() -> None:
+    """However many there are; two that were begun go on as they were."""
+    rng = np.random.default_rng(5)
+    cases = [([0.85, 0.05, 0.05, 0.05], 4), ([0.5, *[0.5 / 3] * 3], 2)]  # of the recipes whose folders were not seen
+    for _ in range(25):
+        weights = rng.random(int(rng.integers(2, 11))) ** 3 + 1e-3
+        cases.append(([float(weight) for weight in weights / weights.sum()], int(rng.choice([1, 2, 3, 4, 8, 16]))))
+    for shares, batch_size in cases:
+        mixture, num_steps = Mixture((7,) * len(shares), tuple(shares)), 60
+        steps = [tiles_of_step(mixture, batch_size, 0, step) for step in range(num_steps)]
+        assert {len(step) for step in steps} == {batch_size}, (shares, batch_size)
+        numbers = [[tile % 7 for step in steps for tile in step if tile // 7 == part] for part in range(len(shares))]
+        for share, seen in zip(shares, numbers, strict=True):
+            assert abs(len(seen) - share * num_steps * batch_size) < len(shares), (shares, batch_size)
+            epochs = [seen[start : start + 7] for start in range(0, len(seen) - 6, 7)]
+            assert all(sorted(epoch) == list(range(7)) for epoch in epochs), "each tile once, none left out"
+        if len(shares) == 2:
+            taken = [round((step + 1) * batch_size * shares[0]) for step in range(num_steps)]
+            assert [sum(tile < 7 for each in steps[: n + 1] for tile in each) for n in range(num_steps)] == taken
+
+
 def test_the_denoiser_sees_crops_that_turn_with_their_masks(recipe: Recipe, tmp_path: Path) -> None:
     source, processes = open_training_source(recipe.data), Processes(recipe.run)
     first_stage = load_first_stage(Path(str(recipe.init)) / "first_stage")
