@@ -33,7 +33,7 @@ from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.guidance import Teacher, mixed, taught
 from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, refuse_another_schedule
-from changeanywhere.training.latents import LatentCache, build_latent_cache
+from changeanywhere.training.latents import LATENTS, LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
@@ -79,8 +79,8 @@ def _tiles_of(
     views = (0, MIRRORED) if settings.flip == "horizontal" else range(settings.views)
     if settings.crop_size is not None:
         return LiveTiles(source, first_stage, tiles, settings.crop_size, views, processes, progress)
-    folder = out / "training" / "latents"
-    cache = build_latent_cache(folder, source, first_stage, views, tiles, processes, progress)
+    own, others = out / LATENTS["denoiser"], [out / LATENTS["critic"]]
+    cache = build_latent_cache(own, source, first_stage, views, tiles, processes, progress, others)
     cache.keep_on(processes.device)
     return cache
 

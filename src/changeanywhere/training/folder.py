@@ -23,6 +23,7 @@ from changeanywhere.models.info import find_detector, find_model, find_segmenter
 from changeanywhere.sample import in_8_bits
 from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
 from changeanywhere.training.checks import READ_BY, UNREAD
+from changeanywhere.training.latents import LATENTS
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 from changeanywhere.training.tracking import Tracking
@@ -32,7 +33,8 @@ ADJUSTABLE = ("accumulation_steps", "keep_mib", "num_workers", "log_every", "sav
 LOGS = ("metrics.jsonl", "validation.jsonl")
 RESULTS = {
     "first_stage": ("first_stage",),
-    "denoiser": ("model", "training/latents"),
+    "denoiser": ("model", LATENTS["denoiser"]),
+    "critic": ("critic", LATENTS["critic"]),
     "segmenter": ("segmenter",),
     "detector": ("detector", "detector_best"),
 }
