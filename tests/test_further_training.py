@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
@@ -200,6 +201,32 @@ def test_the_denoiser_sees_crops_that_turn_with_their_masks(recipe: Recipe, tmp_
     assert found >= 6 and 0 < mirrored < found
     again, _ = live.batch(16, 0, 3, range(4, 8))
     assert torch.allclose(again, latents[4:8], atol=1e-5), "a process's rows are the batch's"
+
+
+def test_tiles_of_8_and_of_16_bits_are_seen_alike_in_one_source(recipe: Recipe, tmp_path: Path) -> None:
+    """Kept as bytes where all have 8 bits; never are bytes taken for pixels in [-1, 1]."""
+    deep = write_source(tmp_path / "deep", 2)
+    for file in sorted((deep / "images").iterdir()):
+        image = np.asarray(Image.open(file)).astype(np.uint16) * 40 + 500
+        profile = {"driver": "GTiff", "height": 64, "width": 64, "count": 3, "dtype": "uint16"}
+        place = {"crs": "EPSG:32633", "transform": rasterio.Affine(1, 0, 500_000, 0, -1, 5_000_000)}
+        with rasterio.open(file.with_suffix(".tif"), "w", **profile, **place) as opened:
+            opened.write(image.transpose(2, 0, 1))
+        file.unlink()
+    processes, first_stage = Processes(recipe.run), load_first_stage(Path(str(recipe.init)) / "first_stage")
+    fingerprints = set()
+    for further, source_of, kind in (([], recipe.data.source, torch.uint8), ([str(deep)], recipe.data.source, None),
+                                     ([], str(deep), None), ([recipe.data.source], str(deep), None)):  # fmt: skip
+        data = replace(recipe.data, source=source_of, further=further, images=[], images_without=[])
+        source = open_training_source(data)
+        live = LiveTiles(source, first_stage, mixture_of(source, data), 32, (0,), processes)
+        assert live.images.dtype == (kind or torch.float16)
+        fingerprints.add(live.fingerprint)
+        for tile in range(len(source)):
+            pixels = torch.from_numpy(source.read(tile).pixels()).permute(2, 0, 1)[None]
+            expected = first_stage.encode(pixels.to(processes.device)).detach()
+            assert torch.allclose(live.examples([tile])[0], expected, atol=0.02), (further, tile)
+    assert len(fingerprints) == 4
 
 
 def test_crops_are_seen_in_as_many_views_as_asked(recipe: Recipe) -> None:
