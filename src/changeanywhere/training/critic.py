@@ -42,8 +42,8 @@ def train_critic(
 ) -> Path:
     """Train, or resume, in ``out/training/critic``; returns ``out/critic``, a folder that ``--critic.model`` takes.
 
-    ``first_stage_folder``: default ``out/first_stage``, or that of ``init``. Latents that ``train denoiser`` has left in
-    ``out`` are read where they are those of the same tiles in the same views; others are encoded, once, beside them.
+    ``first_stage_folder``: default ``out/first_stage``, or that of ``init``. Latents that ``train denoiser`` has left
+    in ``out`` are read where they are of the same tiles in the same views; else own ones are encoded, once.
     """
     recipe.check("critic")
     place = find_first_stage(out, first_stage_folder, recipe.init)

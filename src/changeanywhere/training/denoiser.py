@@ -310,8 +310,8 @@ class DenoiserTraining(Stage):
         if state.get("latents", self.cache.fingerprint) != self.cache.fingerprint:
             raise OutputError(
                 f"{self.recipe.data.source}: encoded by another first stage, or seen in other views, than the run was "
-                "begun with (or, where crop_size meets images of 8 and of 16 bits, misread by an earlier edition); give "
-                "another --out, or that first stage"
+                "begun with (or, where crop_size meets images of 8 and of 16 bits, misread by an earlier edition); "
+                "give another --out, or that first stage"
             )
         refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.denoiser.load_state_dict(state["denoiser"])

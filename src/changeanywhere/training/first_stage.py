@@ -269,8 +269,9 @@ class FirstStageTraining(Stage):
         self.codes_placed = True
 
     def _moved(self, codes: Tensor) -> None:
-        """What follows when these codes, int64 ``[N]``, were put elsewhere in one go: every process has the main one's, and
-        the average has them too, or it would hold them between their old place and the new, where no latent lies."""
+        """What follows when these codes, int64 ``[N]``, were put elsewhere in one go: every process has the main one's,
+        and the average has them too, or it would hold them between their old place and the new, where no latent lies.
+        """
         codebook = self.first_stage.codebook.data
         self.processes.copy_from_main(codebook)
         if self.average is not None:

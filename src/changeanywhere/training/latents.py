@@ -26,6 +26,8 @@ from changeanywhere.training.processes import Processes
 
 ENCODE_BATCH = 8
 MARKER = "done.json"
+KINDS: dict[str, type] = {"latents.npy": np.float16, "masks.npy": np.uint8}
+"""The arrays, each in a file."""
 LATENTS = {"denoiser": "training/latents", "critic": "training/critic/latents"}
 """Stage → the folder in ``OUT`` of the latents that it encodes: its own, which nobody else writes, since one training
 of a stage is at work at a time. What lies in another's is read where it is the same."""
@@ -42,9 +44,7 @@ class LatentCache:
 
     def __init__(self, folder: Path, views: Sequence[int], tiles: int | Mixture) -> None:
         self.folder, self.tiles = folder, tiles
-        self.latents, self.masks = (
-            np.lib.format.open_memmap(folder / name, mode="r") for name in ("latents.npy", "masks.npy")
-        )
+        self.latents, self.masks = (np.lib.format.open_memmap(folder / name, mode="r") for name in KINDS)
         self.views = views
         self.fingerprint = _noted(folder / MARKER)
         """Of the first stage, the tiles' names and files, and their classes."""
@@ -155,9 +155,9 @@ def _finished(
         cache = LatentCache(folder, views, tiles)
     except (OSError, ValueError, EOFError):  # cut off, or no arrays
         return None
-    whole = (cache.latents.shape, cache.masks.shape) == (shapes["latents.npy"], shapes["masks.npy"])
-    kinds = (cache.latents.dtype, cache.masks.dtype) == (np.float16, np.uint8)
-    return cache if whole and kinds and cache.fingerprint == fingerprint else None
+    arrays = {"latents.npy": cache.latents, "masks.npy": cache.masks}
+    whole = all(arrays[name].shape == shape and arrays[name].dtype == KINDS[name] for name, shape in shapes.items())
+    return cache if whole and cache.fingerprint == fingerprint else None
 
 
 @contextmanager
@@ -173,10 +173,10 @@ def _filled(
     if folder.parent.is_dir():
         remove_leftovers(folder.parent)
     with atomic_folder(folder, MARKER) as part:
-        for name in (MARKER, *shapes):  # of other tiles: both need not fit onto the disk
+        for name in (MARKER, *KINDS):  # of other tiles: both need not fit onto the disk
             (folder / name).unlink(missing_ok=True)
-        for (name, shape), kind in zip(shapes.items(), (np.float16, np.uint8), strict=True):
-            _reserve(part / name, kind, shape)
+        for name, shape in shapes.items():
+            _reserve(part / name, KINDS[name], shape)
         processes.said_by_main(str(part))
         yield part
         processes.wait()  # until all have written theirs
@@ -203,7 +203,7 @@ def _encode_tiles(
     progress: Progress,
 ) -> None:
     """This process's share of the tiles, in all views, into the reserved files."""
-    latents, masks = (np.load(folder / name, mmap_mode="r+") for name in ("latents.npy", "masks.npy"))
+    latents, masks = (np.load(folder / name, mmap_mode="r+") for name in KINDS)
     starts = range(processes.rank * ENCODE_BATCH, len(source), processes.count * ENCODE_BATCH)
     total, done = sum(min(ENCODE_BATCH, len(source) - start) for start in starts), 0
     for start in starts:
