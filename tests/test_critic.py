@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,13 @@ from changeanywhere.legend import Legend, LegendClass
 from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.critic import Critic, cell_classes, latents_hash
 from changeanywhere.models.denoiser import Denoiser
+from changeanywhere.models.first_stage import FirstStage
 from changeanywhere.models.folder import load_model, noise_schedule, save_model
+from changeanywhere.progress import silent
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training.critic import CriticTraining, train_critic
-from changeanywhere.training.latents import build_latent_cache
+from changeanywhere.training.denoiser import _tiles_of
+from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import CriticRecipe, DataRecipe, DenoiserRecipe, Recipe, RunRecipe
 from conftest import tiny_model, write_source
@@ -94,6 +98,118 @@ def test_a_run_resumes_with_its_latents(recipe: Recipe, critic: Path, tmp_path: 
     assert state["step"] == 20
     train_critic(source, recipe, tmp_path)
     assert Critic.load(tmp_path / "critic").latents == Critic.load(critic).latents
+
+
+def test_a_run_goes_on_in_the_views_it_was_begun_in(recipe: Recipe, tmp_path: Path) -> None:
+    source = open_source(Path(recipe.data.source), SourceOptions(tile_size=64))
+    short = replace(recipe, critic=replace(recipe.critic, num_steps=1))
+    train_critic(source, short, tmp_path)
+    other = replace(short, denoiser=DenoiserRecipe(views=1))
+    with pytest.raises(OutputError, match=r"was started with denoiser\.views = 2, now 1; give another --out or"):
+        train_critic(source, other, tmp_path)
+    frozen = tmp_path / "training/critic/recipe.json"
+    old = json.loads(frozen.read_text())
+    del old["denoiser"]  # as an earlier edition wrote it
+    frozen.write_text(json.dumps(old))
+    with pytest.raises(OutputError, match=r"or seen in other views \(denoiser\.views\), than the run was begun with"):
+        train_critic(source, other, tmp_path)
+    train_critic(source, short, tmp_path)
+
+
+def test_latents_are_shared_where_they_are_the_same_and_let_alone_where_they_are_not(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(Path(recipe.data.source), SourceOptions(tile_size=64))
+    short = replace(recipe, critic=replace(recipe.critic, num_steps=1))
+    first_stage, processes = load_model(Path(str(recipe.init))).first_stage, Processes(recipe.run)
+    encoded, encode = list[int](), type(first_stage).encode
+
+    def counted(self: FirstStage, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(FirstStage, "encode", counted)
+
+    def train_both_ways(flip: str) -> list[int]:
+        encoded.clear()
+        denoiser = replace(recipe, denoiser=DenoiserRecipe(views=2, flip=flip))
+        cache = _tiles_of(denoiser, source, first_stage, processes, tmp_path, silent)
+        train_critic(source, short, tmp_path)
+        assert len(cache) == 6 and cache.batch(2, 0, 0, range(2))[0].abs().min() > 0
+        return encoded
+
+    train_critic(source, short, tmp_path)
+    assert sum(encoded) == 12 and not (tmp_path / "training/latents").exists()
+    assert not train_both_ways("none")
+    assert sum(train_both_ways("horizontal")) == 12, "mirrored left to right, not turned: others"
+    assert not train_both_ways("horizontal"), "each has its own"
+    shutil.rmtree(tmp_path / "training/critic/latents")
+    assert sum(train_both_ways("none")) == 12 and not (tmp_path / "training/critic/latents").exists()
+
+
+def test_whoever_encodes_beside_another_spoils_nothing(
+    recipe: Recipe, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once in one folder, one of which dies half way; then again, with what was there before it."""
+    monkeypatch.setattr("changeanywhere.training.latents.ENCODE_BATCH", 1)
+    source, processes = open_source(Path(recipe.data.source), SourceOptions(tile_size=64)), Processes(recipe.run)
+    whole, dying = (load_model(tiny_model_folder).first_stage for _ in range(2))
+    encode, calls = whole.encode, list[str]()
+
+    def build(first_stage: FirstStage) -> LatentCache:
+        return build_latent_cache(tmp_path / "latents", source, first_stage, range(1), len(source), processes)
+
+    def dies(images: torch.Tensor) -> torch.Tensor:
+        calls.append("dying")
+        if calls.count("dying") == 2:
+            raise ModelError("killed")
+        return encode(images)
+
+    def beside(images: torch.Tensor) -> torch.Tensor:
+        calls.append("whole")
+        if calls.count("whole") == 3:
+            with ThreadPoolExecutor(1) as pool, pytest.raises(ModelError, match="killed"):
+                pool.submit(build, dying).result()
+        return encode(images)
+
+    monkeypatch.setattr(dying, "encode", dies)
+    monkeypatch.setattr(whole, "encode", beside)
+    cache = build(whole)
+    assert calls.count("whole") == 6 and all(np.any(cache.latents[tile]) for tile in range(6))
+    assert all(np.array_equal(cache.masks[tile], source.read_mask(tile)) for tile in range(6))
+    before = np.array(cache.latents)
+    turned = build_latent_cache(tmp_path / "latents", source, whole, range(2), len(source), processes)
+    assert turned.latents.shape[1] == 2 and np.array_equal(cache.latents, before), "who reads the others goes on"
+    assert [path.name for path in tmp_path.iterdir()] == ["latents"]
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_fewer(file: Path) -> None:
+    np.save(file, np.load(file)[1:])
+
+
+@pytest.mark.parametrize("damage", [cut, of_fewer, Path.unlink, lambda file: file.write_bytes(b""),
+                                    lambda file: np.save(file, np.load(file).astype(np.float32)),
+                                    lambda file: file.write_bytes(b"x" * 5000)])  # fmt: skip
+@pytest.mark.parametrize("name", ["latents.npy", "masks.npy"])
+def test_latents_that_are_not_whole_are_encoded_again(
+    damage: Callable[[Path], None], name: str, recipe: Recipe, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    source, processes = open_source(Path(recipe.data.source), SourceOptions(tile_size=64)), Processes(recipe.run)
+    first_stage = load_model(tiny_model_folder).first_stage
+
+    def build() -> LatentCache:
+        return build_latent_cache(tmp_path / "latents", source, first_stage, range(1), len(source), processes)
+
+    before = build()
+    latents_, masks = np.array(before.latents), np.array(before.masks)
+    del before
+    damage(tmp_path / "latents" / name)
+    after = build()
+    assert np.array_equal(after.latents, latents_) and np.array_equal(after.masks, masks)
 
 
 class Painted(Critic):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
@@ -155,6 +156,27 @@ def test_a_mixture_keeps_its_shares_and_every_part_its_epochs() -> None:
     assert steps == [tiles_of_step(mixture, 8, 1, step) for step in range(40)]
 
 
+def test_every_folder_of_a_mixture_has_its_share_of_steps_that_are_full() -> None:
+    """However many there are; two that were begun go on as they were."""
+    rng = np.random.default_rng(5)
+    cases = [([0.85, 0.05, 0.05, 0.05], 4), ([0.5, *[0.5 / 3] * 3], 2)]  # of the recipes whose folders were not seen
+    for _ in range(25):
+        weights = rng.random(int(rng.integers(2, 11))) ** 3 + 1e-3
+        cases.append(([float(weight) for weight in weights / weights.sum()], int(rng.choice([1, 2, 3, 4, 8, 16]))))
+    for shares, batch_size in cases:
+        mixture, num_steps = Mixture((7,) * len(shares), tuple(shares)), 60
+        steps = [tiles_of_step(mixture, batch_size, 0, step) for step in range(num_steps)]
+        assert {len(step) for step in steps} == {batch_size}, (shares, batch_size)
+        numbers = [[tile % 7 for step in steps for tile in step if tile // 7 == part] for part in range(len(shares))]
+        for share, seen in zip(shares, numbers, strict=True):
+            assert abs(len(seen) - share * num_steps * batch_size) < len(shares), (shares, batch_size)
+            epochs = [seen[start : start + 7] for start in range(0, len(seen) - 6, 7)]
+            assert all(sorted(epoch) == list(range(7)) for epoch in epochs), "each tile once, none left out"
+        if len(shares) == 2:
+            taken = [round((step + 1) * batch_size * shares[0]) for step in range(num_steps)]
+            assert [sum(tile < 7 for each in steps[: n + 1] for tile in each) for n in range(num_steps)] == taken
+
+
 def test_the_denoiser_sees_crops_that_turn_with_their_masks(recipe: Recipe, tmp_path: Path) -> None:
     source, processes = open_training_source(recipe.data), Processes(recipe.run)
     first_stage = load_first_stage(Path(str(recipe.init)) / "first_stage")
@@ -179,6 +201,32 @@ def test_the_denoiser_sees_crops_that_turn_with_their_masks(recipe: Recipe, tmp_
     assert found >= 6 and 0 < mirrored < found
     again, _ = live.batch(16, 0, 3, range(4, 8))
     assert torch.allclose(again, latents[4:8], atol=1e-5), "a process's rows are the batch's"
+
+
+def test_tiles_of_8_and_of_16_bits_are_seen_alike_in_one_source(recipe: Recipe, tmp_path: Path) -> None:
+    """Kept as bytes where all have 8 bits; never are bytes taken for pixels in [-1, 1]."""
+    deep = write_source(tmp_path / "deep", 2)
+    for file in sorted((deep / "images").iterdir()):
+        image = np.asarray(Image.open(file)).astype(np.uint16) * 40 + 500
+        profile = {"driver": "GTiff", "height": 64, "width": 64, "count": 3, "dtype": "uint16"}
+        place = {"crs": "EPSG:32633", "transform": rasterio.Affine(1, 0, 500_000, 0, -1, 5_000_000)}
+        with rasterio.open(file.with_suffix(".tif"), "w", **profile, **place) as opened:
+            opened.write(image.transpose(2, 0, 1))
+        file.unlink()
+    processes, first_stage = Processes(recipe.run), load_first_stage(Path(str(recipe.init)) / "first_stage")
+    fingerprints = set()
+    for further, source_of, kind in (([], recipe.data.source, torch.uint8), ([str(deep)], recipe.data.source, None),
+                                     ([], str(deep), None), ([recipe.data.source], str(deep), None)):  # fmt: skip
+        data = replace(recipe.data, source=source_of, further=further, images=[], images_without=[])
+        source = open_training_source(data)
+        live = LiveTiles(source, first_stage, mixture_of(source, data), 32, (0,), processes)
+        assert live.images.dtype == (kind or torch.float16)
+        fingerprints.add(live.fingerprint)
+        for tile in range(len(source)):
+            pixels = torch.from_numpy(source.read(tile).pixels()).permute(2, 0, 1)[None]
+            expected = first_stage.encode(pixels.to(processes.device)).detach()
+            assert torch.allclose(live.examples([tile])[0], expected, atol=0.02), (further, tile)
+    assert len(fingerprints) == 4
 
 
 def test_crops_are_seen_in_as_many_views_as_asked(recipe: Recipe) -> None:

@@ -38,7 +38,7 @@ from changeanywhere.training.codebook import perplexity, place_codes, restart_de
 from changeanywhere.training.command import TrainOptions, open_training_source, train
 from changeanywhere.training.denoiser import build_denoiser, denoising_loss, draw_noise, train_denoiser
 from changeanywhere.training.ema import WeightAverage
-from changeanywhere.training.first_stage import train_first_stage
+from changeanywhere.training.first_stage import CODEBOOK, FirstStageTraining, train_first_stage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import recommended
 from changeanywhere.training.latents import LatentCache
@@ -539,6 +539,29 @@ def test_ema_halflife_is_a_share_of_the_steps() -> None:
 
 
 @pytest.mark.numerical
+def test_the_average_holds_codes_where_they_were_put(recipe: Recipe) -> None:
+    """Not between there and where they began: few steps follow a late placement, or a restart."""
+    settings = replace(FIRST_STAGE, ema_halflife_share=0.1, quantise_from_step=4, restart_codes_every=6, num_steps=6,
+                       perceptual_weight=0.0, adversarial_weight=0.0)  # fmt: skip
+    recipe = replace(recipe, first_stage=settings)
+    training = FirstStageTraining(recipe, Processes(recipe.run), source_of(recipe))
+    training.begin()
+    assert training.average is not None
+    begun = training.first_stage.state_dict()
+    assert all(torch.equal(value, begun[name]) for name, value in training.average.weights.items())
+    distances = []
+    for step, batch in enumerate(training.batches(0)):
+        if step == 4:
+            training._place_codebook(step)
+            assert torch.equal(training.average.weights[CODEBOOK], training.first_stage.codebook)
+        values = loop.take_step(training, batch, step)
+        moved = training.average.weights[CODEBOOK] - training.first_stage.codebook
+        distances.append(float(moved.detach().abs().max()))
+    assert values["restarted_codes"] > 0
+    assert max(distances[4:]) < 3 * settings.learning_rate, "as far as steps have moved the codes since"
+    assert set(training.average.weights) == set(training.first_stage.state_dict())
+
+
 def test_codebook_tools() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
@@ -547,7 +570,7 @@ def test_codebook_tools() -> None:
     assert torch.cdist(centres, codes).min(1).values.max() < 0.2
     usage = torch.tensor([3, 0, 5, 0])
     codebook = torch.zeros(4, 2)
-    assert restart_dead_codes(codebook, usage, vectors + 100, generator) == 2
+    assert restart_dead_codes(codebook, usage, vectors + 100, generator).tolist() == [1, 3]
     assert codebook[[0, 2]].abs().sum() == 0 and (codebook[[1, 3]] > 50).all()
     assert perplexity(torch.tensor([5, 5, 5, 5])) == pytest.approx(4)
     assert perplexity(torch.tensor([9, 0, 0, 0])) == pytest.approx(1)

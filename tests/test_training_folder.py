@@ -36,7 +36,14 @@ from changeanywhere.training.denoiser import train_denoiser
 from changeanywhere.training.detector import train_detector
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import DataRecipe, DetectorRecipe, Recipe, RunRecipe, SegmenterRecipe
+from changeanywhere.training.recipe import (
+    DataRecipe,
+    DenoiserRecipe,
+    DetectorRecipe,
+    Recipe,
+    RunRecipe,
+    SegmenterRecipe,
+)
 from changeanywhere.training.segmenter import train_segmenter
 from conftest import write_source
 from test_detector_training import write_pairs
@@ -199,6 +206,63 @@ def test_a_detector_does_not_resume_on_other_labels(tmp_path: Path, change: str)
     CHANGES[change](moved / "train")
     with pytest.raises(OutputError, match=rf"was started with detector\.pairs = '{root}', now '{moved}'"):
         train_detector(elsewhere, tmp_path / "out")
+
+
+def begun(out: Path, stage: str, given: Recipe) -> Path:
+    """The frozen recipe of a run that has a checkpoint."""
+    with TrainingFolder(out, stage, given, Processes(given.run), "x") as folder:
+        folder.save_checkpoint({"step": 1})
+    return out / "training" / stage / "recipe.json"
+
+
+def test_what_a_shared_recipe_says_of_other_stages_may_change(segmenting: Recipe, tmp_path: Path) -> None:
+    given = replace(segmenting, denoiser=DenoiserRecipe(views=8))
+    detector, critic = (begun(tmp_path, stage, given) for stage in ("detector", "critic"))
+    assert json.loads(detector.read_text())["data"] == {"content": "x"}, "it reads pairs"
+    assert json.loads(critic.read_text())["denoiser"] == {"views": 8}
+    other = replace(given, data=replace(given.data, tile_size=128))
+    begun(tmp_path, "detector", other)
+    with pytest.raises(OutputError, match=r"was started with data\.tile_size = 64, now 128"):
+        begun(tmp_path, "critic", other)
+    images = replace(given, data=replace(given.data, images=["unread"]), denoiser=DenoiserRecipe(views=8, loss="l2"))
+    begun(tmp_path, "critic", images)
+    fewer = replace(given, denoiser=DenoiserRecipe(views=1))
+    with pytest.raises(OutputError, match=r"was started with denoiser\.views = 8, now 1; give another --out or the"):
+        begun(tmp_path, "critic", fewer)
+    begun(tmp_path, "detector", fewer)
+    # As earlier editions froze it: all of data, and nothing of other sections.
+    old = json.loads(detector.read_text())
+    old["data"] |= {"source": given.data.source, "tile_size": 64}
+    detector.write_text(json.dumps(old))
+    begun(tmp_path, "detector", other)
+    old = json.loads(critic.read_text())
+    del old["denoiser"]
+    critic.write_text(json.dumps(old))
+    begun(tmp_path, "critic", fewer)
+    for damaged in ('{"data": 5}', '{"run": []}'):
+        critic.write_text(damaged)
+        with pytest.raises(OutputError, match=r"recipe\.json: damaged"):
+            begun(tmp_path, "critic", fewer)
+
+
+def test_a_mixture_that_an_earlier_edition_split_otherwise_is_not_gone_on_with(
+    segmenting: Recipe, tmp_path: Path
+) -> None:
+    """It would go on with other tiles, and say nothing."""
+    for number, images in enumerate(([], ["a"], ["a", "b"])):
+        given, out = replace(segmenting, data=replace(segmenting.data, images=images)), tmp_path / str(number)
+        file = begun(out, "segmenter", given)
+        begun(out, "segmenter", given)
+        old = json.loads(file.read_text())
+        if len(images) < 2:  # drawn as ever
+            assert "mixture" not in old["data"]
+            continue
+        del old["data"]["mixture"]
+        file.write_text(json.dumps(old))
+        with pytest.raises(OutputError, match=r"started by an earlier edition, which took too few .*; give another"):
+            begun(out, "segmenter", given)
+        begun(out, "critic", given)  # reads no images
+        assert "mixture" not in json.loads((out / "training/critic/recipe.json").read_text())["data"]
 
 
 def few_steps(root: Path, num_steps: int) -> Recipe:

@@ -49,16 +49,23 @@ def tiles_of_step(tiles: int | Mixture, batch_size: int, seed: int, step: int) -
     mixture has epochs of its own; what a share leaves over is carried to the next step."""
     if isinstance(tiles, int):
         return _in_order(tiles, range(step * batch_size, (step + 1) * batch_size), seed)
-    ends = [0.0, *accumulate(tiles.shares[:-1]), 1.0]
     starts = [0, *accumulate(tiles.sizes)]
+    before, after = (_split(n * batch_size, tiles.shares) for n in (step, step + 1))
     numbers = []
     for part, size in enumerate(tiles.sizes):
-        # Tiles of this part before the step and after it; differences of rounded sums of shares add up to the batch.
-        before, after = (
-            round(n * batch_size * ends[part + 1]) - round(n * batch_size * ends[part]) for n in (step, step + 1)
-        )
-        numbers += [starts[part] + number for number in _in_order(size, range(before, after), seed + part)]
+        places = range(before[part], after[part])
+        numbers += [starts[part] + number for number in _in_order(size, places, seed + part)]
     return numbers
+
+
+def _split(count: int, shares: Sequence[float]) -> list[int]:
+    """How many of the first ``count`` tiles come from each part: a part takes its share of what the parts before it
+    left. So they add up to ``count``, and none falls when ``count`` grows, as differences of rounded sums would."""
+    rest, left, taken = count, 1.0, list[int]()
+    for share in shares[:-1]:
+        taken.append(round(rest * min(share / left, 1.0)))
+        rest, left = rest - taken[-1], left - share
+    return [*taken, rest]
 
 
 def mixture_of(source: Source, data: DataRecipe) -> int | Mixture:

@@ -26,13 +26,13 @@ def place_codes(vectors: Tensor, num_codes: int, generator: torch.Generator) -> 
 
 
 @torch.no_grad()
-def restart_dead_codes(codebook: Tensor, usage: Tensor, vectors: Tensor, generator: torch.Generator) -> int:
-    """Move codes with ``usage`` 0 onto random latents ``[N, D]`` of the current batch; returns how many."""
+def restart_dead_codes(codebook: Tensor, usage: Tensor, vectors: Tensor, generator: torch.Generator) -> Tensor:
+    """Move codes with ``usage`` 0 onto random latents ``[N, D]`` of the current batch; returns which, int64."""
     dead = (usage == 0).nonzero().flatten()
     dead = dead[: len(vectors)]
     picked = torch.randperm(len(vectors), generator=generator)[: len(dead)]
     codebook[dead] = vectors[picked.to(vectors.device)].to(codebook)
-    return len(dead)
+    return dead
 
 
 def perplexity(usage: Tensor) -> float:

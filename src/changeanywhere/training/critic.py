@@ -1,4 +1,4 @@
-"""``changeanywhere train critic``: a small segmenter of noisy latents, on those that the denoiser is trained on."""
+"""``changeanywhere train critic``: a small segmenter of noisy latents, on those of the tiles that it is given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from changeanywhere.training.batches import mixture_of
 from changeanywhere.training.denoiser import draw_noise, find_first_stage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initial_schedule, refuse_another_schedule
-from changeanywhere.training.latents import LatentCache, build_latent_cache
+from changeanywhere.training.latents import LATENTS, LatentCache, build_latent_cache
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
@@ -42,17 +42,17 @@ def train_critic(
 ) -> Path:
     """Train, or resume, in ``out/training/critic``; returns ``out/critic``, a folder that ``--critic.model`` takes.
 
-    ``first_stage_folder``: default ``out/first_stage``, or that of ``init``. Latents are encoded once, and shared with
-    ``train denoiser``.
+    ``first_stage_folder``: default ``out/first_stage``, or that of ``init``. Latents that ``train denoiser`` has left
+    in ``out`` are read where they are of the same tiles in the same views; else own ones are encoded, once.
     """
     recipe.check("critic")
     place = find_first_stage(out, first_stage_folder, recipe.init)
     processes = Processes(recipe.run)
     with TrainingFolder(out, "critic", recipe, processes, source.fingerprint()) as folder:
         first_stage = load_first_stage(place).to(processes.device)
-        latents, views = out / "training" / "latents", range(recipe.denoiser.views)
-        tiles = mixture_of(source, recipe.data)
-        cache = build_latent_cache(latents, source, first_stage, views, tiles, processes, progress)
+        own, others = out / LATENTS["critic"], [out / LATENTS["denoiser"]]
+        tiles, views = mixture_of(source, recipe.data), range(recipe.denoiser.views)
+        cache = build_latent_cache(own, source, first_stage, views, tiles, processes, progress, others)
         return train_stage(
             CriticTraining(recipe, processes, source, latents_hash(place), cache), folder, progress, stop
         )
@@ -120,7 +120,10 @@ class CriticTraining(Stage):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Stage`. Raises :class:`OutputError` if latents or noise schedule are another model's."""
         if state["latents"] != self.cache.fingerprint:
-            raise OutputError(f"{self.cache.folder}: of another first stage than the run was begun with")
+            raise OutputError(
+                f"{self.recipe.data.source}: encoded by another first stage, or seen in other views (denoiser.views), "
+                "than the run was begun with; give another --out, or that first stage and those views"
+            )
         refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.critic.load_state_dict(state["critic"])
         self.learners[0].optimizer.load_state_dict(state["optimizer"])

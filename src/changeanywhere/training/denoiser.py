@@ -38,7 +38,7 @@ from changeanywhere.training.initialise import (
     recommended,
     refuse_another_schedule,
 )
-from changeanywhere.training.latents import LatentCache, build_latent_cache
+from changeanywhere.training.latents import LATENTS, LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
@@ -84,8 +84,8 @@ def _tiles_of(
     views = (0, MIRRORED) if settings.flip == "horizontal" else range(settings.views)
     if settings.crop_size is not None:
         return LiveTiles(source, first_stage, tiles, settings.crop_size, views, processes, progress)
-    folder = out / "training" / "latents"
-    cache = build_latent_cache(folder, source, first_stage, views, tiles, processes, progress)
+    own, others = out / LATENTS["denoiser"], [out / LATENTS["critic"]]
+    cache = build_latent_cache(own, source, first_stage, views, tiles, processes, progress, others)
     cache.keep_on(processes.device)
     return cache
 
@@ -315,7 +315,8 @@ class DenoiserTraining(Stage):
         if state.get("latents", self.cache.fingerprint) != self.cache.fingerprint:
             raise OutputError(
                 f"{self.recipe.data.source}: encoded by another first stage, or seen in other views, than the run was "
-                "begun with; give another --out, or that first stage"
+                "begun with (or, where crop_size meets images of 8 and of 16 bits, misread by an earlier edition); "
+                "give another --out, or that first stage"
             )
         refuse_another_schedule(state, self.schedule, self.recipe.init)
         self.denoiser.load_state_dict(state["denoiser"])

@@ -31,6 +31,8 @@ from changeanywhere.training.recipe import Recipe
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor
 
 CODE_PLACEMENT_BATCHES = 16  # latents of so many batches place the codebook
+CODEBOOK = "vq_model.quantize.embedding.weight"
+"""Name of the codes among a first stage's weights."""
 STATISTICS_TILES = 512  # tiles that measure the latents' mean and standard deviation
 STATISTICS_BATCH = 8
 
@@ -126,10 +128,10 @@ class FirstStageTraining(Stage):
         if self.recipe.init:
             initialise_first_stage(self.first_stage, self.recipe.init)
             self.codes_placed = True
-            if self.average is not None:
-                self.average.load(self.first_stage.state_dict())
         elif self.settings.linear_start:
             linear_start(self.first_stage.vq_model, torch.cat(self._whole_batches(0)))
+        if self.average is not None:
+            self.average.load(self.first_stage.state_dict())
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """See :class:`Stage`."""
@@ -249,8 +251,8 @@ class FirstStageTraining(Stage):
         generator = torch.Generator().manual_seed(step_seed("training.noise", self.seed, step))
         vectors = self._vectors(self.processes.gather(torch.cat(latents)))
         restarted = restart_dead_codes(self.first_stage.codebook, usage, vectors, generator)
-        self.processes.copy_from_main(self.first_stage.codebook.data)
-        numbers = {"perplexity": perplexity(usage), "restarted_codes": float(restarted)}
+        self._moved(restarted)
+        numbers = {"perplexity": perplexity(usage), "restarted_codes": float(len(restarted))}
         self.usage.zero_()  # of a single process this is ``usage`` itself
         return {name: torch.tensor(value, device=vectors.device) for name, value in numbers.items()}
 
@@ -263,8 +265,17 @@ class FirstStageTraining(Stage):
             torch.Generator().manual_seed(self.seed),
         )
         self.first_stage.codebook.data.copy_(codes)
-        self.processes.copy_from_main(self.first_stage.codebook.data)
+        self._moved(torch.arange(len(codes), device=codes.device))
         self.codes_placed = True
+
+    def _moved(self, codes: Tensor) -> None:
+        """What follows when these codes, int64 ``[N]``, were put elsewhere in one go: every process has the main one's,
+        and the average has them too, or it would hold them between their old place and the new, where no latent lies.
+        """
+        codebook = self.first_stage.codebook.data
+        self.processes.copy_from_main(codebook)
+        if self.average is not None:
+            self.average.weights[CODEBOOK][codes] = codebook[codes]
 
     def _vectors(self, raw: Tensor) -> Tensor:
         """Raw latents ``[B, D, h, w]`` → ``[N, D]``."""

@@ -22,6 +22,8 @@ from changeanywhere.leases import Leases
 from changeanywhere.models.info import find_detector, find_model, find_segmenter, hash_model
 from changeanywhere.sample import in_8_bits
 from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
+from changeanywhere.training.checks import READ_BY, UNREAD
+from changeanywhere.training.latents import LATENTS
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import Recipe
 from changeanywhere.training.tracking import Tracking
@@ -31,7 +33,8 @@ ADJUSTABLE = ("accumulation_steps", "keep_mib", "num_workers", "log_every", "sav
 LOGS = ("metrics.jsonl", "validation.jsonl")
 RESULTS = {
     "first_stage": ("first_stage",),
-    "denoiser": ("model", "training/latents"),
+    "denoiser": ("model", LATENTS["denoiser"]),
+    "critic": ("critic", LATENTS["critic"]),
     "segmenter": ("segmenter",),
     "detector": ("detector", "detector_best"),
 }
@@ -41,6 +44,9 @@ STARTS = {"segmenter": find_segmenter, "detector": find_detector}
 HELD_BY_CONTENT = {"detector": ("pairs", "rehearsed"), "segmenter": ("source", "first_stage")}
 """Stage → settings that name places, of which a hash is in ``content``: where they lie may change. Of other stages
 ``data.source`` alone."""
+MIXTURE = "nested"
+"""How a step's tiles are split among three folders and more. Runs of earlier editions, which split them otherwise,
+say nothing of it."""
 BEST = {"detector": "detector_best"}
 """Stage → the folder in ``OUT`` of what did best so far, which a training writes where it finds something better."""
 _claimed: dict[Path, ExitStack] = {}
@@ -52,11 +58,12 @@ _at_work: set[Path] = set()
 class TrainingFolder:
     """``OUT/training/STAGE``: ``recipe.json``, ``metrics.jsonl``, ``samples/``, ``checkpoint.pt``, TensorBoard files.
 
-    The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference.
-    Only ``num_steps`` and the :data:`ADJUSTABLE` settings of ``run`` may change, and ``content``, a hash of the
-    training data, must not. ``init`` may lie elsewhere, or be spelled otherwise, where its weights are the same. Of
-    several processes the main one writes, the others only read. As a context it gives the folder back at its end, also
-    where a training is refused before its first step.
+    The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference, in
+    what the stage reads: stages share recipes, and what is of others may change. Of its own only ``num_steps`` and the
+    :data:`ADJUSTABLE` settings of ``run`` may, and ``content``, a hash of the training data, must not. ``init`` may
+    lie elsewhere, or be spelled otherwise, where its weights are the same. Of several processes the main one writes,
+    the others only read. As a context it gives the folder back at its end, also where a training is refused before its
+    first step.
     """
 
     def __init__(self, out: Path, stage: str, recipe: Recipe, processes: Processes, content: str) -> None:
@@ -131,30 +138,35 @@ class TrainingFolder:
 
     def _freeze(self, stage: str, recipe: Recipe, content: str) -> dict[str, Any]:
         """Write ``recipe.json``, or hold the recipe to it; returns what stands there."""
-        # As JSON has them: a list that was written is a list that is read, whatever the recipe holds.
-        sections, defaults = (json.loads(json.dumps(asdict(part), default=str)) for part in (recipe, Recipe()))
-        frozen: dict[str, Any] = {name: sections[name] for name in ("data", stage, "run")}
+        frozen, defaults = (_read_of(stage, part) for part in (recipe, Recipe()))
         frozen["data"]["content"], defaults["data"]["content"] = content, content
-        frozen["run"]["init"], defaults["run"]["init"] = sections["init"], None
-        frozen["run"]["init_content"] = self._content_of(sections["init"])
-        for key in ADJUSTABLE:
-            del frozen["run"][key]
-        del frozen[stage]["num_steps"]
-        frozen[stage].pop("max_megapixels", None)
+        frozen["run"]["init"], defaults["run"]["init"] = recipe.init, None
+        frozen["run"]["init_content"] = self._content_of(recipe.init)
         file = self.path / "recipe.json"
         if not file.exists() or not (self.path / "checkpoint.pt").exists():  # nothing depends on it yet
             atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())
             return frozen
         try:
             before = read_json_object(file)
+            if not all(isinstance(values, dict) for values in before.values()):
+                raise ValueError("no sections")
         except (OSError, ValueError) as error:
             raise OutputError(f"{file}: damaged; give another --out") from error
         self._refuse_other_start(before.get("run", {}), frozen["run"])
-        held = HELD_BY_CONTENT.get(stage, ("source",))
+        self._refuse_other_settings(before, frozen, defaults)
+        return frozen
+
+    def _refuse_other_settings(
+        self, before: Mapping[str, Any], frozen: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> None:
+        """:class:`OutputError` where a setting, or the data, is not what it was."""
+        held = HELD_BY_CONTENT.get(self.stage, ("source",))
         settings, places, contents = list[str](), list[str](), list[str]()
         for section, values in frozen.items():
+            if section not in before and section not in ("data", self.stage, "run"):
+                continue  # another stage's, of which older runs noted nothing; what depends on it says so itself
             for key, value in values.items():
-                if key in ("init", "init_content"):
+                if key in ("init", "init_content", "mixture"):
                     continue
                 # A setting that is younger than the run was at its default.
                 old = before.get(section, {}).get(key, defaults[section][key])
@@ -164,7 +176,11 @@ class TrainingFolder:
         if settings or contents:  # another place says more than another hash
             what = (settings or places or contents)[0]
             raise OutputError(f"{self.path}: was started with {what}; give another --out or the old value")
-        return frozen
+        if frozen["data"].get("mixture") != before.get("data", {}).get("mixture"):
+            raise OutputError(
+                f"{self.path}: was started by an earlier edition, which took too few tiles from some of three folders "
+                "and more, or none (data.further, data.evidence, data.images); give another --out"
+            )
 
     def _content_of(self, init: str | None) -> str | None:
         """Hash of what the training starts from; None of nothing, and of a result of this very folder, which the
@@ -287,6 +303,25 @@ class TrainingFolder:
         grid = in_8_bits(torch.cat(lines, dim=1).permute(1, 2, 0).numpy())
         with atomic_file(self.path / "samples" / f"{step:07d}.png") as target:
             Image.fromarray(np.ascontiguousarray(grid)).save(target, "PNG")
+
+
+def _read_of(stage: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Section → the settings that ``stage`` reads and a run keeps; as JSON has them: a list that was written is a list
+    that is read, whatever the recipe holds."""
+    sections = json.loads(json.dumps(asdict(recipe), default=str))
+    read: dict[str, dict[str, Any]] = {"data": {}}
+    for name in READ_BY[stage]:
+        section, _, key = name.partition(".")
+        values = sections.get(section)
+        if isinstance(values, dict):
+            read.setdefault(section, {}).update({key: values[key]} if key else values)
+    adjustable = (*(f"run.{key}" for key in ADJUSTABLE), f"{stage}.num_steps", f"{stage}.max_megapixels")
+    for name in (*UNREAD[stage], *adjustable):
+        section, _, key = name.partition(".")
+        read[section].pop(key, None)
+    if sum(len(read["data"].get(name, ())) for name in ("further", "evidence", "images")) > 1:
+        read["data"]["mixture"] = MIXTURE
+    return read
 
 
 def _keep_rows(file: Path, step: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,17 @@ from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_folder, remove_leftovers
 from changeanywhere.training.batches import Mixture, dihedral, tiles_of_step, turned
 from changeanywhere.training.processes import Processes
 
 ENCODE_BATCH = 8
-
-
+MARKER = "done.json"
+KINDS: dict[str, type] = {"latents.npy": np.float16, "masks.npy": np.uint8}
+"""The arrays, each in a file."""
+LATENTS = {"denoiser": "training/latents", "critic": "training/critic/latents"}
+"""Stage → the folder in ``OUT`` of the latents that it encodes: its own, which nobody else writes, since one training
+of a stage is at work at a time. What lies in another's is read where it is the same."""
 RESIDENT_SHARE = 0.3
 """Of a GPU's free memory that latents and masks may take, so that steps gather their rows where they are needed."""
 
@@ -39,10 +44,9 @@ class LatentCache:
 
     def __init__(self, folder: Path, views: Sequence[int], tiles: int | Mixture) -> None:
         self.folder, self.tiles = folder, tiles
-        self.latents = np.load(folder / "latents.npy", mmap_mode="r")
-        self.masks = np.load(folder / "masks.npy", mmap_mode="r")
+        self.latents, self.masks = (np.lib.format.open_memmap(folder / name, mode="r") for name in KINDS)
         self.views = views
-        self.fingerprint = _noted(folder / "done.json")
+        self.fingerprint = _noted(folder / MARKER)
         """Of the first stage, the tiles' names and files, and their classes."""
 
     def batch(self, batch_size: int, seed: int, step: int, rows: range) -> tuple[Tensor, Tensor]:
@@ -104,12 +108,10 @@ def _noted(marker: Path) -> str:
 def _reserve(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
     """A file for an array, with its space on the disk: a full one would end the process while the map is filled."""
     try:
-        file.unlink(missing_ok=True)  # a link is not followed
         np.lib.format.open_memmap(file, "w+", dtype, shape)
         with file.open("r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
     except OSError as error:
-        file.unlink(missing_ok=True)
         raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
 
 
@@ -121,35 +123,65 @@ def build_latent_cache(
     tiles: int | Mixture,
     processes: Processes,
     progress: Progress = silent,
+    others: Sequence[Path] = (),
 ) -> LatentCache:
-    """Encode every tile of ``source`` unless ``folder`` already holds exactly that; processes share the work."""
+    """Every tile of ``source``, encoded: what ``folder`` holds, or one of ``others`` does, if it is exactly that and
+    whole; else ``folder`` is filled anew, in place of what it held, and the processes share the work.
+
+    It is filled beside its place and put there whole: who reads what it held goes on reading that.
+    """
     first_ones = list(views) == list(range(len(views)))
     fingerprint = latents_fingerprint(source, first_stage, len(views) if first_ones else list(views))
-    marker = folder / "done.json"
-    finished = _noted(marker) == fingerprint
-    processes.wait()  # nobody writes before all have looked
-    if finished:
-        return LatentCache(folder, views, tiles)
     height, width = source.read(0).mask.shape
-    if processes.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        marker.unlink(missing_ok=True)
-        shape = (
-            len(source),
-            len(views),
-            first_stage.latent_mean.numel(),
-            height // DOWNSAMPLING,
-            width // DOWNSAMPLING,
-        )
-        _reserve(folder / "latents.npy", np.float16, shape)
-        _reserve(folder / "masks.npy", np.uint8, (len(source), height, width))
-    processes.wait()
-    _encode_tiles(folder, source, first_stage, views, processes, progress if processes.is_main else silent)
-    processes.wait()
-    if processes.is_main:
-        atomic_write(marker, (json.dumps({"fingerprint": fingerprint}) + "\n").encode())
-    processes.wait()  # nobody reads it before it is there
+    channels = first_stage.latent_mean.numel()
+    shape = (len(source), len(views), channels, height // DOWNSAMPLING, width // DOWNSAMPLING)
+    shapes = {"latents.npy": shape, "masks.npy": (len(source), height, width)}
+    for place in (folder, *others):
+        cache = _finished(place, views, tiles, fingerprint, shapes)
+        if not processes.any(cache is None) and cache is not None:
+            return cache
+    with _filled(folder, shapes, fingerprint, processes) as part:
+        _encode_tiles(part, source, first_stage, views, processes, progress if processes.is_main else silent)
     return LatentCache(folder, views, tiles)
+
+
+def _finished(
+    folder: Path, views: Sequence[int], tiles: int | Mixture, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]
+) -> LatentCache | None:
+    """What ``folder`` holds; None where that is not of ``fingerprint``, not whole, or replaced at this moment."""
+    if _noted(folder / MARKER) != fingerprint:
+        return None
+    try:
+        cache = LatentCache(folder, views, tiles)
+    except (OSError, ValueError, EOFError):  # cut off, or no arrays
+        return None
+    arrays = {"latents.npy": cache.latents, "masks.npy": cache.masks}
+    whole = all(arrays[name].shape == shape and arrays[name].dtype == KINDS[name] for name, shape in shapes.items())
+    return cache if whole and cache.fingerprint == fingerprint else None
+
+
+@contextmanager
+def _filled(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], fingerprint: str, processes: Processes
+) -> Iterator[Path]:
+    """A folder with room for the arrays, the same in all processes; what they write into it becomes ``folder``."""
+    if not processes.is_main:
+        yield Path(processes.said_by_main(""))
+        processes.wait()
+        processes.wait()
+        return
+    if folder.parent.is_dir():
+        remove_leftovers(folder.parent)
+    with atomic_folder(folder, MARKER) as part:
+        for name in (MARKER, *KINDS):  # of other tiles: both need not fit onto the disk
+            (folder / name).unlink(missing_ok=True)
+        for name, shape in shapes.items():
+            _reserve(part / name, KINDS[name], shape)
+        processes.said_by_main(str(part))
+        yield part
+        processes.wait()  # until all have written theirs
+        (part / MARKER).write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    processes.wait()  # nobody reads it before it is there
 
 
 def latents_fingerprint(source: Source, first_stage: FirstStage, seen: object) -> str:
@@ -171,7 +203,7 @@ def _encode_tiles(
     progress: Progress,
 ) -> None:
     """This process's share of the tiles, in all views, into the reserved files."""
-    latents, masks = (np.load(folder / name, mmap_mode="r+") for name in ("latents.npy", "masks.npy"))
+    latents, masks = (np.load(folder / name, mmap_mode="r+") for name in KINDS)
     starts = range(processes.rank * ENCODE_BATCH, len(source), processes.count * ENCODE_BATCH)
     total, done = sum(min(ENCODE_BATCH, len(source) - start) for start in starts), 0
     for start in starts:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from changeanywhere.models.first_stage import DOWNSAMPLING, FirstStage
 from changeanywhere.progress import Progress, silent
+from changeanywhere.sample import Normalisation
 from changeanywhere.seeds import stream
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import Mixture, tiles_of_step, turned
@@ -21,8 +22,8 @@ MIRRORED = 4
 
 
 class LiveTiles:
-    """Images ``[N, C, H, W]`` and masks uint8 ``[N, H, W]`` on the device: bytes where the source's images have 8 bits,
-    else float16. Each crop is seen in one of ``views``, as :func:`.dihedral` numbers them."""
+    """Images ``[N, C, H, W]`` and masks uint8 ``[N, H, W]`` on the device: bytes where all of the source's images have
+    8 bits, else float16 in [-1, 1]. Each crop is seen in one of ``views``, as :func:`.dihedral` numbers them."""
 
     def __init__(
         self,
@@ -39,18 +40,31 @@ class LiveTiles:
         images, masks, told = [], [], progress if processes.is_main else silent
         for index in range(len(source)):
             sample = source.read(index)
-            of_bytes = sample.image.dtype == np.uint8
-            pixels = torch.from_numpy(sample.image.copy() if of_bytes else sample.pixels().astype(np.float16))
-            images.append(pixels.permute(2, 0, 1).contiguous())
+            of_bytes = sample.image.dtype == np.uint8 and sample.normalisation == Normalisation.eight_bit(
+                sample.image.shape[2]
+            )
+            images.append(sample.image.copy() if of_bytes else sample.pixels().astype(np.float16))
             masks.append(torch.from_numpy(sample.mask.copy()))
             told("reading tiles", index + 1, len(source))
-        self.images = torch.stack(images).to(processes.device)
+        mixed = len({image.dtype for image in images}) > 1
+        if mixed:  # bytes among others would be taken for pixels in [-1, 1]
+            images = [
+                Normalisation.eight_bit(image.shape[2]).apply(image).astype(np.float16)
+                if image.dtype == np.uint8
+                else image
+                for image in images
+            ]
+        rows = [torch.from_numpy(image).permute(2, 0, 1).contiguous() for image in images]
+        self.images = torch.stack(rows).to(processes.device)
         self.masks = torch.stack(masks).to(processes.device)
         self.crop_size = crop_size or self.masks.shape[1]
         # As they were named when there were no others: a run of an earlier edition goes on.
         named = {(0,): False, (0, MIRRORED): True}
         seen = named.get(tuple(self._views), self._views)
-        self.fingerprint = latents_fingerprint(source, first_stage, ["live", self.crop_size, seen])
+        # An earlier edition misread what is mixed: its runs do not go on as if they had seen it.
+        self.fingerprint = latents_fingerprint(
+            source, first_stage, ["live", self.crop_size, seen, *(["mixed"] if mixed else [])]
+        )
 
     @property
     def latent_shape(self) -> torch.Size:

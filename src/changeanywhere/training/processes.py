@@ -135,6 +135,13 @@ class Processes:
         values = self.gather(torch.tensor([value], device=self.device))
         return bool((values == value).all())
 
+    def said_by_main(self, text: str) -> str:
+        """``text`` of the main process, in all of them."""
+        said = [text]
+        if self.count > 1:
+            dist.broadcast_object_list(said, src=0, device=self.device)
+        return said[0]
+
     def copy_from_main(self, tensor: Tensor) -> None:
         """Overwrite ``tensor`` with the main process's (sums on a GPU differ between processes in the last bits)."""
         if self.count > 1:

@@ -199,8 +199,9 @@ class DenoiserRecipe:
 
 @dataclass(frozen=True)
 class CriticRecipe:
-    """A small segmenter of noisy latents, which chooses and guides paintings (ours). It reads the latents of the
-    denoiser, in the ``views`` of its section."""
+    """A small segmenter of noisy latents, which chooses and guides paintings (ours). It reads whole tiles with masks in
+    as many views as ``denoiser.views`` says, whatever else that section asks for. What a denoiser of the same tiles and
+    views has encoded in ``OUT`` (without ``flip``, ``crop_size``, ``held_out``, ``data.images``) serves it too."""
 
     channels: list[int] = field(default_factory=lambda: [16, 32, 64])
     """Channels per level, full latent resolution first; multiples of 8."""
