@@ -17,6 +17,7 @@ import changeanywhere as ca
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, ModelError
 from changeanywhere.models.detectors import DETECTORS, build_detector, detector_names
+from changeanywhere.models.detectors.changer import warp
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.detectors.pretrained import load_backbone
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
@@ -260,3 +261,14 @@ def test_a_siamese_unet_on_imagenet_features(tmp_path: Path) -> None:
     torch.save({"_conv_stem.weight": torch.zeros(3, 3)}, tmp_path / "wrong.pth")
     with pytest.raises(ModelError, match=r"wrong\.pth"):
         net.load_backbone(tmp_path / "wrong.pth")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_flow_reads_what_is_there_in_bf16(autocast: bool) -> None:
+    """A position needs more than the 8 bits that bf16 has for it."""
+    x = torch.arange(256.0).expand(1, 1, 256, 256)
+    x = (torch.cat([x, x.mT], 1) % 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        read = warp(x, torch.zeros(1, 2, 256, 256, dtype=torch.bfloat16))
+    assert read.dtype == torch.bfloat16
+    torch.testing.assert_close(read, x, rtol=0, atol=0.01)
