@@ -155,7 +155,9 @@ def test_pairs_that_choose_weights_do_not_teach(train_split: str | None, recipe:
         (pairs / "list" / "val.txt").write_text("train3.png\ntrain5.png\n")
     asked = replace(recipe.detector, pairs=str(pairs), train_split=train_split)
     count = 2 if train_split is None else 4
-    message = rf"train_split is {train_split or 'null'}\) and a validation pair .*, one of {count}; allowed: two splits"
+    message = (
+        rf"train_split is {train_split or 'null'}\) and of a validation pair .*, one of {count}; allowed: two splits"
+    )
     with pytest.raises(ConfigError, match=message):
         train_detector(replace(recipe, detector=asked), tmp_path / "out")
     assert not (tmp_path / "out").exists()

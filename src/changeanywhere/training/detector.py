@@ -70,7 +70,8 @@ def train_detector(
         val = _validation_pairs(settings)
         val = val and val.keeping(recipe.run.keep_mib)
         if val is not None:
-            _refuse_shared(train, val, settings)
+            split = f"a training pair (detector.train_split is {settings.train_split or 'null'})"
+            _refuse_shared(train, val, settings, split, "two splits that share none")
     content = _hash_of(train, recipe)
     unlabelled = unlabelled or open_unlabelled(settings, val)
     if unlabelled is not None:
@@ -81,6 +82,9 @@ def train_detector(
         rehearsed = _rehearsed_pairs(settings).keeping(recipe.run.keep_mib)
     if rehearsed is not None:
         require(unlabelled is None, "rehearsed", str(rehearsed.folder), "nothing beside unlabelled pairs")
+        if isinstance(val, PairDataset):
+            named = f"a rehearsed pair (detector.rehearsed is {settings.rehearsed or rehearsed.folder})"
+            _refuse_shared(rehearsed, val, settings, named, "a set that shares none")
         content = f"{content}-{_hash_of(rehearsed, recipe)}"
     processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed)
     with TrainingFolder(out, "detector", recipe, processes, content) as folder:
@@ -111,16 +115,20 @@ def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
         return None
 
 
-def _refuse_shared(train: PairDataset, val: PairDataset, settings: DetectorRecipe) -> None:
-    """Weights are chosen on pairs that nothing was learned from."""
-    chosen_on = {val.images_of(number)[0].resolve() for number in range(len(val))}
-    files = (train.images_of(number)[0] for number in range(len(train)))
-    shared = [file for file in files if file.resolve() in chosen_on]
+def shared_files(learned: PairDataset, val: PairDataset) -> list[Path]:
+    """A file of each pair of ``learned`` that is of a pair of ``val`` too, at either date."""
+    chosen_on = {file.resolve() for number in range(len(val)) for file in val.images_of(number)}
+    pairs = (learned.images_of(number) for number in range(len(learned)))
+    return [found[0] for files in pairs if (found := [file for file in files if file.resolve() in chosen_on])]
+
+
+def _refuse_shared(learned: PairDataset, val: PairDataset, settings: DetectorRecipe, what: str, mend: str) -> None:
+    """Weights are chosen on pairs that nothing was learned from; ``what`` a pair of ``learned`` is, by its setting."""
+    shared = shared_files(learned, val)
     if shared:
         raise ConfigError(
-            f"{shared[0]}: is a training pair (detector.train_split is {settings.train_split or 'null'}) and a "
-            f"validation pair (detector.val_split is {settings.val_split}), one of {len(shared)}; allowed: two splits "
-            "that share none, or detector.val_split null: no weights are selected"
+            f"{shared[0]}: is of {what} and of a validation pair (detector.val_split is {settings.val_split}), one of "
+            f"{len(shared)}; allowed: {mend}, or detector.val_split null: no weights are selected"
         )
 
 
