@@ -247,6 +247,28 @@ def test_crops_and_flips_are_checked() -> None:
         Recipe(DataRecipe(source="x"), denoiser=replace(DENOISER, views=2)).check("denoiser")
 
 
+@pytest.mark.parametrize(
+    ("tile_size", "changes", "message"),
+    [
+        (
+            48,
+            {"channels": [8] * 4},
+            r"data\.tile_size is 48; allowed: a multiple of 32, .*denoiser\.channels of 4 levels",
+        ),
+        (64, {"channels": [8] * 4, "crop_size": 48}, r"denoiser\.crop_size is 48; allowed: a multiple of 32, up to"),
+        (64, {"channels": []}, r"denoiser\.channels is \[\]; allowed: 1 to 8 numbers"),
+        (64, {"channels": [8] * 9}, r"denoiser\.channels is .*; allowed: 1 to 8 numbers"),
+    ],
+)
+def test_tiles_and_crops_fit_the_depth(tile_size: int, changes: dict[str, object], message: str) -> None:
+    settings = replace(DENOISER, flip="none", attention_levels=[], **({"crop_size": None} | changes))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        Recipe(DataRecipe(source="x", tile_size=tile_size), denoiser=settings).check("denoiser")
+    Recipe(DataRecipe(source="x", tile_size=64), denoiser=replace(settings, channels=[8] * 4, crop_size=32)).check(
+        "denoiser"
+    )
+
+
 def test_the_whole_way_by_the_command_line(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Decoder, then a denoiser on crops with unlabelled tiles, then a pair."""
     from dataclasses import asdict
