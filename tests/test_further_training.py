@@ -26,7 +26,7 @@ from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStag
 from conftest import tiny_model, write_source
 
 DECODER = FirstStageRecipe(
-    channels=[8, 8, 8], layers_per_block=1, norm_groups=1, mid_attention=False, num_codes=16, parts="decoder",
+    channels=[8, 8, 8], layers_per_block=1, norm_groups=4, mid_attention=False, num_codes=16, parts="decoder",
     quantise=False, latent_noise=0.1, crop_size=32, batch_size=4, num_steps=6, learning_rate=1e-3,
     perceptual_weight=0.0, adversarial_from_step=1, adversarial_weight=0.5, adaptive_steps=2, ema_halflife_share=0.1,
     discriminator_channels=4,

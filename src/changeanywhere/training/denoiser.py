@@ -21,7 +21,7 @@ from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.copies import onto, pinned
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
-from changeanywhere.models.folder import Model, find_model, load_first_stage, save_model, schedule_hash
+from changeanywhere.models.folder import Model, find_model, load_first_stage, load_model, save_model, schedule_hash
 from changeanywhere.models.info import find_folder, sampling_range
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import SourceItem
@@ -31,8 +31,13 @@ from changeanywhere.terminal import say
 from changeanywhere.training.batches import drawn_ahead, mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
-from changeanywhere.training.guidance import Teacher, mixed, taught
-from changeanywhere.training.initialise import initial_schedule, initialise_denoiser, refuse_another_schedule
+from changeanywhere.training.guidance import Teacher, first_stage_of_teacher, mixed, taught
+from changeanywhere.training.initialise import (
+    initial_schedule,
+    initialise_denoiser,
+    refuse_another_denoiser,
+    refuse_another_schedule,
+)
 from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
@@ -55,14 +60,22 @@ def train_denoiser(
 ) -> Path:
     """Train, or resume, in ``out/training/denoiser``; returns ``out/model``, a folder that ``--model`` takes.
 
-    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``.
+    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``; with
+    ``denoiser.distil_guidance`` that of ``init`` alone.
     """
     recipe.check("denoiser")
-    first_stage_folder = find_first_stage(out, first_stage_folder, recipe.init)
+    settings, init, held = recipe.denoiser, recipe.init, None
+    if init and settings.distil_guidance is not None:
+        place = first_stage_of_teacher(init, out / "first_stage", first_stage_folder)
+    else:
+        place = find_first_stage(out, first_stage_folder, init)
+    first_stage = load_first_stage(place)
+    if init:  # before all tiles are encoded for another network
+        fresh = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())
+        refuse_another_denoiser(fresh, load_model(find_model(init)).denoiser, init)
     processes = Processes(recipe.run)
     with TrainingFolder(out, "denoiser", recipe, processes, source.fingerprint()) as folder:
-        first_stage = load_first_stage(first_stage_folder).to(processes.device)
-        settings, held = recipe.denoiser, None
+        first_stage.to(processes.device)
         if settings.held_out:
             source, scenes = held_out_of(source, settings.held_out)
             held = HeldOut(scenes, first_stage, processes, settings.patience)
