@@ -21,6 +21,7 @@ from changeanywhere.training.sections import (
     PREDICTIONS,
     SCHEDULES,
     TRACKERS,
+    USUAL_BANDS,
     RunRecipe,
     Sections,
 )
@@ -117,6 +118,9 @@ def _check_first_stage(recipe: Sections) -> None:
         file,
         "the file of VGG16 weights (this package downloads nothing)",
     )
+    few = len(recipe.data.bands or USUAL_BANDS) < 3
+    what = "0 for images of fewer than three bands (data.bands), which its features read"
+    require(not (few and fs.perceptual_weight), "first_stage.perceptual_weight", fs.perceptual_weight, what)
     _check_parts(recipe)
     allowed = fs.adaptive_steps is None or fs.adaptive_steps > 0
     require(allowed, "first_stage.adaptive_steps", fs.adaptive_steps, "above 0")
@@ -200,7 +204,8 @@ def _check_critic(recipe: Sections) -> None:
 def _check_segmenter(recipe: Sections) -> None:
     from changeanywhere.models.segmenter import Segmenter
 
-    sg, side = recipe.segmenter, Segmenter.size_multiple
+    sg, side, bands = recipe.segmenter, Segmenter.size_multiple, list(recipe.data.bands or USUAL_BANDS)
+    require(len(bands) == 3, "data.bands", bands, "three for a segmenter, which reads red, green and blue")
     require_one("segmenter.backbone", sg.backbone, BACKBONES)
     allowed = side <= sg.crop_size <= recipe.data.tile_size
     require(allowed, "segmenter.crop_size", sg.crop_size, f"{side} to data.tile_size")

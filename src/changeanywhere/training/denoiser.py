@@ -16,7 +16,7 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import Cells, sample_latents
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
-from changeanywhere.errors import ModelError, OutputError
+from changeanywhere.errors import ModelError, OutputError, require
 from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.copies import onto, pinned
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
@@ -42,7 +42,8 @@ from changeanywhere.training.latents import LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import DenoiserRecipe, Recipe
+from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, Recipe
+from changeanywhere.training.sections import USUAL_BANDS
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor, load_optimizer
 from changeanywhere.training.validation import HeldOut, held_out_of
 
@@ -69,7 +70,7 @@ def train_denoiser(
         place = first_stage_of_teacher(init, out / "first_stage", first_stage_folder)
     else:
         place = find_first_stage(out, first_stage_folder, init)
-    first_stage = load_first_stage(place)
+    first_stage = open_first_stage(place, source, recipe.data)
     if init:  # before all tiles are encoded for another network
         fresh = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())
         refuse_another_denoiser(fresh, load_model(find_model(init)).denoiser, init)
@@ -109,6 +110,16 @@ def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
     raise ModelError(
         f"{candidates[0]}: no first stage; run 'changeanywhere train first-stage' with the same --out first"
     )
+
+
+def open_first_stage(place: Path, source: Source, data: DataRecipe) -> FirstStage:
+    """The first stage in ``place``; :class:`ConfigError` where the images of ``source`` have other bands than it
+    takes."""
+    first_stage = load_first_stage(place)
+    takes, found = int(first_stage.vq_model.config.in_channels), source.read(0).image.shape[2]
+    bands = list(data.bands or USUAL_BANDS)
+    require(found == takes, "data.bands", bands, f"{takes} of them, as many as the first stage in {place} takes")
+    return first_stage
 
 
 def build_denoiser(recipe: DenoiserRecipe, num_classes: int, latent_channels: int) -> Denoiser:
