@@ -294,6 +294,8 @@ def test_it_is_taught_on_the_latents_of_its_teacher(taught_recipe: Recipe, tmp_p
     own = tmp_path / "init" / "first_stage"
     with pytest.raises(ConfigError, match=r"first_stage_from is .*; allowed: none with denoiser\.distil_guidance"):
         train_denoiser(source, recipe, tmp_path / "run", own)
+    with pytest.raises(ConfigError, match=r"data\.bands is \[3, 2, 1\]; allowed: \[1, 2, 3\] with denoiser\.distil"):
+        train_denoiser(source, replace(recipe, data=replace(recipe.data, bands=(3, 2, 1))), tmp_path / "run")
     first_stage = load_first_stage(own)
     with torch.no_grad():
         first_stage.vq_model.decoder.conv_out.weight += 1.0  # another decoder: the same latents

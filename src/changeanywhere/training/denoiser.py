@@ -67,7 +67,7 @@ def train_denoiser(
     recipe.check("denoiser")
     settings, init, held = recipe.denoiser, recipe.init, None
     if init and settings.distil_guidance is not None:
-        place = first_stage_of_teacher(init, out / "first_stage", first_stage_folder)
+        place = first_stage_of_teacher(init, recipe.data, out / "first_stage", first_stage_folder)
     else:
         place = find_first_stage(out, first_stage_folder, init)
     first_stage = open_first_stage(place, source, recipe.data)

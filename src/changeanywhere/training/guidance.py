@@ -17,7 +17,9 @@ from changeanywhere.legend import Legend
 from changeanywhere.models.critic import latents_hash
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import Model, find_model, load_first_stage, load_model
+from changeanywhere.models.info import read_info
 from changeanywhere.seeds import step_seed
+from changeanywhere.training.sections import USUAL_BANDS, DataRecipe
 
 MISMATCHED = 0.5
 """Share of the masks that are another tile's in a box."""
@@ -26,13 +28,17 @@ LEAST_CHANGE = 0.01
 """Added to the mean square of what guidance changes, so that rows in which it changes nothing do not weigh all."""
 
 
-def first_stage_of_teacher(init: str, trained: Path, given: Path | None) -> Path:
+def first_stage_of_teacher(init: str, data: DataRecipe, trained: Path, given: Path | None) -> Path:
     """The folder of the first stage on whose latents a denoiser is taught: that of model ``init``, with which it is
     written, and no other.
 
-    :class:`ConfigError` where one is ``given``, or where ``trained``, which lies in OUT, has other latents.
+    :class:`ConfigError` where one is ``given``, where ``trained``, which lies in OUT, has other latents, or where
+    ``data`` has other bands than the model says.
     """
-    own = find_model(init) / "first_stage"
+    folder = find_model(init)
+    own, known = folder / "first_stage", read_info(folder).bands or USUAL_BANDS
+    bands = tuple(data.bands or USUAL_BANDS)
+    require(bands == known, "data.bands", list(bands), f"{list(known)} with denoiser.distil_guidance, as {init} has it")
     alone = f"none with denoiser.distil_guidance: the first stage of {init} is the one that its teacher knows"
     require(given is None, "first_stage_from", str(given), alone)
     if trained.is_dir():
