@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from changeanywhere.cli import run
+from changeanywhere.models.first_stage import FirstStage, build_vq_model
+from changeanywhere.models.folder import save_first_stage
 from changeanywhere.models.info import read_info
 from changeanywhere.pairs import load_pairs
 from conftest import write_source
@@ -55,3 +57,37 @@ def test_four_bands_from_source_to_pair(dtype: str, tmp_path: Path, capsys: pyte
         assert pair.ignored is None and pair.mask_t1 is not None and (pair.mask_t1[:20, :5] > 0).all()
     assert run([*command, "--bands", "[1,2,3]", "--image-format", "geotiff", "--out", str(tmp_path / "b")]) == 2
     assert "this model takes 4" in capsys.readouterr().err
+
+
+def test_networks_of_other_bands_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is encoded or trained."""
+    source, four, recipe = write_source(tmp_path / "source", 4), tmp_path / "four", tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"data": {"source": str(source), "tile_size": 64}}))
+    save_first_stage(FirstStage(build_vq_model([8, 8, 8], 1, 16, 3, 1, False, image_channels=4)), four)
+    for command, said in (
+        (["denoiser", "--first-stage-from", str(four)], "data.bands is [1, 2, 3]; allowed: 4 of them, as many as the"),
+        (["critic", "--first-stage-from", str(four)], "data.bands is [1, 2, 3]; allowed: 4 of them, as many as the"),
+        (["critic", "--init", "mini", "--data.bands", "[1, 2]"], "data.bands is [1, 2]; allowed: 3 of them"),
+        (["segmenter", "--data.bands", "[1, 2]"], "data.bands is [1, 2]; allowed: three for a segmenter"),
+        (
+            ["first-stage", "--data.bands", "[1, 2]"],
+            "first_stage.perceptual_weight is 1.0; allowed: 0 for images of few",
+        ),
+        (
+            [
+                "segmenter",
+                "--segmenter.crop-size",
+                "64",
+                "--segmenter.decoded",
+                "0.5",
+                "--segmenter.first-stage",
+                f"[{four}]",
+            ],
+            f"{four}: takes 4 bands; allowed in segmenter.first_stage: first stages of 3",
+        ),
+    ):
+        out = tmp_path / "out"
+        assert run(["train", *command, "--config", str(recipe), "--out", str(out)]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert said in lines[-1] and len(lines) == 1, lines
+        assert not (out / "training").exists()

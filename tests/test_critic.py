@@ -423,3 +423,10 @@ def test_what_does_nothing_or_does_not_fit_is_refused(
     assert latents_hash(tiny_model_folder / "first_stage") == Critic.load(critic).latents
     assert command(["check", str(critic)]) == 0
     assert "a network that reads noisy latents" in capsys.readouterr().out
+
+
+def test_tiles_fit_the_depth() -> None:
+    deep = Recipe(DataRecipe(source="x", tile_size=48), critic=CriticRecipe(channels=[8] * 4))
+    with pytest.raises(ConfigError, match=r"data\.tile_size is 48; allowed: a multiple of 32, .*critic\.channels of 4"):
+        deep.check("critic")
+    replace(deep, data=replace(deep.data, tile_size=64)).check("critic")

@@ -27,7 +27,15 @@ from changeanywhere.training.batches import loaded
 from changeanywhere.training.detection import ChangeScores, HardExamples, detection_loss
 from changeanywhere.training.detector import _hash_of, evaluate_detector, is_due, train_detector
 from changeanywhere.training.folder import TrainingFolder
-from changeanywhere.training.pair_batches import TrainingPairs, augment, label_of, rotated, training_batches, turn_hue
+from changeanywhere.training.pair_batches import (
+    TrainingPairs,
+    augment,
+    label_of,
+    rotated,
+    training_batches,
+    turn_hue,
+    whole_batches,
+)
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 UNSELECTED: dict[str, Any] = {"val_split": None, "val_every": DetectorRecipe.val_every}
@@ -155,7 +163,9 @@ def test_pairs_that_choose_weights_do_not_teach(train_split: str | None, recipe:
         (pairs / "list" / "val.txt").write_text("train3.png\ntrain5.png\n")
     asked = replace(recipe.detector, pairs=str(pairs), train_split=train_split)
     count = 2 if train_split is None else 4
-    message = rf"train_split is {train_split or 'null'}\) and a validation pair .*, one of {count}; allowed: two splits"
+    message = (
+        rf"train_split is {train_split or 'null'}\) and of a validation pair .*, one of {count}; allowed: two splits"
+    )
     with pytest.raises(ConfigError, match=message):
         train_detector(replace(recipe, detector=asked), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -303,6 +313,17 @@ def test_bad_input_in_a_worker_process_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PairsError) as caught:
         list(loaded(batches))
     assert str(caught.value).endswith("(64, 64) px; detector.crop_size is 128") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_validation_pair_is_one_line(recipe: Recipe, num_workers: int) -> None:
+    """Whoever reads whole pairs: validation, evaluation and benchmark read them alike."""
+    pairs = load_pairs(recipe.detector.pairs, "val")
+    file = pairs.images_of(1)[1]
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(PairsError) as caught:
+        list(whole_batches(pairs, 2, num_workers=num_workers))
+    assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
 def test_a_set_without_validation_pairs_trains_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,16 @@ import torch
 import changeanywhere as ca
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, ModelError
-from changeanywhere.models.detectors import DETECTORS, build_detector, detector_names
+from changeanywhere.legend import load_legend
+from changeanywhere.models.detectors import DETECTORS, SemanticDetector, build_detector, detector_names
+from changeanywhere.models.detectors.changer import warp
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.detectors.pretrained import load_backbone
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
 from changeanywhere.models.import_opencd import detector_from_opencd, detector_from_state
 from changeanywhere.sample import ChangePair
-from changeanywhere.training.detector import train_detector
+from changeanywhere.training.detector import DetectorTraining, train_detector
+from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
 
 
@@ -260,3 +263,34 @@ def test_a_siamese_unet_on_imagenet_features(tmp_path: Path) -> None:
     torch.save({"_conv_stem.weight": torch.zeros(3, 3)}, tmp_path / "wrong.pth")
     with pytest.raises(ModelError, match=r"wrong\.pth"):
         net.load_backbone(tmp_path / "wrong.pth")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_flow_reads_what_is_there_in_bf16(autocast: bool) -> None:
+    """A position needs more than the 8 bits that bf16 has for it."""
+    x = torch.arange(256.0).expand(1, 1, 256, 256)
+    x = (torch.cat([x, x.mT], 1) % 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        read = warp(x, torch.zeros(1, 2, 256, 256, dtype=torch.bfloat16))
+    assert read.dtype == torch.bfloat16
+    torch.testing.assert_close(read, x, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_as_many_pairs_as_a_map_of_one_cell_needs(name: str) -> None:
+    """A step of the least pairs at the least crop; and fewer are refused, where fewer break."""
+    net = build_detector(name).train()
+    if isinstance(net, SemanticDetector):
+        net.adopt(load_legend("mini"))
+    side, least = net.size_multiple, max(net.smallest_batch, net.smallest_batch_of_least_crops)
+    images = torch.rand(least, net.in_channels, side, side) * 2 - 1
+    assert all(logits.isfinite().all() for logits in net.all_logits(images, images))
+    black = np.zeros((32, 32, 3), np.uint8)
+    pairs = [ChangePair(str(i), black, black, np.zeros((32, 32), bool)) for i in range(2)]
+    settings = DetectorRecipe(name=name, pairs="in memory", crop_size=side, batch_size=1, num_steps=1, val_split=None)
+    if least > 1:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            net.all_logits(images[:1], images[:1])
+        recipe = Recipe(detector=settings, run=RunRecipe(num_workers=0))
+        with pytest.raises(ConfigError, match=r"detector\.batch_size is 1; allowed: 2 and more for 1 process"):
+            DetectorTraining(recipe, Processes(recipe.run), pairs, None)

@@ -113,6 +113,18 @@ def test_an_arm_may_rehearse_the_set_of_its_pretraining(
             changed.check()
 
 
+def test_what_chooses_weights_is_not_rehearsed(options: BenchmarkOptions) -> None:
+    """Said before any training; a set that is pre-trained on alone may hold it."""
+    file = Path(options.pretraining["made"]) / "B" / "train1.png"
+    file.unlink()
+    file.symlink_to(Path(options.pairs) / "val" / "A" / "val1.png")
+    Benchmark(plain(options)).refuse_test_scenes()
+    with pytest.raises(
+        ConfigError, match=r"rehearsed made: .*train1\.png is in the validation split too; leave it out"
+    ):
+        Benchmark(replace(options, rehearsed=["made"])).refuse_test_scenes()
+
+
 def test_they_may_be_added_to_a_folder_that_was_begun_without_them(options: BenchmarkOptions) -> None:
     Benchmark(plain(options)).freeze()
     begun = json.loads((options.out / "benchmark.json").read_text())

@@ -27,7 +27,7 @@ from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, FirstStag
 from conftest import tiny_model, write_source
 
 DECODER = FirstStageRecipe(
-    channels=[8, 8, 8], layers_per_block=1, norm_groups=1, mid_attention=False, num_codes=16, parts="decoder",
+    channels=[8, 8, 8], layers_per_block=1, norm_groups=4, mid_attention=False, num_codes=16, parts="decoder",
     quantise=False, latent_noise=0.1, crop_size=32, batch_size=4, num_steps=6, learning_rate=1e-3,
     perceptual_weight=0.0, adversarial_from_step=1, adversarial_weight=0.5, adaptive_steps=2, ema_halflife_share=0.1,
     discriminator_channels=4,
@@ -293,6 +293,28 @@ def test_crops_and_flips_are_checked() -> None:
             Recipe(DataRecipe(source="x"), denoiser=settings).check("denoiser")
     with pytest.raises(ConfigError, match=r"views is 2, which does nothing while denoiser\.flip"):
         Recipe(DataRecipe(source="x"), denoiser=replace(DENOISER, views=2)).check("denoiser")
+
+
+@pytest.mark.parametrize(
+    ("tile_size", "changes", "message"),
+    [
+        (
+            48,
+            {"channels": [8] * 4},
+            r"data\.tile_size is 48; allowed: a multiple of 32, .*denoiser\.channels of 4 levels",
+        ),
+        (64, {"channels": [8] * 4, "crop_size": 48}, r"denoiser\.crop_size is 48; allowed: a multiple of 32, up to"),
+        (64, {"channels": []}, r"denoiser\.channels is \[\]; allowed: 1 to 8 numbers"),
+        (64, {"channels": [8] * 9}, r"denoiser\.channels is .*; allowed: 1 to 8 numbers"),
+    ],
+)
+def test_tiles_and_crops_fit_the_depth(tile_size: int, changes: dict[str, object], message: str) -> None:
+    settings = replace(DENOISER, flip="none", attention_levels=[], **({"crop_size": None} | changes))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        Recipe(DataRecipe(source="x", tile_size=tile_size), denoiser=settings).check("denoiser")
+    Recipe(DataRecipe(source="x", tile_size=64), denoiser=replace(settings, channels=[8] * 4, crop_size=32)).check(
+        "denoiser"
+    )
 
 
 def test_the_whole_way_by_the_command_line(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

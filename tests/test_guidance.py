@@ -17,7 +17,16 @@ from changeanywhere.errors import ConfigError, ModelError, OutputError
 from changeanywhere.legend import load_legend
 from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.denoiser import Denoiser
-from changeanywhere.models.folder import Model, load_model, load_schedule, noise_schedule, save_model, schedule_hash
+from changeanywhere.models.folder import (
+    Model,
+    load_first_stage,
+    load_model,
+    load_schedule,
+    noise_schedule,
+    save_first_stage,
+    save_model,
+    schedule_hash,
+)
 from changeanywhere.progress import silent
 from changeanywhere.sources import SourceOptions, open_source
 from changeanywhere.training import denoiser as training_denoiser
@@ -276,3 +285,38 @@ def test_what_cannot_be_taught_is_refused(taught_recipe: Recipe, tmp_path: Path)
     save_model(replace(model, mask_dropout=0.0), tmp_path / "undropped")
     with pytest.raises(ConfigError, match="without mask dropout"):
         Teacher(str(tmp_path / "undropped"), SCALE, model.legend, torch.device("cpu"))
+
+
+def test_it_is_taught_on_the_latents_of_its_teacher(taught_recipe: Recipe, tmp_path: Path) -> None:
+    """The model is written with the first stage of init: another one's latents it would never see."""
+    recipe = replace(taught_recipe, denoiser=replace(taught_recipe.denoiser, num_steps=1))
+    source = open_source(recipe.data.source, SourceOptions(tile_size=64))
+    own = tmp_path / "init" / "first_stage"
+    with pytest.raises(ConfigError, match=r"first_stage_from is .*; allowed: none with denoiser\.distil_guidance"):
+        train_denoiser(source, recipe, tmp_path / "run", own)
+    with pytest.raises(ConfigError, match=r"data\.bands is \[3, 2, 1\]; allowed: \[1, 2, 3\] with denoiser\.distil"):
+        train_denoiser(source, replace(recipe, data=replace(recipe.data, bands=(3, 2, 1))), tmp_path / "run")
+    first_stage = load_first_stage(own)
+    with torch.no_grad():
+        first_stage.vq_model.decoder.conv_out.weight += 1.0  # another decoder: the same latents
+    save_first_stage(first_stage, tmp_path / "run" / "first_stage")
+    written = load_first_stage(train_denoiser(source, recipe, tmp_path / "run") / "first_stage")
+    before = load_first_stage(own)
+    torch.testing.assert_close(
+        written.vq_model.decoder.conv_out.weight, before.vq_model.decoder.conv_out.weight, atol=1e-3, rtol=1e-3
+    )
+    with torch.no_grad():
+        first_stage.vq_model.encoder.conv_in.weight *= 2.0
+    save_first_stage(first_stage, tmp_path / "other" / "first_stage")
+    with pytest.raises(ConfigError, match=r"first_stage: has other latents than the first stage of .*another --out"):
+        train_denoiser(source, recipe, tmp_path / "other")
+    assert not (tmp_path / "other" / "training").exists()
+
+
+def test_a_teacher_that_learned_with_dropout_gives_a_folder_that_loads(taught_recipe: Recipe, tmp_path: Path) -> None:
+    """What its configuration says beside its function is said of both networks."""
+    place = tmp_path / "init" / "denoiser" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"dropout": 0.1, "sample_size": 16}))
+    recipe = replace(taught_recipe, denoiser=replace(taught_recipe.denoiser, num_steps=1))
+    source = open_source(recipe.data.source, SourceOptions(tile_size=64))
+    assert load_model(train_denoiser(source, recipe, tmp_path / "run")).denoiser.guides_itself(SCALE)

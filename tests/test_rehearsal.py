@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -117,3 +118,24 @@ def test_a_note_of_the_run_says_so(recipe: Recipe, tmp_path: Path) -> None:
     train_detector(recipe, tmp_path / "run")
     kept = json.loads((tmp_path / "run/training/detector/recipe.json").read_text())
     assert kept["detector"]["rehearsed_classes"] == ["red"]
+
+
+@pytest.mark.parametrize("handed", [False, True])
+def test_pairs_that_choose_weights_are_not_rehearsed(recipe: Recipe, tmp_path: Path, handed: bool) -> None:
+    """Not at either date, whichever is whose first: here a pair of the set is a validation pair the other way round."""
+    val, shared = Path(recipe.detector.pairs) / "val", tmp_path / "shared"
+    for folder, origin in (("A", "B"), ("B", "A"), ("label", "label")):
+        (shared / "train" / folder).mkdir(parents=True)
+        for name in ("val0.png", "val1.png"):
+            (shared / "train" / folder / name).symlink_to(val / origin / name)
+    asked = replace(recipe.detector, rehearsed=str(shared), rehearsed_classes=None)
+    said = rf"val0\.png: is of a rehearsed pair \(detector\.rehearsed is {shared}\) and of a validation pair .* of 2;"
+    given: dict[str, Any] = {}
+    if handed:
+        few, held = (load_pairs(recipe.detector.pairs, split) for split in ("train", "val"))
+        given = {"train": few, "val": held, "rehearsed": load_pairs(shared, "train")}
+    with pytest.raises(ConfigError, match=said):
+        train_detector(replace(recipe, detector=asked), tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+    chosen = replace(asked, val_split=None, val_every=DetectorRecipe().val_every, num_steps=1)
+    train_detector(replace(recipe, detector=chosen), tmp_path / "unselected")

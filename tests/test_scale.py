@@ -328,6 +328,17 @@ def test_fine_tuning_keeps_classes_by_name_and_bands_by_number(recipe: Recipe, t
     wider = build_denoiser(replace(DENOISER, channels=[8, 32]), 5, 3)
     with pytest.raises(ConfigError, match="has another architecture than the recipe's denoiser"):
         initialise_denoiser(wider, legend, tuned.init)
+    for other, said in (
+        (replace(DENOISER, head_dim=4), r"attention_head_dim is 8, not 4 \(denoiser\.head_dim\)"),
+        (replace(DENOISER, norm_groups=2), r"norm_num_groups is 4, not 2 \(denoiser\.norm_groups\)"),
+    ):  # of the same shapes
+        with pytest.raises(ConfigError, match=f"has another architecture than the recipe's denoiser: {said}"):
+            initialise_denoiser(build_denoiser(other, 5, 3), legend, tuned.init)
+        with pytest.raises(ConfigError, match=said):  # before tiles are encoded, or anything is written
+            train_denoiser(source_of(tuned), replace(tuned, denoiser=other), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ConfigError, match=r"norm_num_groups is 1, not 2 \(first_stage\.norm_groups\)"):
+        initialise_first_stage(FirstStage(build_vq_model([8, 8, 8], 1, 16, 3, 2, False)), tuned.init)
     with pytest.raises(ConfigError, match=r"but .* predicts 'epsilon'"):
         initial_schedule(tuned.init, "v_prediction")
 

@@ -221,3 +221,24 @@ def test_settings_that_cannot_be(recipe: Recipe, changes: dict[str, object], ref
     wrong = replace(recipe, **changes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=refused):
         wrong.check("segmenter")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "frozen", "breaks"), [("lite0", 0, True), ("lite0", 5, False), ("unet", 0, False)]
+)
+def test_one_crop_of_one_cell_is_too_few(tmp_path: Path, backbone: str, frozen: int, breaks: bool) -> None:
+    """For a backbone that normalises over the batch, unless it keeps what it has gathered."""
+    settings = replace(SETTINGS, backbone=backbone, frozen_levels=frozen, batch_size=1, num_steps=1)
+    source = write_source(tmp_path / "source")
+    recipe = Recipe(DataRecipe(source=str(source), tile_size=64), segmenter=settings, run=RunRecipe(num_workers=0))
+    tiles = open_training_source(recipe.data)
+    if breaks:
+        with pytest.raises(ConfigError, match=r"segmenter\.batch_size is 1; allowed: 2 and more for 1 process.* of 32"):
+            train_segmenter(tiles, recipe, tmp_path / "out")
+    for enough in (
+        replace(settings, batch_size=2),
+        replace(settings, crop_size=64),
+        *([] if breaks else [settings]),
+    ):
+        out = tmp_path / f"{enough.batch_size}-{enough.crop_size}"
+        train_segmenter(tiles, replace(recipe, segmenter=enough), out)

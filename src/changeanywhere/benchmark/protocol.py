@@ -42,7 +42,7 @@ from changeanywhere.seeds import HELD_OUT_SEED, stream
 from changeanywhere.storage import LocalStore, atomic_write, refuse_way_out
 from changeanywhere.terminal import say
 from changeanywhere.training.detection import ChangeScores, sum_of
-from changeanywhere.training.detector import evaluate_classes, select_pairs
+from changeanywhere.training.detector import evaluate_classes, select_pairs, shared_files
 from changeanywhere.training.pair_batches import label_of
 from changeanywhere.training.semantic import SemanticScores
 
@@ -82,7 +82,8 @@ class Benchmark:
 
     def refuse_test_scenes(self) -> None:
         """:class:`ConfigError` where a scene of the test split is in another split, among unlabelled pairs or behind a
-        set that is pre-trained on; and where one of the validation split is in the training split."""
+        set that is pre-trained on; and where one of the validation split is in the training split, or a file of it in a
+        set that is rehearsed."""
         both, own = ("test", "val"), self.options.pairs
         # Validation pairs may stand behind a set that is pre-trained on: they select, and no more. Somebody's further
         # pairs have no reason to hold them; nor has a training split that is apart from them by what the dataset says.
@@ -94,6 +95,10 @@ class Benchmark:
             against = ("test",) if self.options.val_share else both
             looked.append(Looked(f"training split of {own}", self.train, False, against, names=False))
             looked.append(Looked(f"validation split of {own}", self.val, by_record=False, names=False))
+        for arm in self.options.rehearsed:  # learned from while weights are chosen, not before
+            shared = shared_files(self.trainings.sets[arm], self.val)
+            if shared:
+                raise ConfigError(f"rehearsed {arm}: {shared[0]} is in the validation split too; leave it out")
         refuse_test_scenes(self.options.out, {"train": self.train, "val": self.val, "test": self.test}, looked)
 
     def freeze(self, write: bool = True) -> None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.help import require_one
+from changeanywhere.models.configuration import MAX_LEVELS
+from changeanywhere.models.info import DOWNSAMPLING
 from changeanywhere.models.names import BACKBONES, detector_names
 from changeanywhere.training.sections import (
     FLIPS,
@@ -19,6 +21,7 @@ from changeanywhere.training.sections import (
     PREDICTIONS,
     SCHEDULES,
     TRACKERS,
+    USUAL_BANDS,
     RunRecipe,
     Sections,
 )
@@ -115,6 +118,9 @@ def _check_first_stage(recipe: Sections) -> None:
         file,
         "the file of VGG16 weights (this package downloads nothing)",
     )
+    few = len(recipe.data.bands or USUAL_BANDS) < 3
+    what = "0 for images of fewer than three bands (data.bands), which its features read"
+    require(not (few and fs.perceptual_weight), "first_stage.perceptual_weight", fs.perceptual_weight, what)
     _check_parts(recipe)
     allowed = fs.adaptive_steps is None or fs.adaptive_steps > 0
     require(allowed, "first_stage.adaptive_steps", fs.adaptive_steps, "above 0")
@@ -138,12 +144,23 @@ def _check_parts(recipe: Sections) -> None:
     require(0 <= fs.latent_noise <= 1, "first_stage.latent_noise", fs.latent_noise, "0 to 1")
 
 
+def _check_depth(recipe: Sections, section: str, channels: Sequence[int]) -> int:
+    """A UNet halves latents once between any two levels: of how many px tiles and crops are multiples."""
+    allowed = 1 <= len(channels) <= MAX_LEVELS
+    require(allowed, f"{section}.channels", channels, f"1 to {MAX_LEVELS} numbers, one for each level")
+    multiple: int = DOWNSAMPLING * 2 ** (len(channels) - 1)
+    what = f"a multiple of {multiple}, by which {section}.channels of {len(channels)} levels divide it"
+    require(recipe.data.tile_size % multiple == 0, "data.tile_size", recipe.data.tile_size, what)
+    return multiple
+
+
 def _check_denoiser(recipe: Sections) -> None:
     dn = recipe.denoiser
     require_one("denoiser.flip", dn.flip, FLIPS)
-    crop = dn.crop_size
-    allowed = crop is None or (16 <= crop <= recipe.data.tile_size and crop % 16 == 0)
-    require(allowed, "denoiser.crop_size", crop, "a multiple of 16, up to data.tile_size")
+    crop, multiple = dn.crop_size, max(16, _check_depth(recipe, "denoiser", dn.channels))
+    allowed = crop is None or (16 <= crop <= recipe.data.tile_size and crop % multiple == 0)
+    what = f"a multiple of {multiple}, up to data.tile_size ({len(dn.channels)} levels of denoiser.channels)"
+    require(allowed, "denoiser.crop_size", crop, what)
     require_one("denoiser.loss", dn.loss, LOSSES)
     require_one("denoiser.prediction_type", dn.prediction_type, PREDICTIONS)
     allowed = dn.min_snr_gamma is None or dn.min_snr_gamma > 0
@@ -179,6 +196,7 @@ def _check_critic(recipe: Sections) -> None:
     channels = recipe.critic.channels
     fits = bool(channels) and all(c > 0 and c % NORM_GROUPS == 0 for c in channels)
     require(fits, "critic.channels", channels, f"one or more multiples of {NORM_GROUPS}")
+    _check_depth(recipe, "critic", channels)
     require(1 <= recipe.denoiser.views <= 8, "denoiser.views", recipe.denoiser.views, "1 to 8")
     require(not recipe.run.compile, "run.compile", recipe.run.compile, "false for a critic")
 
@@ -186,7 +204,8 @@ def _check_critic(recipe: Sections) -> None:
 def _check_segmenter(recipe: Sections) -> None:
     from changeanywhere.models.segmenter import Segmenter
 
-    sg, side = recipe.segmenter, Segmenter.size_multiple
+    sg, side, bands = recipe.segmenter, Segmenter.size_multiple, list(recipe.data.bands or USUAL_BANDS)
+    require(len(bands) == 3, "data.bands", bands, "three for a segmenter, which reads red, green and blue")
     require_one("segmenter.backbone", sg.backbone, BACKBONES)
     allowed = side <= sg.crop_size <= recipe.data.tile_size
     require(allowed, "segmenter.crop_size", sg.crop_size, f"{side} to data.tile_size")

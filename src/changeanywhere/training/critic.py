@@ -14,12 +14,12 @@ from changeanywhere.errors import OutputError
 from changeanywhere.models.copies import onto
 from changeanywhere.models.critic import Critic, cell_classes, latents_hash
 from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.folder import load_first_stage, schedule_hash
+from changeanywhere.models.folder import schedule_hash
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.training.batches import mixture_of
-from changeanywhere.training.denoiser import draw_noise, find_first_stage
+from changeanywhere.training.denoiser import draw_noise, find_first_stage, open_first_stage
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.initialise import initial_schedule, refuse_another_schedule
 from changeanywhere.training.latents import LATENTS, LatentCache, build_latent_cache
@@ -47,9 +47,10 @@ def train_critic(
     """
     recipe.check("critic")
     place = find_first_stage(out, first_stage_folder, recipe.init)
+    first_stage = open_first_stage(place, source, recipe.data)
     processes = Processes(recipe.run)
     with TrainingFolder(out, "critic", recipe, processes, source.fingerprint()) as folder:
-        first_stage = load_first_stage(place).to(processes.device)
+        first_stage.to(processes.device)
         own, others = out / LATENTS["critic"], [out / LATENTS["denoiser"]]
         tiles, views = mixture_of(source, recipe.data), range(recipe.denoiser.views)
         cache = build_latent_cache(own, source, first_stage, views, tiles, processes, progress, others)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from changeanywhere.diffusion.pipeline import DTYPES, default_dtype
-from changeanywhere.errors import ModelError
+from changeanywhere.errors import ConfigError, ModelError
+from changeanywhere.models.configuration import FIRST_STAGE, read_configuration
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.models.folder import load_first_stage
 from changeanywhere.models.info import find_model, hash_model
@@ -21,11 +22,17 @@ QUANTISED = 0.5
 
 
 def find_first_stage(name_or_folder: str) -> Path:
-    """Folder of a first stage: that of ``mini``, of a model folder, or the folder itself."""
+    """Folder of a first stage of three bands: that of ``mini``, of a model folder, or the folder itself."""
     folder = find_model(name_or_folder)
     folder = folder / "first_stage" if (folder / "first_stage").is_dir() else folder
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no first stage (no config.json); allowed: mini, a model folder, its first_stage/")
+    said, _ = read_configuration(folder / "config.json", "VQModel", FIRST_STAGE, ("in_channels",))
+    if said["in_channels"] != 3:
+        raise ConfigError(
+            f"{folder}: takes {said['in_channels']} bands; allowed in segmenter.first_stage: first stages of 3, which "
+            "a segmenter reads"
+        )
     return folder
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import Cells, sample_latents
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
-from changeanywhere.errors import ModelError, OutputError
+from changeanywhere.errors import ModelError, OutputError, require
 from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.copies import onto, pinned
 from changeanywhere.models.denoiser import Denoiser, MaskEncoder, build_unet
 from changeanywhere.models.first_stage import FirstStage, channels_last
-from changeanywhere.models.folder import Model, find_model, load_first_stage, save_model, schedule_hash
+from changeanywhere.models.folder import Model, find_model, load_first_stage, load_model, save_model, schedule_hash
 from changeanywhere.models.info import find_folder, sampling_range
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sample import SourceItem
@@ -31,18 +31,20 @@ from changeanywhere.terminal import say
 from changeanywhere.training.batches import drawn_ahead, mixture_of
 from changeanywhere.training.ema import WeightAverage
 from changeanywhere.training.folder import TrainingFolder
-from changeanywhere.training.guidance import Teacher, mixed, taught
+from changeanywhere.training.guidance import Teacher, first_stage_of_teacher, mixed, taught
 from changeanywhere.training.initialise import (
     initial_schedule,
     initialise_denoiser,
     recommended,
+    refuse_another_denoiser,
     refuse_another_schedule,
 )
 from changeanywhere.training.latents import LATENTS, LatentCache, build_latent_cache
 from changeanywhere.training.live_tiles import MIRRORED, LiveTiles
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.processes import Processes
-from changeanywhere.training.recipe import DenoiserRecipe, Recipe
+from changeanywhere.training.recipe import DataRecipe, DenoiserRecipe, Recipe
+from changeanywhere.training.sections import USUAL_BANDS
 from changeanywhere.training.stage import Batch, Learner, Stage, learning_rate_factor, load_optimizer
 from changeanywhere.training.validation import HeldOut, held_out_of
 
@@ -60,14 +62,22 @@ def train_denoiser(
 ) -> Path:
     """Train, or resume, in ``out/training/denoiser``; returns ``out/model``, a folder that ``--model`` takes.
 
-    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``.
+    ``first_stage_folder``: default ``out/first_stage``, where ``train first-stage`` left it, or that of ``init``; with
+    ``denoiser.distil_guidance`` that of ``init`` alone.
     """
     recipe.check("denoiser")
-    first_stage_folder = find_first_stage(out, first_stage_folder, recipe.init)
+    settings, init, held = recipe.denoiser, recipe.init, None
+    if init and settings.distil_guidance is not None:
+        place = first_stage_of_teacher(init, recipe.data, out / "first_stage", first_stage_folder)
+    else:
+        place = find_first_stage(out, first_stage_folder, init)
+    first_stage = open_first_stage(place, source, recipe.data)
+    if init:  # before all tiles are encoded for another network
+        fresh = build_denoiser(settings, source.legend.num_classes, first_stage.latent_mean.numel())
+        refuse_another_denoiser(fresh, load_model(find_model(init)).denoiser, init)
     processes = Processes(recipe.run)
     with TrainingFolder(out, "denoiser", recipe, processes, source.fingerprint()) as folder:
-        first_stage = load_first_stage(first_stage_folder).to(processes.device)
-        settings, held = recipe.denoiser, None
+        first_stage.to(processes.device)
         if settings.held_out:
             source, scenes = held_out_of(source, settings.held_out)
             held = HeldOut(scenes, first_stage, processes, settings.patience)
@@ -101,6 +111,16 @@ def find_first_stage(out: Path, given: Path | None, init: str | None) -> Path:
     raise ModelError(
         f"{candidates[0]}: no first stage; run 'changeanywhere train first-stage' with the same --out first"
     )
+
+
+def open_first_stage(place: Path, source: Source, data: DataRecipe) -> FirstStage:
+    """The first stage in ``place``; :class:`ConfigError` where the images of ``source`` have other bands than it
+    takes."""
+    first_stage = load_first_stage(place)
+    takes, found = int(first_stage.vq_model.config.in_channels), source.read(0).image.shape[2]
+    bands = list(data.bands or USUAL_BANDS)
+    require(found == takes, "data.bands", bands, f"{takes} of them, as many as the first stage in {place} takes")
+    return first_stage
 
 
 def build_denoiser(recipe: DenoiserRecipe, num_classes: int, latent_channels: int) -> Denoiser:

@@ -70,7 +70,8 @@ def train_detector(
         val = _validation_pairs(settings)
         val = val and val.keeping(recipe.run.keep_mib)
         if val is not None:
-            _refuse_shared(train, val, settings)
+            split = f"a training pair (detector.train_split is {settings.train_split or 'null'})"
+            _refuse_shared(train, val, settings, split, "two splits that share none")
     content = _hash_of(train, recipe)
     unlabelled = unlabelled or open_unlabelled(settings, val)
     if unlabelled is not None:
@@ -81,6 +82,9 @@ def train_detector(
         rehearsed = _rehearsed_pairs(settings).keeping(recipe.run.keep_mib)
     if rehearsed is not None:
         require(unlabelled is None, "rehearsed", str(rehearsed.folder), "nothing beside unlabelled pairs")
+        if isinstance(val, PairDataset):
+            named = f"a rehearsed pair (detector.rehearsed is {settings.rehearsed or rehearsed.folder})"
+            _refuse_shared(rehearsed, val, settings, named, "a set that shares none")
         content = f"{content}-{_hash_of(rehearsed, recipe)}"
     processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed)
     with TrainingFolder(out, "detector", recipe, processes, content) as folder:
@@ -111,16 +115,20 @@ def _validation_pairs(settings: DetectorRecipe) -> PairDataset | None:
         return None
 
 
-def _refuse_shared(train: PairDataset, val: PairDataset, settings: DetectorRecipe) -> None:
-    """Weights are chosen on pairs that nothing was learned from."""
-    chosen_on = {val.images_of(number)[0].resolve() for number in range(len(val))}
-    files = (train.images_of(number)[0] for number in range(len(train)))
-    shared = [file for file in files if file.resolve() in chosen_on]
+def shared_files(learned: PairDataset, val: PairDataset) -> list[Path]:
+    """A file of each pair of ``learned`` that is of a pair of ``val`` too, at either date."""
+    chosen_on = {file.resolve() for number in range(len(val)) for file in val.images_of(number)}
+    pairs = (learned.images_of(number) for number in range(len(learned)))
+    return [found[0] for files in pairs if (found := [file for file in files if file.resolve() in chosen_on])]
+
+
+def _refuse_shared(learned: PairDataset, val: PairDataset, settings: DetectorRecipe, what: str, mend: str) -> None:
+    """Weights are chosen on pairs that nothing was learned from; ``what`` a pair of ``learned`` is, by its setting."""
+    shared = shared_files(learned, val)
     if shared:
         raise ConfigError(
-            f"{shared[0]}: is a training pair (detector.train_split is {settings.train_split or 'null'}) and a "
-            f"validation pair (detector.val_split is {settings.val_split}), one of {len(shared)}; allowed: two splits "
-            "that share none, or detector.val_split null: no weights are selected"
+            f"{shared[0]}: is of {what} and of a validation pair (detector.val_split is {settings.val_split}), one of "
+            f"{len(shared)}; allowed: {mend}, or detector.val_split null: no weights are selected"
         )
 
 
@@ -161,6 +169,18 @@ def _started(recipe: DetectorRecipe, init: str | None) -> Detector:
     if name != recipe.name:
         raise ConfigError(f"{init}: is a {name}; detector.name is {recipe.name}")
     return net
+
+
+def _check_batch(net: Detector, settings: DetectorRecipe, beside: Beside, processes: Processes) -> None:
+    """:class:`ConfigError` where crops, or a process's rows of a batch, are too few for ``net`` to normalise by."""
+    side, least, what = net.size_multiple, net.smallest_batch, f"for {processes.count} process(es) of a {settings.name}"
+    require(settings.crop_size >= side, "detector.crop_size", settings.crop_size, f"{side} and more")
+    alone = beside.unlabelled is None and beside.rehearsed is None
+    if alone and settings.crop_size == side:  # pairs beside the labelled ones are normalised with them
+        least = max(least, net.smallest_batch_of_least_crops)
+        what += f" at a crop_size of {side}" if least > net.smallest_batch else ""
+    least *= processes.count
+    require(settings.batch_size >= least, "detector.batch_size", settings.batch_size, f"{least} and more {what}")
 
 
 def evaluate_detector(
@@ -235,10 +255,7 @@ class DetectorTraining(Stage):
         settings = recipe.detector
         torch.manual_seed(self.seed)
         net = start_detector(settings, recipe.init, train)
-        side, least = net.size_multiple, net.smallest_batch * processes.count
-        require(settings.crop_size >= side, "detector.crop_size", settings.crop_size, f"{side} and more")
-        what = f"{least} and more for {processes.count} process(es) of a {settings.name}"
-        require(settings.batch_size >= least, "detector.batch_size", settings.batch_size, what)
+        _check_batch(net, settings, beside, processes)
         self.net, self.semantic = channels_last(net.to(processes.device)).train(), isinstance(net, SemanticDetector)
         # Fused: on a CPU too the update takes about half the time.
         fused = processes.device.type in ("cpu", "cuda")

@@ -7,20 +7,48 @@ are therefore another tile's, in a box.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from changeanywhere.errors import ConfigError
+from changeanywhere.errors import ConfigError, require
 from changeanywhere.legend import Legend
+from changeanywhere.models.critic import latents_hash
 from changeanywhere.models.denoiser import Denoiser
-from changeanywhere.models.folder import Model, find_model, load_model
+from changeanywhere.models.folder import Model, find_model, load_first_stage, load_model
+from changeanywhere.models.info import read_info
 from changeanywhere.seeds import step_seed
+from changeanywhere.training.sections import USUAL_BANDS, DataRecipe
 
 MISMATCHED = 0.5
 """Share of the masks that are another tile's in a box."""
 
 LEAST_CHANGE = 0.01
 """Added to the mean square of what guidance changes, so that rows in which it changes nothing do not weigh all."""
+
+
+def first_stage_of_teacher(init: str, data: DataRecipe, trained: Path, given: Path | None) -> Path:
+    """The folder of the first stage on whose latents a denoiser is taught: that of model ``init``, with which it is
+    written, and no other.
+
+    :class:`ConfigError` where one is ``given``, where ``trained``, which lies in OUT, has other latents, or where
+    ``data`` has other bands than the model says.
+    """
+    folder = find_model(init)
+    own, known = folder / "first_stage", read_info(folder).bands or USUAL_BANDS
+    bands = tuple(data.bands or USUAL_BANDS)
+    require(bands == known, "data.bands", list(bands), f"{list(known)} with denoiser.distil_guidance, as {init} has it")
+    alone = f"none with denoiser.distil_guidance: the first stage of {init} is the one that its teacher knows"
+    require(given is None, "first_stage_from", str(given), alone)
+    if trained.is_dir():
+        load_first_stage(trained)  # what is wrong with the folder is said by its name
+        if latents_hash(trained) != latents_hash(own):
+            raise ConfigError(
+                f"{trained}: has other latents than the first stage of {init}, the only one that "
+                "denoiser.distil_guidance teaches on; give another --out"
+            )
+    return own
 
 
 class Teacher:
@@ -74,6 +102,8 @@ def taught(init: str, guided: Denoiser, scale: float) -> Model:
     """The model ``init`` with a denoiser more, which knows guidance ``scale``."""
     model = load_model(find_model(init))
     own = model.denoiser
+    # Nothing that it gives depends on these, and both are written as one configuration.
+    guided.unet.register_to_config(**{name: own.unet.config[name] for name in ("sample_size", "dropout")})
     model.denoiser = Denoiser(own.unet, own.mask_encoder, guided.unet, scale).to(guided.unet.device).eval()
     model.first_stage.to(guided.unet.device)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,21 @@ BAND_WEIGHTS = (
 """The only first-stage weights whose shape depends on the number of bands."""
 
 
+OF_BANDS = ("in_channels", "out_channels")
+"""Of a first stage's configuration: what another number of bands changes."""
+INERT = ("sample_size", "dropout", "scaling_factor", "force_upcast")
+"""Of a configuration: what changes nothing that a network gives."""
+SETTINGS = {
+    "attention_head_dim": "head_dim",
+    "norm_num_groups": "norm_groups",
+    "block_out_channels": "channels",
+    "down_block_types": "attention_levels",
+    "num_vq_embeddings": "num_codes",
+    "mid_block_add_attention": "mid_attention",
+}
+"""What of a configuration is called otherwise in a recipe."""
+
+
 HEAD = ("decoder.head.weight", "decoder.head.bias")
 """The only weights of a segmenter whose shape depends on the number of classes: a row each."""
 
@@ -43,9 +58,13 @@ def initialise_first_stage(first_stage: FirstStage, init: str) -> bool:
 
     Bands are matched by number. A further band starts invisible to the encoder (zero weights, which learn) and is
     decoded as the mean of the old ones, so that the first steps do no harm to what was learned.
+
+    :class:`ConfigError` naming the first setting of the network in which the recipe differs.
     """
     folder = find_model(init) / "first_stage"
-    old, new = load_first_stage(folder).state_dict(), first_stage.state_dict()
+    model = load_first_stage(folder)
+    _refuse_another(first_stage.vq_model, model.vq_model, f"{folder}", "first_stage", OF_BANDS)
+    old, new = model.state_dict(), first_stage.state_dict()
     encoder, decoder, bias = (old[name] for name in BAND_WEIGHTS)
     bands = new[BAND_WEIGHTS[0]].shape[1]
     more = max(0, bands - encoder.shape[1])
@@ -82,13 +101,12 @@ def refuse_another_schedule(state: Mapping[str, Any], schedule: DDPMScheduler, i
 def initialise_denoiser(denoiser: Denoiser, legend: Legend, init: str) -> list[str]:
     """Copy the denoiser of model ``init``; returns the classes whose mask-encoder weights were taken over, by name.
 
-    The others keep their fresh weights.
+    The others keep their fresh weights. :class:`ConfigError` as :func:`refuse_another_denoiser`.
     """
     model = load_model(find_model(init))
+    refuse_another_denoiser(denoiser, model.denoiser, init)
     weights = denoiser.mask_encoder.conv.weight.data
     old = model.denoiser.mask_encoder.conv.weight.data
-    if old.shape[0] != weights.shape[0]:
-        raise ConfigError(f"denoiser.mask_channels is {weights.shape[0]}, but {init} has {old.shape[0]}")
     old_rows = {c.name: c.index - 1 for c in model.legend.classes}
     taken = [c for c in legend.classes if c.name in old_rows]
     for c in taken:
@@ -116,6 +134,15 @@ def recommended(init: str, legend: Legend, mask_dropout: float) -> dict[str, Any
     return settings
 
 
+def refuse_another_denoiser(denoiser: Denoiser, old: Denoiser, init: str) -> None:
+    """:class:`ConfigError` naming the first setting in which ``denoiser``, the recipe's, is another network than
+    ``old``, that of model ``init``; the classes of its masks may differ."""
+    own, before = (each.mask_encoder.conv.out_channels for each in (denoiser, old))
+    if own != before:
+        raise ConfigError(f"denoiser.mask_channels is {own}, but {init} has {before}")
+    _refuse_another(denoiser.unet, old.unet, init, "denoiser")
+
+
 @torch.no_grad()
 def initialise_segmenter(net: Segmenter, init: str) -> list[str]:
     """Copy the segmenter ``init`` (``mini-segmenter`` or a folder); returns the classes that were taken over, by name.
@@ -135,6 +162,25 @@ def initialise_segmenter(net: Segmenter, init: str) -> list[str]:
         state[name] = head
     _load(net, state, init, "segmenter")
     return [c.name for c in taken]
+
+
+def _refuse_another(own: Any, old: Any, origin: str, section: str, free: Sequence[str] = ()) -> None:
+    """Of two networks of diffusers, by their configurations: weights of equal shape may be read by other heads, or
+    normalised in other groups, which would begin as another network than the one that was trained."""
+
+    def settings(network: Any) -> dict[str, Any]:
+        plain = {name: value for name, value in network.config.items() if not name.startswith("_")}
+        left = {name: value for name, value in plain.items() if name not in (*free, *INERT)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in left.items()}
+
+    ours, theirs = settings(own), settings(old)
+    for name in ours:
+        if ours[name] != theirs.get(name):
+            called = f"{section}.{SETTINGS.get(name, name)}"
+            raise ConfigError(
+                f"{origin} has another architecture than the recipe's {section}: {name} is {theirs.get(name)}, not "
+                f"{ours[name]} ({called})"
+            )
 
 
 def _load(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, section: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.semantics import classes_of
 from changeanywhere.sample import ChangePair, rgb8
 from changeanywhere.seeds import stream
-from changeanywhere.training.batches import StepSampler, outlive_sigterm
+from changeanywhere.training.batches import StepSampler, loaded, outlive_sigterm
 from changeanywhere.training.detection import IGNORE
 from changeanywhere.training.recipe import DetectorRecipe, RunRecipe
 from changeanywhere.training.sections import count_beside
@@ -213,14 +214,19 @@ def whole_batches(
     num_workers: int = 0,
     semantic: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Whole pairs as they are, in their order, for validation and test; at most ``batch_size`` of one size together."""
+    """Whole pairs as they are, in their order, for validation and test; at most ``batch_size`` of one size together.
+
+    What a reading process raises comes as :func:`.batches.loaded` has it: in one line.
+    """
     held: list[tuple[Tensor, Tensor, Tensor]] = []
     read = WholePairs(pairs, in_channels, semantic)
-    for tensors in DataLoader(read, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_sigterm):
-        if held and (len(held) == batch_size or held[0][2].shape != tensors[2].shape):
-            yield _stacked(held)
-            held = []
-        held.append(tensors)
+    loader = DataLoader(read, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_sigterm)
+    with closing(loaded(loader)) as each:
+        for tensors in each:
+            if held and (len(held) == batch_size or held[0][2].shape != tensors[2].shape):
+                yield _stacked(held)
+                held = []
+            held.append(tensors)
     if held:
         yield _stacked(held)
 

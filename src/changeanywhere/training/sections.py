@@ -19,6 +19,8 @@ TRACKERS = ("mlflow", "wandb")
 SCHEDULES = ("linear", "constant")
 OF_UNLABELLED = ("split", "share", "weight", "ramp", "confidence", "halflife_share")
 """Options of a detector, ``unlabelled_`` before each, that do nothing without unlabelled pairs."""
+USUAL_BANDS = (1, 2, 3)
+"""Of images, where a recipe names none."""
 STAGE_SECTIONS = ("first_stage", "denoiser", "critic", "segmenter", "detector")
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from changeanywhere.errors import require
 from changeanywhere.models.first_stage import channels_last
-from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.models.segmenter import DECODER_CHANNELS, Segmenter
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
@@ -91,6 +92,7 @@ class SegmenterTraining(Stage):
         if self.settings.frozen_levels:
             net.freeze(self.settings.frozen_levels)
         self.net = channels_last(net.to(processes.device)).train()
+        self._check_batch()
         halflife = self.settings.ema_halflife_share
         self.average = WeightAverage(self.net, halflife) if halflife else None
         self.taught = bool(recipe.data.images)
@@ -101,6 +103,15 @@ class SegmenterTraining(Stage):
         learned = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learned, self.settings.learning_rate, weight_decay=WEIGHT_DECAY)
         self.learners = (Learner(self.net, optimizer, largest_norm=1.0),)
+
+    def _check_batch(self) -> None:
+        """:class:`ConfigError` where a process sees one crop whose coarsest map is one cell: batch normalisation, which
+        the backbone of random weights and one that is frozen do without, has nothing to normalise by."""
+        side, least = Segmenter.size_multiple, 2 * self.processes.count
+        settled = self.settings.backbone == "unet" or self.settings.frozen_levels == len(DECODER_CHANNELS) + 1
+        enough = self.settings.crop_size > side or self.batch_size >= least or settled
+        what = f"{least} and more for {self.processes.count} process(es) at a crop_size of {side}"
+        require(enough, "segmenter.batch_size", self.batch_size, what)
 
     def learning_rate(self, step: int) -> float:
         """See :class:`Stage`."""

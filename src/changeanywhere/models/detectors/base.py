@@ -38,6 +38,9 @@ class Detector(nn.Module, ABC):
     """Images are padded to it (bottom and right) before they enter the network."""
     smallest_batch = 1
     """Pairs that a training step must show it at once."""
+    smallest_batch_of_least_crops = 2
+    """The same where crops are as small as :attr:`size_multiple`: batch normalisation of a map of one cell needs more
+    pairs than one. 1 for a detector without such a map."""
     auxiliary_weight = 0.0
     """Weight of the loss of each auxiliary head."""
     channel_mean: tuple[float, ...] = MEAN

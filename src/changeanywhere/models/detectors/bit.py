@@ -106,6 +106,8 @@ class BITHead(FCNHead):
 class BIT(Detector):
     """BIT with a ResNet-18 of three stages (strides 1, 2, 1)."""
 
+    smallest_batch_of_least_crops = 1  # its coarsest map has an eighth of the sides
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = ResNet18((1, 2, 1))

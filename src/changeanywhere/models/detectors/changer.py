@@ -46,10 +46,14 @@ class FlowFusion(nn.Module):
 def warp(x: Tensor, flow: Tensor) -> Tensor:
     """``[B, C, h, w]`` read at positions moved by ``flow`` ``[B, 2, h, w]`` (columns, rows; in half-pixels)."""
     height, width = x.shape[2:]
-    rows, columns = (torch.linspace(-1, 1, length, dtype=x.dtype, device=x.device) for length in (height, width))
-    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
-    moved = grid + torch.stack([flow[:, 0] / width, flow[:, 1] / height], -1)
-    return F.grid_sample(x, moved, align_corners=True)
+    # bf16 has 8 bits for a position: of 256 cells it would read some half a cell beside the place that is meant.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        flow = flow.to(dtype)
+        rows, columns = (torch.linspace(-1, 1, length, dtype=dtype, device=x.device) for length in (height, width))
+        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+        moved = grid + torch.stack([flow[:, 0] / width, flow[:, 1] / height], -1)
+        return F.grid_sample(x.to(dtype), moved, align_corners=True).to(x.dtype)
 
 
 class MixFFN(nn.Module):

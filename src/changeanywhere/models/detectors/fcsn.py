@@ -69,6 +69,8 @@ class FullyConvolutional(nn.Module):
 class FCEF(Detector):
     """Early fusion: both images enter as one of six channels."""
 
+    smallest_batch_of_least_crops = 1  # its coarsest map has a sixteenth of the sides
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = FullyConvolutional(6, 1)
@@ -82,6 +84,8 @@ class FCEF(Detector):
 
 class FCSiam(Detector):
     """Siamese: ``concatenate`` joins both dates' maps to the decoder, else their absolute differences."""
+
+    smallest_batch_of_least_crops = 1  # its coarsest map has a sixteenth of the sides
 
     def __init__(self, concatenate: bool) -> None:
         super().__init__()

@@ -26,6 +26,8 @@ CLASSIFIER = ("_conv_head", "_bn1")
 class SiamUNetLite0(Detector):
     """Logits at half the image's size."""
 
+    smallest_batch_of_least_crops = 1  # its dates are normalised together
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = EfficientNetLite0()

@@ -103,6 +103,8 @@ class NestedUNet(nn.Module):
 class SNUNet(Detector):
     """SNUNet-CD; ``base``: channels of the finest level, 16 or 32."""
 
+    smallest_batch_of_least_crops = 1  # its coarsest map has a sixteenth of the sides
+
     def __init__(self, base: int) -> None:
         super().__init__()
         self.backbone = NestedUNet(base)
