@@ -204,6 +204,8 @@ def _child(
         tempfile.tempdir = None
         now = int(re.findall(r"\d+", Path("/proc/self/statm").read_text())[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+        if "torch" in sys.modules:  # OpenMP's threads do not survive a fork: work shared among them would never end
+            sys.modules["torch"].set_num_threads(1)
         _beat_at_progress(beaten)
         accesses = _audit(root, outputs)
         found: dict[str, str] = {}
