@@ -252,6 +252,9 @@ def test_seeds_are_one_number_or_as_many_as_there_are_images(seed: Any) -> None:
         pipe(images, masks, change, num_steps=1, seed=seed)
     with pytest.raises(InputError, match=r"seed is .*; allowed: a whole number, or 2, one per image"):
         pipe.paint(KNOWN, MASKS, CHANGE, [1, 2, 3], Sampling(num_steps=1))
+    if np.ndim(seed) == 0 or len(seed) > 1:
+        with pytest.raises(InputError, match=r"seed is .*; allowed: a whole number"):
+            pipe.paint_scene(images[0], masks[0], change[0], num_steps=1, seed=seed)
     alike: list[Any] = [5, np.int64(5), [5, 6, 7], np.arange(5, 8)]
     painted = [pipe(images, masks, change, num_steps=1, seed=each) for each in alike]
     assert all(np.array_equal(painted[0], each) for each in painted)

@@ -262,7 +262,7 @@ class ChangePairPipeline:
         changed, without it and with ``free_fraction`` 0 all beyond the windows of the changes, else nothing.
         """
         image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
-        sampling = self._sampling_of(settings)
+        (seed,), sampling = _seeds_of(seed, 1), self._sampling_of(settings)
         strengths = scene_strengths(sampling, self.legend) if exemplar is not None else None
         if exemplar is None:
             sampling = replace(sampling, exemplar_strength=None, exemplar_ring=Sampling.exemplar_ring)

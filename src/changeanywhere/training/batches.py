@@ -214,9 +214,7 @@ def loaded(batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         if "in DataLoader worker" not in str(error):
             raise
         last = str(error).strip().splitlines()[-1][:200]
-        raise ChangeAnywhereError(
-            f"a process that reads for the training failed: {last}; the same command resumes"
-        ) from error
+        raise ChangeAnywhereError(f"a process that reads beside failed: {last}; give the same command again") from error
 
 
 def drawn_ahead(draw: Callable[[int], Batch], steps: range, beside: bool) -> Generator[Batch, None, None]:
