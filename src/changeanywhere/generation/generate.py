@@ -273,18 +273,10 @@ def threads_of(job: Job) -> Iterator[None]:
     if job.machine is None:
         yield
         return
-    import torch
+    from changeanywhere.painters.diffusion import settled
 
-    from changeanywhere.painters.diffusion import EXACT
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(lanes_of(job).threads)  # of this thread, and of all that begin from here on
-    try:
-        # Here too, and not by the painter alone: where two threads paint, one would take it back under the other.
-        with EXACT():
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with settled(lanes_of(job).threads):
+        yield
 
 
 def dry_run(options: GenerateOptions, progress: Progress = silent) -> DryRun:

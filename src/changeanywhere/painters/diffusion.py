@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -30,10 +31,21 @@ from changeanywhere.terminal import say
 
 EXACT = partial(torch.backends.cudnn.flags, enabled=True, deterministic=True, allow_tf32=False)
 """float32 is float32 on a GPU too (convolutions have 10 bits of mantissa unless told otherwise), and the same twice."""
-
-
 NO_WORKSPACE = ("unable to find an engine", "CUDNN_STATUS_NOT_SUPPORTED", "_STATUS_ALLOC_FAILED")
 """What convolutions and products say that got no memory to work in: no :class:`torch.OutOfMemoryError`."""
+
+
+@contextmanager
+def settled(threads: int) -> Iterator[None]:
+    """So many CPU threads for each batch, and float32 of a GPU in full and the same twice, while the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # of this thread, and of all that begin from here on
+    try:
+        # Here too, and not by the painter alone: where two threads paint, one would take it back under the other.
+        with EXACT():
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class DiffusionPainter:

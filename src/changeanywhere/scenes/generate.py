@@ -244,7 +244,8 @@ def _write_images(
     progress: Progress,
 ) -> None:
     """Both dates; without ``pipeline`` the second is there. What is whole already is left alone."""
-    from changeanywhere.scenes.paint import raster_of, settled_torch, write_t2
+    from changeanywhere.painters.diffusion import settled
+    from changeanywhere.scenes.paint import lanes_of, raster_of, write_t2
     from changeanywhere.scenes.work import Parts
 
     root, scratch, image = store.root, store.root / PARTS, prepared.image
@@ -257,7 +258,7 @@ def _write_images(
                 writer.put(window.row, rows, whole if image.facts.hides_ground else None)
     if pipeline is not None:
         shutil.rmtree(scratch / OLDER, ignore_errors=True)
-        with settled_torch(settings), cog(root / T2, raster_of(image, settings, 2), scratch) as writer:
+        with settled(lanes_of(settings).threads), cog(root / T2, raster_of(image, settings, 2), scratch) as writer:
             write_t2(pipeline, prepared, settings, writer, Parts(store, PAINTED), stop, progress)
 
 
@@ -306,7 +307,8 @@ def _facts(prepared: Prepared, changed: float) -> list[tuple[str, str]]:
 
 def dry_run_scenes(options: SceneOptions, progress: Progress = silent) -> list[SceneDryRun]:
     """Plan every scene, paint a few windows of each, and extrapolate; nothing is left behind."""
-    from changeanywhere.scenes.paint import estimate, settled_torch
+    from changeanywhere.painters.diffusion import settled
+    from changeanywhere.scenes.paint import estimate, lanes_of
 
     scenes, info = _opened(options)
     found = []
@@ -314,7 +316,8 @@ def dry_run_scenes(options: SceneOptions, progress: Progress = silent) -> list[S
         store = LocalStore(options.out / files.key)
         settings = settings_of(options, files, image, info, store)
         pipeline = _pipeline_for(options, image, settings, store)
-        with tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-") as folder, settled_torch(settings):
+        scratch_folder = tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-")
+        with scratch_folder as folder, settled(lanes_of(settings).threads):
             prepared = prepare(options, files, image, info, LocalStore(folder), progress)
             windows, seconds, scratch = estimate(pipeline, prepared, settings)
             plan = prepared.plan

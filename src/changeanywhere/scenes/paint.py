@@ -6,12 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from changeanywhere.diffusion.canvas import Box, Runner, at_once
 from changeanywhere.diffusion.options import Sampling
@@ -22,7 +20,6 @@ from changeanywhere.diffusion.scene_bands import Band, paint_changes, paint_ever
 from changeanywhere.diffusion.scene_groups import Pixels, SceneView
 from changeanywhere.errors import ConfigError, ModelError
 from changeanywhere.generation.lanes import Lanes, laid_out
-from changeanywhere.painters.diffusion import EXACT
 from changeanywhere.progress import Progress
 from changeanywhere.rasters.facts import Window
 from changeanywhere.scenes.exemplars import SceneExemplars, SceneTiles
@@ -218,15 +215,3 @@ def lanes_of(settings: SceneSettings) -> Lanes:
     """How a scene lays out the CPU threads that it froze: batches of windows at once, as ``generate`` does pairs."""
     threads = int(settings.machine["num_threads"])
     return laid_out(threads) if settings.machine["device"] == "cpu" else Lanes(1, threads)
-
-
-@contextmanager
-def settled_torch(settings: SceneSettings) -> Iterator[None]:
-    """The CPU threads that each batch has, and float32 of a GPU in full and the same twice, while the context lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(lanes_of(settings).threads)  # of this thread, and of all that begin from here on
-    try:
-        with EXACT():
-            yield
-    finally:
-        torch.set_num_threads(before)
