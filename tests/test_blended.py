@@ -271,6 +271,34 @@ def test_what_a_model_recommends_of_exemplars_is_nothing_to_arrays() -> None:
         assert np.array_equal(recommending(*arrays, num_steps=2, **cast(Any, settings)), expected), settings
 
 
+@pytest.mark.parametrize("named", [{"sampler": "ddim"}, {"known_noise": "fresh"}, {"sampler": "ddim", "eta": 0.5}])
+def test_what_a_sampler_that_is_given_cannot_do_is_left_out_where_the_model_alone_asks_for_it(
+    named: dict[str, Any],
+) -> None:
+    """As `mini` recommends windows and exemplars; what the caller gives is refused as ever."""
+    pipe = ChangePairPipeline(tiny_model())
+    recommended = {"window_margin": 8, "exemplar_strength": {"default": 0.4}, "exemplar_ring": 9, "dilate_cells": 1}
+    base = Sampling(**recommended)  # type: ignore[arg-type]
+    assert base.changed(named) == Sampling(dilate_cells=1, **named)
+    assert base.left_out(named) == ["window_margin", "exemplar_strength"]
+    for name, value in (("window_margin", 8), ("exemplar_strength", 0.4)):
+        with pytest.raises(ConfigError, match=f"{name} is {value}"):
+            base.changed(named | {name: value}).check()
+    for fitting in ({}, {"sampler": "unipc"}, {"sampler": "ddim", "eta": 0.0}, {"window_margin": 0}):
+        assert base.left_out(fitting) == [] and base.said_of_left_out(fitting) == ""
+        assert base.changed(fitting) == Sampling(**(recommended | fitting))  # type: ignore[arg-type]
+    whole = Sampling(exemplar_strength=1.0)
+    assert whole.changed(named).exemplar_strength == 1.0, "nothing but noise: as it was begun"
+    pipe.model.defaults |= recommended
+    arrays = (np.zeros((32, 32, 3), np.uint8), MASKS[0].numpy().astype(np.uint8), CHANGE[0].numpy())
+    assert pipe(*arrays, num_steps=2, **named).shape == (32, 32, 3)
+    assert pipe.paint_scene(*arrays, num_steps=2, **named).shape == (32, 32, 3)
+    with pytest.raises(ConfigError, match=r"exemplar_strength is .*; allowed: 1 with"):
+        pipe.paint_scene(*arrays, exemplar=arrays[0], num_steps=2, **named)
+    with pytest.raises(ConfigError, match="window_margin is 4; allowed: 0 with"):
+        pipe(*arrays, num_steps=2, window_margin=4, **named)
+
+
 def test_without_guidance_the_interval_that_a_model_recommends_is_none() -> None:
     pipe = ChangePairPipeline(tiny_model())
     pipe.model.defaults |= {"guidance_scale": 2.0, "guidance_interval": [200, 700]}

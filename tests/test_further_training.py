@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from PIL import Image
 
 from changeanywhere.cli import run
@@ -317,11 +318,43 @@ def test_tiles_and_crops_fit_the_depth(tile_size: int, changes: dict[str, object
     )
 
 
+@pytest.mark.parametrize("crop_size", [None, 16])
+def test_a_group_of_one_value_is_refused(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], crop_size: int | None
+) -> None:
+    """It ended in torch's traceback in a batch of one, and in a level that says nothing in larger ones."""
+    given = {"source": recipe.data.source, "tile_size": 64 if crop_size else 16}
+    network = {"channels": [8, 8, 8], "norm_groups": 8, "head_dim": 8, "layers_per_block": 1, "mask_channels": 3}
+    steps = {"batch_size": 1, "num_steps": 1, "crop_size": crop_size}
+    file = tmp_path / "recipe.yaml"
+    content = {"data": given, "denoiser": network | steps, "critic": {"channels": [8, 8, 8], "batch_size": 1}}
+    file.write_text(yaml.safe_dump(content))
+    command = ["--config", str(file), "--first-stage-from", "mini/first_stage", "--out", str(tmp_path / "run")]
+    assert run(["train", "denoiser", *command]) == 2
+    error = capsys.readouterr().err
+    name = "denoiser.crop_size" if crop_size else "data.tile_size"
+    assert f"{name} is 16; allowed: 32 px and more (denoiser.channels of 3 levels" in error and error.count("\n") == 1
+    assert run(["train", "critic", *command]) == 2
+    error = capsys.readouterr().err
+    if crop_size:  # critics read whole tiles
+        assert "allowed: 32" not in error
+    else:
+        assert "data.tile_size is 16; allowed: 32 px and more (critic.channels of 3 levels" in error
+    tiny = Recipe(DataRecipe(source="x", tile_size=16), denoiser=DenoiserRecipe(**network))  # type: ignore[arg-type]
+    for sound in (
+        replace(tiny, data=DataRecipe(source="x", tile_size=32)),
+        replace(tiny, denoiser=replace(tiny.denoiser, norm_groups=4)),
+        replace(tiny, denoiser=replace(tiny.denoiser, channels=[8, 8])),
+    ):
+        sound.check("denoiser")
+    narrow = replace(tiny.denoiser, channels=[8, 8, 16])  # what comes from above is normalised there, too
+    with pytest.raises(ConfigError, match="in 8 groups of one value"):
+        replace(tiny, denoiser=narrow).check("denoiser")
+
+
 def test_the_whole_way_by_the_command_line(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Decoder, then a denoiser on crops with unlabelled tiles, then a pair."""
     from dataclasses import asdict
-
-    import yaml
 
     file, out = tmp_path / "recipe.yaml", tmp_path / "run"
     sections = {name: asdict(getattr(recipe, name)) for name in ("first_stage", "denoiser", "run")}

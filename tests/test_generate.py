@@ -837,3 +837,23 @@ def test_a_set_begun_with_palettes_is_not_continued_in_grey(options: GenerateOpt
     with pytest.raises(OutputError, match=r"finishing\.mask_palette = True, asked now: False"):
         refuse_others(begun, asked, store)
     refuse_others(begun, replace(begun, finishing=replace(options, mask_palette=True).finishing), store)
+
+
+def test_a_sampler_that_is_named_leaves_out_what_the_model_recommends_and_it_cannot_do(
+    source_folder: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, and what was used stands in the metadata; what is given with it is refused."""
+    model = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    description = json.loads((model / "model.json").read_text())
+    description["defaults"] |= {"window_margin": 8, "exemplar_strength": {"default": 0.4}, "num_steps": 2}
+    (model / "model.json").write_text(json.dumps(description))
+    command = ["generate", "--source", str(source_folder), "--model", str(model), "--tile-size", "64"]
+    command += ["--num-pairs", "1", "--out", str(tmp_path / "out"), "--sampler", "ddim"]
+    assert run([*command, "--window-margin", "8"]) == 2
+    assert "window_margin is 8; allowed: 0 with known_noise fresh" in capsys.readouterr().err
+    assert run(command) == 0
+    said = "sampler ddim: painted without window_margin 8 and exemplar_strength {'default': 0.4}, which the model"
+    assert said in capsys.readouterr().err
+    record = json.loads((tmp_path / "out" / "metadata.jsonl").read_text().splitlines()[0])
+    used = record["settings"]["sampling"]
+    assert (used["sampler"], used["window_margin"], used.get("exemplar_strength")) == ("ddim", 0, None)

@@ -296,6 +296,13 @@ def test_it_is_taught_on_the_latents_of_its_teacher(taught_recipe: Recipe, tmp_p
         train_denoiser(source, recipe, tmp_path / "run", own)
     with pytest.raises(ConfigError, match=r"data\.bands is \[3, 2, 1\]; allowed: \[1, 2, 3\] with denoiser\.distil"):
         train_denoiser(source, replace(recipe, data=replace(recipe.data, bands=(3, 2, 1))), tmp_path / "run")
+    stretched = replace(recipe, data=replace(recipe.data, stretch=(5, 95)))
+    with pytest.raises(ConfigError, match=r"data\.stretch is \[5, 95\]; allowed: \[2\.0, 98\.0\] with denoiser"):
+        train_denoiser(source, stretched, tmp_path / "run")
+    save_model(replace(load_model(tmp_path / "init"), stretch=(5.0, 95.0)), tmp_path / "stretched")
+    train_denoiser(source, replace(stretched, init=str(tmp_path / "stretched")), tmp_path / "as_taught")
+    with pytest.raises(ConfigError, match=r"data\.stretch is \[2\.0, 98\.0\]; allowed: \[5\.0, 95\.0\] with denoiser"):
+        train_denoiser(source, replace(recipe, init=str(tmp_path / "stretched")), tmp_path / "run")
     first_stage = load_first_stage(own)
     with torch.no_grad():
         first_stage.vq_model.decoder.conv_out.weight += 1.0  # another decoder: the same latents

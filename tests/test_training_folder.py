@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from changeanywhere import leases
 from changeanywhere.cli import run
-from changeanywhere.errors import ChangeAnywhereError, ModelError, OutputError
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, ModelError, OutputError
 from changeanywhere.leases import Leases
+from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.folder import load_model
 from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair
@@ -40,6 +42,7 @@ from changeanywhere.training.recipe import (
     DataRecipe,
     DenoiserRecipe,
     DetectorRecipe,
+    FirstStageRecipe,
     Recipe,
     RunRecipe,
     SegmenterRecipe,
@@ -206,6 +209,99 @@ def test_a_detector_does_not_resume_on_other_labels(tmp_path: Path, change: str)
     CHANGES[change](moved / "train")
     with pytest.raises(OutputError, match=rf"was started with detector\.pairs = '{root}', now '{moved}'"):
         train_detector(elsewhere, tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_detector_does_not_resume_with_other_validation_pairs(tmp_path: Path, change: str) -> None:
+    """Its weights would be chosen by two yardsticks."""
+    root = write_pairs(tmp_path / "pairs")
+    settings = DetectorRecipe("fc_siam_diff", str(root), crop_size=64, batch_size=2, num_steps=6, val_every=2)
+    given = Recipe(detector=replace(settings, warmup_steps=1), run=RunRecipe(num_workers=0, save_every=1))
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(given, tmp_path / "out", stop=StoppedAfter(2))
+    moved = shutil.copytree(root, tmp_path / "moved")
+    CHANGES[change](root / "val")
+    with pytest.raises(OutputError, match=r"was started with data\.validation = '\w+', now '\w+'; give another"):
+        train_detector(given, tmp_path / "out")
+    elsewhere = replace(given, detector=replace(given.detector, pairs=str(moved)))
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(elsewhere, tmp_path / "out", stop=StoppedAfter(1))
+    frozen = tmp_path / "out/training/detector/recipe.json"
+    noted = json.loads(frozen.read_text())
+    del noted["data"]["validation"]
+    frozen.write_text(json.dumps(noted))
+    CHANGES[change](moved / "val")
+    assert train_detector(elsewhere, tmp_path / "out").is_dir(), "of a run that noted none nothing is known"
+
+
+def test_a_file_of_weights_is_known_by_its_content(tmp_path: Path) -> None:
+    """Another path with the same weights resumes, other weights under the same path do not; so for a list of pairs."""
+    root, listing = write_pairs(tmp_path / "pairs"), tmp_path / "few.txt"
+    listing.write_text("train0.png\ntrain1.png\n")
+    backbone = build_detector("siam_unet_lite0").get_submodule("backbone").state_dict()
+    for number, file in enumerate(("first.safetensors", "other.safetensors")):
+        save_file({name: value + 0.5 * number for name, value in backbone.items()}, tmp_path / file)
+    settings = DetectorRecipe("siam_unet_lite0", str(root), train_list=str(listing), crop_size=64, batch_size=2)
+    settings = replace(settings, num_steps=3, warmup_steps=1, val_every=3)
+
+    def resumed(file: str, named: Path = listing, steps: int = 1) -> None:
+        detector = replace(settings, backbone_weights=str(tmp_path / file), train_list=str(named))
+        given = Recipe(detector=detector, run=RunRecipe(num_workers=0, save_every=1))
+        train_detector(given, tmp_path / "out", stop=StoppedAfter(steps))
+
+    with pytest.raises(KeyboardInterrupt):
+        resumed("first.safetensors")
+    shutil.copy(tmp_path / "first.safetensors", tmp_path / "copy.safetensors")
+    copied = Path(shutil.copy(listing, tmp_path / "same.txt"))
+    with pytest.raises(KeyboardInterrupt):
+        resumed("copy.safetensors", copied)
+    what = r"was started with detector\.backbone_weights = '.*first.*', now '.*other.*' with other weights \(\w+, now "
+    with pytest.raises(OutputError, match=what):
+        resumed("other.safetensors")
+    shutil.copy(tmp_path / "other.safetensors", tmp_path / "first.safetensors")
+    with pytest.raises(OutputError, match=r"now '.*first\.safetensors' with other weights"):
+        resumed("first.safetensors")
+    (tmp_path / "first.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"first\.safetensors: no such file"):
+        resumed("first.safetensors")
+    copied.write_text("train0.png\ntrain2.png\n")
+    with pytest.raises(OutputError, match=r"was started with detector\.train_list = '.*few\.txt', now '.*same\.txt'"):
+        resumed("copy.safetensors", copied)
+    frozen = tmp_path / "out/training/detector/recipe.json"
+    noted = json.loads(frozen.read_text())
+    assert noted["detector"].pop("backbone_weights_content")
+    frozen.write_text(json.dumps(noted))
+    with pytest.raises(OutputError, match=r"backbone_weights = '.*first\.safetensors', now '.*copy\.safetensors';"):
+        resumed("copy.safetensors")
+
+
+def test_features_of_a_first_stage_are_known_by_their_content(segmenting: Recipe, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
+    for file, content in zip(files, (b"one", b"one", b"two"), strict=True):
+        file.write_bytes(content)
+
+    def asked(file: Path) -> Recipe:
+        return replace(segmenting, first_stage=FirstStageRecipe(perceptual_weights=str(file)))
+
+    for file in files[:2]:
+        begun(tmp_path, "first_stage", asked(file))
+    with pytest.raises(OutputError, match=r"first_stage\.perceptual_weights = '.*a\.pth', now '.*c\.pth' with other"):
+        begun(tmp_path, "first_stage", asked(files[2]))
+    begun(tmp_path, "critic", asked(files[0]))
+    begun(tmp_path, "critic", asked(files[2]))
+
+
+def test_a_legend_is_known_by_its_content(segmenting: Recipe, tmp_path: Path) -> None:
+    def asked(legend: str | None) -> Recipe:
+        return replace(segmenting, data=replace(segmenting.data, model_legend=legend))
+
+    begun(tmp_path, "critic", asked("mine.json"))
+    begun(tmp_path, "critic", asked("moved/mine.json"))
+    with (
+        pytest.raises(OutputError, match=r"data\.model_legend = 'mine\.json', now 'other\.json'"),
+        TrainingFolder(tmp_path, "critic", asked("other.json"), Processes(segmenting.run), "y"),
+    ):
+        pass
 
 
 def begun(out: Path, stage: str, given: Recipe) -> Path:

@@ -64,7 +64,8 @@ class SamplingOptions:
     recommends."""
 
     sampler: str | None = one_of(SAMPLERS)
-    """ddim, dpmsolver++ or unipc."""
+    """ddim, dpmsolver++ or unipc. With ddim where eta is above 0, and with known_noise fresh, what the model recommends
+    of exemplar_strength and window_margin, which these cannot do, is left out."""
     num_steps: int | None = None
     """Denoiser calls per image."""
     free_fraction: float | list[float] | None = None
@@ -180,13 +181,35 @@ class Sampling:
 
     def changed(self, given: Mapping[str, Any]) -> Sampling:
         """These settings with those that are ``given``. What does nothing any more, since something given switches it
-        off, goes back to its default: ``guidance_scale`` 1 is all that it takes."""
-        settings = replace(self, **given)
+        off, goes back to its default: ``guidance_scale`` 1 is all that it takes. So does what a sampler that is given
+        cannot do (:meth:`left_out`): a recommendation, of the model for its own sampler, stands in nobody's way."""
+        usual = Sampling()
+        settings = replace(self, **{name: getattr(usual, name) for name in self.left_out(given)} | dict(given))
         if settings.guidance_scale == 1 and "guidance_interval" not in given:
             settings = replace(settings, guidance_interval=None)
         if not settings.from_exemplars and "exemplar_ring" not in given:
             settings = replace(settings, exemplar_ring=Sampling.exemplar_ring)
         return settings
+
+    def left_out(self, given: Mapping[str, Any]) -> list[str]:
+        """Names of these settings, of those that are not ``given``, which a sampler or a noise that is given cannot do:
+        windows around changes and exemplars need the noise of a place to be one all along."""
+        settings = replace(self, **given)
+        if settings.has_fixed_noise:
+            return []
+        idle = {"window_margin": not self.window_margin, "exemplar_strength": not self.from_exemplars}
+        return [name for name in idle if name not in given and not idle[name]]
+
+    def said_of_left_out(self, given: Mapping[str, Any]) -> str:
+        """A line about :meth:`left_out`; "" where nothing is."""
+        left = [f"{name} {getattr(self, name)}" for name in self.left_out(given)]
+        asked = [f"{name} {given[name]}" for name in ("sampler", "eta", "known_noise") if name in given]
+        return f"{', '.join(asked)}: painted without {' and '.join(left)}, which the model recommends" if left else ""
+
+    @property
+    def has_fixed_noise(self) -> bool:
+        """Whether the noise of a place is one and the same at all calls."""
+        return self.known_noise == "fixed" and self.is_deterministic
 
     @property
     def is_deterministic(self) -> bool:
@@ -208,7 +231,7 @@ class Sampling:
             (
                 "window_margin",
                 self.window_margin,
-                not self.window_margin or (self.known_noise == "fixed" and self.is_deterministic),
+                not self.window_margin or self.has_fixed_noise,
                 "0 with known_noise fresh, and with ddim where eta is above 0",
             ),
         ]
@@ -221,9 +244,8 @@ class Sampling:
         fits = ring == Sampling.exemplar_ring or self.from_exemplars
         checks.append(("exemplar_ring", ring, fits, "with an exemplar_strength below 1, else it does nothing"))
         strengths, numbers = self.exemplar_strength, self._strengths
-        fixed = self.known_noise == "fixed" and self.is_deterministic
         what = "1 with known_noise fresh, and with ddim where eta is above 0: tiles begin at steps of their own"
-        checks.append(("exemplar_strength", strengths, fixed or not self.from_exemplars, what))
+        checks.append(("exemplar_strength", strengths, self.has_fixed_noise or not self.from_exemplars, what))
         ranged = not isinstance(strengths, list) or (len(strengths) == 2 and strengths[0] <= strengths[1])
         fits = all(0 <= number <= 1 for number in numbers) and ranged
         what = "0 to 1, [low, high], or {class: 0 to 1}"

@@ -217,7 +217,8 @@ class ChangePairPipeline:
         from which pair i takes ``seed + i``. Height and width must be multiples of ``denoiser.size_multiple`` (16 px of
         ``mini``). Changed ground is painted from noise: exemplars, from which ``generate`` begins by default, need
         donors, which it finds in a source. Further settings: the other fields of :class:`Sampling`; what the model
-        recommends of exemplars does not count here. Raises :class:`InputError` where the arrays do not fit,
+        recommends of exemplars does not count here, nor what a sampler that is given cannot do
+        (:meth:`Sampling.left_out`). Raises :class:`InputError` where the arrays do not fit,
         :class:`ConfigError` for exemplars, and for more or fewer seeds than images.
         """
         for name in ("exemplar_strength", "exemplar_ring"):
@@ -262,6 +263,8 @@ class ChangePairPipeline:
         changed, without it and with ``free_fraction`` 0 all beyond the windows of the changes, else nothing.
         """
         image, mask, change = np.asarray(image_t1), np.asarray(mask_t2), np.asarray(change_mask).astype(bool)
+        if exemplar is not None and settings.get("exemplar_strength") is None:  # whoever gives one wants it used
+            settings = settings | {"exemplar_strength": self.default_sampling.exemplar_strength}
         (seed,), sampling = _seeds_of(seed, 1), self._sampling_of(settings)
         strengths = scene_strengths(sampling, self.legend) if exemplar is not None else None
         if exemplar is None:

@@ -270,6 +270,8 @@ def _with_painter(job: Job, options: Any, kind: type[PainterKind], info: ModelIn
             require(idle, "restore_detail", options.restore_detail, "0 with reconstruct_t1, which takes it from date 1")
         sampling = recommended.changed(options.sampling_given)
         sampling.check()
+        if begun is None and (left_out := recommended.said_of_left_out(options.sampling_given)):
+            say(f"{options.out}: {left_out}", error=True)
         if isinstance(sampling.exemplar_strength, dict):
             names = ("default", *Legend.from_dict(job.source.legend, "the job").names)
             unknown = sorted(set(sampling.exemplar_strength) - {*names})

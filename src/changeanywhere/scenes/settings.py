@@ -86,6 +86,9 @@ def settings_of(
     """What is asked now, with the machine of what was begun in ``store``; :class:`OutputError` naming the first setting
     in which both differ."""
     begun = _begun(store)
+    left_out = Sampling(**info.defaults).said_of_left_out(options.sampling_given)
+    if left_out and begun is None:
+        say(f"{files.image}: {left_out}", error=True)
     warning = outside_sampling(info, [image.gsd_m])
     if warning and begun is None:
         say(f"{files.image}: {warning.replace('1 of 1 tiles have', 'has')}", error=True)

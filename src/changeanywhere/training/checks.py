@@ -68,6 +68,7 @@ def check_recipe(recipe: Sections, stages: Sequence[str]) -> None:
             _check_data(recipe)
         _CHECKS[stage](recipe)
         _check_sizes(stage, getattr(recipe, stage))
+        _check_groups(recipe, stage)
     _check_run(recipe.run, stages)
     for name in recipe.track:
         require_one("track", name, TRACKERS)
@@ -152,6 +153,24 @@ def _check_depth(recipe: Sections, section: str, channels: Sequence[int]) -> int
     what = f"a multiple of {multiple}, by which {section}.channels of {len(channels)} levels divide it"
     require(recipe.data.tile_size % multiple == 0, "data.tile_size", recipe.data.tile_size, what)
     return multiple
+
+
+def _check_groups(recipe: Sections, stage: str) -> None:
+    """A UNet's coarsest map may be one cell, but not one channel of it a group: one value is normalised to nothing,
+    and torch refuses it where it is alone in its batch."""
+    from changeanywhere.models.critic import NORM_GROUPS
+
+    if stage not in ("denoiser", "critic"):
+        return  # a first stage's coarsest map has 16 cells and more, a segmenter's groups have channels
+    dn = recipe.denoiser
+    channels, groups = (dn.channels, dn.norm_groups) if stage == "denoiser" else (recipe.critic.channels, NORM_GROUPS)
+    crop = dn.crop_size if stage == "denoiser" else None
+    name, side = ("data.tile_size", recipe.data.tile_size) if crop is None else ("denoiser.crop_size", crop)
+    multiple: int = DOWNSAMPLING * 2 ** (len(channels) - 1)
+    fits = side > multiple or min(channels[-2:]) > groups
+    levels = f"{stage}.channels of {len(channels)} levels"
+    of_one = f"{levels}, whose coarsest map is one cell in {groups} groups of one value"
+    require(fits, name, side, f"{2 * multiple} px and more ({of_one})")
 
 
 def _check_denoiser(recipe: Sections) -> None:

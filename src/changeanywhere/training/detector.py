@@ -87,7 +87,8 @@ def train_detector(
             _refuse_shared(rehearsed, val, settings, named, "a set that shares none")
         content = f"{content}-{_hash_of(rehearsed, recipe)}"
     processes, beside = Processes(recipe.run), Beside(unlabelled, rehearsed)
-    with TrainingFolder(out, "detector", recipe, processes, content) as folder:
+    validation = "none" if val is None else _hash_of(val, recipe)
+    with TrainingFolder(out, "detector", recipe, processes, content, validation) as folder:
         return train_stage(DetectorTraining(recipe, processes, train, val, beside), folder, progress, stop)
 
 
@@ -133,7 +134,8 @@ def _refuse_shared(learned: PairDataset, val: PairDataset, settings: DetectorRec
 
 
 def _hash_of(pairs: Pairs, recipe: Recipe) -> str:
-    """Of the pairs in their order and of their labels: another one would change every step."""
+    """Of the pairs in their order and of their labels: another one would change every step, or which weights are
+    chosen."""
     if isinstance(pairs, PairDataset):
         return hash_of(pairs) if names_classes(recipe.detector.name) else pairs.content_hash()
     digest = hashlib.sha256()

@@ -17,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from changeanywhere.documents import parse_json, read_json_object
-from changeanywhere.errors import ModelError, OutputError
+from changeanywhere.errors import ConfigError, ModelError, OutputError
 from changeanywhere.leases import Leases
+from changeanywhere.models import efficientnet, perceptual
+from changeanywhere.models.detectors.siam_unet import IN_PACKAGE
 from changeanywhere.models.info import find_detector, find_model, find_segmenter, hash_model
 from changeanywhere.sample import in_8_bits
-from changeanywhere.storage import LocalStore, atomic_file, atomic_write, refuse_way_out
+from changeanywhere.storage import LocalStore, atomic_file, atomic_write, file_hash, refuse_way_out
 from changeanywhere.training.checks import READ_BY, UNREAD
 from changeanywhere.training.latents import LATENTS
 from changeanywhere.training.processes import Processes
@@ -41,9 +43,15 @@ RESULTS = {
 """Stage → the folders in ``OUT`` that it writes beside its own."""
 STARTS = {"segmenter": find_segmenter, "detector": find_detector}
 """Stage → what finds the folder that its ``init`` names; of the others a model's."""
-HELD_BY_CONTENT = {"detector": ("pairs", "rehearsed"), "segmenter": ("source", "first_stage")}
+OF_TILES = ("source", "model_legend", "legend_map")
+HELD_BY_CONTENT = {
+    "detector": ("pairs", "train_list", "rehearsed", "unlabelled"),
+    "segmenter": (*OF_TILES, "first_stage"),
+}
 """Stage → settings that name places, of which a hash is in ``content``: where they lie may change. Of other stages
-``data.source`` alone."""
+:data:`OF_TILES` alone."""
+WEIGHT_FILES = {"first_stage": "perceptual_weights", "detector": "backbone_weights"}
+"""Stage → its setting that names a file of weights, of which ``recipe.json`` holds a hash (``…_content``)."""
 MIXTURE = "nested"
 """How a step's tiles are split among three folders and more. Runs of earlier editions, which split them otherwise,
 say nothing of it."""
@@ -60,13 +68,16 @@ class TrainingFolder:
 
     The same recipe on the same folder resumes; another recipe raises :class:`OutputError` naming the difference, in
     what the stage reads: stages share recipes, and what is of others may change. Of its own only ``num_steps`` and the
-    :data:`ADJUSTABLE` settings of ``run`` may, and ``content``, a hash of the training data, must not. ``init`` may
-    lie elsewhere, or be spelled otherwise, where its weights are the same. Of several processes the main one writes,
-    the others only read. As a context it gives the folder back at its end, also where a training is refused before its
-    first step.
+    :data:`ADJUSTABLE` settings of ``run`` may, and ``content``, a hash of the training data, must not, nor
+    ``validation``, one of the data that its weights are chosen by ("": of the stages that have none of their own).
+    ``init``, and a file of :data:`WEIGHT_FILES`, may lie elsewhere, or be spelled otherwise, where its weights are the
+    same. Of several processes the main one writes, the others only read. As a context it gives the folder back at its
+    end, also where a training is refused before its first step.
     """
 
-    def __init__(self, out: Path, stage: str, recipe: Recipe, processes: Processes, content: str) -> None:
+    def __init__(
+        self, out: Path, stage: str, recipe: Recipe, processes: Processes, content: str, validation: str = ""
+    ) -> None:
         self.out, self.path, self.processes = out, out / "training" / stage, processes
         self.stage = stage
         self._writer = None
@@ -79,7 +90,7 @@ class TrainingFolder:
                 raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
             self._claim()
             try:
-                frozen = self._freeze(stage, recipe, content)
+                frozen = self._freeze(stage, recipe, content, validation)
                 self._writer = self._tensorboard()
                 self._tracking = Tracking(recipe.track, self.path, stage, frozen)
             except BaseException:
@@ -136,12 +147,15 @@ class TrainingFolder:
             with suppress(OSError):  # a lease of somebody who came at once
                 (self.path / "leases").rmdir()
 
-    def _freeze(self, stage: str, recipe: Recipe, content: str) -> dict[str, Any]:
+    def _freeze(self, stage: str, recipe: Recipe, content: str, validation: str) -> dict[str, Any]:
         """Write ``recipe.json``, or hold the recipe to it; returns what stands there."""
         frozen, defaults = (_read_of(stage, part) for part in (recipe, Recipe()))
-        frozen["data"]["content"], defaults["data"]["content"] = content, content
+        for part in (frozen, defaults):  # of a run that did not note them nothing is known
+            part["data"] |= {"content": content} | ({"validation": validation} if validation else {})
         frozen["run"]["init"], defaults["run"]["init"] = recipe.init, None
         frozen["run"]["init_content"] = self._content_of(recipe.init)
+        weights = {f"{stage}.{name}": _hash_of(_weight_file(stage, recipe)) for name in self._weight_files}
+        frozen[stage] |= {f"{name.partition('.')[2]}_content": found for name, found in weights.items()}
         file = self.path / "recipe.json"
         if not file.exists() or not (self.path / "checkpoint.pt").exists():  # nothing depends on it yet
             atomic_write(file, (json.dumps(frozen, indent=1) + "\n").encode())
@@ -152,7 +166,8 @@ class TrainingFolder:
                 raise ValueError("no sections")
         except (OSError, ValueError) as error:
             raise OutputError(f"{file}: damaged; give another --out") from error
-        self._refuse_other_start(before.get("run", {}), frozen["run"])
+        for name in ("run.init", *weights):
+            self._refuse_other_weights(name, before, frozen)
         self._refuse_other_settings(before, frozen, defaults)
         return frozen
 
@@ -160,18 +175,20 @@ class TrainingFolder:
         self, before: Mapping[str, Any], frozen: Mapping[str, Any], defaults: Mapping[str, Any]
     ) -> None:
         """:class:`OutputError` where a setting, or the data, is not what it was."""
-        held = HELD_BY_CONTENT.get(self.stage, ("source",))
+        held = HELD_BY_CONTENT.get(self.stage, OF_TILES)
+        told_apart = [each for name in ("init", *self._weight_files) for each in (name, f"{name}_content")]
         settings, places, contents = list[str](), list[str](), list[str]()
         for section, values in frozen.items():
             if section not in before and section not in ("data", self.stage, "run"):
                 continue  # another stage's, of which older runs noted nothing; what depends on it says so itself
             for key, value in values.items():
-                if key in ("init", "init_content", "mixture"):
+                if key in (*told_apart, "mixture"):
                     continue
                 # A setting that is younger than the run was at its default.
                 old = before.get(section, {}).get(key, defaults[section][key])
                 if old != value:
-                    kind = places if key in held else contents if key == "content" else settings
+                    hashes = contents if key in ("content", "validation") else settings
+                    kind = places if key in held else hashes
                     kind.append(f"{section}.{key} = {old!r}, now {value!r}")
         if settings or contents:  # another place says more than another hash
             what = (settings or places or contents)[0]
@@ -191,15 +208,21 @@ class TrainingFolder:
         results = [(self.out / name).resolve() for name in RESULTS.get(self.stage, ())]
         return None if start.resolve() in results else hash_model(start)
 
-    def _refuse_other_start(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """:class:`OutputError` where the run goes on from other weights than it began with. Of a run that noted no hash
-        of them the path is all that is known."""
-        content, old, init = before.get("init_content"), before.get("init"), now["init"]
-        if content == now["init_content"] if content else old == init:
+    @property
+    def _weight_files(self) -> list[str]:
+        return [WEIGHT_FILES[self.stage]] if self.stage in WEIGHT_FILES else []
+
+    def _refuse_other_weights(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """:class:`OutputError` where the weights that the setting ``name`` brings are not those that the run began
+        with. Of a run that noted no hash of them, and of weights that are not there, the path is all that is known."""
+        section, _, key = name.partition(".")
+        old, new = before.get(section, {}), now[section]
+        was, found = old.get(f"{key}_content"), new[f"{key}_content"]
+        if was == found if was and found else old.get(key) == new[key]:
             return
-        what = f"run.init = {old!r}, now {init!r}"
-        if content and now["init_content"]:
-            what += f" with other weights ({content}, now {now['init_content']})"
+        what = f"{name} = {old.get(key)!r}, now {new[key]!r}"
+        if was and found:
+            what += f" with other weights ({was}, now {found})"
         raise OutputError(f"{self.path}: was started with {what}; give another --out or the old value")
 
     def _tensorboard(self) -> Any:
@@ -322,6 +345,26 @@ def _read_of(stage: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
     if sum(len(read["data"].get(name, ())) for name in ("further", "evidence", "images")) > 1:
         read["data"]["mixture"] = MIXTURE
     return read
+
+
+def _weight_file(stage: str, recipe: Recipe) -> Path | None:
+    """The file that the setting of :data:`WEIGHT_FILES` means; None where nothing of it is read, or none is there."""
+    fs, given = recipe.first_stage, recipe.detector.backbone_weights
+    if stage == "first_stage":
+        file = Path(fs.perceptual_weights) if fs.perceptual_weights else perceptual.find_weights()
+        return file if fs.perceptual_weight else None
+    if given != IN_PACKAGE:
+        return Path(given) if given else None
+    with suppress(ConfigError):  # not installed, as the detector will say
+        return efficientnet.find_weights()
+    return None
+
+
+def _hash_of(file: Path | None) -> str | None:
+    """Of a file's bytes, 16 hexadecimal digits; None where it cannot be read, which is said by who needs it."""
+    with suppress(OSError):
+        return file_hash(file)[:16] if file else None
+    return None
 
 
 def _keep_rows(file: Path, step: int) -> None:

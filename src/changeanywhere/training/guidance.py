@@ -19,6 +19,7 @@ from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.folder import Model, find_model, load_first_stage, load_model
 from changeanywhere.models.info import read_info
 from changeanywhere.seeds import step_seed
+from changeanywhere.sources.options import DEFAULT_STRETCH
 from changeanywhere.training.sections import USUAL_BANDS, DataRecipe
 
 MISMATCHED = 0.5
@@ -33,12 +34,14 @@ def first_stage_of_teacher(init: str, data: DataRecipe, trained: Path, given: Pa
     written, and no other.
 
     :class:`ConfigError` where one is ``given``, where ``trained``, which lies in OUT, has other latents, or where
-    ``data`` has other bands than the model says.
+    ``data`` has other bands, or another stretch, than the model says, with which what is taught is written.
     """
     folder = find_model(init)
-    own, known = folder / "first_stage", read_info(folder).bands or USUAL_BANDS
-    bands = tuple(data.bands or USUAL_BANDS)
-    require(bands == known, "data.bands", list(bands), f"{list(known)} with denoiser.distil_guidance, as {init} has it")
+    own, info = folder / "first_stage", read_info(folder)
+    for name, usual in (("bands", USUAL_BANDS), ("stretch", DEFAULT_STRETCH)):
+        asked, known = (list(getattr(part, name) or usual) for part in (data, info))
+        as_it_is = f"{known} with denoiser.distil_guidance, as {init} has it"
+        require(asked == known, f"data.{name}", asked, as_it_is)
     alone = f"none with denoiser.distil_guidance: the first stage of {init} is the one that its teacher knows"
     require(given is None, "first_stage_from", str(given), alone)
     if trained.is_dir():

@@ -298,7 +298,8 @@ class DetectorRecipe:
     """Share of crops that must hold some change, of pairs that have any; the others are drawn as the reference does."""
     hard_examples: bool = False
     """Online hard example mining (reference configurations of ChangerEx and LightCDNet): at least 100,000 px of a crop
-    count, so that of crops of 316 px and less all but the easiest does."""
+    count, so that of crops of 316 px and less all but the easiest does. Of several processes each chooses among the
+    crops that it has, not among all of the batch."""
     rotate_degrees: float = 180.0
     """Every second view is turned by up to this angle; 0 = never."""
     flip: bool = True
