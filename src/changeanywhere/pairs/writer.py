@@ -65,8 +65,9 @@ def write_pair(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds =
         raise PairsError(f"{pair.key}: image t1, image t2 and mask t1 have the shapes {shapes}")
     suffix = SUFFIXES[kinds.images]
     files: dict[str, str] = {}
-    for folder, image in zip(IMAGE_FOLDERS, (pair.image_t1, pair.image_t2), strict=True):
-        content = encode_png(image) if kinds.images == "png" else encode_geotiff(image, pair.georef)
+    images = (pair.image_t1, pair.image_t2)
+    for folder, image, said in zip(IMAGE_FOLDERS, images, pair.meanings, strict=True):
+        content = encode_png(image) if kinds.images == "png" else encode_geotiff(image, pair.georef, meanings=said)
         name, digest = _put(store, f"{folder}/{pair.key}{suffix}", content)
         files[name] = digest
     return files | write_labels(store, pair, legend, kinds)
