@@ -105,14 +105,16 @@ def finalise(
     reached: Callable[[SetSummary], Targets] = lambda counts: [],
     how: str = "",
     left_out: Mapping[str, int] | None = None,
+    moved: Mapping[str, int] | None = None,
 ) -> tuple[SetSummary, Targets]:
     """Write ``metadata.jsonl``, ``list/``, the tables of splits, ``legend.json``, the card and, last, ``report.html``.
 
     ``records``: at least one, in the order of their keys; none is kept in memory. ``reached``: (target, share asked,
     share reached) from the counts, written to ``targets.json`` where there are any. ``how`` the other date comes about,
-    for the card. ``left_out``: changes that were not made, and why, with counts, for card and report.
+    for the card. ``left_out``: changes that were not made, ``moved`` those made on another tile than the
+    one whose turn it was, and why, with counts, for card and report.
     """
-    counts = SetSummary(left_out)
+    counts = SetSummary(left_out, moved)
     last: Provenance | None = None
     tail = ""
     with ExitStack() as files:
