@@ -410,12 +410,16 @@ def test_a_tile_without_room_keeps_its_turn(
 
     usual, kinds = made(out=tmp_path / "elsewhere")
     assert not usual.left_out and kinds.total() == 12 and kinds.keys() == each - {("tile_3", "appearance")}
+    what = "appearance (its tile has no room for it)"
+    card, page = (tmp_path / "elsewhere" / name for name in ("README.md", "report.html"))
+    assert f"Moved to a tile with room: 1 {what}." in card.read_text()
+    assert f"<b>1</b>moved to a tile with room: {what}" in page.read_text() and "Left out" not in card.read_text()
     report, kinds = made(infeasible="leave")
     assert kinds == Counter(each - {("tile_3", "appearance")})
-    what = "appearance (its tile has no room for it)"
     assert report.left_out == {what: 1} and made(infeasible="leave")[0].left_out == {what: 1}
     assert f"<b>1</b>left out: {what}" in (options.out / "report.html").read_text()
     assert "Left out: 1 appearance" in (options.out / "README.md").read_text()
+    assert "oved to a tile" not in (options.out / "README.md").read_text() + (options.out / "report.html").read_text()
     with pytest.raises(OutputError, match="infeasible = 'leave', asked now: 'elsewhere'"):
         made()
     words = ["simulate", "--source", str(options.source), "--tile-size", "64", "--infeasible", "leave"]

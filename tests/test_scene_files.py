@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.enums import ColorInterp
 
 import changeanywhere as ca
 from changeanywhere.cli import run
@@ -228,19 +229,48 @@ def test_what_an_image_says_of_its_bands_stays(tmp_path: Path, tiny_model_folder
     with rasterio.open(image, "r+") as raster:
         for name, value in said.items():
             setattr(raster, name, tuple(each or "" for each in value) if name == "units" else value)
+        raster.colorinterp = seen = (ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.nir)
     with rasterio.open(grey, "r+") as raster:
         raster.scales, raster.offsets = (0.5,), (2.0,)
         stored = raster.read()
     more = ("--paste-back", "--num-steps", "1")
-    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more, "--bands", "[3,2,1]")) == 0
+    tiled = ("--bands", "[3,2,1]", "--tiles", "64", "--image-format", "geotiff")
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *more, *tiled)) == 0
     assert run(command(grey, mask, tmp_path / "out", tiny_model_folder, *more, "--bands", "[1,1,1]")) == 0
     for date in ("t1.tif", "t2.tif"):
         with rasterio.open(tmp_path / "out" / "deep" / date) as raster:
             assert {name: getattr(raster, name) for name in said} == said, date
+            assert raster.colorinterp == seen
         with rasterio.open(tmp_path / "out" / "grey" / date) as raster:
             value = raster.read() * raster.scales[0] + raster.offsets[0]
         if date == "t1.tif":
             assert np.allclose(value, stored * 0.5 + 2.0)
+    tiles = [*(tmp_path / "out" / "deep" / "tiles").glob("[AB]/*.tif")]
+    for file in tiles:
+        with rasterio.open(file) as raster:
+            assert {name: getattr(raster, name) for name in said} == {name: each[2::-1] for name, each in said.items()}
+            assert raster.colorinterp == seen[2::-1]
+    assert len(tiles) == 4
+
+
+@pytest.mark.parametrize(("dtype", "others"), [("uint16", 0), ("uint8", 1), ("uint16", 1)])
+def test_the_alpha_band_stays_the_alpha_band(dtype: str, others: int, tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Behind bands that are no colours, too: GDAL would mark the first of these."""
+    _, mask = write_scene(tmp_path / "in", 70, 130)
+    cover = land_cover(70, 130)
+    largest = np.iinfo(dtype).max
+    alpha = np.full((70, 130, 1), largest)
+    alpha[:, :40] = 0
+    bands = [colours(cover).astype(int) * (largest // 255), *[cover[..., None]] * others, alpha]
+    image = write_tiff(tmp_path / "in" / "ortho.tif", np.concatenate(bands, 2).astype(dtype))
+    with rasterio.open(image, "r+") as raster:
+        raster.colorinterp = (*raster.colorinterp[:-1], ColorInterp.alpha)
+    with rasterio.open(image) as raster:
+        assert [each.name for each in raster.colorinterp].index("alpha") == 3 + others
+    assert run(command(image, mask, tmp_path / "out", tiny_model_folder, "--num-steps", "1")) == 0
+    for date in ("t1.tif", "t2.tif"):
+        with rasterio.open(tmp_path / "out" / "ortho" / date) as raster:
+            assert [each.name == "alpha" for each in raster.colorinterp] == [False] * (3 + others) + [True], date
 
 
 class KilledError(BaseException):

@@ -10,7 +10,9 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
+from rasterio.enums import ColorInterp
 from scipy import ndimage
 
 from changeanywhere.cli import run as command
@@ -34,6 +36,7 @@ from changeanywhere.pairs.writer import check_labels
 from changeanywhere.sample import ChangePlan, Normalisation, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
 from conftest import write_source
+from raster_files import write_tif
 
 HOUSE = slice(36, 60), slice(36, 60)
 """Where every tile differs in earnest at the second date."""
@@ -433,6 +436,43 @@ def test_dates_may_be_exchanged_and_disturbed(tmp_path: Path) -> None:
     for number, line in enumerate(lines):
         real = pairs[number].image_t1 if line["real_date"] == 1 else pairs[number].image_t2
         assert np.array_equal(real, source.read(source.index_of(line["source_key"])).image)
+
+
+def test_what_files_of_both_dates_say_of_their_bands_stays(tmp_path: Path) -> None:
+    """Reflectances as whole numbers, whose offset is another at each date: what
+    is the same ground has the same physical values, and a set that goes on has the same bytes."""
+    source = write_dates(tmp_path / "source")
+    said = {"descriptions": ("B03", "B04", "B08"), "units": ("reflectance", "1", "reflectance")}
+    for folder, offset in (("images", 0.0), ("images_t2", -0.01)):
+        for file in sorted((source / folder).iterdir()):
+            three = np.asarray(Image.open(file).convert("RGB")).astype(np.uint16) * 16 + round(-offset * 10_000)
+            with rasterio.open(write_tif(file.with_suffix(".tif"), three), "r+") as raster:
+                raster.descriptions, raster.units = said["descriptions"], said["units"]
+                raster.scales, raster.offsets = (1e-4, 1e-4, 2e-4), (offset,) * 3
+                raster.colorinterp = (ColorInterp.green, ColorInterp.red, ColorInterp.nir)
+            file.unlink()
+    more = ("--image-format", "geotiff", "--bands", "[3,2,1]", "--shard-size", "3")
+    out = base_set(tmp_path, *more, "--random-order")
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert {line["real_date"] for line in lines} == {1, 2}
+    pairs = load_pairs(out)
+    for number, line in enumerate(lines):
+        for date, folder in enumerate(("images", "images_t2") if line["real_date"] == 1 else ("images_t2", "images")):
+            own, theirs = out / line[f"{'AB'[date]}_file_name"], source / folder / f"{line['source_key']}.tif"
+            with rasterio.open(own) as written, rasterio.open(theirs) as read:
+                assert written.descriptions == read.descriptions[::-1] and written.units == read.units[::-1]
+                assert written.colorinterp == read.colorinterp[::-1]
+                values = [
+                    raster.read() * np.reshape(raster.scales, (3, 1, 1)) + np.reshape(raster.offsets, (3, 1, 1))
+                    for raster in (written, read)
+                ]
+            kept = ~pairs[number].change_mask
+            assert np.allclose(values[0][:, kept], values[1][::-1][:, kept], atol=1e-9)
+    before = {file: file.read_bytes() for file in out.glob("[AB]/*.tif")}
+    for file in (*before, *out.glob("shards/*.json")):
+        file.unlink()
+    assert base_set(tmp_path, *more, "--random-order") == out
+    assert {file: file.read_bytes() for file in out.glob("[AB]/*.tif")} == before
 
 
 def test_what_is_painted_takes_the_style_of_the_second_date(tmp_path: Path) -> None:

@@ -95,8 +95,10 @@ def test_finish_says_what_generate_says(
         assert run(["finish", str(out)]) == code == (1 if infeasible == "elsewhere" else 0)
         finished = capsys.readouterr()
         assert (out / "metadata.jsonl").exists() and (out / "checksums.json").exists()
+        card, page = (out / "README.md").read_text(), (out / "report.html").read_text()
+        assert "Left out: " in card and "</b>left out: " in page, "what no tile has room for, too"
         if infeasible == "elsewhere":
-            assert "pairs; missing: " in finished.err
+            assert "pairs; missing: " in finished.err and "no tile has room for it" in page
             assert finished.err.splitlines()[-1] == said.err.splitlines()[-1]
         else:
             left = [line for line in said.out.splitlines() if line.startswith("left out: ")]

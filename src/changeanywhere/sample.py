@@ -67,6 +67,18 @@ class GeoReference:
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """What a file says of a band: its name, that its values are ``scale`` × value + ``offset`` of ``unit``, and which
+    ``colour`` it is ("red", "nir"; "": it does not say)."""
+
+    name: str = ""
+    unit: str = ""
+    scale: float = 1.0
+    offset: float = 0.0
+    colour: str = ""
+
+
+@dataclass(frozen=True)
 class SourceItem:
     """What is known of a tile before its pixels are read.
 
@@ -97,6 +109,8 @@ class SourceSample:
     georef: GeoReference | None = None
     date: int = 1
     """2: the image is of the second date, the mask of the first."""
+    meanings: tuple[Meaning, ...] = ()
+    """Of the image's bands; empty: its file says nothing of them."""
 
     def pixels(self) -> npt.NDArray[np.float32]:
         """The image as networks see it: float32 ``[H, W, C]`` in [-1, 1]."""
@@ -198,7 +212,8 @@ class ChangePair:
 
     ``metadata`` is the pair's line in ``metadata.jsonl``; ``mask_t1``/``mask_t2`` are None where a dataset has none;
     ``ignored`` is ground that no label speaks of (nodata, transparent, 255 beside 0 and 1), bool ``[H, W]``, None where
-    there is none; ``seen``, of either date, where its image shows ground, bool ``[H, W]``, None: everywhere.
+    there is none; ``seen``, of either date, where its image shows ground, bool ``[H, W]``, None: everywhere;
+    ``meanings``, of either date, what a GeoTIFF of its image is to say of each band, empty: nothing.
     """
 
     key: str
@@ -211,6 +226,7 @@ class ChangePair:
     georef: GeoReference | None = None
     ignored: ChangeMask | None = None
     seen: tuple[ChangeMask | None, ChangeMask | None] = (None, None)
+    meanings: tuple[tuple[Meaning, ...], tuple[Meaning, ...]] = ((), ())
 
 
 def in_8_bits(pixels: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:

@@ -128,8 +128,7 @@ def finish_set(job: Job, plan: PlanSummary, store: Store) -> SetReport:
         raise ShortfallError(f"{store.describe()}: the filter dropped all {plan.num_pairs} pairs; see filter.min_score")
     legend = Legend.from_dict(job.source.legend, store.describe("plan/job.json"))
     how = find_painter(job.painter.method).how
-    left_out = plan.missing if job.infeasible == "leave" else {}
-    counts, reached = finalise(store, legend, chain([first], records), job.reached, how, left_out)
+    counts, reached = finalise(store, legend, chain([first], records), job.reached, how, plan.missing, plan.moved)
     if counts.count != plan.num_pairs and not job.finishing.filter.drops:
         raise OutputError(
             f"{store.describe()}: {counts.count} pairs in its markers, {plan.num_pairs} in its plan, and no filter "

@@ -60,8 +60,9 @@ def finished_pair(
         masks, samples, plan = masks[::-1], samples[::-1], exchange(mask_t1, plan)
     first, second = _in_file_units(finished, samples, options)
     pair = ChangePair(
-        key, first, second, plan.change_mask, *masks, georef=sample.georef, ignored=_ignored(tiles, sample)
-    )
+        key, first, second, plan.change_mask, *masks, georef=sample.georef, ignored=_ignored(tiles, sample),
+        meanings=(samples[0].meanings, samples[1].meanings),
+    )  # fmt: skip
     item, legend = credited(sample.item, painting.donors), tiles.source.legend
     origin = Origin(item, job.source.name, tiles.splits[item.scene], sample.bands, sample.normalisation)
     how = [

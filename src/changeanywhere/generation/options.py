@@ -184,7 +184,8 @@ class GenerateOptions(SamplingOptions, SimulateOptions):
     filter: FilterOptions = field(default_factory=FilterOptions)
     second: SecondOptions = field(default_factory=SecondOptions)
     image_format: str = one_of(IMAGE_FORMATS, "png")
-    """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source)."""
+    """png (8-bit RGB) or geotiff (CRS, transform, bands and dtype of the source, and what it says of the bands: names,
+    units, scales, offsets)."""
     format: str = one_of(FORMATS, "folder")
     """What pairs lie in: ``folder`` (a file per image), ``webdataset`` (a tar per shard) or ``parquet`` (a table per
     shard, for Hugging Face datasets and pandas)."""

@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from changeanywhere.generation.job import identity_of_job
 from changeanywhere.generation.planners import Planners, Question, is_feasible
 from changeanywhere.generation.targets import Requests
 from changeanywhere.generation.tiles import EventSettings, Tiles
-from changeanywhere.legend import Mask
+from changeanywhere.legend import Legend, Mask
 from changeanywhere.plain import from_plain, to_plain
 from changeanywhere.progress import Progress
 from changeanywhere.sample import ChangePlan, change_mask_of
@@ -73,7 +73,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """How large a plan is, and how many of each request were asked for but found no place."""
+    """How large a plan is, and how many of each request were asked for but found no place, or none in their turn."""
 
     num_pairs: int
     first_keys: tuple[str, ...]
@@ -83,6 +83,9 @@ class PlanSummary:
     """What the job is named by; "" in plans of editions without seals."""
     seal: str = ""
     """Of this plan, as it was read."""
+    moved: dict[str, int] = field(default_factory=dict)
+    """How many of each were made in extra rounds, on a tile with room, since the one whose turn it was has none
+    (``infeasible: elsewhere``); empty in plans of editions that did not count them."""
 
     @property
     def num_shards(self) -> int:
@@ -132,15 +135,19 @@ def make_plan(
     :data:`PAIRS_IN_MEMORY` of them whole. ``job``: what the job is named by.
     """
     missing: Counter[EventRequest] = Counter()
+    moved: Counter[EventRequest] = Counter()
     num_buckets = max(1, -(-len(requests) // PAIRS_IN_MEMORY))
     with tempfile.TemporaryDirectory(prefix="changeanywhere-plan-") as folder:
         buckets = _Buckets(Path(folder), num_buckets, len(tiles.source))
         with buckets:
-            for pair in _placed(tiles, requests, seed, missing, elsewhere):
+            for pair in _placed(tiles, requests, seed, missing, moved if elsewhere else None):
                 buckets.add(pair)
                 progress("planning changes", buckets.count, len(requests))
         words = _in_words(missing, tiles.source, tiles.events, NO_TILE if elsewhere else ITS_TILE)
-        return _write_shards(buckets.sorted(), shard_size, store, words, job)
+        names: Counter[str] = Counter()
+        for request, count in moved.items():
+            names[f"{_name_of(request, tiles.source.legend)} ({ITS_TILE})"] += count
+        return _write_shards(buckets.sorted(), shard_size, store, (words, dict(names)), job)
 
 
 def plan_given(tiles: Tiles, seed: int, shard_size: int, store: Store, job: str = "") -> PlanSummary:
@@ -156,7 +163,7 @@ def plan_given(tiles: Tiles, seed: int, shard_size: int, store: Store, job: str 
         for item in second.items
         if item.key in places
     ]
-    return _write_shards(sorted(pairs, key=lambda p: (p.source_index, p.key)), shard_size, store, {}, job)
+    return _write_shards(sorted(pairs, key=lambda p: (p.source_index, p.key)), shard_size, store, ({}, {}), job)
 
 
 def load_summary(store: Store) -> PlanSummary | None:
@@ -195,9 +202,10 @@ def _shard_file(number: int) -> str:
 
 
 def _placed(
-    tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventRequest], elsewhere: bool
+    tiles: Tiles, requests: Requests, seed: int, missing: Counter[EventRequest], moved: Counter[EventRequest] | None
 ) -> Iterator[PlannedPair]:
-    """A pair for every request that finds a tile, in the order of finding; what does not is counted in ``missing``."""
+    """A pair for every request that finds a tile, in the order of finding; what does not is counted in ``missing``, and
+    what finds one in extra rounds in ``moved``; None: there are none."""
     items, order = tiles.source.items, stream("plan.order", seed).permutation(len(tiles.source))
     num_tiles, num_rounds = len(order), -(-len(requests) // len(order))
 
@@ -225,7 +233,9 @@ def _placed(
                 else:
                     infeasible[one.place] = one.request
             missing.update(infeasible[place] for place in sorted(infeasible))
-    for request in list(missing) if elsewhere else ():
+    if moved is None:
+        return
+    for request in list(missing):
         last_round = num_rounds + MAX_EXTRA_ROUNDS
         while missing[request] and num_rounds < last_round:
             before = missing[request]
@@ -233,6 +243,7 @@ def _placed(
                 one = asked(place, num_rounds, request)
                 if missing[request] and is_feasible(tiles, seed, one):
                     missing[request] -= 1
+                    moved[request] += 1
                     yield pair_of(one)
             num_rounds += 1
             if missing[request] == before:
@@ -268,8 +279,9 @@ class _Buckets:
 
 
 def _write_shards(
-    pairs: Iterable[PlannedPair], shard_size: int, store: Store, missing: dict[str, int], job: str
+    pairs: Iterable[PlannedPair], shard_size: int, store: Store, short: tuple[dict[str, int], dict[str, int]], job: str
 ) -> PlanSummary:
+    """``short``: what found no place, and what none in its turn, with counts."""
     first_keys: list[str] = []
     held: list[PlannedPair] = []
     count = 0
@@ -288,7 +300,8 @@ def _write_shards(
     if held:
         write()
     store.keep(_shard_file(number) for number in range(len(first_keys)))
-    summary = PlanSummary(count, tuple(first_keys), missing, job)
+    missing, moved = short
+    summary = PlanSummary(count, tuple(first_keys), missing, job, moved=moved)
     store.put(FILE, _sealed(summary, indent=1))
     store.keep([JOB, FILE] if store.exists(JOB) else [FILE])
     return replace(summary, seal=unsealed(store.get(FILE))[1])
@@ -297,6 +310,8 @@ def _write_shards(
 def _sealed(plan: PlanSummary | ShardPlan, indent: int | None = None) -> bytes:
     content = to_plain(plan)
     del content["seal"]
+    if not content.get("moved", True):  # the bytes of a plan in which nothing is moved stay what they were
+        del content["moved"]
     return sealed(content, indent)
 
 
@@ -310,10 +325,9 @@ def _in_words(missing: Counter[EventRequest], source: Source, events: EventSetti
     )
     words: Counter[str] = Counter()
     for request, count in short.items():
-        parts, reason = [request.kind] if request.kind else [], no_room
+        reason = no_room
         if request.transition is not None:
             before, after = request.transition
-            parts.append(f"{source.legend.name_of(before)}->{source.legend.name_of(after)}")
             table = events.context.transitions
             if table is not None and not table.weight(before, after):
                 reason = "the transition table forbids it"
@@ -321,7 +335,15 @@ def _in_words(missing: Counter[EventRequest], source: Source, events: EventSetti
                 reason = f"no tile has {source.legend.name_of(before)}"
             elif after not in present and "conversion" not in events.options.kinds:
                 reason = f"no tile has {source.legend.name_of(after)}, and conversion is not among the kinds"
-        if request.ratio is not None:
-            parts.append(f"with change ratio {request.ratio[0]:g}-{request.ratio[1]:g}")
-        words[f"{' '.join(parts) or 'change'} ({reason})"] += count
+        words[f"{_name_of(request, source.legend)} ({reason})"] += count
     return dict(words)
+
+
+def _name_of(request: EventRequest, legend: Legend) -> str:
+    parts = [request.kind] if request.kind else []
+    if request.transition is not None:
+        before, after = request.transition
+        parts.append(f"{legend.name_of(before)}->{legend.name_of(after)}")
+    if request.ratio is not None:
+        parts.append(f"with change ratio {request.ratio[0]:g}-{request.ratio[1]:g}")
+    return " ".join(parts) or "change"

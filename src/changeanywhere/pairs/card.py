@@ -130,14 +130,17 @@ def _counts(legend: Legend, counts: SetSummary) -> list[str]:
     ratios = sorted(counts.ratios)
     changed = sum(counts.transitions.values()) or 1
     most = counts.transitions.most_common(20)
-    left_out = [f"{n} {markdown(what)}" for what, n in counts.left_out.items()]
+    left_out, moved = (
+        ", ".join(f"{n} {markdown(what)}" for what, n in each.items()) for each in (counts.left_out, counts.moved)
+    )
     return [
         "## Counts",
         "",
         f"Splits: {_join(splits)}. Events: {_join(dict(sorted(counts.kinds.items())))}. "
         f"Share of changed pixels: median {ratios[len(ratios) // 2]:.2%}, "
         f"from {ratios[0]:.2%} to {ratios[-1]:.2%}.",
-        *([f"Left out: {', '.join(left_out)}."] if left_out else []),
+        *([f"Left out: {left_out}."] if left_out else []),
+        *([f"Moved to a tile with room: {moved}."] if moved else []),
         "",
         "| class | index | colour |",
         "|---|---|---|",

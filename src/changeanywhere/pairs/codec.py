@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,8 +13,9 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from changeanywhere.errors import PairsError
+from changeanywhere.rasters.tiff import put_meanings
 from changeanywhere.rasters.unplaced import unplaced
-from changeanywhere.sample import GeoReference, Image
+from changeanywhere.sample import GeoReference, Image, Meaning
 
 PNG_LEVEL = 1  # zlib: 7.7 ms and 94.3 kB for a tile of 256 px; level 3 12.2 ms and 90.8 kB, level 6 27.4 ms and 92.3 kB
 PNG_KEPT = 8
@@ -37,8 +39,13 @@ def _png(pixels: bytes, shape: tuple[int, ...], palette: bytes | None) -> bytes:
     return buffer.getvalue()
 
 
-def encode_geotiff(array: Image, georef: GeoReference | None, palette: npt.NDArray[np.uint8] | None = None) -> bytes:
-    """``[H, W, C]`` → deflate-compressed GeoTIFF.
+def encode_geotiff(
+    array: Image,
+    georef: GeoReference | None,
+    palette: npt.NDArray[np.uint8] | None = None,
+    meanings: Sequence[Meaning] = (),
+) -> bytes:
+    """``[H, W, C]`` → deflate-compressed GeoTIFF; ``meanings``: of each band, or none.
 
     A fourth band is a band: GDAL's own choice for four bands of 8 bits is to tag it as alpha, and whatever reads that
     takes near infrared for transparency.
@@ -60,6 +67,7 @@ def encode_geotiff(array: Image, georef: GeoReference | None, palette: npt.NDArr
             **place,
             **more,
         ) as target:
+            put_meanings(target, meanings)
             target.write(array.transpose(2, 0, 1))
             if palette is not None:
                 target.write_colormap(1, {i: (*map(int, colour), 255) for i, colour in enumerate(palette)})

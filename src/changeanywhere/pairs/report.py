@@ -58,6 +58,7 @@ def _facts(counts: SetSummary) -> str:
     facts += [(str(counts.splits[name]), name) for name in SPLITS]
     facts += [(str(n), licence) for licence, n in sorted(counts.licences.items())]
     facts += [(str(n), f"left out: {what}") for what, n in counts.left_out.items()]
+    facts += [(str(n), f"moved to a tile with room: {what}") for what, n in counts.moved.items()]
     if counts.seconds["base"]:
         facts += [(str(counts.seconds["base"]), "on a real second date")]
         facts += [(f"{counts.ignored / counts.count:.1%}", "of the ground without a label (ignore/)")]

@@ -13,10 +13,12 @@ from changeanywhere.pairs.record import PairRecord
 class SetSummary:
     """Counts over the records of ``metadata.jsonl``."""
 
-    def __init__(self, left_out: Mapping[str, int] | None = None) -> None:
+    def __init__(self, left_out: Mapping[str, int] | None = None, moved: Mapping[str, int] | None = None) -> None:
         self.count = 0
         self.left_out = dict(left_out or {})
         """Changes that were asked for and not made, and why, with counts."""
+        self.moved = dict(moved or {})
+        """Changes that were made on a tile with room, not on the one whose turn it was, and why, with counts."""
         self.first: PairRecord | None = None
         """The first record: what all of them share (source, model, settings, versions)."""
         self.kinds: Counter[str] = Counter()

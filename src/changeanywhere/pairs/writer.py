@@ -65,8 +65,9 @@ def write_pair(store: Puts, pair: ChangePair, legend: Legend, kinds: FileKinds =
         raise PairsError(f"{pair.key}: image t1, image t2 and mask t1 have the shapes {shapes}")
     suffix = SUFFIXES[kinds.images]
     files: dict[str, str] = {}
-    for folder, image in zip(IMAGE_FOLDERS, (pair.image_t1, pair.image_t2), strict=True):
-        content = encode_png(image) if kinds.images == "png" else encode_geotiff(image, pair.georef)
+    images = (pair.image_t1, pair.image_t2)
+    for folder, image, said in zip(IMAGE_FOLDERS, images, pair.meanings, strict=True):
+        content = encode_png(image) if kinds.images == "png" else encode_geotiff(image, pair.georef, meanings=said)
         name, digest = _put(store, f"{folder}/{pair.key}{suffix}", content)
         files[name] = digest
     return files | write_labels(store, pair, legend, kinds)
@@ -104,14 +105,16 @@ def finalise(
     reached: Callable[[SetSummary], Targets] = lambda counts: [],
     how: str = "",
     left_out: Mapping[str, int] | None = None,
+    moved: Mapping[str, int] | None = None,
 ) -> tuple[SetSummary, Targets]:
     """Write ``metadata.jsonl``, ``list/``, the tables of splits, ``legend.json``, the card and, last, ``report.html``.
 
     ``records``: at least one, in the order of their keys; none is kept in memory. ``reached``: (target, share asked,
     share reached) from the counts, written to ``targets.json`` where there are any. ``how`` the other date comes about,
-    for the card. ``left_out``: changes that were not made, and why, with counts, for card and report.
+    for the card. ``left_out``: changes that were not made, ``moved`` those made on another tile than the
+    one whose turn it was, and why, with counts, for card and report.
     """
-    counts = SetSummary(left_out)
+    counts = SetSummary(left_out, moved)
     last: Provenance | None = None
     tail = ""
     with ExitStack() as files:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.errors import InputError, RasterError
+from changeanywhere.sample import Meaning
 
 MAX_MEGAPIXELS = 178
 """Of what must be held in memory at once: a PNG or JPEG, a block of a TIFF. About what Pillow takes for an attack."""
@@ -72,16 +73,6 @@ class Palette:
 
     colours: npt.NDArray[np.uint8]
     opaque: Valid
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What a file says of a band: its name, and that its values are ``scale`` × value + ``offset`` of ``unit``."""
-
-    name: str = ""
-    unit: str = ""
-    scale: float = 1.0
-    offset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +145,11 @@ class Facts:
             replace(each, scale=-each.scale / self.scale, offset=each.offset + each.scale * largest)
             for each in self.meanings
         )
+
+    def meanings_of(self, bands: Sequence[int]) -> tuple[Meaning, ...]:
+        """:attr:`shown_meanings` of ``bands``, from 1; empty where there are none."""
+        said = self.shown_meanings
+        return tuple(said[band - 1] for band in bands) if said else ()
 
     @property
     def hides_ground(self) -> bool:

@@ -8,7 +8,7 @@ BigTIFF; https://www.awaresystems.be/imaging/tiff/tifftags.html.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from changeanywhere.errors import RasterError
-from changeanywhere.rasters.facts import Facts, Meaning, Palette, Valid, Values, Window, check_size, shown, stamp_of
+from changeanywhere.rasters.facts import Facts, Palette, Valid, Values, Window, check_size, shown, stamp_of
 from changeanywhere.rasters.ground import place_of
 from changeanywhere.rasters.unplaced import unplaced
+from changeanywhere.sample import Meaning
 
 BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, COLOUR_MAP = 258, 259, 262, 274, 320
 WANTED = (BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, COLOUR_MAP)
@@ -33,6 +34,8 @@ LERC, WEBP, JPEG_XL = 34887, 50001, (50002, 52546)
 SAMPLES, SAMPLE_SIDE = 4, 128
 """An alpha band is judged by SAMPLES x SAMPLES squares of this side in px, evenly spaced."""
 MAX_TAGS = 4096
+NO_COLOUR = ("undefined", "palette", "alpha")
+"""What GDAL says of bands that are no colour."""
 DRIVERS = {"TIFF": "GTiff", "JPEG 2000": "JP2OpenJPEG"}
 
 
@@ -165,8 +168,32 @@ def facts_of(path: Path, max_megapixels: float | None) -> Facts:
 
 
 def _meanings(raster: Any) -> tuple[Meaning, ...]:
-    said = zip(raster.descriptions, raster.units, raster.scales, raster.offsets, strict=True)
-    return tuple(Meaning(name or "", unit or "", scale, offset) for name, unit, scale, offset in said)
+    colours = ("" if each.name in NO_COLOUR else each.name for each in raster.colorinterp)
+    said = zip(raster.descriptions, raster.units, raster.scales, raster.offsets, colours, strict=True)
+    return tuple(Meaning(name or "", unit or "", scale, offset, colour) for name, unit, scale, offset, colour in said)
+
+
+def put_meanings(target: Any, meanings: Sequence[Meaning]) -> None:
+    """Say of each band of a GeoTIFF that is being written what ``meanings`` say; nothing where these say nothing.
+
+    Colours only where every band but an alpha band has one, and not of 8 bits: such files are red, green and blue in
+    the order of their bands, since readers other than GDAL know no other order.
+    """
+    if not meanings:
+        return
+    if any(each != Meaning(colour=each.colour) for each in meanings):
+        target.descriptions = tuple(each.name or None for each in meanings)
+        target.units = tuple(each.unit for each in meanings)
+        target.scales = tuple(each.scale for each in meanings)
+        target.offsets = tuple(each.offset for each in meanings)
+    from rasterio.enums import ColorInterp
+
+    alpha, undefined = ColorInterp.alpha, ColorInterp.undefined
+    there = target.colorinterp
+    pairs = zip(there, meanings, strict=True)
+    colours = tuple(own if own is alpha else ColorInterp[each.colour or undefined.name] for own, each in pairs)
+    if target.dtypes[0] != "uint8" and undefined not in colours and colours != there:
+        target.colorinterp = colours
 
 
 def _refuse(path: Path, raster: Any) -> None:

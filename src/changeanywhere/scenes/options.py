@@ -77,7 +77,8 @@ class SceneOptions(SamplingOptions):
     tiles: int | None = None
     """Also cut the finished scene into training pairs of this side in px, a set in OUT/SCENE/tiles."""
     image_format: str = one_of(IMAGE_FORMATS, "png")
-    """Of the images of ``tiles``: png (8-bit RGB) or geotiff (CRS, transform, painted bands and dtype of the scene)."""
+    """Of the images of ``tiles``: png (8-bit RGB) or geotiff (CRS, transform, painted bands and dtype of the scene, and
+    what it says of the bands: names, units, scales, offsets)."""
     batch_size: int = 4
     """Windows that go through the networks at once."""
     dry_run: bool = False

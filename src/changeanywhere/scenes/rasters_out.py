@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from changeanywhere.errors import OutputError
 from changeanywhere.legend import Legend
-from changeanywhere.rasters.facts import Meaning
+from changeanywhere.rasters.tiff import put_meanings
 from changeanywhere.rasters.unplaced import unplaced
-from changeanywhere.sample import GeoReference
+from changeanywhere.sample import GeoReference, Meaning
 
 BLOCK = 512
 CACHE_MB = 64
@@ -79,8 +79,9 @@ def cog(path: Path, raster: Raster, scratch: Path) -> Iterator[RowWriter]:
                 target.update_tags(**raster.tags)
                 if raster.legend is not None:
                     _describe(target, raster.legend)
-                if any(each != Meaning() for each in raster.meanings):
-                    _say(target, raster.meanings)
+                if raster.alpha:
+                    _mark_alpha(target)
+                put_meanings(target, raster.meanings)
                 yield RowWriter(target)
             rasterio.shutil.copy(plain, packed, driver="COG", **_options(raster))
         with packed.open("rb+") as file:
@@ -128,11 +129,15 @@ def _options(raster: Raster) -> dict[str, Any]:
     }
 
 
-def _say(target: Any, meanings: Sequence[Meaning]) -> None:
-    target.descriptions = tuple(each.name or None for each in meanings)
-    target.units = tuple(each.unit for each in meanings)
-    target.scales = tuple(each.scale for each in meanings)
-    target.offsets = tuple(each.offset for each in meanings)
+def _mark_alpha(target: Any) -> None:
+    """Of bands beyond grey or red, green and blue GDAL's ALPHA marks the first, wherever the alpha band stands."""
+    from rasterio.enums import ColorInterp
+
+    there = target.colorinterp
+    others = (ColorInterp.undefined if each is ColorInterp.alpha else each for each in there[:-1])
+    wanted = (*others, ColorInterp.alpha)
+    if wanted != there:
+        target.colorinterp = wanted
 
 
 def _describe(target: Any, legend: Legend) -> None:

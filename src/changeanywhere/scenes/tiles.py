@@ -148,7 +148,8 @@ class _Tiles:
         key = f"{self._scene.name}_{window.row:05d}_{window.column:05d}"
         georef = georef_of(image.facts, window)
         change = change_mask_of(*masks)
-        pair = ChangePair(key, self._pixels("t1", window), self._pixels("t2", window), change, *masks, georef=georef)
+        images, said = (self._pixels("t1", window), self._pixels("t2", window)), image.facts.meanings_of(image.bands)
+        pair = ChangePair(key, *images, change, *masks, georef=georef, meanings=(said, said))
         write_pair(store, pair, self._legend, FileKinds(cut.image_format))
         plan = ChangePlan(masks[1], change, tuple(self._within(window, masks)), self._seed)
         item = SourceItem(key, self._scene.name, SPLIT, gsd_m=image.gsd_m)

@@ -164,16 +164,18 @@ class TileSource(Source):
             bands=tuple(str(band) for band in self._bands),
             normalisation=normalisation,
             georef=georef_of(info, tile.window),
+            meanings=info.meanings_of(self._bands),
         )
 
     def read_second(self, index: int) -> SourceSample:
         tile, first = self._tiles[index], self.read(index)
         second = _second_of(tile.entry)
-        image, valid = self._image(tile, second, self._info(tile, second), first.normalisation)
+        info = self._info(tile, second)
+        image, valid = self._image(tile, second, info, first.normalisation)
         if image.dtype != first.image.dtype:
             raise SourceError(f"{second}: {image.dtype}, the first date {tile.entry.image.name} is {first.image.dtype}")
         mask = first.mask if valid is None else np.where(valid, first.mask, 0).astype(np.uint8)
-        return replace(first, image=image, mask=mask, date=2)
+        return replace(first, image=image, mask=mask, date=2, meanings=info.meanings_of(self._bands))
 
     @cached_property
     def _of_image(self) -> dict[tuple[Path, Window], int]:
