@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ import torch
 from PIL import Image
 from skimage.color import rgb2lab
 
-from changeanywhere.benchmark import trainings
+from changeanywhere import leases
+from changeanywhere.benchmark import protocol, trainings
 from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptions
 from changeanywhere.benchmark.pictures import COLOURS, curves, learning_curves, outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
@@ -37,10 +39,12 @@ from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
 from changeanywhere.benchmark.trainings import Cell, is_flat
 from changeanywhere.cli import run as command
-from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError
+from changeanywhere.errors import ConfigError, InUseError, OutputError, PairsError, ShortfallError
 from changeanywhere.evaluation.figures import MIN_TILES
 from changeanywhere.legend import load_legend
+from changeanywhere.machine import this_machine
 from changeanywhere.pairs import load_pairs
+from changeanywhere.storage import atomic_write
 from changeanywhere.training.detection import ChangeScores
 from changeanywhere.training.detector import train_detector
 from changeanywhere.training.recipe import DetectorRecipe, Recipe, RunRecipe
@@ -886,6 +890,216 @@ def test_a_run_that_waits_for_others_can_be_stopped_and_makes_what_they_are_not_
             run_benchmark(asked, stop=stop)
     made = sorted(file.parent.name for file in options.out.glob("training/*/result.json"))
     assert made == ["fc_ef-only-sup-050-0-lr0.0001"], "the other rate"
+
+
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells without a training."""
+
+    def finish(self: Benchmark, cell: Cell) -> None:
+        atomic_write(self.options.out / "cells" / f"{cell.key}.json", b"{}")
+
+    monkeypatch.setattr(Benchmark, "finish", finish)
+    monkeypatch.setattr(protocol, "POLL", 0.1)
+
+
+def test_what_a_machine_that_is_gone_was_at_is_taken_over(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or this one, before it was started anew."""
+    quickly(monkeypatch)
+    monkeypatch.setattr(leases, "EXPIRES_AFTER", 1.0)
+    monkeypatch.setattr(leases, "TOLD_AFTER", 0.0)
+    stop = Event()
+    benchmark = Benchmark(replace(options, shares=[50], pretraining={}, seeds=[0]), stop=stop)
+    (cell,) = benchmark.cells()
+    lease = options.out / "leases" / f"{cell.key}.json"
+    holder = {"machine": "othernode boot pid:[1]", "pid": 4242, "started": "1", "token": "t", "renewals": 3}
+    atomic_write(lease, json.dumps(holder).encode())
+    timer = Timer(60, stop.set)
+    timer.start()
+    assert protocol._finish_all(benchmark, [cell]) == [] and benchmark.is_finished(cell)
+    timer.cancel()
+    told = capsys.readouterr().err
+    assert told.count("waiting for process 4242 on othernode") == 1 and str(lease) in told
+    assert not lease.parent.exists()
+
+
+def test_a_training_that_another_process_is_at_is_no_failure(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickly(monkeypatch)
+    finish, refused = Benchmark.finish, list[str]()
+
+    def busy(self: Benchmark, cell: Cell) -> None:
+        if cell.key not in refused:
+            refused.append(cell.key)
+            raise InUseError("out: process 7 on far is training in it")
+        finish(self, cell)
+
+    monkeypatch.setattr(Benchmark, "finish", busy)
+    benchmark = Benchmark(replace(options, shares=[50], pretraining={}))
+    cells = list(benchmark.cells())
+    assert protocol._finish_all(benchmark, cells) == [] and len(refused) == len(cells) == 2
+    assert all(map(benchmark.is_finished, cells))
+
+
+def test_what_dead_processes_left_is_swept_where_pretrainings_are_shared_too(
+    options: BenchmarkOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickly(monkeypatch)
+    monkeypatch.setattr(Benchmark, "write_results", lambda self: [])
+    asked = replace(options, pretrain_out=tmp_path / "shared")
+    dead = {"machine": this_machine(), "pid": 2**22 + 1, "started": "1", "token": "t", "renewals": 3}
+    for folder in (asked.out, tmp_path / "shared"):
+        atomic_write(folder / "leases" / "gone.json", json.dumps(dead).encode())
+    run_benchmark(asked)
+    assert not list(tmp_path.glob("*/leases"))
+
+
+def test_a_folder_is_begun_while_somebody_is_at_it(options: BenchmarkOptions, tmp_path: Path) -> None:
+    """Pre-training into a shared folder leaves nothing in OUT for hours."""
+    options = replace(options, pretrain_out=tmp_path / "shared")
+    longer, file = replace(options, finetune=replace(STEPS, num_steps=5)), options.out / "benchmark.json"
+    first = Benchmark(options)
+    first.freeze()
+    with alone(options.out, "fc_ef-made-050-0"):
+        before = file.read_bytes()
+        said = r"finetune\.num_steps = 4, asked now: 5; .*at work there: .*fc_ef-made-050-0\.json; if none is"
+        with pytest.raises(OutputError, match=said):
+            Benchmark(longer).freeze()
+        with pytest.raises(OutputError, match=said):
+            Benchmark(longer).freeze(write=False)
+        assert file.read_bytes() == before
+        Benchmark(options).freeze()  # the same command shares it
+        first.confirm()
+    assert not (options.out / "leases").exists()
+    late = Benchmark(options)
+    late.freeze()
+    Benchmark(longer).freeze()  # nobody is at it any more
+    with (
+        alone(options.out, "fc_ef-made-050-0"),
+        pytest.raises(ConfigError, match=r"was begun with finetune\.num_steps = 5, asked now: 4"),
+    ):
+        late.finish(Cell("fc_ef", "made", 50, 0))  # it would be a cell of other options
+
+
+def test_cells_are_held_to_the_options_they_were_made_with(
+    options: BenchmarkOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Benchmark, "score", lambda self, cell: {"scenes": {scene: [1, 1, 1, 1] for scene in self.scenes}}
+    )
+    monkeypatch.setattr(trainings.Trainings, "forget", lambda self, cell: None)
+    benchmark, cell = Benchmark(options), Cell("fc_ef", "made", 50, 0)
+    benchmark.finish(cell)
+    more = replace(options, shares=[0, 50, 100], seeds=[0, 1, 2], detectors=["fc_ef", "bit_r18"])
+    again = replace(options, pretraining=options.pretraining | {"again": options.pretraining["made"]})
+    for further in (more, again):
+        assert len(Benchmark(further).finished()) == 1
+    moved = replace(options, out=tmp_path / "moved", pairs=str(shutil.copytree(options.pairs, tmp_path / "copy")))
+    shutil.copytree(options.out / "cells", moved.out / "cells")
+    assert len(Benchmark(moved).finished()) == 1, "made on another machine, where the data lies elsewhere"
+    (options.out / "benchmark.json").unlink()
+    for other in (replace(options, candidates=1), replace(options, pretrain=replace(STEPS, num_steps=5))):
+        with pytest.raises(
+            OutputError, match=r"fc_ef-made-050-0\.json: was scored with other options, .* delete it and"
+        ):
+            Benchmark(other).finished()
+    file = options.out / "cells" / f"{cell.key}.json"
+    record = json.loads(file.read_text())
+    del record["frozen"]  # of an earlier edition
+    file.write_text(json.dumps(record))
+    assert len(Benchmark(replace(options, candidates=1)).finished()) == 1
+
+
+def uncompressed(root: Path) -> None:
+    for file in sorted(root.rglob("*.png")):
+        if file.parent.name != "label":
+            Image.open(file).save(file.with_suffix(".tif"))
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"),
+    [
+        ("real/test", "the test split"),
+        ("real/train", "the training split"),
+        ("generated", "the set of made"),
+        ("further", "the unlabelled pairs of .*further"),
+    ],
+)
+def test_finished_cells_are_believed_of_the_same_images_alone(
+    options: BenchmarkOptions, folder: str, what: str, tmp_path: Path
+) -> None:
+    """Images without compression have one size, whatever they show."""
+    for root in (tmp_path / "real", tmp_path / "generated"):
+        uncompressed(root)
+    shutil.copytree(tmp_path / "generated", tmp_path / "further")
+    baselines = ["only-sup", "semi-supervised"]
+    options = replace(options, unlabelled=[str(tmp_path / "further")], baselines=baselines)
+    begin(Benchmark(options))
+    file = options.out / "benchmark.json"
+    noted = json.loads(file.read_text())
+    assert all(found.startswith("bytes:") for found in noted["contents"].values())
+    found = Benchmark(options)
+    assert found.contents == Benchmark(options).contents
+    image = next((tmp_path / folder / "A").iterdir())
+    facts = image.stat()
+    Image.fromarray(255 - np.array(Image.open(image))).save(image)
+    os.utime(image, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # as cp -p leaves it
+    assert image.stat().st_size == facts.st_size
+    with pytest.raises(OutputError, match=f"out: {what} is not what it was .* give another --out"):
+        Benchmark(options).freeze()
+    sized = {name: content.sized for name, content in found.contents.items()}
+    file.write_text(json.dumps(noted | {"contents": sized}))  # of an earlier edition, which cannot know
+    Benchmark(options).freeze()
+    assert json.loads(file.read_text())["contents"].keys() == sized.keys()
+    assert all(found.startswith("bytes:") for found in json.loads(file.read_text())["contents"].values())
+    label = next((tmp_path / "real/test/label").iterdir())
+    Image.fromarray(255 - np.array(Image.open(label))).save(label)
+    file.write_text(json.dumps(noted | {"contents": sized}))
+    with pytest.raises(OutputError, match="the test split is not what it was"):
+        Benchmark(options).freeze()
+
+
+def test_shared_pretrainings_are_of_the_same_backbone_and_classes(
+    options: BenchmarkOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(recipe: Recipe, out: Path, *_: Any) -> None:
+        atomic_write(out / "detector" / "detector.json", b"{}")
+
+    monkeypatch.setattr(trainings, "train_detector", trained)
+    backbone = tmp_path / "r18.pth"
+    backbone.write_bytes(b"some")
+    shared = tmp_path / "shared"
+    options = replace(options, pretrain_out=shared, backbones={"bit_r18": str(backbone)}, detectors=["bit_r18"])
+
+    def pretrained(detector: str = "bit_r18", **other: Any) -> Path:
+        asked = replace(options, out=tmp_path / "second", **other)
+        return Benchmark(asked).trainings.pretrained(detector, "made", 0)
+
+    note = pretrained().parent / "result.json"
+    moved = tmp_path / "moved.pth"
+    shutil.copy(backbone, moved)
+    pretrained(backbones={"bit_r18": str(moved)})
+    moved.write_bytes(b"else")
+    with pytest.raises(OutputError, match="was pre-trained otherwise \\(another backbone, see result"):
+        pretrained(backbones={"bit_r18": str(moved)})
+    with pytest.raises(OutputError, match="another backbone"):
+        pretrained(backbones={})
+    made = load_pairs(tmp_path / "generated")
+    earlier = {"recipe": json.loads(note.read_text())["recipe"], "pairs": made.content_hash()}
+    note.write_text(json.dumps(earlier))
+    pretrained()  # of an earlier edition
+    note.write_text(json.dumps(earlier | {"pairs": "0" * 16}))
+    with pytest.raises(OutputError, match="other pairs"):
+        pretrained()
+    semantic, classes = {"backbones": {}, "detectors": ["semantic_unet_lite0"]}, "before"
+    monkeypatch.setattr(trainings, "hash_of_classes", lambda pairs: classes)
+    pretrained("semantic_unet_lite0", **semantic)
+    classes = "after"
+    with pytest.raises(OutputError, match="other classes"):
+        pretrained("semantic_unet_lite0", **semantic)
 
 
 def test_panels_of_pairs_of_several_sizes_and_of_weights_that_are_gone(options: BenchmarkOptions) -> None:

@@ -27,11 +27,12 @@ from changeanywhere import leases
 from changeanywhere.cli import run
 from changeanywhere.errors import ChangeAnywhereError, ConfigError, ModelError, OutputError
 from changeanywhere.leases import Leases
+from changeanywhere.machine import this_machine
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.folder import load_model
 from changeanywhere.pairs import load_pairs
 from changeanywhere.sample import ChangePair
-from changeanywhere.storage import LocalStore
+from changeanywhere.storage import LocalStore, content_hash
 from changeanywhere.training import loop
 from changeanywhere.training.batches import loaded
 from changeanywhere.training.denoiser import train_denoiser
@@ -600,3 +601,94 @@ def test_a_renewal_that_fails_is_made_up_for(tmp_path: Path, monkeypatch: pytest
     with held.renewed():
         assert renewed.wait(10) and failed.is_set()
     assert not (tmp_path / "leases").exists() or not list((tmp_path / "leases").iterdir())
+
+
+def left_behind(store: LocalStore, machine: str, name: str = "7") -> None:
+    """A lease of a process that is gone."""
+    holder = {"machine": machine, "pid": 2**22 + 1, "started": "1", "token": "t", "renewals": 3}
+    store.put(f"leases/{name}.json", json.dumps(holder).encode())
+
+
+def test_of_two_that_take_a_lease_over_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both saw that its process is dead; the slower one once deleted the lease that the other had taken."""
+    store = LocalStore(tmp_path)
+    left_behind(store, this_machine())
+    quick, slow = Leases(store), Leases(store)
+    alive, taken = leases._is_running, list[bool]()
+
+    def meanwhile(pid: int, started: str) -> bool:
+        found = alive(pid, started)
+        if not taken:
+            taken.append(True)
+            taken[0] = quick.claim("7")
+        return found
+
+    monkeypatch.setattr(leases, "_is_running", meanwhile)
+    assert not slow.claim("7") and taken == [True]
+    assert [file.name for file in (tmp_path / "leases").iterdir()] == ["7.json"], "nothing is left of the takeover"
+    slow.release("7")
+    assert not slow.claim("7"), "it is the other's"
+    quick.release("7")
+    assert slow.claim("7")
+
+
+def test_a_takeover_that_died_holds_nobody_up(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    left_behind(store, this_machine())
+    guard = f"7.{content_hash(store.get('leases/7.json'))[:12]}"
+    left_behind(store, this_machine(), guard)
+    with Leases(store).waited_for("7", lambda: False) as ours:
+        assert ours
+    assert not list((tmp_path / "leases").iterdir())
+
+
+def test_a_lease_that_was_taken_over_is_neither_renewed_nor_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a night of a machine asleep: its leases expired, and others work on."""
+    monkeypatch.setattr(leases, "RENEWED_EVERY", 0.02)
+    store, held = LocalStore(tmp_path), Leases(LocalStore(tmp_path))
+    with held.renewed():
+        assert held.claim("7") and held.claim("8")
+        left_behind(store, "far away")
+        theirs = store.get("leases/7.json")
+        store.delete("leases/8.json")
+        until = time.monotonic() + 30
+        while not store.exists("leases/8.json") and time.monotonic() < until:
+            time.sleep(0.01)
+        assert store.exists("leases/8.json"), "of what is gone nobody else has it"
+        assert store.get("leases/7.json") == theirs
+    assert store.get("leases/7.json") == theirs and not store.exists("leases/8.json")
+
+
+def test_an_expired_lease_is_known_by_all_who_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine that is gone; whoever looks may have come a moment ago, in this process."""
+    store = LocalStore(tmp_path)
+    for name in "789":
+        left_behind(store, "far away", name)
+    assert not Leases(store).claim("7") and Leases(store).others() == ["7", "8", "9"]
+    Leases(store).sweep()
+    assert store.exists("leases/9.json")
+    monkeypatch.setattr(leases, "EXPIRES_AFTER", 0.0)
+    left_behind(store, "far away, alive", "9")
+    assert Leases(store).claim("7")
+    Leases(store).sweep()
+    assert [store.exists(f"leases/{name}.json") for name in "789"] == [True, False, True]
+
+
+def test_a_lease_is_renewed_while_it_is_waited_for_and_the_wait_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(leases, "RENEWED_EVERY", 0.02)
+    monkeypatch.setattr(leases, "TOLD_AFTER", 0.0)
+    store = LocalStore(tmp_path)
+    with Leases(store).waited_for("plan", lambda: False):
+        before, until = store.get("leases/plan.json"), time.monotonic() + 30
+        while store.get("leases/plan.json") == before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert store.get("leases/plan.json") != before
+        looks = iter([False, False, True])
+        with Leases(store).waited_for("plan", lambda: next(looks)) as ours:
+            assert not ours
+    told = capsys.readouterr().err
+    assert told.count("waiting for process") == 1 and f"{os.getpid()} on " in told and "plan.json" in told

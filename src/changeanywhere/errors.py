@@ -72,6 +72,10 @@ class OutputError(InputError):
     """The output folder cannot be used: not writable, in use, or made with other settings."""
 
 
+class InUseError(OutputError):
+    """Another process is at work in the folder: it may be free later."""
+
+
 def require(allowed: bool, name: str, value: object, what: str) -> None:
     """Raise :class:`ConfigError` for an option whose value is not ``allowed``; ``what`` says which values are."""
     if not allowed:

@@ -1,7 +1,8 @@
 """What the folder of a benchmark was begun with, in OUT/benchmark.json: finished cells are believed of the same options
 and the same data alone.
 
-Data is known by its hash. What earlier editions did not note (weights that were handed in, unlabelled pairs, …) is
+Data is known by its hash: of all bytes, but in folders of earlier editions, which took images by their sizes, until
+the next run notes it anew. What earlier editions did not note (weights that were handed in, unlabelled pairs, …) is
 asked of the trainings, which note what they saw; what nobody knows any more is not believed.
 """
 
@@ -11,12 +12,15 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from changeanywhere.benchmark.content import KIND, ContentHashes
 from changeanywhere.benchmark.options import BenchmarkOptions
-from changeanywhere.benchmark.trainings import grown_seeds, handed_in, noted
+from changeanywhere.benchmark.sharing import freezing, living
+from changeanywhere.benchmark.trainings import Cell, grown_seeds, handed_in, noted
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.models.names import SEMANTIC
@@ -30,6 +34,8 @@ from changeanywhere.storage import hash_of as hash_of_file
 FILE = "benchmark.json"
 GROWING = ("arms", "backbones", "contents")
 """Parts of it in which further ones may come: what is in them depends on detectors, arms and shares."""
+PLACES = ("pairs", "lists")
+"""Parts of it that say where data lies, which is known by its hash."""
 MADE = ("cells", "training", "pretrain")
 """Folders in OUT of what depends on it."""
 PAIRS, WEIGHTS = "other pairs, or other labels", "other weights"
@@ -40,12 +46,19 @@ class Content:
     """Data that cells depend on."""
 
     hash: str
+    sized: str | None = None
+    """As earlier editions noted it, with images by their sizes; None: as ``hash``."""
     other: str = PAIRS
     """What it is if it is not what it was."""
     behind: str | None = None
     """Pattern of the names of cells and trainings that depend on it; None: every edition has noted it."""
     recorded: str | None = None
     """What those trainings noted of it, if they noted anything."""
+
+    def beside(self, noted: object) -> str:
+        """The hash to hold against what was noted: of the same kind."""
+        of_bytes = isinstance(noted, str) and noted.startswith(KIND)
+        return self.hash if of_bytes or self.sized is None else self.sized
 
 
 def contents_of(
@@ -54,30 +67,33 @@ def contents_of(
     """All data that cells depend on, by what it is called: ``data``, its classes where a detector learns them,
     ``unlabelled`` pairs beside the training split, and weights that come from elsewhere."""
     semantic = [name for name in options.detectors if name in SEMANTIC]
-    found: dict[str, Content] = {}
+    found, hashes = dict[str, Content](), ContentHashes(options.out)
     for name, pairs in data.items():
-        found[name] = Content(pairs.content_hash())
+        sized = pairs.content_hash()
+        found[name] = Content(hashes.of(pairs), sized)
         if name == f"the list of {options.rate_at} %":
             others = [name for name in options.detectors if name not in SEMANTIC]
             behind = _names(others, shares=f"{options.rate_at:03d}")
-            found[name] = Content(found[name].hash, behind=behind, recorded=found[name].hash)
+            found[name] = replace(found[name], behind=behind, recorded=sized)
         if semantic:
             behind = _names(semantic, **_users(options, name))
-            found[f"the classes of {name}"] = Content(hash_of(pairs), "other classes of both dates", behind)
+            found[f"the classes of {name}"] = Content(hash_of(pairs), None, "other classes of both dates", behind)
     if unlabelled is not None:
         behind, both = _names(options.detectors, options.unlabelled_arms), unlabelled.content_hash()
         for folder, pairs in zip(options.unlabelled, unlabelled.sets[1:], strict=True):
-            own = UnlabelledPairs([pairs]).content_hash()
-            found[f"the unlabelled pairs of {folder}"] = Content(own, "other images", behind, both)
+            own = UnlabelledPairs([pairs])
+            hashed = hashes.of_unlabelled(own), own.content_hash()
+            found[f"the unlabelled pairs of {folder}"] = Content(*hashed, "other images", behind, both)
     for arm, place in options.pretrained.items():
         for detector in options.detectors:
             folders = [handed_in(place, detector, seed) for seed in options.pretrain_seeds]
             files = [folder / name for folder in folders for name in ("detector.json", "model.safetensors")]
             behind = _names([detector], _arms_of(options, arm))
-            found[f"the {detector} of {arm}"] = Content(_hash_of(files), WEIGHTS, behind)
+            found[f"the {detector} of {arm}"] = Content(_hash_of(files), None, WEIGHTS, behind)
     for detector, file in options.backbones.items():
         if Path(file).is_file():  # else it is the package's, or the training says what is wrong
-            found[f"the backbone of {detector}"] = Content(_hash_of([Path(file)]), WEIGHTS, _names([detector]))
+            content = Content(_hash_of([Path(file)]), None, WEIGHTS, _names([detector]))
+            found[f"the backbone of {detector}"] = content
     return found
 
 
@@ -119,10 +135,29 @@ def freeze(
     """Refuse to mix results of other options, or of other data, in ``out``; further arms, detectors and shares may
     come, and further seeds behind those that are there. ``arms``: those that are pre-trained; ``write``: note it down.
 
-    Raises :class:`OutputError` naming the difference. Where nothing has been made yet, nothing is different.
+    Raises :class:`OutputError` naming the difference. Where nothing has been made yet, and nobody is at it, nothing is
+    different. Of several processes one does this at a time: who holds a lease of a cell, and has frozen the folder
+    since, is at work on what stands there for as long as it holds one.
     """
+    with ExitStack() as stack:
+        at_work = stack.enter_context(freezing(out)) if write else living(out)
+        made = any(any((out / name).iterdir()) for name in MADE if (out / name).is_dir())
+        try:
+            whole = _frozen(out, asked, contents, arms, made or bool(at_work))
+        except OutputError as error:
+            if made or not at_work:
+                raise
+            lease = out / "leases" / f"{at_work[0]}.json"
+            raise OutputError(f"{error} (a process is at work there: {lease}; if none is, delete that file)") from error
+        if write:
+            atomic_write(out / FILE, (json.dumps(whole, indent=1) + "\n").encode())
+
+
+def _frozen(
+    out: Path, asked: Mapping[str, Any], contents: Mapping[str, Content], arms: Collection[str], begun: bool
+) -> dict[str, Any]:
+    """What is to stand in ``benchmark.json``; ``begun``: something depends on what stands there now."""
     file, now = out / FILE, json.loads(json.dumps(asked)) | {"contents": {k: c.hash for k, c in contents.items()}}
-    begun = any(any((out / name).iterdir()) for name in MADE if (out / name).is_dir())
     blank = now | {group: {} for group in GROWING}
     try:
         before = noted(file) if file.exists() else blank
@@ -134,8 +169,19 @@ def freeze(
     if begun and file.exists():
         for name in contents.keys() - before["contents"].keys():
             _refuse_unknown(out, name, contents[name])
-    if write:
-        atomic_write(file, (json.dumps(whole, indent=1) + "\n").encode())
+    return whole
+
+
+def digest_of(asked: Mapping[str, Any], contents: Mapping[str, Content], cell: Cell, origin: str | None) -> str:
+    """Of the options and the data that a cell depends on, ``origin`` being the arm whose pre-training it goes on from:
+    16 hexadecimal digits, the same wherever the data lies."""
+    common = {name: value for name, value in asked.items() if name not in (*GROWING, *PLACES, "seeds")}
+    names = ["the test split", f"the set of {origin}", f"the {cell.detector} of {origin}"]
+    names += [f"the backbone of {cell.detector}"]
+    if cell.share:
+        names += ["the training split", "the validation split", f"the list of {cell.share} %"]
+    data = {name: contents[name].hash for name in names if name in contents}
+    return hashlib.sha256(json.dumps([common, data], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _grown(
@@ -150,7 +196,8 @@ def _grown(
             raise OutputError(f"{out / FILE}: damaged (no {group}); give another --out")
         both = {name: _called(group, name, arms) for name in there.keys() & come.keys()}
         old |= {both[name]: there[name] for name in both}
-        new |= {both[name]: come[name] for name in both}
+        hashed = {name: contents[name].beside(there[name]) for name in both} if group == "contents" else come
+        new |= {both[name]: hashed[name] for name in both}
         whole[group] = there | come
     _refuse(out, old, new, contents)
     return whole

@@ -19,19 +19,19 @@ from threading import Event
 from typing import Any
 
 from changeanywhere.benchmark.apart import Looked, refuse_test_scenes
-from changeanywhere.benchmark.frozen import contents_of, freeze
+from changeanywhere.benchmark.frozen import Content, contents_of, digest_of, freeze
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
-from changeanywhere.benchmark.sharing import POLL, BusyError, alone
+from changeanywhere.benchmark.sharing import POLL, BusyError, alone, sweep
 from changeanywhere.benchmark.statistics import COUNTS, MIN_SCENES, require_scenes, scenes_of
 from changeanywhere.benchmark.summary import comparisons, planned
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
-from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
-from changeanywhere.leases import Leases
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
+from changeanywhere.leases import Waiting
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
 from changeanywhere.pairs import load_pairs
@@ -39,7 +39,7 @@ from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.unlabelled import UnlabelledPairs, open_images
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import HELD_OUT_SEED, stream
-from changeanywhere.storage import LocalStore, atomic_write, refuse_way_out
+from changeanywhere.storage import atomic_write, refuse_way_out
 from changeanywhere.terminal import say
 from changeanywhere.training.detection import ChangeScores, sum_of
 from changeanywhere.training.detector import evaluate_classes, select_pairs, shared_files
@@ -58,6 +58,7 @@ class Benchmark:
     def __init__(self, options: BenchmarkOptions, progress: Progress = silent, stop: Event | None = None) -> None:
         options.check()
         self.options, self.progress, self.stop = options, progress, stop
+        self.overtaken = self._confirmed = False
         self.device = default_device()
         kept = options.run.keep_mib
         self.test = load_pairs(options.pairs, options.test_split, options.finetune.max_megapixels).keeping(kept)
@@ -111,12 +112,31 @@ class Benchmark:
         for name in ("cells", "lists", "pretrain", "training", "leases"):
             refuse_way_out(options.out, options.out / name)
         self.trainings.check_rounds()
-        contents = contents_of(options, self._data(), self.unlabelled)
         seeds = options.seeds if any(options.shares) else []  # without labels none is read
-        frozen = options.frozen() | {"seeds": seeds}
-        freeze(options.out, frozen, contents, options.arms, write)
+        freeze(options.out, options.frozen() | {"seeds": seeds}, self.contents, options.arms, write)
         if write and options.val_share and len(self.val):
             _write_list(options.out / "lists" / "val.txt", self.val.names)
+
+    @cached_property
+    def contents(self) -> dict[str, Content]:
+        """All data that cells depend on, by what it is called in ``benchmark.json``."""
+        return contents_of(self.options, self._data(), self.unlabelled)
+
+    def confirm(self) -> None:
+        """With a cell's lease in hand, look once whether what was frozen still stands: from then on it will.
+        :class:`ConfigError` where another command was quicker to begin, with other options."""
+        if self._confirmed:
+            return
+        try:
+            self.freeze()
+        except OutputError as error:  # no other cell would be made either, and what is there is not ours
+            self.overtaken = True
+            raise ConfigError(str(error)) from error
+        self._confirmed = True
+
+    def digest_of(self, cell: Cell) -> str:
+        """Of the options and the data that a cell depends on."""
+        return digest_of(self.options.frozen(), self.contents, cell, self.options.way_of(cell.arm).origin)
 
     def _data(self) -> dict[str, PairDataset]:
         """The pairs that cells depend on, by what they are called in ``benchmark.json``."""
@@ -169,8 +189,10 @@ class Benchmark:
         return (self.options.out / "cells" / f"{cell.key}.json").is_file()
 
     def finish(self, cell: Cell) -> None:
-        """Train and score one cell, and write its score down."""
-        record = self.score(cell)
+        """Train and score one cell, and write its score down. Where several processes share OUT it is called with the
+        cell's lease in hand (:func:`alone`), by which the others see that the folder is begun."""
+        self.confirm()
+        record = self.score(cell) | {"frozen": self.digest_of(cell)}
         atomic_write(self.options.out / "cells" / f"{cell.key}.json", (to_json(record, indent=1) + "\n").encode())
         if not self.options.keep_weights and cell.seed != self.options.seeds[0]:
             self.trainings.forget(cell)
@@ -222,11 +244,15 @@ class Benchmark:
 
     def finished(self) -> list[dict[str, Any]]:
         """Scores of the cells that are finished. Raises :class:`OutputError` for one that was scored on other scenes
-        than the test split has now: no gain could be taken scene by scene."""
-        files = [self.options.out / "cells" / f"{cell.key}.json" for cell in self.cells()]
+        than the test split has now: no gain could be taken scene by scene; and for one of other options or data."""
+        files = {self.options.out / "cells" / f"{cell.key}.json": cell for cell in self.cells()}
         records = {file: noted(file) for file in files if file.is_file()}
         for file, record in records.items():
             require_scenes(file, record, set(self.scenes))
+            digest, trained = self.digest_of(files[file]), self.options.out / "training" / f"{files[file].key}-*"
+            if record.get("frozen", digest) != digest:  # earlier editions wrote none
+                what = "was scored with other options, or other data"
+                raise OutputError(f"{file}: {what}; delete it and {trained} to make it anew, or give another --out")
         return list(records.values())
 
     def write_results(self) -> list[dict[str, Any]]:
@@ -280,12 +306,15 @@ def run_benchmark(
         return []
     read_published(options.paper_tables, options.name)  # what is wrong with it is said before the training, not after
     cells = list(benchmark.cells())
+    shared = options.out, options.pretrain_out or options.out / "pretrain"
+    sweep(*shared)
     try:
         failed = _finish_all(benchmark, cells)
     except (ChangeAnywhereError, KeyboardInterrupt):
-        benchmark.write_results()
+        if not benchmark.overtaken:
+            benchmark.write_results()
         raise
-    Leases(LocalStore(options.out)).sweep()
+    sweep(*shared)
     records = benchmark.write_results()
     if failed:
         raise ShortfallError(f"{options.out}: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
@@ -295,8 +324,9 @@ def run_benchmark(
 def _finish_all(benchmark: Benchmark, cells: Sequence[Cell]) -> list[str]:
     """Every cell that is not finished, but for those that other processes are at; returns which failed, and why."""
     failed, pending, stop = [], list(enumerate(cells, 1)), benchmark.stop or Event()
+    waiting, last = Waiting(), ""
     while pending:
-        busy = []
+        busy = list[tuple[int, Cell]]()
         for number, cell in pending:
             if benchmark.is_finished(cell):
                 continue
@@ -307,13 +337,15 @@ def _finish_all(benchmark: Benchmark, cells: Sequence[Cell]) -> list[str]:
                     if not benchmark.is_finished(cell):
                         say(f"cell {number} of {len(cells)}: {cell.key}")
                         benchmark.finish(cell)
-            except BusyError:
+            except BusyError as error:
                 busy.append((number, cell))
+                last = str(error)
             except (ChangeAnywhereError, RuntimeError) as error:
                 if isinstance(error, ConfigError):
                     raise
                 failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
         if len(busy) == len(pending):  # all that is left is with others
+            waiting.look(f"{len(pending)} of {len(cells)} cells are with others; {last}")
             stop.wait(POLL)
         pending = busy
     return failed

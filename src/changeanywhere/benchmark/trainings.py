@@ -18,18 +18,21 @@ from typing import Any
 import numpy as np
 
 from changeanywhere.benchmark.arms import EQUAL
+from changeanywhere.benchmark.content import ContentHashes, differing
 from changeanywhere.benchmark.options import BESIDE, BenchmarkOptions, unread
 from changeanywhere.benchmark.sharing import BusyError, alone
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError, OutputError, require
 from changeanywhere.models.configuration import read_object
+from changeanywhere.models.detectors import names_classes
 from changeanywhere.models.info import find_detector
 from changeanywhere.pairs.reader import PairDataset
+from changeanywhere.pairs.semantics import hash_of as hash_of_classes
 from changeanywhere.pairs.unlabelled import UnlabelledPairs
 from changeanywhere.plain import to_plain
 from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import stream
-from changeanywhere.storage import atomic_write
+from changeanywhere.storage import atomic_write, file_hash
 from changeanywhere.training.detector import train_detector
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
 
@@ -82,7 +85,7 @@ class Trainings:
         self.options, self.few, self.val, self.sets, self.unlabelled = options, few, val, sets, unlabelled
         self.progress, self.stop = progress, stop
         self._rates: dict[tuple[str, str, int], float] = {}
-        self._contents: dict[str, str] = {}
+        self._notes: dict[str, dict[str, str | None]] = {}
 
     def pretraining(self, arm: str) -> DetectorRecipe:
         """How, and on what, this arm is pre-trained."""
@@ -111,20 +114,27 @@ class Trainings:
             return handed_in(options.pretrained[arm], detector, seed)
         root = options.pretrain_out or options.out / "pretrain"
         recipe = self._recipe(self.pretraining(arm), detector, seed, None)
-        note = {"recipe": plain_recipe(recipe), "pairs": self._content_of(arm)}
-        out = root / f"{detector}-{arm}-{seed}"
-        if not _is_pretrained(out, note):
+        note = {"recipe": plain_recipe(recipe), **self._content_of(arm, detector)}
+        out, sized = root / f"{detector}-{arm}-{seed}", self.sets[arm].content_hash
+        if not _is_pretrained(out, note, sized):
             with alone(root, out.name):
-                if not _is_pretrained(out, note):  # another process may have ended it meanwhile
+                if not _is_pretrained(out, note, sized):  # another process may have ended it meanwhile
                     train_detector(recipe, out, self.sets[arm], None, self.progress, self.stop)
                     atomic_write(out / "result.json", (json.dumps(note, indent=1) + "\n").encode())
                     _drop_checkpoint(out)
         return out / "detector"
 
-    def _content_of(self, arm: str) -> str:
-        if arm not in self._contents:
-            self._contents[arm] = self.sets[arm].content_hash()
-        return self._contents[arm]
+    def _content_of(self, arm: str, detector: str) -> dict[str, str | None]:
+        """Hashes of what a pre-training reads: pairs, their classes (None where the detector learns none), the file of
+        the backbone (None where it is the package's)."""
+        key = f"{detector}-{arm}"
+        if key not in self._notes:
+            pairs, file = self.sets[arm], Path(self.options.backbones.get(detector) or "")
+            classes = hash_of_classes(pairs) if names_classes(detector) else None
+            backbone = file_hash(file)[:16] if file.is_file() else None
+            hashed = ContentHashes(self.options.out).of(pairs)
+            self._notes[key] = {"pairs": hashed, "classes": classes, "backbone": backbone}
+        return self._notes[key]
 
     def of(self, cell: Cell) -> Trained:
         """The training of a cell at the rate of its arm."""
@@ -286,13 +296,15 @@ def choosing(options: BenchmarkOptions, cell: Cell) -> list[Cell]:
     return [replace(cell, share=share, seed=seed) for seed in options.seeds[: options.rate_seeds]]
 
 
-def _is_pretrained(out: Path, note: dict[str, Any]) -> bool:
-    """Whether ``out`` holds what ``note`` says; :class:`OutputError` where it holds something else."""
+def _is_pretrained(out: Path, note: dict[str, Any], sized: Callable[[], str]) -> bool:
+    """Whether ``out`` holds what ``note`` says (``sized``: :func:`differing`); :class:`OutputError` where it holds
+    something else."""
     file = out / "result.json"
     if not ((out / "detector" / "detector.json").is_file() and file.is_file()):
         return False
-    if noted(file) != note:
-        raise OutputError(f"{out}: was pre-trained otherwise (see result.json); give another pretrain_out")
+    other = differing(noted(file), note, sized)
+    if other:
+        raise OutputError(f"{out}: was pre-trained otherwise ({other}, see result.json); give another pretrain_out")
     return True
 
 

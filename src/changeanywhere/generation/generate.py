@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from changeanywhere.buckets import store_at
-from changeanywhere.errors import ShortfallError
+from changeanywhere.errors import OutputError, ShortfallError
 from changeanywhere.exporting.export import export
 from changeanywhere.exporting.options import IN_TABLES, ExportOptions
 from changeanywhere.generation.dataset import (
@@ -142,7 +142,7 @@ def _generate(options: GenerateOptions, progress: Progress) -> GenerateReport:
     share = Share.parse(options.shard)
     plan = load_summary(store)
     if plan is not None and is_asked_again(options, store) and is_finished(store, plan):
-        with suppress(OSError):  # a set that may only be read is finished all the same
+        with suppress(OSError, OutputError):  # a set that may only be read is finished all the same
             Leases(store).sweep()
         return _report(options, plan, _Done(report_of(store)), skipped_of(store))
     refuse_foreign(store)

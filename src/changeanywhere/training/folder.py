@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from changeanywhere.documents import parse_json, read_json_object
-from changeanywhere.errors import ConfigError, ModelError, OutputError
+from changeanywhere.errors import ConfigError, InUseError, ModelError, OutputError
 from changeanywhere.leases import Leases
 from changeanywhere.models import efficientnet, perceptual
 from changeanywhere.models.detectors.siam_unet import IN_PACKAGE
@@ -117,13 +117,13 @@ class TrainingFolder:
         """Nobody else trains here: two would write one checkpoint, and each would resume from the other's."""
         place = self.path.resolve()
         if place in _at_work:
-            raise OutputError(f"{self.path}: is being trained in this process; give another --out, or wait for its end")
+            raise InUseError(f"{self.path}: is being trained in this process; give another --out, or wait for its end")
         if place in _claimed:  # of a training that ended before its first step
             _claimed.pop(place).close()
         leases, held = Leases(LocalStore(self.path)), ExitStack()
         holder = leases.claim_alone("training")
         if holder is not None:
-            raise OutputError(f"{self.path}: {holder} is training in it; give another --out, or wait for its end")
+            raise InUseError(f"{self.path}: {holder} is training in it; give another --out, or wait for its end")
         held.enter_context(leases.renewed())
         _claimed[place] = held
 
