@@ -390,9 +390,50 @@ def test_a_failing_cell_leaves_the_others(options: BenchmarkOptions, monkeypatch
         return finish(self, cell)
 
     monkeypatch.setattr(Benchmark, "finish", sometimes)
-    with pytest.raises(ShortfallError, match=r"2 of 5 cells failed: fc_ef-only-sup-050-0 \(out of memory\)"):
+    with pytest.raises(
+        ShortfallError, match=r"2 of 5 cells failed: fc_ef-only-sup-050-0 \(RuntimeError: out of memory\)"
+    ):
         run_benchmark(options)
     assert len(list((options.out / "cells").iterdir())) == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(28, "No space left")])
+def test_whatever_a_cell_fails_of_leaves_the_others_and_their_tables(
+    options: BenchmarkOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def sometimes(recipe: Recipe, out: Path, *more: Any, **beside: Any) -> None:
+        if "-050-1-lr" in out.name:
+            raise error
+        train_detector(recipe, out, *more, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", sometimes)
+    asked = replace(options, pretraining={}, shares=[50], seeds=[0, 1, 2], learning_rates=[], num_panels=0)
+    with pytest.raises(ShortfallError, match=rf"1 of 3 cells failed: fc_ef-only-sup-050-1 \({type(error).__name__}"):
+        run_benchmark(asked)
+    assert [cell["seed"] for cell in json.loads((options.out / "results.json").read_text())["cells"]] == [0, 2]
+    file = options.out / "failed" / "fc_ef-only-sup-050-1.txt"
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "failed" in line)
+    assert line.startswith(f"fc_ef-only-sup-050-1: failed ({type(error).__name__}") and str(file) in line
+    assert "in sometimes" in file.read_text(), "where it failed"
+    monkeypatch.setattr(trainings, "train_detector", train_detector)
+    assert len(run_benchmark(asked)) == 3 and not file.exists()
+
+
+def test_a_run_that_an_option_ends_leaves_tables_too(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sometimes(recipe: Recipe, out: Path, *more: Any, **beside: Any) -> None:
+        if "-050-1-lr" in out.name:
+            raise ConfigError("run.compile is True")
+        train_detector(recipe, out, *more, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", sometimes)
+    with pytest.raises(ConfigError, match=r"run\.compile"):
+        run_benchmark(replace(options, pretraining={}, shares=[50], seeds=[0, 1, 2], num_panels=0))
+    assert [cell["seed"] for cell in json.loads((options.out / "results.json").read_text())["cells"]] == [0]
 
 
 def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) -> None:

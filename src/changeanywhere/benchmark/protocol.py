@@ -2,16 +2,19 @@
 
 A *cell* is one detector, one arm (up to four without pre-training, one or more per set or handed-in detector), one
 share of the labels, one seed. Each ends as OUT/cells/….json with the scores of the whole test set; finished cells are
-skipped, a failing one leaves the others standing, and several processes share them (:mod:`.sharing`). Every arm
-chooses among the same learning rates and the same number of weights on validation pairs. Few-shot lists are given, or
-drawn by the seed and written beside the results. The test set selects nothing, and its scenes are in nothing that is
-learned from (:mod:`.apart`).
+skipped, a failing one leaves the others standing (OUT/failed/….txt says why), and several processes share them
+(:mod:`.sharing`). What can be known to fail is said before the first one (:mod:`.ahead`). Every arm chooses among the
+same learning rates and the same number of weights on validation pairs. Few-shot lists are given, or drawn by the seed
+and written beside the results. The test set selects nothing, and its scenes are in nothing that is learned from
+(:mod:`.apart`).
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -108,7 +111,7 @@ class Benchmark:
         Raises :class:`OutputError` naming the difference.
         """
         options = self.options
-        for name in ("cells", "lists", "pretrain", "training", "leases"):
+        for name in ("cells", "failed", "lists", "pretrain", "training", "leases"):
             refuse_way_out(options.out, options.out / name)
         self.trainings.check_rounds()
         contents = contents_of(options, self._data(), self.unlabelled)
@@ -172,6 +175,7 @@ class Benchmark:
         """Train and score one cell, and write its score down."""
         record = self.score(cell)
         atomic_write(self.options.out / "cells" / f"{cell.key}.json", (to_json(record, indent=1) + "\n").encode())
+        _failure(self.options.out, cell).unlink(missing_ok=True)
         if not self.options.keep_weights and cell.seed != self.options.seeds[0]:
             self.trainings.forget(cell)
 
@@ -262,8 +266,9 @@ def flags(scores: ChangeScores) -> dict[str, Any]:
 def run_benchmark(
     options: BenchmarkOptions, progress: Progress = silent, stop: Event | None = None
 ) -> list[dict[str, Any]]:
-    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed. Where it
-    is stopped, or ends in an error, these are of the cells that are finished by then.
+    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed, whatever
+    it failed of; an option that is not allowed ends the run. Where it is stopped, or ends in an error, tables, curves
+    and panels are of the cells that are finished by then.
 
     Once ``stop`` is set the training at work ends with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
@@ -282,11 +287,9 @@ def run_benchmark(
     cells = list(benchmark.cells())
     try:
         failed = _finish_all(benchmark, cells)
-    except (ChangeAnywhereError, KeyboardInterrupt):
-        benchmark.write_results()
-        raise
-    Leases(LocalStore(options.out)).sweep()
-    records = benchmark.write_results()
+        Leases(LocalStore(options.out)).sweep()
+    finally:
+        records = benchmark.write_results()
     if failed:
         raise ShortfallError(f"{options.out}: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
     return records
@@ -309,11 +312,28 @@ def _finish_all(benchmark: Benchmark, cells: Sequence[Cell]) -> list[str]:
                         benchmark.finish(cell)
             except BusyError:
                 busy.append((number, cell))
-            except (ChangeAnywhereError, RuntimeError) as error:
-                if isinstance(error, ConfigError):
-                    raise
-                failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
+            except ConfigError:  # no other cell would be made as it was asked
+                raise
+            except Exception as error:
+                failed.append(_failed(benchmark.options.out, cell, error))
         if len(busy) == len(pending):  # all that is left is with others
             stop.wait(POLL)
         pending = busy
     return failed
+
+
+def _failure(out: Path, cell: Cell) -> Path:
+    """File that says why a cell failed."""
+    return out / "failed" / f"{cell.key}.txt"
+
+
+def _failed(out: Path, cell: Cell, error: Exception) -> str:
+    """Say in one line that a cell failed, and keep where; returns its name, and why."""
+    why = " ".join(str(error).split())[:200]
+    if not isinstance(error, ChangeAnywhereError):
+        why = f"{type(error).__name__}: {why}" if why else type(error).__name__
+    file = _failure(out, cell)
+    with suppress(OSError, ChangeAnywhereError):  # the disk may be what it failed of
+        atomic_write(file, "".join(traceback.format_exception(error)).encode())
+    say(f"{cell.key}: failed ({why}); more in {file}" if file.is_file() else f"{cell.key}: failed ({why})", error=True)
+    return f"{cell.key} ({why})"
