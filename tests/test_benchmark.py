@@ -37,7 +37,7 @@ from changeanywhere.benchmark.summary import summarise
 from changeanywhere.benchmark.tables import gain_text
 from changeanywhere.benchmark.trainings import Cell, is_flat
 from changeanywhere.cli import run as command
-from changeanywhere.errors import ConfigError, OutputError, PairsError, ShortfallError
+from changeanywhere.errors import ConfigError, ModelError, OutputError, PairsError, ShortfallError
 from changeanywhere.evaluation.figures import MIN_TILES
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
@@ -173,7 +173,10 @@ def test_three_arms_without_pretraining(options: BenchmarkOptions) -> None:
     "short",
     [
         {"finetune": replace(STEPS, warmup_steps=2), "flat": FlatOptions(num_steps=2)},
-        {"finetune": replace(STEPS, warmup_steps=4), "baselines": ["only-sup"], "until_flat": ["made"]},
+        {
+            **{"finetune": replace(STEPS, num_steps=5, warmup_steps=4), "flat": FlatOptions(num_steps=4)},
+            **{"baselines": ["only-sup"], "until_flat": ["made"]},
+        },
         {"finetune": DetectorRecipe(batch_size=4), "finetune_epochs": 10, "warmup_epochs": 2, "flat": FlatOptions(3)},
     ],
 )
@@ -434,6 +437,65 @@ def test_a_run_that_an_option_ends_leaves_tables_too(
     with pytest.raises(ConfigError, match=r"run\.compile"):
         run_benchmark(replace(options, pretraining={}, shares=[50], seeds=[0, 1, 2], num_panels=0))
     assert [cell["seed"] for cell in json.loads((options.out / "results.json").read_text())["cells"]] == [0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
+        (
+            {"backbones": {"siam_unet_lite0": "/no/such/file.pth"}},
+            ConfigError,
+            r"^backbones: siam_unet_lite0: .*/no/such/file\.pth: no such file",
+        ),
+        ({"backbones": {"fc_ef": "any.pth"}}, ModelError, r"^backbones: fc_ef: any\.pth: no such file"),
+        ({"finetune": replace(STEPS, crop_size=16)}, ConfigError, r"^finetune\.crop_size is 16; allowed: 32 and more"),
+        ({"pretrain": replace(STEPS, crop_size=16)}, ConfigError, r"^pretrain\.crop_size is 16; allowed: 32 and more"),
+        (
+            {"detectors": ["fc_ef", "lightcdnet_s"], "finetune": replace(STEPS, batch_size=1)},
+            ConfigError,
+            r"^finetune\.batch_size is 1; allowed: 2 and more",
+        ),
+        ({"detectors": ["fc_ef", "semantic_unet_lite0"]}, ConfigError, r"generated: has no classes of both dates"),
+    ],
+)
+def test_what_a_later_detector_would_say_is_said_first(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    """Of a dry run, too; of a detector whose cells are finished nothing is asked."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("nothing is trained before")
+
+    monkeypatch.setattr(trainings, "train_detector", never)
+    asked = replace(options, **{"detectors": ["fc_ef", "siam_unet_lite0"], **wrong})
+    for dry in (False, True):
+        with pytest.raises(kind, match=said):
+            run_benchmark(replace(asked, dry_run=dry))
+    assert not (options.out / "benchmark.json").exists(), "it may be mended in the same folder"
+    monkeypatch.setattr(Benchmark, "is_finished", lambda self, cell: True)
+    assert run_benchmark(replace(asked, dry_run=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("long", "said"),
+    [
+        (
+            {"finetune": DetectorRecipe(batch_size=4), "finetune_epochs": 50},
+            r"finetune\.warmup_steps is 1000; .* fewer steps than the 75 of fine-tuning at 50 % of the labels \(fine",
+        ),
+        (
+            {"finetune": replace(STEPS, warmup_steps=4)},
+            r"finetune\.warmup_steps is 4; .* than the 4 of fine-tuning at 50",
+        ),
+        ({"finetune": DetectorRecipe(batch_size=4, num_steps=4), "warmup_epochs": 3}, r"warmup_epochs is 3; .* are 4"),
+        ({"pretrain": replace(STEPS, warmup_steps=1000)}, r"pretrain\.warmup_steps is 1000; .* the 4 of pre-training"),
+    ],
+)
+def test_a_warmup_leaves_steps_at_the_full_rate(options: BenchmarkOptions, long: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_benchmark(replace(options, shares=[50, 100], **long))
+    assert not (options.out / "benchmark.json").exists(), "it may be mended in the same folder"
+    Benchmark(replace(options, shares=[0], **long | {"pretrain": STEPS})).freeze()
 
 
 def test_given_lists_and_wrong_input(options: BenchmarkOptions, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from changeanywhere.benchmark.ahead import check_starts, check_warmups
 from changeanywhere.benchmark.apart import Looked, refuse_test_scenes
 from changeanywhere.benchmark.frozen import contents_of, freeze
 from changeanywhere.benchmark.options import BenchmarkOptions
@@ -108,12 +109,12 @@ class Benchmark:
         """Refuse to mix results of different options, or data, in one folder; further arms, detectors and shares may
         come, and further seeds behind those that are there. ``write``: note down what they are, for all that comes.
 
-        Raises :class:`OutputError` naming the difference.
+        Raises :class:`OutputError` naming the difference; :class:`ConfigError` for a warm-up that is too long.
         """
         options = self.options
         for name in ("cells", "failed", "lists", "pretrain", "training", "leases"):
             refuse_way_out(options.out, options.out / name)
-        self.trainings.check_rounds()
+        check_warmups(options, self.trainings.tuning)
         contents = contents_of(options, self._data(), self.unlabelled)
         seeds = options.seeds if any(options.shares) else []  # without labels none is read
         frozen = options.frozen() | {"seeds": seeds}
@@ -274,6 +275,8 @@ def run_benchmark(
     """
     benchmark = Benchmark(options, progress, stop)
     benchmark.refuse_test_scenes()
+    unfinished = [cell for cell in benchmark.cells() if not benchmark.is_finished(cell)]
+    check_starts(options, unfinished, benchmark.trainings)
     benchmark.freeze(write=not options.dry_run)
     benchmark.finished()  # what is wrong with it is said before the training, not after
     write_plan(options, list(benchmark.cells()), benchmark.trainings.tuning)
