@@ -532,6 +532,10 @@ def test_validation_pairs_are_held_out_where_there_are_none(options: BenchmarkOp
         Benchmark(replace(options, val_share=50)).freeze()
     assert set((options.out / "lists" / "val.txt").read_text().split()) == val, "a refused run changes nothing"
     assert set(held.few(100, 0).names) == train, "all of it is all but the held-out pairs"
+    with pytest.raises(
+        ConfigError, match=r"val_share is 99; allowed: .* pairs to learn from \(it takes 12 of 12 of train"
+    ):
+        Benchmark(replace(options, val_share=99))
 
 
 def test_command(options: BenchmarkOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
-from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, ShortfallError, require
 from changeanywhere.leases import Leases
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
@@ -139,9 +139,10 @@ class Benchmark:
         if not options.val_share:
             return train, load_pairs(options.pairs, options.val_split, options.finetune.max_megapixels)
         held = max(1, round(len(train) * options.val_share / 100))
-        order = stream("benchmark.held_out", HELD_OUT_SEED).permutation(
-            len(train)
-        )  # the same pairs for every seed of the protocol
+        left = f"a share that leaves pairs to learn from (it takes {held} of {len(train)} of {options.train_split})"
+        require(held < len(train), "val_share", options.val_share, left)
+        # The same pairs for every seed of the protocol.
+        order = stream("benchmark.held_out", HELD_OUT_SEED).permutation(len(train))
         names = sorted(train.names[i] for i in order[:held])
         return train.subset(sorted(set(train.names) - set(names))), train.subset(names)
 

@@ -73,8 +73,10 @@ def train_detector(
             split = f"a training pair (detector.train_split is {settings.train_split or 'null'})"
             _refuse_shared(train, val, settings, split, "two splits that share none")
     content = _hash_of(train, recipe)
-    unlabelled = unlabelled or open_unlabelled(settings, val)
+    if unlabelled is None:
+        unlabelled = open_unlabelled(settings, val)
     if unlabelled is not None:
+        require(len(unlabelled) > 0, "unlabelled", 0, "one pair or more")
         content = f"{content}-{unlabelled.content_hash()}"
         for pairs in unlabelled.sets:  # one memory for all that is decoded
             pairs.kept = train.kept if isinstance(train, PairDataset) else pairs.kept
