@@ -155,7 +155,8 @@ class BenchmarkOptions:
     claims_for: list[str] = field(default_factory=list)
     """Arms whose gains are claimed; default: every arm with pre-training. Other gains are shown, not claimed."""
     lists: Path | None = None
-    """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt); default: drawn by the seed and written to OUT/lists."""
+    """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt): one draw of labels for all seeds, on which no gain is
+    claimed; default: drawn by the seed and written to OUT/lists."""
     learning_rates: list[float] = field(default_factory=list)
     """Rates that every arm may choose from, by validation pairs; default: fine-tuning's alone."""
     rate_seeds: int = 1

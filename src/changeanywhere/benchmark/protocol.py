@@ -29,7 +29,7 @@ from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import POLL, BusyError, alone
 from changeanywhere.benchmark.statistics import COUNTS, MIN_SCENES, require_scenes, scenes_of
-from changeanywhere.benchmark.summary import comparisons, planned
+from changeanywhere.benchmark.summary import comparisons, one_list, planned
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
@@ -148,14 +148,16 @@ class Benchmark:
 
     def cells(self) -> Iterator[Cell]:
         """All of them, cheap ones first within a detector, and seed by seed, so that what is finished can be compared.
-        Zero-shot has a seed for each pre-training, since nothing else is drawn."""
+        Zero-shot has a seed for each pre-training, since nothing else is drawn: one where a detector that was handed in
+        is the same for several."""
         options = self.options
         for detector in options.detectors:
             for share in sorted(options.shares):
                 seeds = options.pretrain_seeds if share == 0 else options.seeds[: options.count_of_seeds(share)]
                 for seed in seeds:
                     for arm in options.arms_at(share):
-                        yield Cell(detector, arm, share, seed)
+                        if share or self.trainings.first_alike(detector, arm, seed) == seed:
+                            yield Cell(detector, arm, share, seed)
 
     def few(self, share: int, seed: int) -> PairDataset:
         """``share`` percent of the training split: a given list, else drawn by ``seed``, and written down."""
@@ -194,6 +196,8 @@ class Benchmark:
             folder = trained.folder
             details |= {"learning_rate": trained.learning_rate, "steps": trained.steps, "validation_f1": trained.best}
             details |= {"candidates": trained.candidates, "rates": len(options.rates), "curve": trained.curve}
+        if one_list(options, cell.share):
+            details["one_list"] = True
         if origin:  # of the pre-training that it goes on from: seeds that share one are drawn together
             seed = self.trainings.seed_of_pretraining(cell.seed) if cell.share else cell.seed
             details["pretraining_seed"] = self.trainings.first_alike(cell.detector, origin, seed)
@@ -229,10 +233,12 @@ class Benchmark:
     def finished(self) -> list[dict[str, Any]]:
         """Scores of the cells that are finished. Raises :class:`OutputError` for one that was scored on other scenes
         than the test split has now: no gain could be taken scene by scene."""
-        files = [self.options.out / "cells" / f"{cell.key}.json" for cell in self.cells()]
-        records = {file: noted(file) for file in files if file.is_file()}
+        cells = {self.options.out / "cells" / f"{cell.key}.json": cell for cell in self.cells()}
+        records = {file: noted(file) for file in cells if file.is_file()}
         for file, record in records.items():
             require_scenes(file, record, set(self.scenes))
+            if one_list(self.options, cells[file].share):  # cells of earlier editions do not say so
+                record["one_list"] = True
         return list(records.values())
 
     def write_results(self) -> list[dict[str, Any]]:
@@ -280,7 +286,7 @@ def run_benchmark(
     check_starts(options, unfinished, benchmark.trainings)
     benchmark.freeze(write=not options.dry_run)
     benchmark.finished()  # what is wrong with it is said before the training, not after
-    write_plan(options, list(benchmark.cells()), benchmark.trainings.tuning)
+    write_plan(options, list(benchmark.cells()), benchmark.trainings)
     scenes = len(set(benchmark.scenes))
     if scenes < MIN_SCENES and comparisons(planned(options), options.claims):
         least = f"with fewer than {MIN_SCENES} that have a change"
