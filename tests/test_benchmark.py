@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from PIL import Image
 from skimage.color import rgb2lab
 
-from changeanywhere.benchmark import trainings
+from changeanywhere.benchmark import protocol, trainings
 from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptions
 from changeanywhere.benchmark.pictures import COLOURS, curves, learning_curves, outcome
 from changeanywhere.benchmark.protocol import Benchmark, flags, run_benchmark
@@ -1073,6 +1075,8 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
         ({"learning_rates": [1e-3, 1e-3]}, "learning_rates is"),
         ({"seeds_at": {50: 3}}, "seeds_at is {50: 3}; allowed: 1 to 100: 1 to 2"),
         ({"seeds_at": {0: 1}}, "seeds_at is {0: 1}; allowed: 1 to 100"),
+        ({"seeds_at": {33: 1}}, "seeds_at is [33]; allowed: some of shares"),
+        ({"pretraining": {}, "pretrain_out": Path("x")}, "pretrain_out is 'x'; allowed: nothing without pretraining"),
         ({"zero_shot_only": ["made"], "shares": [50]}, "zero_shot_only is ['made']; allowed: nothing where 0"),
         ({"pretraining": {}, "shares": [0]}, "shares is [0]; allowed: some with an arm: 0 needs pretraining or pre"),
         ({"pretraining": {}, "baselines": []}, "shares is [0, 50]; allowed: some with an arm"),
@@ -1150,6 +1154,40 @@ def test_recipes_are_sound(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     arguments += ["--pretraining", "{mine: x}"] if name == "benchmark-target" else []
     assert command(arguments) == 2
     assert capsys.readouterr().err == f"changeanywhere: error: {missing}: no such folder\n"
+
+
+def commands() -> list[str]:
+    """Those of the documentation, and of the Makefile's targets."""
+    root, found = Path(__file__).parents[1], list[str]()
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            found += block.replace("\\\n", " ").splitlines()
+    if shutil.which("make") is not None:
+        targets = ["benchmark", "benchmark-ablation", "benchmark-sztaki"]
+        made = subprocess.run(
+            ["make", "-n", "-o", "install", *targets], cwd=root, capture_output=True, text=True, check=True
+        )
+        found += made.stdout.replace("\\\n", " ").splitlines()
+    return [line for line in found if "changeanywhere benchmark " in line]
+
+
+def test_commands_of_the_pages_and_of_the_makefile_are_sound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They override what they share a recipe for."""
+    checked = list[BenchmarkOptions]()
+
+    def check(options: BenchmarkOptions, *_: object) -> list[dict[str, Any]]:
+        options.check()
+        checked.append(options)
+        raise ConfigError("sound")
+
+    monkeypatch.setattr(protocol, "run_benchmark", check)
+    asked = commands()
+    for line in asked:
+        words = shlex.split(line, comments=True)
+        words = words[words.index("benchmark") :]
+        command([*words, *([] if "--out" in words else ["--out", str(tmp_path)])])
+        assert len(checked) == asked.index(line) + 1, line
+    assert len(checked) >= 10
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ class BenchmarkOptions:
     """Seeds of fine-tuning, and of the draw of few-shot lists. Their order counts (``pretrain_seeds``, ``rate_seeds``):
     in a folder that was begun, further ones go behind those that are there."""
     seeds_at: dict[int, int] = field(default_factory=dict)
-    """Share → how many of ``seeds`` (the first ones) are used there; default: all. Large shares vary less."""
+    """Share (one of ``shares``) → how many of ``seeds`` (the first ones) are used there; default: all. Large shares
+    vary less."""
     claims_at: list[int] = field(default_factory=list)
     """Shares at which gains are claimed: intervals are corrected for all comparisons there; default: every share."""
     claims_for: list[str] = field(default_factory=list)
@@ -305,6 +306,8 @@ class BenchmarkOptions:
         counted = all(1 <= share <= 100 and 1 <= n <= len(self.seeds) for share, n in self.seeds_at.items())
         allowed = f"1 to 100: 1 to {len(self.seeds)}, the number of seeds (at 0 these are pretrain_seeds)"
         yield "seeds_at", self.seeds_at, counted, allowed
+        unasked = sorted(set(self.seeds_at) - set(self.shares))
+        yield "seeds_at", unasked, not unasked, "some of shares"
         yield "num_panels", self.num_panels, self.num_panels >= 0, "0 and more"
         yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
         own = not self.val_share or self.val_split == BenchmarkOptions.val_split
@@ -364,6 +367,9 @@ class BenchmarkOptions:
             yield name, taken, not taken, f"arms that are fine-tuned, and whose name with {ending} is free"
         scored = 0 in self.shares or not self.zero_shot_only
         yield "zero_shot_only", self.zero_shot_only, scored, "nothing where 0 is not in shares"
+        made = self.pretrain_out is None or bool(self.pretraining)
+        yield "pretrain_out", str(self.pretrain_out), made, "nothing without pretraining"
+        yield "unlabelled", self.unlabelled, len(set(self.unlabelled)) == len(self.unlabelled), "each one once"
         idle = [] if self.unlabelled_arms else self.unlabelled
         yield "unlabelled", idle, not idle, f"nothing without an arm that sees it ({SEMI}, ARM{WITH_UNLABELLED})"
         both_dates = [*self.unlabelled_arms, *self.rehearsed]
