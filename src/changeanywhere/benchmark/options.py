@@ -142,7 +142,7 @@ class BenchmarkOptions:
     """Arms of ``pretraining`` that are fine-tuned beside pairs of their own set too: ARM-rehearsed in the tables."""
     unlabelled: list[str] = field(default_factory=list)
     """Folders of further pairs without labels for ``semi-supervised`` and ARM-semi, beside all images of the training
-    split. Test scenes among them are refused."""
+    split. Pairs of that split among them are passed over; test scenes are refused."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])

@@ -22,7 +22,7 @@ from threading import Event
 from typing import Any
 
 from changeanywhere.benchmark.ahead import check_starts, check_warmups
-from changeanywhere.benchmark.apart import Looked, refuse_test_scenes
+from changeanywhere.benchmark.apart import Looked, each_once, refuse_test_scenes
 from changeanywhere.benchmark.frozen import contents_of, freeze
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
@@ -68,6 +68,7 @@ class Benchmark:
         self.train, self.val = (pairs.keeping(kept) for pairs in self._training_splits())
         sets: dict[str, PairDataset] = {}
         further = [open_images(folder, None, options.finetune.max_megapixels) for folder in options.unlabelled]
+        further = each_once(options.out, self.train, list(zip(options.unlabelled, further, strict=True)))
         self.unlabelled = UnlabelledPairs([self.train, *further]) if options.unlabelled_arms else None
         self.trainings = Trainings(options, self.few, self.val, sets, self.unlabelled, progress, stop)
         for arm in options.pretraining:
