@@ -166,7 +166,7 @@ benchmark: install
 
 # Where a gain comes from, or is lost: one thing changed at a time, one detector; after make benchmark.
 LIKE := --targets.no-change 0 --targets.ratios {} --targets.like $(DATA)/cd_pairs/levir_cd_subset --targets.like-list recipes/benchmark-levir-5.txt
-ONE := --detectors '[siam_unet_lite0]' --step-seconds '{siam_unet_lite0: 0.15}' --shares '[0,5,10]' --rivals [] --claims-for [] --seeds-at {}
+ONE := --detectors '[siam_unet_lite0]' --step-seconds '{siam_unet_lite0: 0.15}' --shares '[0,5,10]' --rivals [] --claims-for [] --until-flat [] --seeds-at {}
 CHANGED := {exemplars: $(RUNS)/sets/exemplars, ratios: $(RUNS)/sets/like, one-way: $(RUNS)/sets/one_way, classes: $(RUNS)/sets/classes}
 COUNTED := {exemplars: [building, informal_settlement], ratios: [building, informal_settlement], one-way: [building, informal_settlement]}
 HOUSES := --pretraining '{exemplars: $(RUNS)/sets/exemplars}' --change-classes '{exemplars: [building, informal_settlement]}'

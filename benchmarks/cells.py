@@ -7,26 +7,25 @@ python benchmarks/cells.py RUN --config RECIPE --to CSV --compare painted:plain 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from changeanywhere.benchmark.arms import BASELINES
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.statistics import COUNTS, paired_gain, require_scenes
-from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons, planned, summarise
+from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons, one_list, planned, summarise
 from changeanywhere.benchmark.tables import everything_changed, gain_text, write_cells
-from changeanywhere.errors import OutputError
+from changeanywhere.benchmark.trainings import noted
+from changeanywhere.documents import DocumentError, parse_yaml
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError
 from changeanywhere.shipped import find_recipe
 from changeanywhere.training.detection import ChangeScores, sum_of
 
 PLAN = (
     *("detectors", "shares", "pretraining", "pretrained", "baselines", "rivals", "zero_shot_only", "until_flat"),
-    *("semi_supervised", "rehearsed", "claims_at", "claims_for"),
+    *("semi_supervised", "rehearsed", "claims_at", "claims_for", "lists"),
 )
 """Of the recipe: which cells there will be, and what is claimed."""
 
@@ -40,17 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--compare", nargs="+", default=[], metavar="ARM:OTHER", help="gains, in intervals for all of them"
     )
     options = parser.parse_args(arguments)
-    config = Path(options.config) if Path(options.config).is_file() else find_recipe(options.config)
-    files = {file: json.loads(file.read_text()) for file in sorted((options.run / "cells").glob("*.json"))}
-    first: dict[str, Any] = next((record["scenes"] for record in files.values() if "scenes" in record), {})
     try:
-        for file, record in files.items():
-            require_scenes(file, record, first)
-    except OutputError as error:
+        plan = plan_of(options.run, options.config)
+        records = cells_of(options.run, plan)
+    except ChangeAnywhereError as error:
         sys.exit(str(error))
-    records = list(files.values())
-    recipe: dict[str, Any] = yaml.safe_load(config.read_text())
-    plan = BenchmarkOptions(options.run, **{name: recipe[name] for name in PLAN if name in recipe})
     order = {arm: number for number, arm in enumerate((*BASELINES, *plan.arms, *plan.tuned_arms))}
     others = sorted({record["detector"] for record in records} - {*plan.detectors})  # of a recipe before this one
     detectors = [*plan.detectors, *others]
@@ -71,6 +64,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(records)} cells; intervals for {len(comparisons({*there, *planned(plan)}, plan.claims))} comparisons")
     for line in compared(records, [asked.partition(":")[::2] for asked in options.compare]):
         print(line)
+
+
+def plan_of(run: Path, config: str) -> BenchmarkOptions:
+    """Which cells there will be, and what is claimed, by a recipe (a file or a name); :class:`ConfigError` where there
+    is none."""
+    file = Path(config) if Path(config).is_file() else find_recipe(config)
+    try:
+        recipe = parse_yaml(file.read_bytes())
+    except (OSError, DocumentError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{file}: no recipe; allowed: one of changeanywhere benchmark")
+    return BenchmarkOptions(run, **{name: recipe[name] for name in PLAN if name in recipe})
+
+
+def cells_of(run: Path, plan: BenchmarkOptions) -> list[dict[str, Any]]:
+    """What is finished. :class:`OutputError` for a file that is cut off, cells of other scenes, and where there are
+    none."""
+    files = {file: noted(file) for file in sorted((run / "cells").glob("*.json"))}
+    if not files:
+        raise OutputError(f"{run}: no cells/*.json; give the folder of a benchmark that has finished some")
+    first: dict[str, Any] = next((record["scenes"] for record in files.values() if "scenes" in record), {})
+    for file, record in files.items():
+        require_scenes(file, record, first)
+    records = [record | ({"one_list": True} if one_list(plan, record["share"]) else {}) for record in files.values()]
+    # Earlier editions scored a detector that was handed in once for each seed of pre-training.
+    return [one for one in records if one["share"] or one.get("pretraining_seed", one["seed"]) == one["seed"]]
 
 
 def compared(records: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]]) -> list[str]:

@@ -410,6 +410,19 @@ def test_cells(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out" / "cells" / "made-000-1.json").write_text(json.dumps(record | {"scenes": {"b": [1, 1, 1, 1]}}))
     with pytest.raises(SystemExit, match=r"made-000-1\.json: was scored on other test scenes"):
         run(*arguments)
+    table = (tmp_path / "cells.csv").read_text()
+    (tmp_path / "out" / "cells" / "made-000-1.json").write_text('{"arm":')
+    with pytest.raises(SystemExit, match=r"made-000-1\.json: damaged \(not JSON"):
+        run(*arguments)
+    with pytest.raises(SystemExit, match=r"typo: no cells/\*\.json; give the folder of a benchmark"):
+        run("cells", tmp_path / "typo", *arguments[2:])
+    with pytest.raises(SystemExit, match=r"config is 'nosuch'; allowed: a YAML file, or a recipe of the package"):
+        run(*arguments[:2], "--config", "nosuch", *arguments[4:])
+    for wrong, said in (("a: [", "not YAML"), ("[1]", "no recipe")):
+        (tmp_path / "recipe.yaml").write_text(wrong)
+        with pytest.raises(SystemExit, match=rf"recipe\.yaml: {said}"):
+            run(*arguments)
+    assert (tmp_path / "cells.csv").read_text() == table, "what was published stays"
 
 
 def test_schedule(run: Run) -> None:

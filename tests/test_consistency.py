@@ -197,6 +197,12 @@ def test_what_is_not_allowed_is_one_line(recipe: Recipe, tmp_path: Path) -> None
         train_detector(replace(recipe, detector=replace(recipe.detector, unlabelled=[val])), tmp_path / "out")
 
 
+def test_pairs_that_are_none_open_no_others(recipe: Recipe, tmp_path: Path) -> None:
+    """What was handed in is taken, not what the recipe names."""
+    with pytest.raises(ConfigError, match=r"unlabelled is 0; allowed: one pair or more"):
+        train_detector(recipe, tmp_path / "out", unlabelled=UnlabelledPairs([]))
+
+
 def test_a_semantic_detector_takes_none(tmp_path: Path) -> None:
     asked = recipe_of(write_set(tmp_path / "set", 2))
     settings = replace(asked.detector, unlabelled=[str(tmp_path / "set" / "train")])

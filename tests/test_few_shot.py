@@ -35,6 +35,8 @@ def options(tmp_path: Path) -> BenchmarkOptions:
     """Real pairs with splits, a set that was made, and two dates of somebody's own."""
     real, made, mine = (write_pairs(tmp_path / name, count) for name, count in (("real", 12), ("made", 6), ("mine", 3)))
     shutil.rmtree(mine / "train" / "label")
+    for file in (mine / "train").glob("*/*.png"):  # other ground
+        Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
     for folder in ("A", "B", "label"):
         shutil.move(made / "train" / folder, made / folder)
     return BenchmarkOptions(
@@ -75,7 +77,7 @@ def test_arms_see_the_same_labels_and_some_see_unlabelled_pairs(
     assert found["made-semi"][0].init == found["made"][0].init == str(options.out / "pretrain/fc_ef-made-0/detector")
     table = (options.out / "table.md").read_text()
     (row,) = (line for line in table.splitlines() if line.startswith("| fc_ef | 50 % | semi-supervised |"))
-    assert "(not claimed)" in row.split("|")[-5], "its gain over only-sup is shown"
+    assert "(one seed: not claimed)" in row.split("|")[-5], "its gain over only-sup is shown"
     plan = (options.out / "plan.md").read_text()
     assert "| fc_ef | made-semi | 1 | 4 |" in plan and "what a teacher reads not counted" in plan
 
@@ -238,6 +240,35 @@ def test_splits_that_share_a_line_are_refused(options: BenchmarkOptions, tmp_pat
     write()
     with pytest.raises(ConfigError, match=r"^validation split of .*/A/test3\.png is in the test split too; leave it"):
         Benchmark(options).refuse_test_scenes()
+
+
+def test_unlabelled_pairs_of_the_training_split_are_there_once(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known by their pixels, in another format and under other names, too; a pair with one date of another is none of
+    them. Looked at once."""
+    real, mine = Path(options.pairs) / "train", Path(options.unlabelled[0])
+    for date in "AB":
+        Image.open(real / date / "train4.png").save(mine / date / "elsewhere.tif")
+        shutil.copyfile(real / date / "train5.png", mine / date / "half.png")
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(mine / date / "nothing.png")
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(mine / date / "again.png")
+    Image.open(real / "B" / "train6.png").save(mine / "B" / "half.png")
+    asked = replace(options, unlabelled=[str(mine), str(real)])
+    told = f"unlabelled {mine}: 1 of 7 pairs are in the training split"
+    for _ in range(2):
+        protocol = Benchmark(asked)
+        pairs = protocol.unlabelled
+        assert pairs is not None and [len(part) for part in pairs.sets] == [12, 6, 0]
+        said = capsys.readouterr().out
+        assert told in said and f"unlabelled {real}: 12 of 12 pairs" in said
+        protocol.refuse_test_scenes()
+        monkeypatch.setattr(apart, "pixel_hash", lambda *_: pytest.fail("looked at again"))
+    assert pairs is not None
+    first, second = pairs[12], pairs[len(pairs) - 1]
+    assert first.image_t1.shape == second.image_t1.shape == (64, 64, 3)
+    with pytest.raises(ConfigError, match=r"unlabelled is .*each one once"):
+        replace(options, unlabelled=[str(mine)] * 2).check()
 
 
 def test_unlabelled_pairs_are_those_that_finished_cells_saw(options: BenchmarkOptions) -> None:

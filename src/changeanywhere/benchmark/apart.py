@@ -1,5 +1,6 @@
 """Test scenes stay apart: none in the other splits, none among unlabelled pairs, none behind a set that is pre-trained
-on. Validation pairs are none of the training split, where the dataset itself says which they are.
+on. Validation pairs are none of the training split, where the dataset itself says which they are. Unlabelled pairs that
+the training split has already are passed over: they would be learned from twice.
 
 Images are known again by their decoded pixels, whatever container and name they have now. A scene whose pixels were
 changed (painted, disturbed, cut otherwise) is known by its name, where names tell: the record of a generated pair has
@@ -21,9 +22,13 @@ from changeanywhere.errors import ConfigError
 from changeanywhere.pairs.reader import PairDataset
 from changeanywhere.pairs.unlabelled import image_of
 from changeanywhere.storage import atomic_write
+from changeanywhere.terminal import say
 
 SEEN = "apart.json"
 """File in OUT: which sets were looked through, by what they held then; so that it is done once."""
+
+BLANK = (None,)
+"""What a pair is known by of which a date shows nothing: many may, and none is another."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,7 @@ def refuse_test_scenes(out: Path, splits: dict[str, PairDataset], looked: Sequen
 
     :class:`ConfigError` naming the first image, or scene, that is in both.
     """
-    file = out / SEEN
-    try:
-        before = read_json_object(file)
-    except (OSError, DocumentError):  # nothing there, or nothing that can be believed
-        before = {}
+    before = _seen(out)
     train, known = splits["train"], dict[str, str]()
     hashes: dict[Path, str | None] = {}
     held: dict[str, Held] = {}
@@ -144,7 +145,51 @@ def refuse_test_scenes(out: Path, splits: dict[str, PairDataset], looked: Sequen
                 held[name] = held_of(name, splits[name], train, hash_of)
         _refuse([held[name] for name in one.against], one, hash_of)
     if known:
-        atomic_write(file, (json.dumps(before | known, indent=1) + "\n").encode())
+        atomic_write(out / SEEN, (json.dumps(before | known, indent=1) + "\n").encode())
+
+
+def each_once(out: Path, train: PairDataset, further: Sequence[tuple[str, PairDataset]]) -> list[PairDataset]:
+    """Of each folder of ``further`` (name, pairs) those pairs that neither ``train`` nor a folder before it has, by the
+    pixels of both dates; how many are passed over is said. A folder is looked through again when a file changes."""
+    before, known, kept = _seen(out), dict[str, object](), list[PairDataset]()
+    seen: set[tuple[str | None, ...]] = set()  # of pairs
+    hashed: list[PairDataset] = []
+    for number, (folder, pairs) in enumerate(further):
+        others, what = [train, *(given for _, given in further[:number])], f"again in {folder}"
+        state = _state_of(Looked(what, pairs, by_record=False), others)
+        found = before.get(what)
+        if not (isinstance(found, list) and found[:1] == [state]):
+            for each in others[len(hashed) :]:
+                seen |= {_pair_of(each, place) for place in range(len(each))} - {BLANK}
+                hashed.append(each)
+            found, own = [state], set(seen)
+            for place, name in enumerate(pairs.names):
+                pair = _pair_of(pairs, place)
+                found += [name] if pair in own else []
+                own |= {pair} - {BLANK}
+        known[what] = found
+        again = set(found[1:])
+        if again:
+            told = "are in the training split, or among unlabelled pairs before them; passed over"
+            say(f"unlabelled {folder}: {len(again)} of {len(pairs)} pairs {told}")
+        kept.append(pairs.subset([name for name in pairs.names if name not in again]) if again else pairs)
+    if known:
+        atomic_write(out / SEEN, (json.dumps(before | known, indent=1) + "\n").encode())
+    return kept
+
+
+def _pair_of(pairs: PairDataset, number: int) -> tuple[str | None, ...]:
+    """:func:`pixel_hash` of both dates; :data:`BLANK` where one of them shows nothing."""
+    found = tuple(pixel_hash(file, pairs.max_megapixels) for file in pairs.images_of(number))
+    return BLANK if None in found else found
+
+
+def _seen(out: Path) -> dict[str, object]:
+    """What a run before noted; nothing where it cannot be believed."""
+    try:
+        return read_json_object(out / SEEN)
+    except (OSError, DocumentError):
+        return {}
 
 
 def _state_of(looked: Looked, against: Sequence[PairDataset]) -> str:

@@ -142,20 +142,22 @@ class BenchmarkOptions:
     """Arms of ``pretraining`` that are fine-tuned beside pairs of their own set too: ARM-rehearsed in the tables."""
     unlabelled: list[str] = field(default_factory=list)
     """Folders of further pairs without labels for ``semi-supervised`` and ARM-semi, beside all images of the training
-    split. Test scenes among them are refused."""
+    split. Pairs of that split among them are passed over; test scenes are refused."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of fine-tuning, and of the draw of few-shot lists. Their order counts (``pretrain_seeds``, ``rate_seeds``):
     in a folder that was begun, further ones go behind those that are there."""
     seeds_at: dict[int, int] = field(default_factory=dict)
-    """Share → how many of ``seeds`` (the first ones) are used there; default: all. Large shares vary less."""
+    """Share (one of ``shares``) → how many of ``seeds`` (the first ones) are used there; default: all. Large shares
+    vary less."""
     claims_at: list[int] = field(default_factory=list)
     """Shares at which gains are claimed: intervals are corrected for all comparisons there; default: every share."""
     claims_for: list[str] = field(default_factory=list)
     """Arms whose gains are claimed; default: every arm with pre-training. Other gains are shown, not claimed."""
     lists: Path | None = None
-    """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt); default: drawn by the seed and written to OUT/lists."""
+    """Folder of given few-shot lists, SHARE.txt (e.g. 5.txt): one draw of labels for all seeds, on which no gain is
+    claimed; default: drawn by the seed and written to OUT/lists."""
     learning_rates: list[float] = field(default_factory=list)
     """Rates that every arm may choose from, by validation pairs; default: fine-tuning's alone."""
     rate_seeds: int = 1
@@ -304,6 +306,8 @@ class BenchmarkOptions:
         counted = all(1 <= share <= 100 and 1 <= n <= len(self.seeds) for share, n in self.seeds_at.items())
         allowed = f"1 to 100: 1 to {len(self.seeds)}, the number of seeds (at 0 these are pretrain_seeds)"
         yield "seeds_at", self.seeds_at, counted, allowed
+        unasked = sorted(set(self.seeds_at) - set(self.shares))
+        yield "seeds_at", unasked, not unasked, "some of shares"
         yield "num_panels", self.num_panels, self.num_panels >= 0, "0 and more"
         yield "val_share", self.val_share, 0 <= self.val_share < 100, "0 to 99"
         own = not self.val_share or self.val_split == BenchmarkOptions.val_split
@@ -363,6 +367,9 @@ class BenchmarkOptions:
             yield name, taken, not taken, f"arms that are fine-tuned, and whose name with {ending} is free"
         scored = 0 in self.shares or not self.zero_shot_only
         yield "zero_shot_only", self.zero_shot_only, scored, "nothing where 0 is not in shares"
+        made = self.pretrain_out is None or bool(self.pretraining)
+        yield "pretrain_out", str(self.pretrain_out), made, "nothing without pretraining"
+        yield "unlabelled", self.unlabelled, len(set(self.unlabelled)) == len(self.unlabelled), "each one once"
         idle = [] if self.unlabelled_arms else self.unlabelled
         yield "unlabelled", idle, not idle, f"nothing without an arm that sees it ({SEMI}, ARM{WITH_UNLABELLED})"
         both_dates = [*self.unlabelled_arms, *self.rehearsed]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from changeanywhere.benchmark.arms import EQUAL
 from changeanywhere.benchmark.options import BenchmarkOptions
-from changeanywhere.benchmark.statistics import visible_gain
-from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons
-from changeanywhere.benchmark.trainings import Cell, choosing, pretraining_of, round_steps
+from changeanywhere.benchmark.statistics import groups_of, visible_gain
+from changeanywhere.benchmark.summary import ALL_CHANGED, comparisons, one_list
+from changeanywhere.benchmark.trainings import Cell, Trainings, choosing, pretraining_of, round_steps
 from changeanywhere.storage import atomic_write
 from changeanywhere.text import markdown
 from changeanywhere.training.recipe import DetectorRecipe
@@ -79,16 +79,14 @@ def steps_of(options: BenchmarkOptions, arm: str, tuning: DetectorRecipe) -> int
     return tuning.num_steps
 
 
-def write_plan(
-    options: BenchmarkOptions, cells: Sequence[Cell], tuning: Callable[[int, int], DetectorRecipe]
-) -> list[Work]:
+def write_plan(options: BenchmarkOptions, cells: Sequence[Cell], trainings: Trainings) -> list[Work]:
     """Write OUT/plan.md; returns the lines of its table."""
-    work = list(work_of(options, cells, tuning))
-    atomic_write(options.out / "plan.md", (plan_page(options, cells, work) + "\n").encode())
+    work = list(work_of(options, cells, trainings.tuning))
+    atomic_write(options.out / "plan.md", (plan_page(options, cells, work, trainings) + "\n").encode())
     return work
 
 
-def plan_page(options: BenchmarkOptions, cells: Sequence[Cell], work: Sequence[Work]) -> str:
+def plan_page(options: BenchmarkOptions, cells: Sequence[Cell], work: Sequence[Work], trainings: Trainings) -> str:
     """The budget table and the power note, as Markdown."""
     timed = [one for one in work if one.detector in options.step_seconds]
     beside = any(one.rows > 1 for one in work)
@@ -108,13 +106,14 @@ def plan_page(options: BenchmarkOptions, cells: Sequence[Cell], work: Sequence[W
         f"Validation budget of every arm: {len(options.rates)} learning rate(s), chosen over {options.rate_seeds} "
         f"seed(s); {options.candidates} candidate weights a training, or one a step of a shorter one.",
         "",
-        *power_note(options, cells),
+        *power_note(options, cells, trainings),
     ]
     return "\n".join(lines)
 
 
-def power_note(options: BenchmarkOptions, cells: Sequence[Cell]) -> list[str]:
-    """Which gain could be seen where gains are claimed: at shares of the labels, and zero-shot."""
+def power_note(options: BenchmarkOptions, cells: Sequence[Cell], trainings: Trainings) -> list[str]:
+    """Which gain could be seen where gains are claimed: at shares of the labels, and zero-shot. Of several comparisons
+    the one that sees least is told; those that can show nothing are named."""
     groups: dict[tuple[str, int, str], list[dict[str, int]]] = {
         (cell.detector, cell.share, cell.arm): [] for cell in cells
     }
@@ -122,27 +121,57 @@ def power_note(options: BenchmarkOptions, cells: Sequence[Cell]) -> list[str]:
     claimed = comparisons(groups, options.claims)
     if not claimed:
         return ["No arm is held against another: nothing to see."]
-    shares, shared, notes = {share for _, share, _, _ in claimed}, len(options.pretrain_seeds), list[str]()
-    if any(shares):
-        seeds = min(options.count_of_seeds(share) for share in shares if share)
-        found = [visible_gain(spread, seeds, len(claimed), shared) for spread in SPREADS]
-        if found[0] is None:
-            notes.append(f"{'One seed' if seeds < 2 else 'One pre-training'}: no gain can be claimed.")
-        else:
-            notes.append(_seen(f"{seeds} seeds at {min(shared, seeds)} pre-trainings", found, len(claimed)))
-            notes[-1] += " (Where pre-trainings differ by more than seeds do, less is seen.)"
-    if 0 in shares:  # a seed for each pre-training
-        found = [visible_gain(spread, shared, len(claimed)) for spread in SPREADS]
-        if found[0] is None:
-            notes.append("Zero-shot, one pre-training: no gain can be claimed.")
-        else:
-            notes.append("Zero-shot: " + _seen(f"{shared} pre-trainings", found, len(claimed)))
+    notes = list[str]()
+    for zero in (False, True):
+        drawn = {one: _drawn(options, trainings, *one) for one in claimed if (one[1] == 0) == zero}
+        seen = [one for one in drawn.values() if one[1] > 1]
+        blind: dict[str, dict[str, None]] = {}
+        for (_, share, arm, _), (seeds, count) in drawn.items():
+            if count < 2:
+                why = "one list of labels" if one_list(options, share) else "one pre-training"
+                why = "one seed" if seeds < 2 and not zero and why != "one list of labels" else why
+                blind.setdefault(why, {})[arm if zero else f"{arm} at {share} %"] = None
+        for why, arms in blind.items():
+            told = f"Zero-shot, {why}" if zero else why.capitalize()
+            notes.append(f"{told}: no gain can be claimed" + (f" of {', '.join(arms)}." if seen else "."))
+        if seen:
+            gains = {
+                one: [visible_gain(spread, one[0], len(claimed), one[1]) or 0.0 for spread in SPREADS] for one in seen
+            }
+            seeds, count = max(gains, key=lambda one: gains[one])
+            what = f"{count} pre-trainings" if zero else f"{seeds} seeds at {count} pre-trainings"
+            told = _seen(what, gains[seeds, count], len(claimed))
+            rest = " (Where pre-trainings differ by more than seeds do, less is seen.)"
+            notes.append(f"Zero-shot: {told}" if zero else told + rest)
     return [line for note in notes for line in (note, "")][:-1]
 
 
-def _seen(what: str, found: Sequence[float | None], count: int) -> str:
+def _drawn(
+    options: BenchmarkOptions, trainings: Trainings, detector: str, share: int, arm: str, other: str
+) -> tuple[int, int]:
+    """With how many seeds a gain of ``arm`` over ``other`` is taken, and in how many groups that share neither a
+    pre-training nor a list of labels."""
+    origins = [origin for name in (arm, other) if (origin := options.way_of(name).origin) is not None]
+    if share:
+        seeds = options.seeds[: options.count_of_seeds(share)]
+        begun = {seed: trainings.seed_of_pretraining(seed) for seed in seeds}
+    else:
+        begun = {seed: seed for seed in options.pretrain_seeds}
+        begun = {s: s for s in begun if all(trainings.first_alike(detector, origin, s) == s for origin in origins)}
+    listed: dict[str, int] = {"one_list": True} if one_list(options, share) else {}
+
+    def said(seed: int, name: str) -> dict[str, int]:
+        origin = options.way_of(name).origin
+        if origin is None:
+            return listed
+        return listed | {"pretraining_seed": trainings.first_alike(detector, origin, begun[seed])}
+
+    return len(begun), len(groups_of([(said(seed, arm), said(seed, other)) for seed in begun]))
+
+
+def _seen(what: str, found: Sequence[float], count: int) -> str:
     pairs = zip(SPREADS, found, strict=True)
-    seen = ", ".join(f"{100 * spread:g} → {100 * (gain or 0):.1f}" for spread, gain in pairs)
+    seen = ", ".join(f"{100 * spread:g} → {100 * gain:.1f}" for spread, gain in pairs)
     return (
         f"Gain in F1 (points) that {what} show four times in five, corrected for {count} comparisons, by the spread of "
         f"single differences: {seen}."

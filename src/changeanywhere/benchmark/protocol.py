@@ -2,35 +2,39 @@
 
 A *cell* is one detector, one arm (up to four without pre-training, one or more per set or handed-in detector), one
 share of the labels, one seed. Each ends as OUT/cells/….json with the scores of the whole test set; finished cells are
-skipped, a failing one leaves the others standing, and several processes share them (:mod:`.sharing`). Every arm
-chooses among the same learning rates and the same number of weights on validation pairs. Few-shot lists are given, or
-drawn by the seed and written beside the results. The test set selects nothing, and its scenes are in nothing that is
-learned from (:mod:`.apart`).
+skipped, a failing one leaves the others standing (OUT/failed/….txt says why), and several processes share them
+(:mod:`.sharing`). What can be known to fail is said before the first one (:mod:`.ahead`). Every arm chooses among the
+same learning rates and the same number of weights on validation pairs. Few-shot lists are given, or drawn by the seed
+and written beside the results. The test set selects nothing, and its scenes are in nothing that is learned from
+(:mod:`.apart`).
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from changeanywhere.benchmark.apart import Looked, refuse_test_scenes
+from changeanywhere.benchmark.ahead import check_starts, check_warmups
+from changeanywhere.benchmark.apart import Looked, each_once, refuse_test_scenes
 from changeanywhere.benchmark.frozen import Content, contents_of, digest_of, freeze
 from changeanywhere.benchmark.options import BenchmarkOptions
 from changeanywhere.benchmark.plan import write_plan
 from changeanywhere.benchmark.published import read_published
 from changeanywhere.benchmark.sharing import POLL, BusyError, alone, sweep
 from changeanywhere.benchmark.statistics import COUNTS, MIN_SCENES, require_scenes, scenes_of
-from changeanywhere.benchmark.summary import comparisons, planned
+from changeanywhere.benchmark.summary import comparisons, one_list, planned
 from changeanywhere.benchmark.tables import write_results
 from changeanywhere.benchmark.trainings import Cell, Trainings, handed_in, noted
 from changeanywhere.diffusion.pipeline import default_device
 from changeanywhere.documents import to_json
-from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError
+from changeanywhere.errors import ChangeAnywhereError, ConfigError, OutputError, ShortfallError, require
 from changeanywhere.leases import Waiting
 from changeanywhere.models.detectors.folder import load_detector
 from changeanywhere.models.first_stage import channels_last
@@ -65,6 +69,7 @@ class Benchmark:
         self.train, self.val = (pairs.keeping(kept) for pairs in self._training_splits())
         sets: dict[str, PairDataset] = {}
         further = [open_images(folder, None, options.finetune.max_megapixels) for folder in options.unlabelled]
+        further = each_once(options.out, self.train, list(zip(options.unlabelled, further, strict=True)))
         self.unlabelled = UnlabelledPairs([self.train, *further]) if options.unlabelled_arms else None
         self.trainings = Trainings(options, self.few, self.val, sets, self.unlabelled, progress, stop)
         for arm in options.pretraining:
@@ -106,12 +111,12 @@ class Benchmark:
         """Refuse to mix results of different options, or data, in one folder; further arms, detectors and shares may
         come, and further seeds behind those that are there. ``write``: note down what they are, for all that comes.
 
-        Raises :class:`OutputError` naming the difference.
+        Raises :class:`OutputError` naming the difference; :class:`ConfigError` for a warm-up that is too long.
         """
         options = self.options
-        for name in ("cells", "lists", "pretrain", "training", "leases"):
+        for name in ("cells", "failed", "lists", "pretrain", "training", "leases"):
             refuse_way_out(options.out, options.out / name)
-        self.trainings.check_rounds()
+        check_warmups(options, self.trainings.tuning)
         seeds = options.seeds if any(options.shares) else []  # without labels none is read
         freeze(options.out, options.frozen() | {"seeds": seeds}, self.contents, options.arms, write)
         if write and options.val_share and len(self.val):
@@ -155,22 +160,25 @@ class Benchmark:
         if not options.val_share:
             return train, load_pairs(options.pairs, options.val_split, options.finetune.max_megapixels)
         held = max(1, round(len(train) * options.val_share / 100))
-        order = stream("benchmark.held_out", HELD_OUT_SEED).permutation(
-            len(train)
-        )  # the same pairs for every seed of the protocol
+        left = f"a share that leaves pairs to learn from (it takes {held} of {len(train)} of {options.train_split})"
+        require(held < len(train), "val_share", options.val_share, left)
+        # The same pairs for every seed of the protocol.
+        order = stream("benchmark.held_out", HELD_OUT_SEED).permutation(len(train))
         names = sorted(train.names[i] for i in order[:held])
         return train.subset(sorted(set(train.names) - set(names))), train.subset(names)
 
     def cells(self) -> Iterator[Cell]:
         """All of them, cheap ones first within a detector, and seed by seed, so that what is finished can be compared.
-        Zero-shot has a seed for each pre-training, since nothing else is drawn."""
+        Zero-shot has a seed for each pre-training, since nothing else is drawn: one where a detector that was handed in
+        is the same for several."""
         options = self.options
         for detector in options.detectors:
             for share in sorted(options.shares):
                 seeds = options.pretrain_seeds if share == 0 else options.seeds[: options.count_of_seeds(share)]
                 for seed in seeds:
                     for arm in options.arms_at(share):
-                        yield Cell(detector, arm, share, seed)
+                        if share or self.trainings.first_alike(detector, arm, seed) == seed:
+                            yield Cell(detector, arm, share, seed)
 
     def few(self, share: int, seed: int) -> PairDataset:
         """``share`` percent of the training split: a given list, else drawn by ``seed``, and written down."""
@@ -194,6 +202,7 @@ class Benchmark:
         self.confirm()
         record = self.score(cell) | {"frozen": self.digest_of(cell)}
         atomic_write(self.options.out / "cells" / f"{cell.key}.json", (to_json(record, indent=1) + "\n").encode())
+        _failure(self.options.out, cell).unlink(missing_ok=True)
         if not self.options.keep_weights and cell.seed != self.options.seeds[0]:
             self.trainings.forget(cell)
 
@@ -210,6 +219,8 @@ class Benchmark:
             folder = trained.folder
             details |= {"learning_rate": trained.learning_rate, "steps": trained.steps, "validation_f1": trained.best}
             details |= {"candidates": trained.candidates, "rates": len(options.rates), "curve": trained.curve}
+        if one_list(options, cell.share):
+            details["one_list"] = True
         if origin:  # of the pre-training that it goes on from: seeds that share one are drawn together
             seed = self.trainings.seed_of_pretraining(cell.seed) if cell.share else cell.seed
             details["pretraining_seed"] = self.trainings.first_alike(cell.detector, origin, seed)
@@ -245,14 +256,16 @@ class Benchmark:
     def finished(self) -> list[dict[str, Any]]:
         """Scores of the cells that are finished. Raises :class:`OutputError` for one that was scored on other scenes
         than the test split has now: no gain could be taken scene by scene; and for one of other options or data."""
-        files = {self.options.out / "cells" / f"{cell.key}.json": cell for cell in self.cells()}
-        records = {file: noted(file) for file in files if file.is_file()}
+        cells = {self.options.out / "cells" / f"{cell.key}.json": cell for cell in self.cells()}
+        records = {file: noted(file) for file in cells if file.is_file()}
         for file, record in records.items():
             require_scenes(file, record, set(self.scenes))
-            digest, trained = self.digest_of(files[file]), self.options.out / "training" / f"{files[file].key}-*"
+            digest, trained = self.digest_of(cells[file]), self.options.out / "training" / f"{cells[file].key}-*"
             if record.get("frozen", digest) != digest:  # earlier editions wrote none
                 what = "was scored with other options, or other data"
                 raise OutputError(f"{file}: {what}; delete it and {trained} to make it anew, or give another --out")
+            if one_list(self.options, cells[file].share):  # cells of earlier editions do not say so
+                record["one_list"] = True
         return list(records.values())
 
     def write_results(self) -> list[dict[str, Any]]:
@@ -288,16 +301,19 @@ def flags(scores: ChangeScores) -> dict[str, Any]:
 def run_benchmark(
     options: BenchmarkOptions, progress: Progress = silent, stop: Event | None = None
 ) -> list[dict[str, Any]]:
-    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed. Where it
-    is stopped, or ends in an error, these are of the cells that are finished by then.
+    """All cells, then tables, curves and panels. Raises :class:`ShortfallError` at the end if a cell failed, whatever
+    it failed of; an option that is not allowed ends the run. Where it is stopped, or ends in an error, tables, curves
+    and panels are of the cells that are finished by then.
 
     Once ``stop`` is set the training at work ends with a checkpoint, in a :class:`KeyboardInterrupt`.
     """
     benchmark = Benchmark(options, progress, stop)
     benchmark.refuse_test_scenes()
+    unfinished = [cell for cell in benchmark.cells() if not benchmark.is_finished(cell)]
+    check_starts(options, unfinished, benchmark.trainings)
     benchmark.freeze(write=not options.dry_run)
     benchmark.finished()  # what is wrong with it is said before the training, not after
-    write_plan(options, list(benchmark.cells()), benchmark.trainings.tuning)
+    write_plan(options, list(benchmark.cells()), benchmark.trainings)
     scenes = len(set(benchmark.scenes))
     if scenes < MIN_SCENES and comparisons(planned(options), options.claims):
         least = f"with fewer than {MIN_SCENES} that have a change"
@@ -310,12 +326,10 @@ def run_benchmark(
     sweep(*shared)
     try:
         failed = _finish_all(benchmark, cells)
-    except (ChangeAnywhereError, KeyboardInterrupt):
+    finally:
         if not benchmark.overtaken:
-            benchmark.write_results()
-        raise
+            records = benchmark.write_results()
     sweep(*shared)
-    records = benchmark.write_results()
     if failed:
         raise ShortfallError(f"{options.out}: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
     return records
@@ -340,12 +354,29 @@ def _finish_all(benchmark: Benchmark, cells: Sequence[Cell]) -> list[str]:
             except BusyError as error:
                 busy.append((number, cell))
                 last = str(error)
-            except (ChangeAnywhereError, RuntimeError) as error:
-                if isinstance(error, ConfigError):
-                    raise
-                failed.append(f"{cell.key} ({' '.join(str(error).split())[:200]})")
+            except ConfigError:  # no other cell would be made as it was asked
+                raise
+            except Exception as error:
+                failed.append(_failed(benchmark.options.out, cell, error))
         if len(busy) == len(pending):  # all that is left is with others
             waiting.look(f"{len(pending)} of {len(cells)} cells are with others; {last}")
             stop.wait(POLL)
         pending = busy
     return failed
+
+
+def _failure(out: Path, cell: Cell) -> Path:
+    """File that says why a cell failed."""
+    return out / "failed" / f"{cell.key}.txt"
+
+
+def _failed(out: Path, cell: Cell, error: Exception) -> str:
+    """Say in one line that a cell failed, and keep where; returns its name, and why."""
+    why = " ".join(str(error).split())[:200]
+    if not isinstance(error, ChangeAnywhereError):
+        why = f"{type(error).__name__}: {why}" if why else type(error).__name__
+    file = _failure(out, cell)
+    with suppress(OSError, ChangeAnywhereError):  # the disk may be what it failed of
+        atomic_write(file, "".join(traceback.format_exception(error)).encode())
+    say(f"{cell.key}: failed ({why}); more in {file}" if file.is_file() else f"{cell.key}: failed ({why})", error=True)
+    return f"{cell.key} ({why})"

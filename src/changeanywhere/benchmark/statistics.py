@@ -1,11 +1,12 @@
 """What a difference between two arms is worth: paired over seeds, resampled over pre-trainings, seeds within them and
 test scenes, corrected for the number of comparisons; and, before a run, which difference could be seen.
 
-Seeds that go on from one pre-training share its luck. They are a cluster: pre-trainings are drawn first, then seeds
-within them (Davison & Hinkley 1997, §3.8), and Student's t has the degrees of freedom that Satterthwaite (1946) gives
-to a sum of two variances, between pre-trainings and within them. Test scenes are a third: few of them make these
-degrees fewer, many make them no more than pre-trainings and seeds have. (Else three pre-trainings that happen to be
-alike lend a gain the certainty of many scenes: at the level of one of eighteen comparisons up to four times too often.)
+Seeds that go on from one pre-training share its luck; all that learn from one given list of labels share that of its
+draw. They are a cluster: pre-trainings are drawn first, then seeds within them (Davison & Hinkley 1997, §3.8), and
+Student's t has the degrees of freedom that Satterthwaite (1946) gives to a sum of two variances, between pre-trainings
+and within them. Test scenes are a third: few of them make these degrees fewer, many make them no more than
+pre-trainings and seeds have. (Else three pre-trainings that happen to be alike lend a gain the certainty of many
+scenes: at the level of one of eighteen comparisons up to four times too often.)
 """
 
 from __future__ import annotations
@@ -46,11 +47,14 @@ class Gain:
     """Standard error over pre-trainings, seeds and test scenes, drawn together; 0 with one seed."""
     seeds: int
     pretrainings: int
-    """Independent groups of seeds: as many as ``seeds`` where none share a pre-training."""
+    """Independent groups of seeds: as many as ``seeds`` where none share a pre-training, 1 where all share a list."""
     freedom: float
-    """Degrees of freedom of the error; 0 with one pre-training, one seed, or few scenes: then nothing is claimed."""
+    """Degrees of freedom of the error; 0 with one pre-training, one list of labels, one seed, or few scenes: then
+    nothing is claimed."""
     scenes: int | None = None
     """Test scenes with a change; None where the cells do not say (of earlier editions)."""
+    one_list: bool = False
+    """Whether all seeds learned from one given list of labels."""
 
     @property
     def few_scenes(self) -> bool:
@@ -101,7 +105,8 @@ def paired_gain(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
 
     Where cells hold counts by scene (``scenes``: scene → TP, FP, FN, TN; the same scenes in all of them), scenes are
     drawn anew too, the same ones for both arms; else (cells of earlier editions) seeds alone. Cells with one
-    ``pretraining_seed`` share a pre-training; where all do, the error is that of seeds on this one.
+    ``pretraining_seed`` share a pre-training; where all do, the error is that of seeds on this one. Cells that say
+    ``one_list`` share their labels.
     """
     own, other = ({cell["seed"]: cell for cell in group} for group in (cells, others))
     seeds = sorted(own.keys() & other.keys())
@@ -113,8 +118,9 @@ def paired_gain(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
     groups = groups_of(pairs)
     by_scene = all("scenes" in cell for pair in pairs for cell in pair)
     changed = scenes_with_change(pairs[0][0]) if by_scene else None
+    listed = all(cell.get("one_list") for pair in pairs for cell in pair)
     if len(seeds) < 2:
-        return Gain(gain, 0.0, 1, 1, 0.0, changed)
+        return Gain(gain, 0.0, 1, 1, 0.0, changed, listed)
     rng = stream("benchmark.bootstrap", 0)
     drawn, units = draws_of(groups, rng)
     # Resampling n units shows (n - 1) / n of their variance.
@@ -132,7 +138,7 @@ def paired_gain(cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str
         parts.append((both * own_factor * factor, freedom * (len(scenes) - 1)))
         variance, freedom = sum(part for part, _ in parts), min(freedom, satterthwaite(parts))
     freedom = 0.0 if changed is not None and changed < MIN_SCENES else freedom
-    return Gain(gain, float(np.sqrt(variance)), len(seeds), len(groups), freedom, changed)
+    return Gain(gain, float(np.sqrt(variance)), len(seeds), len(groups), freedom, changed, listed)
 
 
 def require_scenes(file: Path, cell: Mapping[str, Any], scenes: Collection[str]) -> None:
@@ -167,10 +173,12 @@ def _variance(differences: Floats, weights: Floats) -> float:
 
 
 def groups_of(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[list[int]]:
-    """Places of ``pairs`` that hang together: on either side they share a pre-training, or with one that does."""
+    """Places of ``pairs`` that hang together: on either side they share a pre-training, or with one that does; all that
+    learned from one given list of labels do."""
     groups: list[tuple[set[tuple[int, Any]], list[int]]] = []
     for place, pair in enumerate(pairs):
         names = {(side, cell["pretraining_seed"]) for side, cell in enumerate(pair) if "pretraining_seed" in cell}
+        names |= {(-1, "one list") for cell in pair if cell.get("one_list")}
         places = [place]
         for group in [group for group in groups if group[0] & names]:
             groups.remove(group)

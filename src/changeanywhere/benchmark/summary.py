@@ -29,6 +29,12 @@ def planned(options: BenchmarkOptions) -> list[Group]:
     return groups
 
 
+def one_list(options: BenchmarkOptions, share: int) -> bool:
+    """Whether all seeds learn from the same labels of a share, which somebody drew: what that draw is worth to either
+    arm is in no error."""
+    return options.lists is not None and 0 < share < 100
+
+
 def summarise(
     records: Sequence[Mapping[str, Any]], claims: Claims | None = None, plan: Collection[Group] = ()
 ) -> list[dict[str, Any]]:
@@ -96,6 +102,7 @@ def _gain(
         "f1_error": found.error,
         "seeds": found.seeds,
         "pretrainings": found.pretrainings,
+        "one_list": found.one_list,
         "freedom": found.freedom,
         "scenes": found.scenes,
         "few_scenes": found.few_scenes,

@@ -29,8 +29,8 @@ NOTE = (
     "every arm), with their standard error over pre-trainings, seeds within them and test scenes drawn\n"
     "together, and the interval that holds for all {count} comparisons at once with 95 % (Bonferroni, Student's\n"
     "t; what is planned and not there yet counts too); a gain whose interval holds 0 is noise. Seeds that share one\n"
-    f"pre-training share its luck: where all share one, nothing is claimed, nor with fewer than {MIN_SCENES} test\n"
-    "scenes that have a change."
+    "pre-training, or one given list of labels, share its luck: where all share one, nothing is claimed, nor with\n"
+    f"fewer than {MIN_SCENES} test scenes that have a change."
 )
 SEMANTIC = "Classes of both dates (SeK, F_scd, mIoU of unchanged and changed ground, mIoU of from-tos)"
 HEADINGS = (
@@ -60,8 +60,9 @@ def gain_text(gain: Mapping[str, Any]) -> str:
         low, high = gain["interval"]
         text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     unsure = "within noise" if gain["claimed"] else "not claimed"
-    if gain["seeds"] > 1 and (gain["pretrainings"] == 1 or gain["few_scenes"]):
-        unsure = f"{'one pre-training' if gain['pretrainings'] == 1 else 'few test scenes'}: not claimed"
+    if gain["seeds"] == 1 or gain["pretrainings"] == 1 or gain["few_scenes"]:
+        alone = "one list of labels" if gain["one_list"] else "one seed" if gain["seeds"] == 1 else "one pre-training"
+        unsure = f"{alone if gain['pretrainings'] == 1 else 'few test scenes'}: not claimed"
     text += "" if gain["certain"] else f" ({unsure})"
     if gain["collapsed"]:
         sound = "none is sound" if gain["sound_f1"] is None else f"{100 * gain['sound_f1']:+.1f} where neither has"

@@ -170,13 +170,6 @@ class Trainings:
         """Fine-tuning at a share: its lengths in steps."""
         return lengths(self.options, len(self.few(share, seed)))
 
-    def check_rounds(self) -> None:
-        """:class:`ConfigError` where a round of an arm until flat would never reach the full rate."""
-        arms = (*self.options.baselines, *self.options.tuned_arms)
-        if any(self.options.way_of(arm).flat for arm in arms):
-            for share in {share for share in (*self.options.shares, self.options.rate_at) if share}:
-                round_steps(self.options, self.tuning(share, self.options.seeds[0]))
-
     def forget(self, cell: Cell) -> None:
         """Drop the weights of a cell that has been scored; what they were worth stays."""
         for folder in (self.options.out / "training").glob(f"{cell.key}-*"):

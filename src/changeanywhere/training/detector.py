@@ -73,8 +73,10 @@ def train_detector(
             split = f"a training pair (detector.train_split is {settings.train_split or 'null'})"
             _refuse_shared(train, val, settings, split, "two splits that share none")
     content = _hash_of(train, recipe)
-    unlabelled = unlabelled or open_unlabelled(settings, val)
+    if unlabelled is None:
+        unlabelled = open_unlabelled(settings, val)
     if unlabelled is not None:
+        require(len(unlabelled) > 0, "unlabelled", 0, "one pair or more")
         content = f"{content}-{unlabelled.content_hash()}"
         for pairs in unlabelled.sets:  # one memory for all that is decoded
             pairs.kept = train.kept if isinstance(train, PairDataset) else pairs.kept
@@ -173,11 +175,11 @@ def _started(recipe: DetectorRecipe, init: str | None) -> Detector:
     return net
 
 
-def _check_batch(net: Detector, settings: DetectorRecipe, beside: Beside, processes: Processes) -> None:
-    """:class:`ConfigError` where crops, or a process's rows of a batch, are too few for ``net`` to normalise by."""
+def check_batch(net: Detector, settings: DetectorRecipe, alone: bool, processes: Processes) -> None:
+    """:class:`ConfigError` where crops, or a process's rows of a batch, are too few for ``net`` to normalise by;
+    ``alone``: it learns from no pairs beside the labelled ones."""
     side, least, what = net.size_multiple, net.smallest_batch, f"for {processes.count} process(es) of a {settings.name}"
     require(settings.crop_size >= side, "detector.crop_size", settings.crop_size, f"{side} and more")
-    alone = beside.unlabelled is None and beside.rehearsed is None
     if alone and settings.crop_size == side:  # pairs beside the labelled ones are normalised with them
         least = max(least, net.smallest_batch_of_least_crops)
         what += f" at a crop_size of {side}" if least > net.smallest_batch else ""
@@ -257,7 +259,7 @@ class DetectorTraining(Stage):
         settings = recipe.detector
         torch.manual_seed(self.seed)
         net = start_detector(settings, recipe.init, train)
-        _check_batch(net, settings, beside, processes)
+        check_batch(net, settings, beside.unlabelled is None and beside.rehearsed is None, processes)
         self.net, self.semantic = channels_last(net.to(processes.device)).train(), isinstance(net, SemanticDetector)
         # Fused: on a CPU too the update takes about half the time.
         fused = processes.device.type in ("cpu", "cuda")
