@@ -30,7 +30,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.scenes import descriptions
 from changeanywhere.scenes.inputs import SceneFiles, SceneImage, find_scenes, idle_options, open_image, strips
 from changeanywhere.scenes.options import SceneOptions
-from changeanywhere.scenes.planning import ScenePlan
+from changeanywhere.scenes.planning import SLACK, ScenePlan
 from changeanywhere.scenes.prepare import PARTS, Prepared, load_events, prepare
 from changeanywhere.scenes.rasters_out import Raster, cog
 from changeanywhere.scenes.report import scene_report
@@ -188,7 +188,7 @@ def _shortfall(settings: SceneSettings, plan: ScenePlan, store: LocalStore) -> s
     """What of the change that was asked for found no place; empty: nothing. Of pixels, what is missing must be more
     than the last event that would have been too small."""
     by_area = settings.quotas is None or settings.quotas["num_events"] is None
-    least = 0.1 * (plan.changed + plan.missing) if by_area else 0
+    least = SLACK * (plan.changed + plan.missing) if by_area else 0
     found = [f"{plan.missing} {'px' if by_area else 'events'} of change"] if plan.missing > least else []
     for text, (made, wanted) in plan.missing_pairs.items():
         found.append(f"{wanted - made} of {wanted} events of class_pairs {text!r}")
