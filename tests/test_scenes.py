@@ -47,6 +47,7 @@ from changeanywhere.rasters import gate
 from changeanywhere.sample import ChangeEvent, Normalisation, change_mask_of
 from changeanywhere.scenes import planning
 from changeanywhere.scenes.planning import Quotas, ScenePlan, plan_scene
+from changeanywhere.scenes.settings import _begun
 from changeanywhere.scenes.work import DiskRunner
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import LocalStore, file_hash
@@ -1027,6 +1028,39 @@ def test_dry_run_writes_nothing(tmp_path: Path, tiny_model_folder: Path, capsys:
     sizes = ("--dry-run", "--events.areas", "[50, 100, 150]", "--events.min-area", "75")
     assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *sizes)) == 0
     assert "asks for 25% (below events.min_area, 75 px) are never drawn" in capsys.readouterr().err
+
+
+def test_a_finished_scene_is_known_without_its_device_and_without_listing_it(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    words = command(image, mask, tmp_path / "out", tiny_model_folder, "--paste-back", "--num-steps", "1")
+    assert run([*words, "--device", "cpu"]) == 0
+    store = LocalStore(tmp_path / "out" / "town")
+    begun = unsealed(store.get("scene.json"))[0]
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    store.put("scene.json", sealed({**begun, "machine": {**begun["machine"], "device": missing}}))
+    monkeypatch.setattr(LocalStore, "names", lambda *_: pytest.fail("listed"))
+    for more, said in (([], "changed; nothing to do, all is there"), (["--dry-run"], "changed; nothing to do, all")):
+        capsys.readouterr()
+        assert run([*words, *more]) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_what_makes_a_scene_begun(tmp_path: Path) -> None:
+    """Masks without a plan are made anew; a plan, or any file that follows from one, is not."""
+    store = LocalStore(tmp_path / "town")
+    content = {"seed": 3}
+    for name, begun in (
+        ("scene.json", False), ("parts/mask_t1.npy", False), ("leases/scene", False), ("tiles/A/a.png", True),
+        ("plan.json", True), ("t1.tif", True),
+    ):  # fmt: skip
+        store.put("scene.json", sealed(content))
+        if name != "scene.json":
+            store.put(name, b"")
+        assert _begun(store) == (content if begun else None), name
+        if begun:
+            store.delete(name)
 
 
 @pytest.mark.parametrize(
