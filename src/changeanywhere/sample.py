@@ -198,7 +198,9 @@ class ChangePair:
 
     ``metadata`` is the pair's line in ``metadata.jsonl``; ``mask_t1``/``mask_t2`` are None where a dataset has none;
     ``ignored`` is ground that no label speaks of (nodata, transparent, 255 beside 0 and 1), bool ``[H, W]``, None where
-    there is none; ``seen``, of either date, where its image shows ground, bool ``[H, W]``, None: everywhere.
+    there is none; ``seen``, of either date, where its image shows ground, bool ``[H, W]``, None: everywhere. Images
+    hold what their files hold, nodata too: :func:`rgb8` makes it black. Pairs of ``stream_pairs`` have None, since
+    images of containers name no nodata.
     """
 
     key: str
