@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
@@ -487,9 +488,6 @@ def test_hostile_names_stay_inside(good: Path, tiny_model_folder: Path, tmp_path
 @pytest.mark.parametrize("words", [
     "generate --source {source} --model {model} --out {out} --num-pairs 2 --tile-size 64",
     "speed --source {source} --tile-size 64",
-    "evaluate --detector mini-detector {source} --out {out}",
-    "predict {source} --detector mini-detector --out {out}",
-    "label --source {source} --out {out}",
     "studio --source {source} --out {out}",
 ])  # fmt: skip
 def test_one_gpu_of_several_is_chosen_by_the_environment(
@@ -509,5 +507,18 @@ def test_a_device_has_no_number_above_0() -> None:
     for wrong, allowed in (("cuda:3", "CUDA_VISIBLE_DEVICES=3"), ("mps:1", "allowed: mps$"), ("cuda:10", "=10 before")):
         with pytest.raises(ConfigError, match=allowed):
             refuse_index(wrong)
-    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1"):
-        find_device("cuda:1")
+
+
+@pytest.mark.parametrize("words", [
+    "evaluate --detector mini-detector {source} --out {out}",
+    "predict {source} --detector mini-detector --out {out}",
+    "label --source {source} --out {out}",
+])  # fmt: skip
+def test_who_keeps_no_kind_of_device_computes_on_the_one_that_is_named(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [word.format(source=write_source(tmp_path / "source", 2), out=tmp_path / "out") for word in words.split()]
+    assert command([*given, "--device", "cuda:99"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "device is 'cuda:99', which this PyTorch cannot use (" in said
+    assert find_device("cpu:0") == torch.device("cpu:0")  # the number goes on to the networks

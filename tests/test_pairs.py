@@ -271,6 +271,7 @@ def test_pairs_as_dictionaries_are_collated(tmp_path: Path) -> None:
     for n in range(len(pairs)):
         assert np.array_equal(batch["image_t2"][n], pairs[n].image_t2)
         assert np.array_equal(batch["change_mask"][n], pairs[n].change_mask)
+        assert bool(batch["seen_t1"][n].all()) and batch["seen_t2"].shape == (3, *pairs[n].change_mask.shape)
         mask = pairs[n].mask_t1
         assert mask is not None and np.array_equal(batch["mask_t1"][n], mask)
     named = load_pairs(tmp_path, as_dict=True, transform=lambda content: content["key"] + "!")
@@ -461,3 +462,32 @@ def test_a_preview_stretches_both_dates_alike(tmp_path: Path) -> None:
         sheet = np.array(picture)
     one, two = (sheet[36:, left : left + 256][150:256] for left in (6, 268))
     assert np.array_equal(one, two) and one.std() > 0
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 255), ("uint16", 65535), ("float32", np.nan)])
+def test_what_shows_no_ground_is_black_in_a_preview_and_said_in_dictionaries(
+    dtype: str, nodata: float, tmp_path: Path
+) -> None:
+    ground = np.random.default_rng(0).integers(60, 180, (3, 256, 256)).astype(dtype)
+    hidden = {"A": np.s_[:100], "B": np.s_[:50]}
+    for folder, rows in hidden.items():
+        values = ground.copy()
+        values[:, rows] = nodata
+        profile = {"driver": "GTiff", "width": 256, "height": 256, "count": 3, "dtype": dtype, "nodata": nodata}
+        profile |= {"crs": "EPSG:32633", "transform": rasterio.Affine(1, 0, 5e5, 0, -1, 5e6)}
+        (tmp_path / folder).mkdir()
+        with rasterio.open(tmp_path / folder / "a.tif", "w", **profile) as file:
+            file.write(values)
+    (tmp_path / "label").mkdir()
+    Image.fromarray(np.zeros((256, 256), np.uint8)).save(tmp_path / "label" / "a.png")
+    draw_pairs([load_pairs(tmp_path)[0]], None, tmp_path / "preview.png")
+    with Image.open(tmp_path / "preview.png") as picture:
+        sheet = np.array(picture.convert("RGB"))
+    one, two = (sheet[36:, left : left + 256][:256] for left in (6, 268))
+    assert not one[:100].any() and not two[:50].any()
+    assert np.array_equal(one[100:], two[100:]) and one[100:].std() > 20  # stretched to the ground
+    content = load_pairs(tmp_path, as_dict=True)[0]
+    for name, rows in (("seen_t1", hidden["A"]), ("seen_t2", hidden["B"])):
+        expected = np.ones((256, 256), np.uint8)
+        expected[rows] = 0
+        assert content[name].dtype == np.uint8 and np.array_equal(content[name], expected)

@@ -22,14 +22,15 @@ from rasterio.transform import Affine, from_origin
 from changeanywhere.check import check_path
 from changeanywhere.cli import run
 from changeanywhere.errors import LegendError, ModelError, PairsError, SourceError
-from changeanywhere.legend import Legend, LegendClass, MaskValues, load_legend
+from changeanywhere.init import InitOptions, init
+from changeanywhere.legend import Legend, LegendClass, MaskValues, load_legend, read_legend
 from changeanywhere.models.info import ModelInfo, find_model, hash_model, outside_sampling, read_info, sampling_range
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.labels import LabelReader, rule_of
 from changeanywhere.pairs.masks import read_mask
 from changeanywhere.rasters.gate import read_whole
 from changeanywhere.sources import SourceOptions, open_source
-from changeanywhere.sources.drafts import Seen
+from changeanywhere.sources.drafts import Seen, draft
 from conftest import write_source
 from raster_files import write_png, write_tif
 
@@ -309,6 +310,34 @@ def test_a_legend_is_drafted_from_ground_that_masks_show(tmp_path: Path) -> None
     assert set(seen.colours) == {c.color for c in LEGEND.classes}
     with pytest.raises(SourceError, match="mask holds nan"):
         seen.add(tif(np.where(HOLE, np.nan, CLASSES).astype(np.float32))(tmp_path / "c"))
+
+
+COUNTED = [("class_0", 0), ("class_1", 1), ("class_2", 2)]
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: tif(np.where(HOLE, 255, CLASSES % 3).astype(np.uint8))(path),
+    lambda path: tif(np.where(HOLE, 255, CLASSES % 3).astype(np.uint8), nodata=255)(path),
+    lambda path: tif((CLASSES % 3).astype(np.uint8), nodata=255)(path),
+    lambda path: tif(np.where(HOLE, 255, CLASSES % 3).astype(np.uint8), valid=~HOLE)(path),
+], ids=["said by nothing", "nodata", "nodata of no pixel", "mask band"])  # fmt: skip
+def test_a_legend_is_drafted_from_0_where_255_is_no_class(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_png(tmp_path / "images" / "a.png", RGB)
+    write(tmp_path / "masks" / "a")
+    with pytest.raises(SourceError, match=r"masks hold 0 to 2, 255: save .*\"first_class\": 0, \"ignore_index\": 255"):
+        open_source(tmp_path, SMALL)
+    init(InitOptions(path=tmp_path))
+    legend, numbers = read_legend(tmp_path / "legend.json")
+    assert list(zip(legend.names, numbers.counted(3), strict=True)) == COUNTED and numbers.ignored == (255,)
+    mask = open_source(tmp_path, SMALL).read_mask(0)
+    assert np.array_equal(mask[~HOLE], (CLASSES % 3 + 1)[~HOLE])
+
+
+def test_255_that_is_nodata_is_no_class_beside_0_alone(tmp_path: Path) -> None:
+    seen = Seen()
+    seen.add(tif(np.where(HOLE, 255, 0).astype(np.uint8), nodata=255)(tmp_path / "a"))
+    assert [entry["name"] for entry in draft(seen, "x")["classes"]] == ["class_1"]
 
 
 # Labels

@@ -44,8 +44,10 @@ from changeanywhere.legend import load_legend
 from changeanywhere.models.first_stage import FirstStage, build_vq_model
 from changeanywhere.progress import silent
 from changeanywhere.rasters import gate
-from changeanywhere.sample import Normalisation, change_mask_of
+from changeanywhere.sample import ChangeEvent, Normalisation, change_mask_of
+from changeanywhere.scenes import planning
 from changeanywhere.scenes.planning import Quotas, ScenePlan, plan_scene
+from changeanywhere.scenes.settings import _begun
 from changeanywhere.scenes.work import DiskRunner
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import LocalStore, file_hash
@@ -355,6 +357,66 @@ def test_transitions_without_a_place_leave_it_to_others(quotas: Quotas) -> None:
     if quotas.num_events:  # nothing at all is said as it was
         none, names = planned({nowhere: 1.0})
         assert not names and none.missing == 20 and not none.missing_pairs
+
+
+Place = Callable[[bool, int], int]
+"""Whether an event is of bareland->building, and how many there are → its area; 0: it finds no place."""
+
+
+def _planned(monkeypatch: pytest.MonkeyPatch, quotas: Quotas, place: Place) -> tuple[ScenePlan, list[bool], list[bool]]:
+    """A plan of 1000 x 1000 px whose events find the places that ``place`` says; whether each attempt was of
+    bareland->building, and whether it found one."""
+    legend, of_pair, found = load_legend("mini"), list[bool](), list[bool]()
+    first, second = legend.index_of("bareland"), legend.index_of("building")
+
+    def one(mask_t1: Any, mask_t2: Any, what: Any, limits: Any, rng: Any) -> list[ChangeEvent]:
+        allowed = limits[2]
+        pair = allowed(second, first) == 0
+        area = place(pair, sum(found))
+        area = 0 if area > limits[1] else area
+        of_pair.append(pair)
+        found.append(area > 0)
+        return [ChangeEvent("appearance", first, second, (0, 0, 1, 1), (0, 0), area)] if area else []
+
+    monkeypatch.setattr(planning, "_one", one)
+    mask = np.ones((1000, 1000), np.uint8)
+    return plan_scene(mask, mask.copy(), legend, EventOptions(), quotas, (0, None), silent), of_pair, found
+
+
+SHARED = {"bareland->building": 0.5}
+
+
+@pytest.mark.parametrize("quotas", [Quotas(None, 100, {}), Quotas(0.1, None, {})], ids=["events", "share"])
+@pytest.mark.parametrize("pairs", [{}, SHARED, SHARED | {"bareland->water": 0.25, "water->bareland": 0.25}])
+def test_a_full_scene_is_given_up_as_soon_with_class_pairs_as_without(
+    quotas: Quotas, pairs: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _, found = _planned(
+        monkeypatch, replace(quotas, class_pairs=pairs), lambda pair, made: 1000 if made < 12 else 0
+    )
+    assert len(plan.events) == 12 and len(found) == 12 + planning.HOPELESS
+    assert plan.missing == (88 if quotas.num_events else 100_000 - 12_000) and not plan.missing_pairs
+
+
+@pytest.mark.parametrize("quotas", [Quotas(None, 100, SHARED), Quotas(0.1, None, SHARED)], ids=["events", "share"])
+def test_a_transition_that_runs_out_of_places_leaves_its_share_to_others(
+    quotas: Quotas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, of_pair, found = _planned(monkeypatch, quotas, lambda pair, made: 1000 if not pair or made < 10 else 0)
+    assert len(plan.events) == 100 and plan.missing == 0
+    assert plan.missing_pairs == {"bareland->building": (5, 50)}
+    assert sum(of_pair) == 5 + planning.HOPELESS and len(found) == 100 + planning.HOPELESS
+
+
+def test_a_transition_that_does_not_fit_into_the_last_of_the_area_is_not_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its events are large; those of the others go on where it has no place any more."""
+    for large in (7_000, 9_500):
+        plan, _, _ = _planned(monkeypatch, Quotas(0.1, None, SHARED), lambda pair, made: large if pair else 150)  # noqa: B023
+        assert plan.missing < 0.1 * 100_000 and not plan.missing_pairs, large
+    never, _, _ = _planned(monkeypatch, Quotas(0.1, None, SHARED), lambda pair, made: 0 if pair else 900)
+    assert never.missing_pairs == {"bareland->building": (0, len(never.events) // 2)}
 
 
 def test_a_transition_that_is_missing_is_said(
@@ -966,6 +1028,39 @@ def test_dry_run_writes_nothing(tmp_path: Path, tiny_model_folder: Path, capsys:
     sizes = ("--dry-run", "--events.areas", "[50, 100, 150]", "--events.min-area", "75")
     assert run(command(image, mask, tmp_path / "out", tiny_model_folder, *sizes)) == 0
     assert "asks for 25% (below events.min_area, 75 px) are never drawn" in capsys.readouterr().err
+
+
+def test_a_finished_scene_is_known_without_its_device_and_without_listing_it(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = write_scene(tmp_path / "in", 70, 130)
+    words = command(image, mask, tmp_path / "out", tiny_model_folder, "--paste-back", "--num-steps", "1")
+    assert run([*words, "--device", "cpu"]) == 0
+    store = LocalStore(tmp_path / "out" / "town")
+    begun = unsealed(store.get("scene.json"))[0]
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    store.put("scene.json", sealed({**begun, "machine": {**begun["machine"], "device": missing}}))
+    monkeypatch.setattr(LocalStore, "names", lambda *_: pytest.fail("listed"))
+    for more, said in (([], "changed; nothing to do, all is there"), (["--dry-run"], "changed; nothing to do, all")):
+        capsys.readouterr()
+        assert run([*words, *more]) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_what_makes_a_scene_begun(tmp_path: Path) -> None:
+    """Masks without a plan are made anew; a plan, or any file that follows from one, is not."""
+    store = LocalStore(tmp_path / "town")
+    content = {"seed": 3}
+    for name, begun in (
+        ("scene.json", False), ("parts/mask_t1.npy", False), ("leases/scene", False), ("tiles/A/a.png", True),
+        ("plan.json", True), ("t1.tif", True),
+    ):  # fmt: skip
+        store.put("scene.json", sealed(content))
+        if name != "scene.json":
+            store.put(name, b"")
+        assert _begun(store) == (content if begun else None), name
+        if begun:
+            store.delete(name)
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,10 @@ def _generate_scenes(arguments: list[str]) -> None:
         for plan in plans:
             megapixels = plan.width * plan.height / 1e6
             say(f"{one_line(plan.key)}: {plan.width} x {plan.height} px ({megapixels:.1f} megapixels)")
+            if plan.finished:
+                done = f"{plan.num_events} events, {plan.changed:.2%} of known ground changed"
+                say(f"  {done}; nothing to do, all is there")
+                continue
             say(f"  {plan.num_events} events, {plan.changed:.2%} of known ground changes; {plan.windows} windows")
             say(f"  about {_duration(plan.seconds)} (windows painted and timed), {plan.num_bytes / 1e6:.0f} MB")
             say(f"  and {plan.scratch / 1e6:.0f} MB more until it is finished")

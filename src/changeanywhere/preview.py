@@ -13,7 +13,7 @@ from PIL import ImageDraw
 
 from changeanywhere.errors import require
 from changeanywhere.legend import Legend, Mask
-from changeanywhere.sample import ChangePair, Image, SourceSample, in_8_bits
+from changeanywhere.sample import ChangePair, SourceSample, in_8_bits
 from changeanywhere.storage import atomic_write, check_out
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,7 +45,7 @@ def draw_pairs(pairs: Sequence[ChangePair], legend: Legend | None, file: Path) -
     rows = []
     masked = legend is not None and all(pair.mask_t1 is not None and pair.mask_t2 is not None for pair in pairs)
     for pair in pairs:
-        first, second = _stretched(pair.image_t1, pair.image_t2)
+        first, second = _stretched(pair)
         red = np.broadcast_to(np.array(CHANGED, np.uint8), second.shape)
         panels = [first, second, _over(second, red, pair.change_mask)]
         if masked and legend is not None and pair.mask_t1 is not None and pair.mask_t2 is not None:
@@ -61,15 +61,18 @@ def _eight_bit(pixels: npt.NDArray[np.float32]) -> Pixels:
     return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 
-def _stretched(*dates: Image) -> list[Pixels]:
+def _stretched(pair: ChangePair) -> list[Pixels]:
     """As they are in 8 bits; else between the 2nd and 98th percentile of all bands and dates: what has not changed must
-    not look as if it had."""
+    not look as if it had. What shows no ground counts nothing, and is black."""
+    dates = [image[..., None] if image.ndim == 2 else image for image in (pair.image_t1, pair.image_t2)]
+    shown = [np.ones(d.shape[:2], bool) if s is None else s for d, s in zip(dates, pair.seen, strict=True)]
     if any(image.dtype != np.uint8 for image in dates):
-        low, high = np.percentile(np.concatenate([image.ravel() for image in dates]), (2, 98))
-        scaled = ((image.astype(np.float32) - low) / max(float(high - low), 1e-9) * 255 for image in dates)
-        dates = tuple(np.clip(image, 0, 255).astype(np.uint8) for image in scaled)
-    columns = (image[..., None] if image.ndim == 2 else image for image in dates)
-    return [np.asarray(c[..., :3] if c.shape[2] >= 3 else np.repeat(c[..., :1], 3, axis=2)) for c in columns]
+        ground = np.concatenate([image[where].ravel() for image, where in zip(dates, shown, strict=True)])
+        low, high = np.percentile(ground, (2, 98)) if ground.size else (0.0, 1.0)
+        filled = (np.where(w[..., None], d, low).astype(np.float32) for d, w in zip(dates, shown, strict=True))
+        dates = [np.clip((d - low) / max(float(high - low), 1e-9) * 255, 0, 255).astype(np.uint8) for d in filled]
+    colours = (d[..., :3] if d.shape[2] >= 3 else np.repeat(d[..., :1], 3, axis=2) for d in dates)
+    return [np.where(w[..., None], c, 0).astype(np.uint8) for c, w in zip(colours, shown, strict=True)]
 
 
 def _in_colours(mask: Mask, legend: Legend) -> Pixels:

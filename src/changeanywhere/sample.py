@@ -212,8 +212,10 @@ class ChangePair:
 
     ``metadata`` is the pair's line in ``metadata.jsonl``; ``mask_t1``/``mask_t2`` are None where a dataset has none;
     ``ignored`` is ground that no label speaks of (nodata, transparent, 255 beside 0 and 1), bool ``[H, W]``, None where
-    there is none; ``seen``, of either date, where its image shows ground, bool ``[H, W]``, None: everywhere;
-    ``meanings``, of either date, what a GeoTIFF of its image is to say of each band, empty: nothing.
+    there is none; ``seen``, of either date, where its image shows ground, bool ``[H, W]``, None: everywhere. Images
+    hold what their files hold, nodata too: :func:`rgb8` makes it black. Pairs of ``stream_pairs`` have None, since
+    images of containers name no nodata. ``meanings``, of either date, what a GeoTIFF of its image is to say of each
+    band, empty: nothing.
     """
 
     key: str

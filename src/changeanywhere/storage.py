@@ -136,9 +136,13 @@ class LocalStore:
 
     def list(self, folder: str = "") -> list[str]:
         """See :class:`Store`. What a killed process was writing is no object."""
+        return sorted(self.names(folder))
+
+    def names(self, folder: str = "") -> Iterator[str]:
+        """What :meth:`list` gives, as it is found: whoever needs one need not wait for all."""
         top = self._path(folder) if folder else self.root
         files = (file for file in top.rglob("*") if file.is_file() and not _is_part(file))
-        return sorted(file.relative_to(self.root).as_posix() for file in files)
+        return (file.relative_to(self.root).as_posix() for file in files)
 
     def delete(self, name: str) -> None:
         """See :class:`Store`."""

@@ -17,8 +17,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def refuse_index(device: str | None) -> None:
-    """Raise :class:`ConfigError` for one of several devices of a kind: a command computes on the first that it sees,
-    in all its threads."""
+    """Raise :class:`ConfigError` for one of several devices of a kind, where a set or scene keeps the kind alone and is
+    painted on the first, in all threads."""
     kind, _, number = (device or "").partition(":")
     if number.strip("0"):
         chosen = f", with CUDA_VISIBLE_DEVICES={number} before the command, which then sees that GPU alone"

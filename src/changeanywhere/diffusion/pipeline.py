@@ -16,7 +16,7 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import OnStep, paint_latents
 from changeanywhere.diffusion.canvas import ATTENTIVE_GUARD, ATTENTIVE_RAMP, GUARD, RAMP, Plane, Remembering, Runner
 from changeanywhere.diffusion.detail import give_back
-from changeanywhere.diffusion.options import Sampling, refuse_index
+from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.scene import ScenePainter
 from changeanywhere.diffusion.scene_arrays import ArrayScene, mixed, pixels_of, scene_strengths
 from changeanywhere.diffusion.scene_bands import paint_changes, paint_everywhere
@@ -44,13 +44,8 @@ def default_device() -> torch.device:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device that a command is told by name, default :func:`default_device`; :class:`ConfigError` for one that is
-    not there, or has a number (:func:`.options.refuse_index`)."""
-    refuse_index(name)
-    return _usable(name)
-
-
-def _usable(name: str | None) -> torch.device:
+    """The device of a name, ``cuda:1`` too, default :func:`default_device`; :class:`ConfigError` for one that is not
+    there."""
     if name is None:
         return default_device()
     try:
@@ -109,7 +104,7 @@ class ChangePairPipeline:
         Raises :class:`ModelError` for a missing or damaged folder, :class:`ConfigError` for an unknown dtype or a
         device that is not there.
         """
-        place = _usable(device)
+        place = find_device(device)
         precision = dtype or default_dtype(place)
         if precision not in DTYPES:
             raise ConfigError(f"dtype is {precision!r}; allowed: {among(precision, DTYPES)}")

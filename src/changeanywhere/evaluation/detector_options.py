@@ -36,8 +36,7 @@ class DetectorEvaluationOptions:
     max_megapixels: float | None = None
     """Largest image that is read, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178."""
     device: str | None = None
-    """cpu, cuda, …; default: cuda where there is one. Of several GPUs CUDA_VISIBLE_DEVICES=1 before the command takes
-    the second."""
+    """cpu, cuda, cuda:1, …; default: cuda where there is one."""
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.buckets import listing_of
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.options import Sampling, refuse_index
 from changeanywhere.documents import parse_json
 from changeanywhere.errors import ConfigError, ModelError, OutputError, require
 from changeanywhere.folders import files_below
@@ -313,6 +313,7 @@ def _machine(options: GenerateOptions, read: frozenset[str], before: Machine | N
         return Machine("cpu", "float32", options.batch_size or CPU_BATCH, 1, False)
     from changeanywhere.diffusion.pipeline import default_dtype, dtype_note, find_device
 
+    refuse_index(options.device)
     device = find_device(options.device if "device" in read else "cpu")
     fastest = default_dtype(device) if "dtype" in read else "float32"
     if before and "dtype" in read and options.dtype is None and (note := dtype_note(before.dtype, device)):

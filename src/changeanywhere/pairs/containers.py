@@ -303,7 +303,9 @@ def stream_pairs(
     """The pairs of a set of containers, one container after another, from a folder or an address, without a copy.
 
     ``seed``: containers in an order that follows from it and ``epoch``, and pairs drawn among :data:`SHUFFLED` at
-    hand; None: as they lie. Raises :class:`PairsError` for a damaged container, and where there is none.
+    hand; None: as they lie. Masks are those that ``generate`` wrote, 1…K of the set's legend and 0 = unknown: a
+    ``legend.json`` that was given other numbers since holds for :func:`load_pairs` alone. Raises :class:`PairsError`
+    for a damaged container, and where there is none.
     """
     store = store_at(place)
     names = containers_in(store)

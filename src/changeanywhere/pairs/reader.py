@@ -258,9 +258,10 @@ class PairDataset:
 class PairArrays:
     """Pairs as plain dictionaries, which a torch ``DataLoader`` collates; made by ``load_pairs(…, as_dict=True)``.
 
-    ``key`` str; ``image_t1``, ``image_t2`` as stored, ``[H, W]`` or ``[H, W, C]``; ``change_mask`` uint8 ``[H, W]``,
-    1 = changed; ``ignored`` uint8 ``[H, W]``, 1 = no label holds here; ``mask_t1``, ``mask_t2`` uint8 ``[H, W]`` where
-    the layout has semantic masks. ``transform`` takes such a dictionary and gives what is handed out instead.
+    ``key`` str; ``image_t1``, ``image_t2`` as stored, ``[H, W]`` or ``[H, W, C]``; ``seen_t1``, ``seen_t2`` uint8
+    ``[H, W]``, 1 = the image shows ground, elsewhere it holds nodata; ``change_mask`` uint8 ``[H, W]``, 1 = changed;
+    ``ignored`` uint8 ``[H, W]``, 1 = no label holds here; ``mask_t1``, ``mask_t2`` uint8 ``[H, W]`` where the layout
+    has semantic masks. ``transform`` takes such a dictionary and gives what is handed out instead.
     """
 
     def __init__(self, pairs: PairDataset, transform: Transform | None = None) -> None:
@@ -274,6 +275,8 @@ class PairArrays:
         content: dict[str, Any] = {"key": pair.key, "image_t1": pair.image_t1, "image_t2": pair.image_t2}
         ignored = np.zeros(pair.change_mask.shape, bool) if pair.ignored is None else pair.ignored
         content |= {"change_mask": pair.change_mask.astype(np.uint8), "ignored": ignored.astype(np.uint8)}
+        for name, seen in zip(("seen_t1", "seen_t2"), pair.seen, strict=True):
+            content[name] = (np.ones(ignored.shape, bool) if seen is None else seen).astype(np.uint8)
         masks = {"mask_t1": pair.mask_t1, "mask_t2": pair.mask_t2}
         content |= {name: mask for name, mask in masks.items() if mask is not None}
         for name, array in content.items():

@@ -41,8 +41,7 @@ class PredictOptions:
     max_megapixels: float | None = None
     """Largest PNG or JPEG, or block of a TIFF, in millions of px, that is taken into memory; default: 178."""
     device: str | None = None
-    """cpu, cuda, …; default: cuda where there is one. Of several GPUs CUDA_VISIBLE_DEVICES=1 before the command takes
-    the second."""
+    """cpu, cuda, cuda:1, …; default: cuda where there is one."""
 
     def __post_init__(self) -> None:
         for name in ("inputs", "stretch", "bands"):

@@ -30,7 +30,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.scenes import descriptions
 from changeanywhere.scenes.inputs import SceneFiles, SceneImage, find_scenes, idle_options, open_image, strips
 from changeanywhere.scenes.options import SceneOptions
-from changeanywhere.scenes.planning import ScenePlan
+from changeanywhere.scenes.planning import SLACK, ScenePlan
 from changeanywhere.scenes.prepare import PARTS, Prepared, load_events, prepare
 from changeanywhere.scenes.rasters_out import Raster, cog
 from changeanywhere.scenes.report import scene_report
@@ -81,6 +81,8 @@ class SceneDryRun:
     num_bytes: int
     scratch: int
     """Bytes on disk until it is finished."""
+    finished: bool = False
+    """All is there: no window is left, no second and no byte."""
 
 
 def generate_scenes(options: SceneOptions, progress: Progress = silent) -> list[SceneReport]:
@@ -188,7 +190,7 @@ def _shortfall(settings: SceneSettings, plan: ScenePlan, store: LocalStore) -> s
     """What of the change that was asked for found no place; empty: nothing. Of pixels, what is missing must be more
     than the last event that would have been too small."""
     by_area = settings.quotas is None or settings.quotas["num_events"] is None
-    least = 0.1 * (plan.changed + plan.missing) if by_area else 0
+    least = SLACK * (plan.changed + plan.missing) if by_area else 0
     found = [f"{plan.missing} {'px' if by_area else 'events'} of change"] if plan.missing > least else []
     for text, (made, wanted) in plan.missing_pairs.items():
         found.append(f"{wanted - made} of {wanted} events of class_pairs {text!r}")
@@ -306,7 +308,8 @@ def _facts(prepared: Prepared, changed: float) -> list[tuple[str, str]]:
 
 
 def dry_run_scenes(options: SceneOptions, progress: Progress = silent) -> list[SceneDryRun]:
-    """Plan every scene, paint a few windows of each, and extrapolate; nothing is left behind."""
+    """Plan every scene, paint a few windows of each, and extrapolate; nothing is left behind. A scene that is finished
+    is neither planned nor painted, and needs no device."""
     from changeanywhere.painters.diffusion import settled
     from changeanywhere.scenes.paint import estimate, lanes_of
 
@@ -315,13 +318,17 @@ def dry_run_scenes(options: SceneOptions, progress: Progress = silent) -> list[S
     for files, image in scenes:
         store = LocalStore(options.out / files.key)
         settings = settings_of(options, files, image, info, store)
+        height, width = image.shape
+        done = _done(store)
+        if done is not None:
+            found.append(SceneDryRun(files.key, height, width, done["events"], done["changed"], 0, 0.0, 0, 0, True))
+            continue
         pipeline = _pipeline_for(options, image, settings, store)
         scratch_folder = tempfile.TemporaryDirectory(prefix="changeanywhere-dry-run-")
         with scratch_folder as folder, settled(lanes_of(settings).threads):
             prepared = prepare(options, files, image, info, LocalStore(folder), progress)
             windows, seconds, scratch = estimate(pipeline, prepared, settings)
             plan = prepared.plan
-        height, width = image.shape
         one = height * width * image.facts.count * np.dtype(image.facts.dtype).itemsize
         found.append(
             SceneDryRun(

@@ -31,8 +31,10 @@ SIDES = {384: 0.8, 768: 0.14, 1536: 0.05, 4096: 0.01}
 ATTEMPTS = 8
 """Windows tried for an event."""
 HOPELESS = 40
-"""Events of a class transition in a row without a place, after which it counts as having none; a scene that has none
-for any is full."""
+"""Events of a class transition in a row without a place, after which it counts as having none; a scene is full after as
+many in a row of all transitions that have had one."""
+SLACK = 0.1
+"""Of the area that is asked for, what may be left at the end: too small for one more event."""
 LEAST_SHARE = 1e-9
 """What is left for free transitions where given shares add up to 1, but for the last bits of the sum."""
 LARGEST_PART, TILE_PART = 0.25, 9830
@@ -63,7 +65,8 @@ class ScenePlan:
     missing: int
     """Events (of ``num_events``), else pixels, that found no place."""
     missing_pairs: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Of ``class_pairs`` that ran out of places: how many events there are, and how many their share would be."""
+    """Of ``class_pairs`` that ran out of places while there was more to change, or had none: how many events there are,
+    and how many their share would be."""
 
 
 def plan_scene(
@@ -97,11 +100,11 @@ def plan_scene(
         rng = stream("scene.events", seed, number)
         found = _one(mask_t1, mask_t2, (kind, options), (smallest, most, allowed, legend), rng)
         number += 1
-        turns.tried(pair, bool(found))
         if found:
             placed += 1
             events += found
             changed += sum(event.area for event in found)
+        turns.tried(pair, bool(found), quotas.num_events is None and budget - changed <= SLACK * budget)
         done, total = (placed, quotas.num_events) if quotas.num_events else (min(changed, budget), budget)
         progress("planning events", done, total)
     missing = (quotas.num_events - placed) if quotas.num_events else max(0, budget - changed)
@@ -116,7 +119,8 @@ def _is_enough(quotas: Quotas, placed: int, left: int, smallest: int) -> bool:
 
 class _Turns:
     """Which kind and class pair the next event takes: kinds in turn, of the pairs the one furthest behind its share. A
-    pair that has no place leaves its share to the others."""
+    pair that has no place leaves its share to the others, and its turn meanwhile: so that few tries tell whether it is
+    the pair that has none, or the scene."""
 
     def __init__(self, quotas: Quotas, options: EventOptions, legend: Legend) -> None:
         self._kinds = options.kinds
@@ -133,6 +137,10 @@ class _Turns:
         self._left = dict(self._shares)
         self._made: dict[tuple[int, int] | None, int] = dict.fromkeys(self._shares, 0)
         self._failures = dict(self._made)
+        self._in_a_row = dict(self._made)
+        """Failures of each pair since the last event of any."""
+        self._short = set[tuple[int, int] | None]()
+        """Pairs that ran out of places before what was asked for was all but there."""
 
     @property
     def has_any(self) -> bool:
@@ -142,24 +150,32 @@ class _Turns:
     def next(self, number: int) -> tuple[str, tuple[int, int] | None]:
         count = sum(self._made[pair] for pair in self._left) + 1
         behind = {pair: share * count - self._made[pair] for pair, share in self._left.items()}
-        return self._kinds[number % len(self._kinds)], max(behind, key=lambda pair: behind[pair])
+        patience = max(1, HOPELESS // len(self._left))
+        rounds = {pair: self._in_a_row[pair] // patience for pair in self._left}
+        return self._kinds[number % len(self._kinds)], min(behind, key=lambda pair: (rounds[pair], -behind[pair]))
 
-    def tried(self, pair: tuple[int, int] | None, found: bool) -> None:
-        """Whether an event of ``pair`` ``found`` a place."""
+    def tried(self, pair: tuple[int, int] | None, found: bool, all_but_full: bool) -> None:
+        """Whether an event of ``pair`` ``found`` a place; whether what is left of the area may be too small for one."""
         self._made[pair] += found
         self._failures[pair] = 0 if found else self._failures[pair] + 1
+        self._in_a_row = dict.fromkeys(self._in_a_row, 0) if found else self._in_a_row
+        self._in_a_row[pair] += not found
         if self._failures[pair] == HOPELESS:
             del self._left[pair]
             total = sum(self._left.values())
             self._left = {other: share / total for other, share in self._left.items()}
+            self._short |= set() if all_but_full and self._made[pair] else {pair}
+        if sum(row for other, row in self._in_a_row.items() if self._made[other]) >= HOPELESS:
+            self._short |= {other for other in self._left if not self._made[other] and self._failures[other]}
+            self._left = {}
 
     def missing(self, by_area: bool) -> dict[str, tuple[int, int]]:
-        """See :attr:`ScenePlan.missing_pairs`. ``by_area``: what is left of the area at the end may be too small for
-        one more event of a pair, which is not missing then."""
+        """See :attr:`ScenePlan.missing_pairs`. ``by_area``: the last event of a pair may be one too large for what is
+        left of the area, and is not missing then."""
         count, found = sum(self._made.values()), {}
         for pair, text in self._asked.items():
             made, wanted = self._made.get(pair, 0), int(self._shares.get(pair, 0) * count + LEAST_SHARE)
-            if pair in self._shares and pair not in self._left and made + (by_area and made > 0) < wanted:
+            if pair in self._short and made + (by_area and made > 0) < wanted:
                 found[text] = made, wanted
         return found
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.options import Sampling, refuse_index
 from changeanywhere.errors import OutputError, require
 from changeanywhere.events import EventOptions
 from changeanywhere.events.transitions import load_table
@@ -26,6 +26,8 @@ from changeanywhere.storage import LocalStore
 from changeanywhere.terminal import say
 
 FILE = "scene.json"
+PLANNED = ("plan.json", "done.json")
+"""What lies in a folder from its plan on, and from its end on."""
 UNPLANNED = "parts/mask_"
 """What lies in a folder before its plan: it is made anew."""
 NOT_COMPARED = ("versions", "files")
@@ -130,7 +132,9 @@ def _begun(store: LocalStore) -> dict[str, Any] | None:
             raise OutputError(
                 f"{store.root}: not empty ({strangers[0]}) and not made by this command; give another --out"
             )
-    made = (name for name in store.list() if name != FILE and not name.startswith(("leases/", UNPLANNED)))
+    if any(store.exists(name) for name in PLANNED):  # its tiles may be many: they need not be listed
+        return begun
+    made = (name for name in store.names() if name != FILE and not name.startswith(("leases/", UNPLANNED)))
     return begun if next(made, None) else None
 
 
@@ -150,6 +154,7 @@ def _machine(options: SceneOptions, info: ModelInfo, begun: dict[str, Any] | Non
     if not before or options.device:
         from changeanywhere.diffusion.pipeline import default_dtype, find_device
 
+        refuse_index(options.device)
         found = find_device(options.device)
         device, dtype = found.type, dtype or default_dtype(found)
     return {

@@ -32,6 +32,8 @@ class Seen:
     numbers: dict[int, int] = field(default_factory=dict)
     colours: dict[tuple[int, int, int], int] = field(default_factory=dict)
     num_masks: int = 0
+    ignored: bool = False
+    """A file says that :data:`IGNORED` is no class: it is its nodata, or stands in ground that it hides."""
 
     def share(self, number: int) -> float:
         """Of all pixels."""
@@ -39,8 +41,9 @@ class Seen:
 
     def add(self, file: Path) -> None:
         """Look at one more mask; :class:`SourceError` for one that no legend could be made for."""
-        values, palette = _read(file)
+        values, palette, ignored = _read(file)
         self.num_masks += 1
+        self.ignored |= ignored
         if values.ndim == 2 or palette is not None:
             if values.ndim == 1 and palette is not None:
                 used, counts = np.unique(values, return_counts=True)
@@ -61,16 +64,20 @@ class Seen:
             raise SourceError(f"{file}: with it masks hold more than {MAX_CLASSES} numbers or colours; is it an image?")
 
 
-def _read(file: Path) -> tuple[Any, Any]:
-    """Numbers ``[N]`` or colours ``[N, C]`` as they are stored, but for transparent and nodata pixels, and a palette's
-    colours."""
+def _read(file: Path) -> tuple[Any, Any, bool]:
+    """Numbers ``[N]`` or colours ``[N, C]`` as they are stored, but for transparent and nodata pixels; a palette's
+    colours; whether numbers have :data:`IGNORED` for such pixels."""
     facts = read_info(file)
     with raising(SourceError):
         values, valid = gate.read_stored(file, facts, gate.whole(facts), None)
     valid = declared(values[..., 0], valid, facts)
     shown = values.reshape(-1, values.shape[2]) if valid is None else values[valid]
-    colours = facts.count > 2 and facts.palette is None
-    return (shown if colours else shown[:, 0]), None if facts.palette is None else facts.palette.colours
+    if facts.count > 2 and facts.palette is None:
+        return shown, None, False
+    if facts.palette is not None:
+        return shown[:, 0], facts.palette.colours, False
+    hidden = valid is not None and bool((values[..., 0][~valid] == IGNORED).any())
+    return shown[:, 0], None, hidden or IGNORED in facts.nodata[:1]
 
 
 def look_at(entries: Sequence[Entry]) -> Seen:
@@ -91,7 +98,8 @@ def look_at(entries: Sequence[Entry]) -> Seen:
 def draft(seen: Seen, name: str, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Content of a ``legend.json`` for what was seen. Names are ``class_N`` where none are given.
 
-    0 is unknown ground, unless 255 stands beside it: then masks count from 0, and 255 is what has no class.
+    0 is unknown ground, unless 255 stands beside it, if only as a file's nodata: then masks count from 0, and 255 is
+    what has no class.
     """
     if seen.colours and not seen.numbers:
         colours = sorted(colour for colour in seen.colours if colour != (0, 0, 0))
@@ -101,9 +109,9 @@ def draft(seen: Seen, name: str, names: Sequence[str] | None = None) -> dict[str
                 f"masks hold {len(colours)} colours beside black, and {len(given)} class names were given"
             )
         return _coloured(name, dict(zip(colours, given, strict=True)), names is None)
-    numbers = sorted(seen.numbers)
+    numbers = sorted({*seen.numbers, *[IGNORED] * seen.ignored})
     ignored = IGNORED in numbers and len(numbers) > 2 and numbers[-2] < MAX_CLASSES
-    counted = [number for number in numbers if not (ignored and number == IGNORED)]
+    counted = [number for number in numbers if number in seen.numbers and not (ignored and number == IGNORED)]
     first = 0 if ignored and 0 in counted else 1
     counted = [number for number in counted if number >= first]
     dense = not counted or (counted[0] >= 0 and counted[-1] < first + max(2 * len(counted), len(counted) + 8))
@@ -156,7 +164,7 @@ def proposal(root: Path, entries: Sequence[Entry]) -> str:
     if not seen.numbers:
         return f"masks hold {len(seen.colours)} colours; {init}"
     names = [entry["name"] for entry in content["classes"]]
-    held = f"masks hold {_listing(sorted(seen.numbers))}"
+    held = f"masks hold {_listing(sorted({*seen.numbers, *[IGNORED] * seen.ignored}))}"
     if any("value" in entry for entry in content["classes"]) or len(names) > OF_OPTION:
         return f"{held}; {init}"
     short = {key: value for key, value in content.items() if key != "name"} | {"classes": names}
