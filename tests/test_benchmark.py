@@ -1188,6 +1188,8 @@ def test_finished_cells_are_believed_of_the_same_images_alone(
     for root in (tmp_path / "real", tmp_path / "generated"):
         uncompressed(root)
     shutil.copytree(tmp_path / "generated", tmp_path / "further")
+    for image in [*(tmp_path / "further" / "A").iterdir(), *(tmp_path / "further" / "B").iterdir()]:
+        Image.fromarray(np.array(Image.open(image)) ^ 1).save(image)  # else those of the training split, passed over
     baselines = ["only-sup", "semi-supervised"]
     options = replace(options, unlabelled=[str(tmp_path / "further")], baselines=baselines)
     begin(Benchmark(options))

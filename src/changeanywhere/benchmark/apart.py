@@ -201,6 +201,6 @@ def _state_of(looked: Looked, against: Sequence[PairDataset]) -> str:
         for number in range(len(pairs)):
             for file in pairs.images_of(number):
                 facts = file.stat()
-                digest.update(repr((str(file), facts.st_size, facts.st_mtime_ns)).encode())
+                digest.update(repr((str(file), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)).encode())
         digest.update(b"|")
     return digest.hexdigest()[:16]
