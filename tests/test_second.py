@@ -91,6 +91,56 @@ def test_ground_that_is_the_same_by_whole_cells_is_no_change(masks: str) -> None
     assert changed.any() == (masks == "keep") and not ((before == 0) != (after == 0)).any()
 
 
+def write_nodata(folder: Path, one: np.ndarray, two: np.ndarray, masks: list[np.ndarray]) -> Path:
+    """A GeoTIFF of 64 px per date, 0 = nodata, and masks of both."""
+    for date, image, mask in zip(("A", "B"), (one, two), masks, strict=True):
+        for kind, values in (("images", image), ("masks", mask)):
+            write_tif(folder / kind / date / "x.tif", values, nodata=0 if kind == "images" else None)
+    (folder / "legend.json").write_text(json.dumps({"classes": ["ground", "roof"]}))
+    return folder
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("hidden", [0, 1], ids=["A", "B"])
+@pytest.mark.parametrize("masks", ["none", "ignore", "keep"])
+def test_ground_that_a_date_does_not_show_is_ignored(tmp_path: Path, masks: str, hidden: int, known: bool) -> None:
+    """In either order of the dates, though what fills it is as dark as the other date, and whatever the masks say."""
+    first = ((ground(3, 64) + 1) * 127.5).clip(1, 255).astype(np.uint8)
+    dark = ndimage.gaussian_filter(first.mean(2), 3)
+    hole = dark < np.percentile(dark, 20)
+    first[hole] = 1 + first[hole] // 12
+    dates = [first, (first * 0.9 + 8).clip(1, 255).astype(np.uint8)]
+    dates[hidden] = np.where(hole[..., None], 0, dates[hidden])
+    classes = np.ones((64, 64), np.uint8) if known else np.where(hole, 0, 1).astype(np.uint8)
+    source = open_source(write_nodata(tmp_path, dates[0], dates[1], [classes, classes]), TILES)
+    ignored, other = compare_dates(source, SecondOptions(use="base", masks=masks), lambda *_: None)
+    second = SecondDate(source, ignored, other)
+    assert len(source) == 2
+    far = ~ndimage.binary_dilation(hole, iterations=8)
+    for index in range(2):
+        assert second.ignored(index)[hole].all() and not any(mask[hole].any() for mask in second.read_masks(index))
+        assert second.ignored(index)[far].mean() < 0.02, "nothing else: all other ground is the same"
+        assert source.read(index).valid is None or not source.read(index).valid[hole].any()
+
+
+def test_what_fills_a_hole_says_nothing_of_other_ground() -> None:
+    first, rng = ground(), np.random.default_rng(1)
+    second = (first * 0.7 + 0.2 + rng.normal(0, 0.02, first.shape)).astype(np.float32)
+    shown = np.ones((128, 128), bool)
+    shown[:, 20:90] = False
+    filled = [np.where(shown[..., None], image, np.float32(-1)) for image in (first, second)]
+    for fill in ((-1, -1), (-1, 1), (1, 0)):
+        images = [
+            np.where(shown[..., None], image, np.float32(value)) for image, value in zip(filled, fill, strict=True)
+        ]
+        alike = correlation(*images, shown)
+        assert (alike[~shown] == -1).all() and alike[shown].min() > 0.85
+        assert not differing(*images, 6.0, shown)[~shown].any() and differing(*images, 6.0, shown).mean() < 0.005
+    everywhere = np.ones_like(shown)
+    assert np.array_equal(differing(first, second, 2.0, everywhere), differing(first, second, 2.0))
+    assert not differing(first, -first, 1.0, ~everywhere).any() and (correlation(first, first, ~everywhere) == -1).all()
+
+
 def test_light_is_no_difference_and_a_new_roof_is() -> None:
     first = ground()
     slope = np.linspace(-0.1, 0.1, 128)[:, None, None]
