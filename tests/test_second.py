@@ -35,6 +35,7 @@ from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.pairs.writer import check_labels
 from changeanywhere.sample import ChangePlan, Normalisation, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.sources.dates import expected_second
 from conftest import write_source
 from raster_files import write_tif
 
@@ -195,6 +196,41 @@ def test_a_second_date_lies_beside_the_first(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"tile_3\.\w+: no image of a second date; expected tile_3 in B/ beside it"):
         open_source(dates, TILES).second_hash()
     assert open_source(dates, TILES).fingerprint() == both.fingerprint(), "who does not ask needs none"
+
+
+@pytest.mark.parametrize(
+    ("image", "also", "expected"),
+    [
+        ("images/B/t3.png", "images/A", "t3 in A/ beside it"),
+        ("images/A/t3.png", "images/B", "t3 in B/ beside it"),
+        ("images/B/north/t3.png", "images/A/north", "north/t3 in A/ beside B/"),
+        ("images/b/t3.png", "images/a", "t3 in a/ beside it"),
+        ("images/after/t3.png", "images/before", "t3 in before/ beside it"),
+        ("images/image2/t3.png", "images/image1", "t3 in image1/ beside it"),
+        ("images/B/t3.png", "images", "t3 in A/ beside it"),
+        ("images/north/t3.png", "images_t2", "north/t3 in images_t2/ beside images/"),
+        ("images/t3.png", "images", "t3 in images_t2/ beside it"),
+        ("A/t3.png", "A", "t3 in B/ beside it"),
+    ],
+)
+def test_a_tile_of_one_date_names_the_folder_of_the_other(tmp_path: Path, image: str, also: str, expected: str) -> None:
+    (tmp_path / image).parent.mkdir(parents=True)
+    (tmp_path / also).mkdir(parents=True, exist_ok=True)
+    assert expected_second(tmp_path / image, tmp_path) == expected
+
+
+def test_a_tile_that_only_one_date_has_is_named_with_the_other_date(tmp_path: Path) -> None:
+    image = ((ground(3, 64) + 1) * 127.5).astype(np.uint8)
+    source = write_nodata(tmp_path, image, image, [np.ones((64, 64), np.uint8)] * 2)
+    for date, other in (("A", "B"), ("B", "A")):
+        for kind in ("images", "masks"):
+            shutil.copyfile(source / kind / date / "x.tif", source / kind / date / "t3.tif")
+        with pytest.raises(
+            SourceError, match=rf"t3\.tif: no image of a second date; expected t3 in {other}/ beside it"
+        ):
+            open_source(source, TILES).second_hash()
+        (source / "images" / date / "t3.tif").unlink()
+        (source / "masks" / date / "t3.tif").unlink()
 
 
 def test_what_label_makes_of_two_dates_has_both(tmp_path: Path) -> None:
