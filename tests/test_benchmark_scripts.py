@@ -18,7 +18,7 @@ from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run as command
-from changeanywhere.legend import load_legend
+from changeanywhere.legend import Legend, LegendClass, load_legend
 from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.shipped import find_source
 from conftest import write_source
@@ -260,6 +260,36 @@ def test_target_reading(run: Run, judge: Path, tmp_path: Path) -> None:
     row = count.row("x", "y")
     assert row.startswith("| x | y | 0.444 | 50.0 % | 12.5 % | ") and "| 9.7 % | 5.6 % | 37.5 % |" in row
     assert row.endswith("| 17.1 % | 11.1 % | 37.5 % |")
+    assert script.Count().row("x", "y") == "| x | y | - | - | - | 0.0 % | - | 0.0 % | - | - | 0.0 % | - |"
+
+
+def test_target_reading_of_all_pairs_and_what_it_refuses(
+    run: Run, judge: Path, real_pairs: Path, tmp_path: Path
+) -> None:
+    """Of a folder without lists of splits; of pairs none of which changes; of a segmenter without houses."""
+    pairs = tmp_path / "pairs"
+    shutil.copytree(real_pairs, pairs)
+    (pairs / "label").mkdir()
+    for file in (pairs / "A").iterdir():
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(pairs / "label" / file.name)
+    printed = run("target_reading", "--pairs", pairs, "--split", "null", "--segmenters", judge)
+    assert printed.startswith("0 of 4 pairs change, 0 px of them") and len(rows(printed)) == 3
+
+    def refused(*flags: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run("target_reading", "--pairs", pairs, *flags)
+        said = str(stopped.value)
+        assert "\n" not in said
+        return said
+
+    assert "test" in refused("--segmenters", judge), "a split that is not there"
+    torch.manual_seed(0)
+    Segmenter("unet", Legend("bare", (LegendClass(1, "soil", (9, 9, 9)), LegendClass(2, "water", (0, 0, 9))))).save(
+        tmp_path / "bare"
+    )
+    said = refused("--split", "null", "--segmenters", judge, tmp_path / "bare")
+    assert f"{tmp_path / 'bare'}: has no class building, but soil, water" in said
+    assert str(tmp_path / "none") in refused("--split", "null", "--segmenters", tmp_path / "none")
 
 
 def test_second_dates(run: Run, tmp_path: Path) -> None:
