@@ -121,7 +121,8 @@ def test_ground_that_a_date_does_not_show_is_ignored(tmp_path: Path, masks: str,
     for index in range(2):
         assert second.ignored(index)[hole].all() and not any(mask[hole].any() for mask in second.read_masks(index))
         assert second.ignored(index)[far].mean() < 0.02, "nothing else: all other ground is the same"
-        assert source.read(index).valid is None or not source.read(index).valid[hole].any()
+        valid = source.read(index).valid
+        assert valid is None or not valid[hole].any()
 
 
 def test_what_fills_a_hole_says_nothing_of_other_ground() -> None:
@@ -129,14 +130,14 @@ def test_what_fills_a_hole_says_nothing_of_other_ground() -> None:
     second = (first * 0.7 + 0.2 + rng.normal(0, 0.02, first.shape)).astype(np.float32)
     shown = np.ones((128, 128), bool)
     shown[:, 20:90] = False
-    filled = [np.where(shown[..., None], image, np.float32(-1)) for image in (first, second)]
     for fill in ((-1, -1), (-1, 1), (1, 0)):
-        images = [
-            np.where(shown[..., None], image, np.float32(value)) for image, value in zip(filled, fill, strict=True)
-        ]
-        alike = correlation(*images, shown)
+        one, two = (
+            np.where(shown[..., None], image, np.float32(value))
+            for image, value in zip((first, second), fill, strict=True)
+        )
+        alike, differs = correlation(one, two, shown), differing(one, two, 6.0, shown)
         assert (alike[~shown] == -1).all() and alike[shown].min() > 0.85
-        assert not differing(*images, 6.0, shown)[~shown].any() and differing(*images, 6.0, shown).mean() < 0.005
+        assert not differs[~shown].any() and differs.mean() < 0.005
     everywhere = np.ones_like(shown)
     assert np.array_equal(differing(first, second, 2.0, everywhere), differing(first, second, 2.0))
     assert not differing(first, -first, 1.0, ~everywhere).any() and (correlation(first, first, ~everywhere) == -1).all()
