@@ -16,6 +16,7 @@ trained or chosen here.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
+from changeanywhere.errors import ChangeAnywhereError, ConfigError
 from changeanywhere.generation.found import Where, correlation, solid
 from changeanywhere.generation.second import SecondOptions
 from changeanywhere.labelling.label import label_image
@@ -76,12 +78,13 @@ class Count:
         self.ring, self.called = self.ring + int(ring.sum()), self.called + int((second & ring).sum())
 
     def row(self, name: str, reads: str) -> str:
-        """A line of the table."""
-        iou = self.found / (self.new + self.early)
-        shares: tuple[float, ...] = (1 - self.found / self.new, self.early / self.new, self.called / max(self.ring, 1))
+        """A line of the table; "-" is a share of nothing, where no ground changed."""
+        iou = f"{self.found / (self.new + self.early):.3f}" if self.new + self.early else "-"
+        shares = [(self.new - self.found, self.new), (self.early, self.new), (self.called, max(self.ring, 1))]
         for right, said in ((self.right, self.said), (self.borne_out, self.believed)):
-            shares += (2 * right / (said + self.new), right / max(said, 1), right / self.new)
-        return f"| {name} | {reads} | {iou:.3f} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |"
+            shares += [(2 * right, said + self.new), (right, max(said, 1)), (right, self.new)]
+        told = (f"{100 * part / whole:.1f} %" if whole else "-" for part, whole in shares)
+        return f"| {name} | {reads} | {iou} | " + " | ".join(told) + " |"
 
 
 def read(image: npt.NDArray[np.uint8], options: LabelOptions, reader: ImageReader) -> tuple[Where, Where]:
@@ -118,11 +121,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, help="labelled pairs of buildings that appear")
-    parser.add_argument("--split", default="test", help="which of them")
+    parser.add_argument("--split", default="test", help="which of them; null: all")
     parser.add_argument("--segmenters", nargs="+", default=["mini-segmenter"], help="mini-segmenter or folders")
     parser.add_argument("--ring", type=int, nargs=2, default=(4, 12), help="px around new houses, from and to")
     arguments = parser.parse_args(argv)
-    dataset = load_pairs(arguments.pairs, split=arguments.split)
+    try:
+        measure(arguments)
+    except ChangeAnywhereError as error:
+        sys.exit(str(error))
+
+
+def readers_of(pairs: Path, names: Sequence[str]) -> list[tuple[str, LabelOptions, ImageReader]]:
+    """Segmenters by name. :class:`ConfigError` for one that knows no building."""
+    found = []
+    for name in names:
+        options = LabelOptions(source=pairs, out=Path("unused"), segmenter=Path(name))
+        reader = open_readers(options, torch.device("cpu")).of("", pairs, Facts("PNG", 1, 1, 3, "uint8", 8))
+        if "building" not in reader.legend.names:
+            classes = ", ".join(reader.legend.names)
+            raise ConfigError(f"--segmenters {name}: has no class building, but {classes}; allowed: segmenters of it")
+        found.append((name, options, reader))
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the table. :class:`ChangeAnywhereError` for pairs or segmenters that cannot be read."""
+    readers = readers_of(arguments.pairs, arguments.segmenters)
+    dataset = load_pairs(arguments.pairs, split=None if arguments.split == "null" else arguments.split)
     pairs = [dataset[i] for i in range(len(dataset))]
     everything = Count()
     for pair in pairs:
@@ -131,9 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     changing = sum(bool(pair.change_mask.any()) for pair in pairs)
     print(f"{changing} of {len(pairs)} pairs change, {everything.new} px of them\n\n{HEAD}")
     print(everything.row("all is building", ""))
-    for name in arguments.segmenters:
-        options = LabelOptions(source=arguments.pairs, out=Path("unused"), segmenter=Path(name))
-        reader = open_readers(options, torch.device("cpu")).of("", arguments.pairs, Facts("PNG", 1, 1, 3, "uint8", 8))
+    for name, options, reader in readers:
         likely, cleaned = Count(), Count()
         for pair in pairs:
             dates = [read(image, options, reader) for image in rgb8(pair)]

@@ -18,10 +18,12 @@ from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run as command
-from changeanywhere.legend import load_legend
+from changeanywhere.errors import SourceError
+from changeanywhere.legend import Legend, LegendClass, load_legend
 from changeanywhere.models.segmenter import Segmenter
 from changeanywhere.shipped import find_source
 from conftest import write_source
+from raster_files import write_tif
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 RECIPE = {
@@ -228,6 +230,24 @@ def test_labelled_sheet(run: Run, tiles: Path, tmp_path: Path) -> None:
     assert (first == second).all() and (image != first).any()
 
 
+def test_labelled_sheet_of_other_images(run: Run, tmp_path: Path) -> None:
+    """16 bits of one band in grey; folders that share nothing, and bands that are not there, in one line."""
+    ramp = np.broadcast_to(np.linspace(1000, 9000, 64).astype(np.uint16)[:, None], (64, 64))
+    for folder, name in (("one", "x"), ("two", "y")):
+        write_tif(tmp_path / folder / "images" / f"{name}.tif", ramp)
+        write_tif(tmp_path / folder / "masks" / f"{name}.tif", np.ones((64, 64), np.uint8))
+        (tmp_path / folder / "legend.json").write_text(json.dumps({"classes": ["ground"]}))
+    one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "x.png"
+    flags = ["--tile-size", 64, "--side", 64, "--out", out, "--labelled", one]
+    assert "1 of 1" in run("labelled_sheet", *flags, "--bands", 1)
+    with Image.open(out) as picture:
+        image = np.asarray(picture)[:64, :64].astype(int)
+    assert (image[..., 0] == image[..., 2]).all() and image[0].max() < 10 and image[-1].min() > 245
+    for wrong, said in (([two, "--bands", 1], "share no tile"), ([], "has 1 band")):
+        with pytest.raises(SystemExit, match=said):
+            run("labelled_sheet", *flags, *wrong)
+
+
 def test_target_reading(run: Run, judge: Path, tmp_path: Path) -> None:
     """What is counted, on a pair of which every count is known; and a segmenter that reads it."""
     for folder in ("A", "B", "label"):
@@ -260,6 +280,36 @@ def test_target_reading(run: Run, judge: Path, tmp_path: Path) -> None:
     row = count.row("x", "y")
     assert row.startswith("| x | y | 0.444 | 50.0 % | 12.5 % | ") and "| 9.7 % | 5.6 % | 37.5 % |" in row
     assert row.endswith("| 17.1 % | 11.1 % | 37.5 % |")
+    assert script.Count().row("x", "y") == "| x | y | - | - | - | 0.0 % | - | 0.0 % | - | - | 0.0 % | - |"
+
+
+def test_target_reading_of_all_pairs_and_what_it_refuses(
+    run: Run, judge: Path, real_pairs: Path, tmp_path: Path
+) -> None:
+    """Of a folder without lists of splits; of pairs none of which changes; of a segmenter without houses."""
+    pairs = tmp_path / "pairs"
+    shutil.copytree(real_pairs, pairs)
+    (pairs / "label").mkdir()
+    for file in (pairs / "A").iterdir():
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(pairs / "label" / file.name)
+    printed = run("target_reading", "--pairs", pairs, "--split", "null", "--segmenters", judge)
+    assert printed.startswith("0 of 4 pairs change, 0 px of them") and len(rows(printed)) == 3
+
+    def refused(*flags: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run("target_reading", "--pairs", pairs, *flags)
+        said = str(stopped.value)
+        assert "\n" not in said
+        return said
+
+    assert "test" in refused("--segmenters", judge), "a split that is not there"
+    torch.manual_seed(0)
+    Segmenter("unet", Legend("bare", (LegendClass(1, "soil", (9, 9, 9)), LegendClass(2, "water", (0, 0, 9))))).save(
+        tmp_path / "bare"
+    )
+    said = refused("--split", "null", "--segmenters", judge, tmp_path / "bare")
+    assert f"{tmp_path / 'bare'}: has no class building, but soil, water" in said
+    assert str(tmp_path / "none") in refused("--split", "null", "--segmenters", tmp_path / "none")
 
 
 def test_second_dates(run: Run, tmp_path: Path) -> None:
@@ -282,6 +332,42 @@ def test_second_dates(run: Run, tmp_path: Path) -> None:
     assert "classes differ on 0.0%" in said[3] and "called changed 100.0% really changed" in said[5]
     flags = [*flags, "--change-classes", "building"]
     assert run("second_dates", *flags).splitlines()[5] != said[5], "fewer changes count"
+
+
+def test_second_dates_of_tiles_that_were_cut(run: Run, tmp_path: Path) -> None:
+    """Images of 96 x 64 px, in folders of other names than A and B: half of each label says that it changed."""
+    source = write_source(tmp_path / "source", num_tiles=3)
+    for folder in ("images", "masks"):
+        (source / folder).rename(tmp_path / folder)
+        for date in ("before", "after"):
+            (source / folder / date).mkdir(parents=True)
+            for file in (tmp_path / folder).iterdir():
+                values = np.asarray(Image.open(file))
+                wide = Image.fromarray(np.concatenate([values, values[:, :32]], 1))
+                wide.save(source / folder / date / f"{file.stem}.png")
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    real = np.zeros((64, 96), np.uint8)
+    real[:, 64:] = 255
+    for file in (tmp_path / "masks").iterdir():
+        Image.fromarray(real).save(labels / f"{file.stem}.png")
+    flags = ["--source", source, "--tile-size", 64, "--num-pairs", 12, "--method", "copy_paste", "--second.use", "base"]
+    assert command([str(flag) for flag in ("generate", *flags, "--out", tmp_path / "pairs")]) == 0
+    flags = ["--pairs", tmp_path / "pairs", "--labelled", source, "--labels", labels, "--tile-size", 64]
+    assert len(run("second_dates", *flags).splitlines()) > 5
+    script = importlib.import_module("second_dates")
+    west, east = (script.label_at(labels, f"after__tile_0_y00000_x{x:05d}", (64, 64)) for x in (0, 32))
+    assert not west.any() and np.array_equal(east, real[:, 32:] > 0)
+    with pytest.raises(SourceError, match=r"tile_0\.png: 96x64 px, but A__tile_0 is 64x64 px"):
+        script.label_at(labels, "A__tile_0", (64, 64))
+    with pytest.raises(SourceError, match="north__tile_0: lies in no folder of a date"):
+        script.label_at(labels, "north__tile_0", (64, 64))
+    (labels / "north").mkdir()
+    (labels / "tile_0.png").rename(labels / "north" / "tile_0.png")
+    assert script.label_at(labels, "im2__north__tile_0", (64, 96)).any()
+    shutil.rmtree(labels)
+    with pytest.raises(SystemExit, match="no label of "):
+        run("second_dates", *flags)
 
 
 def test_object_pictures(run: Run, pairs: Path, tmp_path: Path) -> None:

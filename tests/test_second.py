@@ -35,6 +35,7 @@ from changeanywhere.pairs.reader import load_pairs
 from changeanywhere.pairs.writer import check_labels
 from changeanywhere.sample import ChangePlan, Normalisation, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
+from changeanywhere.sources.dates import expected_second
 from conftest import write_source
 from raster_files import write_tif
 
@@ -91,6 +92,57 @@ def test_ground_that_is_the_same_by_whole_cells_is_no_change(masks: str) -> None
     assert changed.any() == (masks == "keep") and not ((before == 0) != (after == 0)).any()
 
 
+def write_nodata(folder: Path, one: np.ndarray, two: np.ndarray, masks: list[np.ndarray]) -> Path:
+    """A GeoTIFF of 64 px per date, 0 = nodata, and masks of both."""
+    for date, image, mask in zip(("A", "B"), (one, two), masks, strict=True):
+        for kind, values in (("images", image), ("masks", mask)):
+            write_tif(folder / kind / date / "x.tif", values, nodata=0 if kind == "images" else None)
+    (folder / "legend.json").write_text(json.dumps({"classes": ["ground", "roof"]}))
+    return folder
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("hidden", [0, 1], ids=["A", "B"])
+@pytest.mark.parametrize("masks", ["none", "ignore", "keep"])
+def test_ground_that_a_date_does_not_show_is_ignored(tmp_path: Path, masks: str, hidden: int, known: bool) -> None:
+    """In either order of the dates, though what fills it is as dark as the other date, and whatever the masks say."""
+    first = ((ground(3, 64) + 1) * 127.5).clip(1, 255).astype(np.uint8)
+    dark = ndimage.gaussian_filter(first.mean(2), 3)
+    hole = dark < np.percentile(dark, 20)
+    first[hole] = 1 + first[hole] // 12
+    dates = [first, (first * 0.9 + 8).clip(1, 255).astype(np.uint8)]
+    dates[hidden] = np.where(hole[..., None], 0, dates[hidden])
+    classes = np.ones((64, 64), np.uint8) if known else np.where(hole, 0, 1).astype(np.uint8)
+    source = open_source(write_nodata(tmp_path, dates[0], dates[1], [classes, classes]), TILES)
+    ignored, other = compare_dates(source, SecondOptions(use="base", masks=masks), lambda *_: None)
+    second = SecondDate(source, ignored, other)
+    assert len(source) == 2
+    far = ~ndimage.binary_dilation(hole, iterations=8)
+    for index in range(2):
+        assert second.ignored(index)[hole].all() and not any(mask[hole].any() for mask in second.read_masks(index))
+        assert second.ignored(index)[far].mean() < 0.02, "nothing else: all other ground is the same"
+        valid = source.read(index).valid
+        assert valid is None or not valid[hole].any()
+
+
+def test_what_fills_a_hole_says_nothing_of_other_ground() -> None:
+    first, rng = ground(), np.random.default_rng(1)
+    second = (first * 0.7 + 0.2 + rng.normal(0, 0.02, first.shape)).astype(np.float32)
+    shown = np.ones((128, 128), bool)
+    shown[:, 20:90] = False
+    for fill in ((-1, -1), (-1, 1), (1, 0)):
+        one, two = (
+            np.where(shown[..., None], image, np.float32(value))
+            for image, value in zip((first, second), fill, strict=True)
+        )
+        alike, differs = correlation(one, two, shown), differing(one, two, 6.0, shown)
+        assert (alike[~shown] == -1).all() and alike[shown].min() > 0.85
+        assert not differs[~shown].any() and differs.mean() < 0.005
+    everywhere = np.ones_like(shown)
+    assert np.array_equal(differing(first, second, 2.0, everywhere), differing(first, second, 2.0))
+    assert not differing(first, -first, 1.0, ~everywhere).any() and (correlation(first, first, ~everywhere) == -1).all()
+
+
 def test_light_is_no_difference_and_a_new_roof_is() -> None:
     first = ground()
     slope = np.linspace(-0.1, 0.1, 128)[:, None, None]
@@ -145,6 +197,41 @@ def test_a_second_date_lies_beside_the_first(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"tile_3\.\w+: no image of a second date; expected tile_3 in B/ beside it"):
         open_source(dates, TILES).second_hash()
     assert open_source(dates, TILES).fingerprint() == both.fingerprint(), "who does not ask needs none"
+
+
+@pytest.mark.parametrize(
+    ("image", "also", "expected"),
+    [
+        ("images/B/t3.png", "images/A", "t3 in A/ beside it"),
+        ("images/A/t3.png", "images/B", "t3 in B/ beside it"),
+        ("images/B/north/t3.png", "images/A/north", "north/t3 in A/ beside B/"),
+        ("images/b/t3.png", "images/a", "t3 in a/ beside it"),
+        ("images/after/t3.png", "images/before", "t3 in before/ beside it"),
+        ("images/image2/t3.png", "images/image1", "t3 in image1/ beside it"),
+        ("images/B/t3.png", "images", "t3 in A/ beside it"),
+        ("images/north/t3.png", "images_t2", "north/t3 in images_t2/ beside images/"),
+        ("images/t3.png", "images", "t3 in images_t2/ beside it"),
+        ("A/t3.png", "A", "t3 in B/ beside it"),
+    ],
+)
+def test_a_tile_of_one_date_names_the_folder_of_the_other(tmp_path: Path, image: str, also: str, expected: str) -> None:
+    (tmp_path / image).parent.mkdir(parents=True)
+    (tmp_path / also).mkdir(parents=True, exist_ok=True)
+    assert expected_second(tmp_path / image, tmp_path) == expected
+
+
+def test_a_tile_that_only_one_date_has_is_named_with_the_other_date(tmp_path: Path) -> None:
+    image = ((ground(3, 64) + 1) * 127.5).astype(np.uint8)
+    source = write_nodata(tmp_path, image, image, [np.ones((64, 64), np.uint8)] * 2)
+    for date, other in (("A", "B"), ("B", "A")):
+        for kind in ("images", "masks"):
+            shutil.copyfile(source / kind / date / "x.tif", source / kind / date / "t3.tif")
+        with pytest.raises(
+            SourceError, match=rf"t3\.tif: no image of a second date; expected t3 in {other}/ beside it"
+        ):
+            open_source(source, TILES).second_hash()
+        (source / "images" / date / "t3.tif").unlink()
+        (source / "masks" / date / "t3.tif").unlink()
 
 
 def test_what_label_makes_of_two_dates_has_both(tmp_path: Path) -> None:

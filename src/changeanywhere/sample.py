@@ -111,6 +111,9 @@ class SourceSample:
     """2: the image is of the second date, the mask of the first."""
     meanings: tuple[Meaning, ...] = ()
     """Of the image's bands; empty: its file says nothing of them."""
+    valid: npt.NDArray[np.bool_] | None = None
+    """Which ground this date shows, ``bool [H, W]``; elsewhere (nodata, transparent) the image holds the dark end.
+    None: all of it."""
 
     def pixels(self) -> npt.NDArray[np.float32]:
         """The image as networks see it: float32 ``[H, W, C]`` in [-1, 1]."""

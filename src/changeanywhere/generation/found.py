@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from changeanywhere.legend import Mask
 from changeanywhere.pairs.names import FOUND
-from changeanywhere.sample import ChangePlan, change_mask_of, runs_of
+from changeanywhere.sample import ChangePlan, SourceSample, change_mask_of, runs_of
 
 Pixels = npt.NDArray[np.float32]
 Where = npt.NDArray[np.bool_]
@@ -28,16 +28,25 @@ SOLID = 7
 one thing."""
 
 
-def correlation(first: Pixels, second: Pixels) -> npt.NDArray[np.float64]:
+def shown_by_both(first: SourceSample, second: SourceSample) -> Where | None:
+    """Ground that both dates of a tile show; None: all of it."""
+    shown = [sample.valid for sample in (first, second) if sample.valid is not None and not sample.valid.all()]
+    return np.logical_and.reduce(shown) if shown else None
+
+
+def correlation(first: Pixels, second: Pixels, shown: Where | None = None) -> npt.NDArray[np.float64]:
     """How alike brightness varies around each px at two dates ``[H, W, C]`` in [-1, 1]: -1 to 1, ``[H, W]``.
 
-    Pearson's correlation under a Gaussian window; light, haze and contrast cancel out.
+    Pearson's correlation under a Gaussian window; light, haze and contrast cancel out. Ground that is not ``shown``
+    (bool ``[H, W]``; None: all is) is left out of the windows, and -1 itself: what fills it is dark at any date.
     """
     from scipy import ndimage
 
     def around(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        smooth: npt.NDArray[np.float64] = ndimage.gaussian_filter(values, AROUND)
-        return smooth
+        smooth: npt.NDArray[np.float64] = ndimage.gaussian_filter(values if shown is None else values * shown, AROUND)
+        return smooth if share is None else smooth / share
+
+    share = None if shown is None else np.maximum(ndimage.gaussian_filter(shown.astype(np.float64), AROUND), 1e-6)
 
     one, two = ((image.astype(np.float64).mean(2) + 1) / 2 for image in (first, second))
     mean_one, mean_two = around(one), around(two)
@@ -45,7 +54,7 @@ def correlation(first: Pixels, second: Pixels) -> npt.NDArray[np.float64]:
     spread_one, spread_two = around(one * one) - mean_one**2, around(two * two) - mean_two**2
     least = LEAST_VARIANCE
     alike: npt.NDArray[np.float64] = shared / np.sqrt(np.maximum(spread_one, least) * np.maximum(spread_two, least))
-    return alike
+    return alike if shown is None else np.where(shown, alike, -1.0)
 
 
 def doubtful(differs: Where, first: Mask, second: Mask, same: Where, keep: bool) -> Where:

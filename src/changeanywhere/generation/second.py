@@ -2,7 +2,8 @@
 reads.
 
 Changes are painted on it (``base``), or what is painted takes its colours and sharpness (``style``). Where the dates
-differ in earnest, nobody knows what is there: such ground is unknown, and no label speaks of it.
+differ in earnest, or one of them shows nothing, nobody knows what is there: such ground is unknown, and no label
+speaks of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.errors import require
-from changeanywhere.generation.found import Pixels, Where, correlation, doubtful, settled
+from changeanywhere.generation.found import Pixels, Where, correlation, doubtful, settled, shown_by_both
 from changeanywhere.help import one_of, require_one
 from changeanywhere.legend import Mask
 from changeanywhere.progress import Progress
@@ -65,7 +66,7 @@ class SecondOptions:
     class is a change of the pair as it stands, beside what is painted, and unknown ground is ignored. With ``base``."""
     min_correlation: float = 0.3
     """With ``masks``: where brightness in 8 px around correlates so much between the dates, the same things stand
-    there: unchanged, whatever masks say or do not know, and whatever tests find; 1 = nowhere."""
+    there: unchanged, whatever masks say or do not know, and whatever tests find; 1 = nowhere. Not of nodata."""
     no_change: bool = False
     """With ``style``: pairs without a change (targets.no_change) are painted on the second date, as with ``base``."""
 
@@ -127,44 +128,51 @@ class SecondDate(Source):
 
 
 def compare_dates(source: Source, options: SecondOptions, progress: Progress) -> tuple[list[str], list[str] | None]:
-    """Of every tile, where its dates differ in earnest, or the second shows nothing; and, where masks of both count,
-    where they do not show the same: see :func:`packed`."""
+    """Of every tile, where its dates differ in earnest, or one of them shows nothing, whatever masks say of it; and,
+    where masks of both count, where they do not show the same: see :func:`packed`."""
     read = _reader(options.segmenter) if options.segmenter is not None else None
     ignored, other = [], []
     for index in range(len(source)):
         first, second = source.read(index), source.read_second(index)
         images = first.pixels(), second.pixels()
-        where = differing(*images, options.min_z)
+        shown = shown_by_both(first, second)
+        where = differing(*images, options.min_z, shown)
         if read is not None:
             where |= disagreeing(read(images[0]), read(images[1]))
         if options.masks != "none":
-            same = correlation(*images) >= options.min_correlation
+            same = correlation(*images, shown) >= options.min_correlation
             other.append(packed(~same))
             same = ~unpacked(other[-1])  # by whole cells, as whoever writes the masks reads it
             where = doubtful(where, first.mask, source.read_second_mask(index), same, options.masks == "keep")
-        ignored.append(packed(where | ((first.mask > 0) & (second.mask == 0))))
+        if shown is not None:
+            where |= ~shown
+        ignored.append(packed(where))
         progress("comparing dates", index + 1, len(source))
     return ignored, other if options.masks != "none" else None
 
 
-def differing(first: Pixels, second: Pixels, min_z: float) -> Where:
+def differing(first: Pixels, second: Pixels, min_z: float, shown: Where | None = None) -> Where:
     """Where two images ``[H, W, C]`` in [-1, 1] of one ground differ more than their light does.
 
     Brightness, and what each band has more than it (which shadows change little), of the first are fitted to the
     second by a line and a wide local shift, both from the ground that follows them; what is left is smoothed and
-    compared with its own spread over the tile (median of distances).
+    compared with its own spread over the tile (median of distances). All of that on ground that both dates have
+    ``shown`` alone (bool ``[H, W]``; None: all): nothing is found elsewhere.
     """
     from scipy import ndimage
 
+    shown = np.ones(first.shape[:2], bool) if shown is None else shown
+    if not shown.any():
+        return np.zeros_like(shown)
     score = np.zeros(first.shape[:2])
     for one, two in zip(_looks(first), _looks(second), strict=True):
-        left, follows = _fitted(one, two)
+        left, follows = _fitted(one, two, shown)
         wide = ndimage.gaussian_filter(np.where(follows, left, 0), WIDE)
         share = ndimage.gaussian_filter(follows.astype(np.float64), WIDE)
-        smooth = ndimage.gaussian_filter(left - wide / np.maximum(share, 1e-3), SMOOTHED)
-        off = np.abs(smooth - np.median(smooth))
-        score = np.maximum(score, off / max(MAD * float(np.median(off)), LEAST_DEVIATION))
-    return _objects(score > min_z)
+        smooth = ndimage.gaussian_filter(np.where(shown, left - wide / np.maximum(share, 1e-3), 0), SMOOTHED)
+        off = np.abs(smooth - np.median(smooth[shown]))
+        score = np.maximum(score, off / max(MAD * float(np.median(off[shown])), LEAST_DEVIATION))
+    return _objects((score > min_z) & shown)
 
 
 def _looks(image: Pixels) -> list[npt.NDArray[np.float64]]:
@@ -174,16 +182,18 @@ def _looks(image: Pixels) -> list[npt.NDArray[np.float64]]:
     return [grey, *([bands[..., i] - grey for i in range(bands.shape[2])] if bands.shape[2] > 1 else [])]
 
 
-def _fitted(one: npt.NDArray[np.float64], two: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], Where]:
-    """What is left of ``two`` beside its line through ``one``, and which ground follows the line."""
-    follows, left = np.ones(one.shape, bool), two
+def _fitted(
+    one: npt.NDArray[np.float64], two: npt.NDArray[np.float64], shown: Where
+) -> tuple[npt.NDArray[np.float64], Where]:
+    """What is left of ``two`` beside its line through ``one``, and which ground that is ``shown`` follows the line."""
+    follows, left = shown, two
     for _ in range(ROUNDS):
         x, y = one[follows], two[follows]
         spread = float(x.var())
         slope = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 1e-8 else 0.0
         left = two - (y.mean() + slope * (one - x.mean()))
-        off = np.abs(left - np.median(left))
-        follows = off <= OUTLYING * max(MAD * float(np.median(off)), LEAST_DEVIATION)
+        off = np.abs(left - np.median(left[shown]))
+        follows = shown & (off <= OUTLYING * max(MAD * float(np.median(off[shown])), LEAST_DEVIATION))
     return left, follows
 
 

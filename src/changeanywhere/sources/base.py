@@ -48,7 +48,7 @@ class Source(ABC):
 
     def read_second(self, index: int) -> SourceSample:
         """The same ground at the second date: its image, on the stretch of the first, and the mask of the first without
-        ground that was not imaged. :class:`SourceError` where there is none."""
+        ground that was not imaged, which ``valid`` says, too. :class:`SourceError` where there is none."""
         raise SourceError(f"{self.root}: has no images of a second date")
 
     def read_second_mask(self, index: int) -> Mask:

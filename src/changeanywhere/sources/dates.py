@@ -26,6 +26,26 @@ def names_of_second(folder: Path) -> tuple[str, ...]:
     return (f"{folder.name}_t2", *partner)
 
 
+def expected_second(image: Path, root: Path) -> str:
+    """In words, where the second date of ``image``, a file somewhere in ``root``, is looked for: beside the innermost
+    folder that has another date beside it, or else could have; either of two dates is the second of the other."""
+    inside = image.relative_to(root) if image.is_relative_to(root) else Path(image.parent.name, image.name)
+    folders = [image.parents[number] for number in range(len(inside.parts) - 1)] or [image.parent]
+    names = {folder: (*_twin_names(folder), f"{folder.name}_t2") for folder in folders}
+    there = ((folder, found) for folder in folders if (found := find_folder(folder.parent, names[folder])))
+    dated = ((folder, Path(names[folder][0])) for folder in folders if len(names[folder]) > 1)
+    folder, second = next(there, None) or next(dated, (image.parent, Path(names[image.parent][0])))
+    beside = "it" if folder == image.parent else f"{folder.name}/"
+    return f"{composed(image.relative_to(folder).with_suffix('').as_posix())} in {second.name}/ beside {beside}"
+
+
+def _twin_names(folder: Path) -> list[str]:
+    """What the folder of the other date is called, spelt as in :data:`DATES`; none beside one of no date."""
+    both = ((one, two) for pair in DATES for one, two in (pair, pair[::-1]))
+    exact = [(one, two) for one, two in both if one.lower() == folder.name.lower()]
+    return [two for _, two in sorted(exact, key=lambda pair: pair[0] != folder.name)]
+
+
 def with_second(layout: Layout) -> Layout:
     """Each entry with its image of the second date, as far as there are any: of the same name, whatever its suffix.
 

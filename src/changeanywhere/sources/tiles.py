@@ -20,7 +20,7 @@ from changeanywhere.rasters.values import PLAIN, to_stored
 from changeanywhere.sample import GeoReference, Image, Normalisation, SourceItem, SourceSample
 from changeanywhere.sources.alone import images_alone
 from changeanywhere.sources.base import Source
-from changeanywhere.sources.dates import names_of_second
+from changeanywhere.sources.dates import expected_second
 from changeanywhere.sources.entries import Entry
 from changeanywhere.sources.files import (
     read_image,
@@ -165,17 +165,18 @@ class TileSource(Source):
             normalisation=normalisation,
             georef=georef_of(info, tile.window),
             meanings=info.meanings_of(self._bands),
+            valid=valid,
         )
 
     def read_second(self, index: int) -> SourceSample:
         tile, first = self._tiles[index], self.read(index)
-        second = _second_of(tile.entry)
+        second = _second_of(tile.entry, self.root)
         info = self._info(tile, second)
         image, valid = self._image(tile, second, info, first.normalisation)
         if image.dtype != first.image.dtype:
             raise SourceError(f"{second}: {image.dtype}, the first date {tile.entry.image.name} is {first.image.dtype}")
         mask = first.mask if valid is None else np.where(valid, first.mask, 0).astype(np.uint8)
-        return replace(first, image=image, mask=mask, date=2, meanings=info.meanings_of(self._bands))
+        return replace(first, image=image, mask=mask, date=2, meanings=info.meanings_of(self._bands), valid=valid)
 
     @cached_property
     def _of_image(self) -> dict[tuple[Path, Window], int]:
@@ -183,7 +184,7 @@ class TileSource(Source):
 
     def read_second_mask(self, index: int) -> Mask:
         tile = self._tiles[index]
-        second = _second_of(tile.entry)
+        second = _second_of(tile.entry, self.root)
         twin = self._of_image.get((second, tile.window))
         if twin is None:
             raise SourceError(
@@ -195,7 +196,7 @@ class TileSource(Source):
     def second_hash(self) -> str:
         seen = hashlib.sha256()
         for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
-            second = _second_of(entry)
+            second = _second_of(entry, self.root)
             info = read_info(second, self._max_megapixels)
             _check_fit(second, info, entry.image, read_info(entry.image, self._max_megapixels), "its first date")
             if max(self._bands) > info.count:
@@ -236,12 +237,9 @@ def _check_fit(image: Path, of_image: Facts, mask: Path, of_mask: Facts, what: s
         raise SourceError(f"{mask}: lies elsewhere than its image {image.name} (CRS or transform differ)")
 
 
-def _second_of(entry: Entry) -> Path:
+def _second_of(entry: Entry, root: Path) -> Path:
     if entry.second is None:
-        folder = names_of_second(entry.image.parent)[-1]
-        raise SourceError(
-            f"{entry.image}: no image of a second date; expected {entry.image.stem} in {folder}/ beside it"
-        )
+        raise SourceError(f"{entry.image}: no image of a second date; expected {expected_second(entry.image, root)}")
     return entry.second
 
 

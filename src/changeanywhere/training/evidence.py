@@ -71,13 +71,12 @@ class Evidence(Source):
         """Both dates of a pair, and of which ground its label speaks, bool ``[H, W]``."""
         pair, scale = self._pairs[index], Normalisation.eight_bit(len(self._bands))
         names, mask = tuple(map(str, self._bands)), self._mask(pair)
-        images = (
-            self._image(image, seen, pair.key)
-            for image, seen in zip((pair.image_t1, pair.image_t2), pair.seen, strict=True)
-        )
+        dates = zip((1, 2), (pair.image_t1, pair.image_t2), pair.seen, strict=True)
         first, second = (
-            SourceSample(self.items[index], image, mask, names, scale, date=date)
-            for date, image in enumerate(images, 1)
+            SourceSample(
+                self.items[index], self._image(image, seen, pair.key), mask, names, scale, date=date, valid=seen
+            )
+            for date, image, seen in dates
         )
         return first, second, np.ones(mask.shape, bool) if pair.ignored is None else ~pair.ignored
 
