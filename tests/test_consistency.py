@@ -127,24 +127,34 @@ def test_what_is_taught_is_what_the_average_is_sure_of() -> None:
 
 @pytest.mark.parametrize("name", ["fc_ef", "snunet_c16", "lightcdnet_s"])
 def test_gradients_are_those_of_both_losses(recipe: Recipe, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of nets with one head and with several: where nothing is sure the step is that of the labels, else another."""
+    """Of nets with one head and with several: where nothing is sure the step is that of the labels alone; what batch
+    normalisation gathers always is, since strong views are normalised by themselves."""
     settings = replace(recipe.detector, name=name, unlabelled_confidence=0.5 + 1e-6)
     pairs = UnlabelledPairs([open_images(settings.unlabelled[0])])
     weights: list[list[Tensor]] = []
-    for sure in (True, False):
+    gathered: list[list[Tensor]] = []
+    for sure in (True, False, None):
         training = DetectorTraining(
             replace(recipe, detector=settings),
             Processes(recipe.run),
             load_pairs(settings.pairs, "train"),
             None,
-            Beside(pairs),
+            Beside() if sure is None else Beside(pairs),
         )
-        if not sure:
+        if sure is False:
             monkeypatch.setattr(Teacher, "labels", lambda self, first, second, hidden: torch.full_like(hidden, IGNORE))
         values = take_step(training, next(training.batches(0)), 5)
-        assert bool(values["unlabelled_loss"] > 0) == bool(values["unlabelled_ground"] > 0) == sure
+        if sure is not None:
+            assert bool(values["unlabelled_loss"] > 0) == bool(values["unlabelled_ground"] > 0) == sure
         weights.append([p.detach().clone() for p in training.net.parameters()])
-    assert any(not torch.equal(a, b) for a, b in zip(*weights, strict=True))
+        gathered.append([b for name, b in training.net.named_buffers() if name.endswith(("mean", "var"))])
+        assert gathered[-1] and all(
+            norm.momentum == 0.1 for norm in training.net.modules() if isinstance(norm, torch.nn.BatchNorm2d)
+        )
+    assert any(not torch.equal(a, b) for a, b in zip(*weights[:2], strict=True))
+    for alone, beside in ((weights[2], weights[1]), (gathered[2], gathered[0]), (gathered[2], gathered[1])):
+        for a, b in zip(alone, beside, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_it_resumes_in_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:

@@ -50,12 +50,12 @@ def check_starts(options: BenchmarkOptions, cells: Sequence[Cell], trainings: Tr
     """
     for detector in dict.fromkeys(cell.detector for cell in cells):
         own = [cell for cell in cells if cell.detector == detector]
-        for stage, train, fresh, alone in dict.fromkeys(_starts(options, own, trainings)):
+        for stage, train, fresh, *beside in dict.fromkeys(_starts(options, own, trainings)):
             backbone = options.backbones.get(detector) if fresh else None
             settings = options.pretrain if stage == "pretrain" else options.finetune
             settings = replace(settings, name=detector, pairs=str(train.folder), backbone_weights=backbone)
             try:
-                check_batch(start_detector(settings, None, train), settings, alone, Processes(options.run))
+                check_batch(start_detector(settings, None, train), settings, Processes(options.run), *beside)
             except (ConfigError, ModelError) as error:
                 said = re.sub(r"^detector\.", f"{stage}.", str(error))
                 of_file = backbone is not None and backbone in said
@@ -64,12 +64,12 @@ def check_starts(options: BenchmarkOptions, cells: Sequence[Cell], trainings: Tr
 
 def _starts(
     options: BenchmarkOptions, cells: Sequence[Cell], trainings: Trainings
-) -> Iterator[tuple[str, PairDataset, bool, bool]]:
+) -> Iterator[tuple[str, PairDataset, bool, bool, bool]]:
     """Of every training behind ``cells``: its stage, on which pairs, whether its weights are fresh, and whether it
-    learns from labelled pairs alone."""
+    learns from a set that is rehearsed and from unlabelled pairs beside."""
     for cell in cells:
         way = options.way_of(cell.arm)
         if way.origin in trainings.sets:
-            yield "pretrain", trainings.sets[way.origin], True, True
+            yield "pretrain", trainings.sets[way.origin], True, False, False
         if cell.share:
-            yield "finetune", trainings.few(100, 0), way.origin is None, not (way.unlabelled or way.rehearsed)
+            yield "finetune", trainings.few(100, 0), way.origin is None, way.rehearsed, way.unlabelled

@@ -7,13 +7,15 @@ weights (Tarvainen & Valpola 2017) or the network itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from changeanywhere.errors import ConfigError, PairsError, require
@@ -134,6 +136,21 @@ def batches_of_both(
         worker_init_fn=outlive_sigterm,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+@contextmanager
+def statistics_kept(net: Detector) -> Iterator[None]:
+    """What batch normalisation of ``net`` gathers stays as it is. Strong views are normalised by themselves and leave
+    no trace in what predictions are normalised by: their colours are none that a pair to be read has."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 class Teacher:

@@ -27,13 +27,21 @@ from changeanywhere.sample import ChangePair
 from changeanywhere.seeds import step_seed
 from changeanywhere.terminal import say
 from changeanywhere.training.batches import loaded
-from changeanywhere.training.consistency import Teacher, batches_of_both, open_unlabelled, rows_beside, weight_at
+from changeanywhere.training.consistency import (
+    Teacher,
+    batches_of_both,
+    open_unlabelled,
+    rows_beside,
+    statistics_kept,
+    weight_at,
+)
 from changeanywhere.training.detection import IGNORE, OHEM, ChangeScores, detection_loss, score_pairs, sum_of
 from changeanywhere.training.folder import TrainingFolder
 from changeanywhere.training.loop import train_stage
 from changeanywhere.training.pair_batches import TrainingPairs, batches_beside, training_batches, whole_batches
 from changeanywhere.training.processes import Processes
 from changeanywhere.training.recipe import DetectorRecipe, Recipe
+from changeanywhere.training.sections import count_beside
 from changeanywhere.training.semantic import SemanticScores, score_classes, semantic_loss
 from changeanywhere.training.stage import Batch, Learner, Stage, load_optimizer
 
@@ -175,16 +183,21 @@ def _started(recipe: DetectorRecipe, init: str | None) -> Detector:
     return net
 
 
-def check_batch(net: Detector, settings: DetectorRecipe, alone: bool, processes: Processes) -> None:
+def check_batch(
+    net: Detector, settings: DetectorRecipe, processes: Processes, rehearsed: bool = False, unlabelled: bool = False
+) -> None:
     """:class:`ConfigError` where crops, or a process's rows of a batch, are too few for ``net`` to normalise by;
-    ``alone``: it learns from no pairs beside the labelled ones."""
+    ``rehearsed``, ``unlabelled``: what it learns from beside the labelled pairs."""
     side, least, what = net.size_multiple, net.smallest_batch, f"for {processes.count} process(es) of a {settings.name}"
     require(settings.crop_size >= side, "detector.crop_size", settings.crop_size, f"{side} and more")
-    if alone and settings.crop_size == side:  # pairs beside the labelled ones are normalised with them
+    if settings.crop_size == side and not rehearsed:  # pairs that are rehearsed are normalised with them
         least = max(least, net.smallest_batch_of_least_crops)
         what += f" at a crop_size of {side}" if least > net.smallest_batch else ""
     least *= processes.count
     require(settings.batch_size >= least, "detector.batch_size", settings.batch_size, f"{least} and more {what}")
+    views = count_beside(settings.batch_size, settings.unlabelled_share) if unlabelled else least
+    what = f"a share that gives {least} unlabelled pairs and more {what}"  # they are normalised by themselves
+    require(not 0 < views < least, "detector.unlabelled_share", settings.unlabelled_share, what)
 
 
 def evaluate_detector(
@@ -259,7 +272,7 @@ class DetectorTraining(Stage):
         settings = recipe.detector
         torch.manual_seed(self.seed)
         net = start_detector(settings, recipe.init, train)
-        check_batch(net, settings, beside.unlabelled is None and beside.rehearsed is None, processes)
+        check_batch(net, settings, processes, beside.rehearsed is not None, beside.unlabelled is not None)
         self.net, self.semantic = channels_last(net.to(processes.device)).train(), isinstance(net, SemanticDetector)
         # Fused: on a CPU too the update takes about half the time.
         fused = processes.device.type in ("cpu", "cuda")
@@ -328,17 +341,16 @@ class DetectorTraining(Stage):
             losses = semantic_loss((change.float(), one.float(), two.float()), labels, hard, self.processes.whole)
             self.add_gradients(losses["loss"])
             return losses
-        if beside:
-            first, second = (torch.cat(both) for both in zip((first, second), beside[3:], strict=True))
-        count = len(labels)
         with self.processes.accelerator.autocast():
             heads = self.net.all_logits(first, second)
-        loss = detection_loss(heads[0][:count].float(), labels, hard)
+        loss = detection_loss(heads[0].float(), labels, hard)
         for logits in heads[1:]:
-            loss = loss + self.net.auxiliary_weight * detection_loss(logits[:count].float(), labels)
+            loss = loss + self.net.auxiliary_weight * detection_loss(logits.float(), labels)
         said = {"loss": loss}
         if beside:
-            said |= self._taught(heads[0][count:], beside)
+            with self.processes.accelerator.autocast(), statistics_kept(self.net):
+                strong = self.net.all_logits(*beside[3:])[0]
+            said |= self._taught(strong, beside)
             loss = loss + weight_at(step, self.num_steps, self.settings) * said["unlabelled_loss"]
         self.add_gradients(loss)
         return said
