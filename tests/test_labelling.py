@@ -19,7 +19,7 @@ from rasterio.transform import Affine
 import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError
-from changeanywhere.labelling.label import label_image
+from changeanywhere.labelling.label import label, label_image
 from changeanywhere.labelling.masks import mask_writer
 from changeanywhere.labelling.options import CleaningOptions, LabelOptions
 from changeanywhere.labelling.reading import open_readers
@@ -209,6 +209,63 @@ def test_an_image_that_was_replaced_is_labelled_anew(images: str, tmp_path: Path
     note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "image"}))
     assert run(command) == 0  # of an edition that did not note it
     assert (out / "masks" / "tile_1.png").stat().st_mtime_ns == first["tile_1.png"]
+
+
+@pytest.mark.parametrize("images", ["link", "copy"])
+def test_an_image_taken_out_of_the_source_leaves_the_labelled_folder(
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ground went on training, without its row of provenance; and of a link to nowhere a source is refused."""
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    Image.fromarray(example(2)).save(source / "images" / "tile_2.png")
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false", "--images", images]
+    assert run(command) == 0
+    elsewhere = tmp_path / "tile_1.png"
+    (source / "images" / "tile_1.png").rename(elsewhere)
+    (source / "images" / "tile_2.png").rename(source / "images" / "tile_2.PNG")
+    own = [out / "images" / "mine.png", out / "masks" / "mine.png", out / "images" / "tile_1.txt"]
+    for file in own:
+        file.write_bytes((out / "masks" / "tile_0.png").read_bytes())
+    capsys.readouterr()
+    assert run(command) == 0
+    said = capsys.readouterr().err
+    assert said.count("no longer in the source") == 1 and "2 images" in said
+    assert elsewhere.is_file() and all(file.is_file() for file in own)
+    for file in own:
+        file.unlink()
+    assert sorted(file.name for file in out.glob("images/*")) == ["tile_0.png", "tile_2.PNG"]
+    assert sorted(file.name for file in out.glob("masks/*")) == ["tile_0.png", "tile_2.png"]
+    assert sorted({file.stem for file in out.glob("parts/*")}) == ["tile_0", "tile_2"]
+    assert [item.key for item in ca.load_source(out).items] == ["tile_0", "tile_2"]
+    assert run(command) == 0 and "no longer" not in capsys.readouterr().err
+
+
+def test_an_image_taken_out_before_it_was_labelled_leaves_the_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false"]
+    with monkeypatch.context() as broken:
+        broken.setattr("changeanywhere.labelling.label.label_image", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            label(LabelOptions(source=source, out=out, flips=False))
+    assert len(list(out.glob("images/*"))) == 2
+    (source / "images" / "tile_1.png").unlink()
+    assert run(command) == 0
+    assert [file.name for file in out.glob("images/*")] == ["tile_0.png"]
+    assert len(ca.load_source(out).items) == 1
+
+
+def test_a_folder_of_two_linked_into_the_labelled_one_loses_nothing(tmp_path: Path) -> None:
+    """Where images/ is the user's own folder, linked, its files are no copies of this command."""
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false", "--images", "copy"]
+    assert run(command) == 0
+    (out / "images").rename(tmp_path / "elsewhere")
+    (out / "images").symlink_to(tmp_path / "elsewhere")
+    (source / "images" / "tile_1.png").unlink()
+    assert run(command) == 0
+    assert (tmp_path / "elsewhere" / "tile_1.png").is_file()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
