@@ -1,4 +1,4 @@
-"""What a labelled folder holds of images that were taken out of its source since: its records know it, it is removed."""
+"""What a labelled folder holds of images that were taken out of its source since, as its records know it: removed."""
 
 from __future__ import annotations
 
