@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import numpy.typing as npt
@@ -326,6 +328,27 @@ def test_one_pixel_of_nan_leaves_the_rest_labelled(tmp_path: Path) -> None:
             found.append(mask.read(1))
     assert found[1][30, 40] == 0 and (found[0] > 0).mean() > 0.3
     assert (found[0] == found[1]).mean() > 0.95
+
+
+def test_confidence_is_of_ground_with_data() -> None:
+    """What the segmenter says of the fill of nodata counted as if it were ground."""
+    options = LabelOptions(source=Path(), out=Path("o"), cleaning=CleaningOptions(radius=0, objects=()))
+    legend = parse_legend({"classes": ["field", "lake"]}, "legend")[0]
+    reader = MagicMock(legend=legend, settled=nullcontext)
+    reader.read = lambda _, image: np.stack([np.where(image[..., 0] > 0, 0.9, 0.6), np.full(image.shape[:2], 0.1)])
+    facts = Facts("TIFF", 64, 96, 3, "uint8", 8)
+    image = np.full((64, 96, 3), -1, np.float32)
+    image[:, :16] = 1
+
+    def confidence(valid: npt.NDArray[np.bool_] | None) -> float:
+        def pixels(window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+            return image[window.slices], None if valid is None else valid[window.slices]
+
+        return label_image(facts, pixels, options, reader, lambda *_: None)[1]
+
+    assert confidence(None) == pytest.approx(0.65, abs=0.005)
+    assert confidence(image[..., 0] > 0) == pytest.approx(0.9, abs=0.005)
+    assert confidence(np.zeros((64, 96), bool)) == 0
 
 
 @pytest.mark.parametrize(

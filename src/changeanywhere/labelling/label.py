@@ -56,7 +56,7 @@ class Labelled:
     known: float
     """Share of ground that has a class."""
     confidence: float
-    """Mean probability of the most likely class over all ground."""
+    """Mean probability of the most likely class over all ground with data; 0 where there is none."""
     shares: dict[str, float]
     """Of the ground, by class."""
 
@@ -95,9 +95,9 @@ def label_image(
     look: Look = not_looked,
 ) -> tuple[npt.NDArray[np.int64], float]:
     """Label an image by windows: ``pixels`` gives a window f32 ``[h, w, 3]`` in [-1, 1] and where it is valid,
-    ``write`` takes its mask. Returns pixels by class ``[K + 1]`` and the mean confidence. Memory does not grow with the
-    image."""
-    counts, total = np.zeros(reader.legend.num_classes + 1, np.int64), 0.0
+    ``write`` takes its mask. Returns pixels by class ``[K + 1]`` and the mean confidence of what is valid (0:
+    nothing). Memory does not grow with the image."""
+    counts, total, size = np.zeros(reader.legend.num_classes + 1, np.int64), 0.0, 0
     objects = [reader.legend.index_of(name) for name in options.cleaning.objects if name in reader.legend.names]
     with reader.settled(pixels(window)[0] for window in samples(facts.height, facts.width)):
         for cell in cells(facts.height, facts.width, offset):
@@ -113,10 +113,12 @@ def label_image(
             mask, sure = whole_objects(probabilities, known, options.cleaning, objects)
             kept = np.ascontiguousarray(mask[cell.inside])
             counts += np.bincount(kept.ravel(), minlength=len(counts))
-            total += float(sure[cell.inside].sum())
+            there = np.ones(kept.shape, bool) if valid is None else valid[cell.inside]
+            total += float(sure[cell.inside][there].sum())
+            size += int(there.sum())
             write(cell.core, kept)
             look(cell.core, image[cell.inside], kept, sure[cell.inside])
-    return counts, total / (facts.height * facts.width)
+    return counts, total / max(size, 1)
 
 
 def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers) -> Labelled:
