@@ -111,6 +111,8 @@ class SourceSample:
     """2: the image is of the second date, the mask of the first."""
     meanings: tuple[Meaning, ...] = ()
     """Of the image's bands; empty: its file says nothing of them."""
+    valid: npt.NDArray[np.bool_] | None = None
+    """Bool ``[H, W]``: what of the image was imaged; None: all of it, as far as its file says."""
 
     def pixels(self) -> npt.NDArray[np.float32]:
         """The image as networks see it: float32 ``[H, W, C]`` in [-1, 1]."""

@@ -165,6 +165,7 @@ class TileSource(Source):
             normalisation=normalisation,
             georef=georef_of(info, tile.window),
             meanings=info.meanings_of(self._bands),
+            valid=valid,
         )
 
     def read_second(self, index: int) -> SourceSample:
@@ -175,7 +176,8 @@ class TileSource(Source):
         if image.dtype != first.image.dtype:
             raise SourceError(f"{second}: {image.dtype}, the first date {tile.entry.image.name} is {first.image.dtype}")
         mask = first.mask if valid is None else np.where(valid, first.mask, 0).astype(np.uint8)
-        return replace(first, image=image, mask=mask, date=2, meanings=info.meanings_of(self._bands))
+        meanings = info.meanings_of(self._bands)
+        return replace(first, image=image, mask=mask, date=2, meanings=meanings, valid=valid)
 
     @cached_property
     def _of_image(self) -> dict[tuple[Path, Window], int]:
