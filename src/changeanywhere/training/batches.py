@@ -254,9 +254,9 @@ def crop_batches(
     rows: range,
     tiles: int | Mixture,
     complete: Complete | None = None,
-    imaged: bool = False,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``."""
+    """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``; those of a
+    segmenter say what was imaged."""
     seed = run.seed
     return DataLoader(
         CropDataset(
@@ -266,7 +266,7 @@ def crop_batches(
             getattr(settings, "scale", 0.0),
             getattr(settings, "views", 8),
             complete,
-            imaged,
+            isinstance(settings, SegmenterRecipe),
         ),
         batch_sampler=StepSampler(tiles, settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,

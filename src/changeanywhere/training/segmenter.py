@@ -133,7 +133,7 @@ class SegmenterTraining(Stage):
         """See :class:`Stage`."""
         tiles = mixture_of(self.source, self.recipe.data)
         place = self.source, self.settings, self.recipe.run, first_step, self.num_steps, self.rows
-        crops = crop_batches(*place, tiles, self.complete, self.taught)
+        crops = crop_batches(*place, tiles, self.complete)
         with closing(loaded(crops)) as batches:
             for step, (plain, masks) in enumerate(batches, first_step):
                 imaged = masks != NOT_IMAGED
