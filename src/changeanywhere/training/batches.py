@@ -255,8 +255,8 @@ def crop_batches(
     tiles: int | Mixture,
     complete: Complete | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``; those of a
-    segmenter say what was imaged."""
+    """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``;
+    those of a segmenter say what was imaged."""
     seed = run.seed
     return DataLoader(
         CropDataset(

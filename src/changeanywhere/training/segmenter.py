@@ -79,7 +79,7 @@ def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: in
 
 class SegmenterTraining(Stage):
     """A network that reads land cover. A batch: ``(images, masks)``, and with ``data.images`` the crops as they were
-    before their colours were changed, for the average of the weights to read, and where these were imaged."""
+    before their colours were changed, for the average of the weights to read, and what of them was imaged."""
 
     name = "segmenter"
     dealt = True  # crops without masks stand behind the others, and the backbone normalises what it sees together
