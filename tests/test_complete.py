@@ -125,13 +125,13 @@ def test_training_hears_it_and_resumes_and_without_it_nothing_has_changed(data: 
     frozen = json.loads((tmp_path / "heard/training/segmenter/recipe.json").read_text())
     assert frozen["data"]["complete"] == data.complete
     stage = SegmenterTraining(recipe, Processes(recipe.run), source)
-    images_, masks, plain = next(stage.batches(2))
+    images_, masks, plain, imaged = next(stage.batches(2))
     assert bool((masks < 0).flatten(1).any(1).sum() >= 2), "footprints are in the batch"
     logits = stage.net(images_)
-    assert float(stage._taught(logits, torch.full_like(masks, -1), plain, 2)["taught_ground"]) == 0, (
+    assert float(stage._taught(logits, torch.full_like(masks, -1), plain, imaged, 2)["taught_ground"]) == 0, (
         "the average teaches nothing on ground of which something is said"
     )
-    assert float(stage._taught(logits, torch.zeros_like(masks), plain, 2)["taught_ground"]) > 0
+    assert float(stage._taught(logits, torch.zeros_like(masks), plain, imaged, 2)["taught_ground"]) > 0
 
 
 def test_what_cannot_be_is_one_line(data: DataRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ from changeanywhere.painters.diffusion import DiffusionPainter
 from changeanywhere.sample import change_mask_of
 from changeanywhere.seals import sealed, unsealed
 from changeanywhere.storage import LocalStore
-from conftest import tiny_model
+from conftest import tiny_model, write_source
 
 
 @pytest.fixture
@@ -225,6 +225,38 @@ def test_a_finished_set_of_ten_thousand_is_known_at_once(options: GenerateOption
     mask = options.source / "masks" / "tile_2.png"
     Image.fromarray(np.where(np.asarray(Image.open(mask)) == 4, 3, np.asarray(Image.open(mask)))).save(mask)
     assert run(arguments) == 2, "a corrected mask is noticed"
+
+
+@pytest.mark.parametrize("begun", ["now", "earlier"])
+def test_a_sole_scene_trains_and_a_set_that_was_begun_keeps_its_split(
+    begun: str, options: GenerateOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the hash of its one name a whole set was of the split test."""
+    source = write_source(options.source.parent / "mosaic", 1, 128)
+    for folder in ("images", "masks"):
+        (source / folder / "tile_0.png").rename(source / folder / "site.png")
+    asked = GenerateOptions(
+        source=source, out=options.out, method="copy_paste", num_pairs=4, shard_size=2, tile_size=64
+    )
+    asked = change(asked, shard_size=2, events=replace(asked.events, min_area=4))
+    plan_set(asked)
+    said = capsys.readouterr().err
+    assert said.count("one scene") == 1 and "train" in said
+    job = asked.out / "plan" / "job.json"
+    assert unsealed(job.read_bytes())[0]["source"]["sole_trains"] is True
+    if begun == "earlier":
+        shutil.rmtree(asked.out)
+        settings = prepare._settings
+        monkeypatch.setattr(prepare, "_settings", lambda *given: replace(settings(*given), sole_trains=False))
+        plan_set(asked)
+        assert "sole_trains" not in unsealed(job.read_bytes())[0]["source"]
+        monkeypatch.setattr(prepare, "_settings", settings)
+        capsys.readouterr()
+    assert generation.generate(asked).num_new == 4
+    assert "one scene" not in capsys.readouterr().err
+    splits = {json.loads(line)["split"] for line in (asked.out / "metadata.jsonl").read_text().splitlines()}
+    assert splits == {"train" if begun == "now" else "test"}
+    assert generation.generate(asked).num_new == 0
 
 
 def test_sets_of_the_first_edition_are_read_and_not_continued(options: GenerateOptions) -> None:

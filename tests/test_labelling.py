@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from rasterio.transform import Affine
 import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError
-from changeanywhere.labelling.label import label_image
+from changeanywhere.labelling.label import label, label_image
 from changeanywhere.labelling.masks import mask_writer
 from changeanywhere.labelling.options import CleaningOptions, LabelOptions
 from changeanywhere.labelling.reading import open_readers
@@ -211,6 +213,63 @@ def test_an_image_that_was_replaced_is_labelled_anew(images: str, tmp_path: Path
     assert (out / "masks" / "tile_1.png").stat().st_mtime_ns == first["tile_1.png"]
 
 
+@pytest.mark.parametrize("images", ["link", "copy"])
+def test_an_image_taken_out_of_the_source_leaves_the_labelled_folder(
+    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ground went on training, without its row of provenance; and of a link to nowhere a source is refused."""
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    Image.fromarray(example(2)).save(source / "images" / "tile_2.png")
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false", "--images", images]
+    assert run(command) == 0
+    elsewhere = tmp_path / "tile_1.png"
+    (source / "images" / "tile_1.png").rename(elsewhere)
+    (source / "images" / "tile_2.png").rename(source / "images" / "tile_2.PNG")
+    own = [out / "images" / "mine.png", out / "masks" / "mine.png", out / "images" / "tile_1.txt"]
+    for file in own:
+        file.write_bytes((out / "masks" / "tile_0.png").read_bytes())
+    capsys.readouterr()
+    assert run(command) == 0
+    said = capsys.readouterr().err
+    assert said.count("no longer in the source") == 1 and "2 images" in said
+    assert elsewhere.is_file() and all(file.is_file() for file in own)
+    for file in own:
+        file.unlink()
+    assert sorted(file.name for file in out.glob("images/*")) == ["tile_0.png", "tile_2.PNG"]
+    assert sorted(file.name for file in out.glob("masks/*")) == ["tile_0.png", "tile_2.png"]
+    assert sorted({file.stem for file in out.glob("parts/*")}) == ["tile_0", "tile_2"]
+    assert [item.key for item in ca.load_source(out).items] == ["tile_0", "tile_2"]
+    assert run(command) == 0 and "no longer" not in capsys.readouterr().err
+
+
+def test_an_image_taken_out_before_it_was_labelled_leaves_the_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false"]
+    with monkeypatch.context() as broken:
+        broken.setattr("changeanywhere.labelling.label.label_image", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            label(LabelOptions(source=source, out=out, flips=False))
+    assert len(list(out.glob("images/*"))) == 2
+    (source / "images" / "tile_1.png").unlink()
+    assert run(command) == 0
+    assert [file.name for file in out.glob("images/*")] == ["tile_0.png"]
+    assert len(ca.load_source(out).items) == 1
+
+
+def test_a_folder_of_two_linked_into_the_labelled_one_loses_nothing(tmp_path: Path) -> None:
+    """Where images/ is the user's own folder, linked, its files are no copies of this command."""
+    source, out = labelled_source(tmp_path), tmp_path / "labelled"
+    command = ["label", "--source", str(source), "--out", str(out), "--flips", "false", "--images", "copy"]
+    assert run(command) == 0
+    (out / "images").rename(tmp_path / "elsewhere")
+    (out / "images").symlink_to(tmp_path / "elsewhere")
+    (source / "images" / "tile_1.png").unlink()
+    assert run(command) == 0
+    assert (tmp_path / "elsewhere" / "tile_1.png").is_file()
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_a_class_that_is_black_is_not_unknown_ground(suffix: str, tmp_path: Path) -> None:
     mask = np.zeros((64, 64), np.uint8)
@@ -269,6 +328,27 @@ def test_one_pixel_of_nan_leaves_the_rest_labelled(tmp_path: Path) -> None:
             found.append(mask.read(1))
     assert found[1][30, 40] == 0 and (found[0] > 0).mean() > 0.3
     assert (found[0] == found[1]).mean() > 0.95
+
+
+def test_confidence_is_of_ground_with_data() -> None:
+    """What the segmenter says of the fill of nodata counted as if it were ground."""
+    options = LabelOptions(source=Path(), out=Path("o"), cleaning=CleaningOptions(radius=0, objects=()))
+    legend = parse_legend({"classes": ["field", "lake"]}, "legend")[0]
+    reader = MagicMock(legend=legend, settled=nullcontext)
+    reader.read = lambda _, image: np.stack([np.where(image[..., 0] > 0, 0.9, 0.6), np.full(image.shape[:2], 0.1)])
+    facts = Facts("TIFF", 64, 96, 3, "uint8", 8)
+    image = np.full((64, 96, 3), -1, np.float32)
+    image[:, :16] = 1
+
+    def confidence(valid: npt.NDArray[np.bool_] | None) -> float:
+        def pixels(window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+            return image[window.slices], None if valid is None else valid[window.slices]
+
+        return label_image(facts, pixels, options, reader, lambda *_: None)[1]
+
+    assert confidence(None) == pytest.approx(0.65, abs=0.005)
+    assert confidence(image[..., 0] > 0) == pytest.approx(0.9, abs=0.005)
+    assert confidence(np.zeros((64, 96), bool)) == 0
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ INSIDE = {
     "exporting": "options items renewed target base folders opencd tables shapes coco yolo xview2 taco registry export "
     "__init__",
     "prediction": "options windows inputs predict __init__",
-    "labelling": "options windows masks regions pictures networks predictions reading label __init__",
+    "labelling": "options windows masks regions pictures networks predictions reading records label __init__",
     "generation": "nuisances found second targets like options fit tiles channel job learning lanes planners plan "
     "executors finish shard hands turns fidelity painting carried dataset prepare shares cluster generate simulate "
     "speed __init__",

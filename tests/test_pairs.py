@@ -364,6 +364,9 @@ def test_splits_follow_the_source_or_the_hash_of_the_scene() -> None:
     assert all(assign_splits(dict(list(scenes.items())[:10]))[k] == splits[k] for k in list(scenes)[:10])
     assert assign_splits({"a": "train", "b": "val"}) == {"a": "train", "b": "val"}
     assert assign_splits({f"s{i}": "val" for i in range(3000)}) == splits, "one stated split says nothing"
+    alone = next(scene for scene, split in splits.items() if split == "test")
+    assert assign_splits({alone: None}) == {alone: "train"}
+    assert assign_splits({alone: None}, sole_trains=False) == {alone: "test"}
 
 
 def test_missing_split_is_an_error_never_all_of_it(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_every_process_has_its_share_of_crops_with_and_without_masks(
         processes.rank, processes.count = rank, 4
         training = SegmenterTraining(recipe, processes, open_training_source(data))
         seen.append(list(training.rows))
-        for _, masks, _ in training.batches(0):
+        for _, masks, *_ in training.batches(0):
             assert [bool(mask.any()) for mask in masks] == [True, False]
     assert sorted(row for rows in seen for row in rows) == list(range(8))
     assert list(Processes(recipe.run).rows(8, 1, dealt=True)) == list(range(8)), "one process: as they stand"

@@ -32,6 +32,7 @@ from changeanywhere.generation.second import (
 )
 from changeanywhere.pairs.containers import stream_pairs
 from changeanywhere.pairs.reader import load_pairs
+from changeanywhere.pairs.split import assign_splits
 from changeanywhere.pairs.writer import check_labels
 from changeanywhere.sample import ChangePlan, Normalisation, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
@@ -252,6 +253,28 @@ def test_what_label_makes_of_two_dates_has_both(tmp_path: Path) -> None:
     for one, two in (("A__tile_1", "B__tile_1"), ("B__tile_1", "A__tile_1")):
         second = both.read_second(both.index_of(one))
         assert np.array_equal(second.image, both.read(both.index_of(two)).image)
+
+
+@pytest.mark.parametrize("parts", [[""], ["east", "west"], ["train", "val"]])
+def test_two_dates_with_a_mask_each_are_one_scene(parts: list[str], tmp_path: Path) -> None:
+    """Without provenance.csv: each date was a scene of its own, and one ground lay in two splits."""
+    root = tmp_path / "source"
+    for part in parts:
+        tiles = write_source(tmp_path / f"tiles_{part}", 4)
+        for date in ("im1", "im2"):
+            shutil.copytree(tiles / "images", root / part / "images" / date)
+            shutil.copytree(tiles / "masks", root / part / "masks" / date)
+    shutil.copyfile(tiles / "legend.json", root / "legend.json")
+    items = open_source(root, TILES).items
+    splits = assign_splits({item.scene: item.split for item in items})
+    grounds = {item.key: item.scene for item in items}
+    assert len(items) == 8 * len(parts) and len(splits) == 4 * len(parts)
+    assert all(scene == grounds[key.replace("im1", "im2")] for key, scene in grounds.items())
+    rows = [f"{'/'.join(['im1', f'tile_{n}'])},s{n}" for n in range(4)]
+    if parts == [""]:
+        (root / "provenance.csv").write_text("\n".join(["patch,scene", *rows]) + "\n")
+        scenes = {item.key: item.scene for item in open_source(root, TILES).items}
+        assert scenes["im1__tile_2"] == "s2", "what provenance.csv says holds"
 
 
 def write_labelled(folder: Path, count: int = 6) -> Path:

@@ -26,6 +26,7 @@ from changeanywhere.training.recipe import DataRecipe, Recipe, RunRecipe, Segmen
 from changeanywhere.training.segmenter import train_segmenter
 from changeanywhere.training.taught import confidence_at, draw_photometric, taught_loss, taught_masks
 from conftest import write_source
+from raster_files import write_tif
 
 SETTINGS = SegmenterRecipe(backbone="unet", crop_size=32, batch_size=6, num_steps=6, warmup_steps=0)
 TAUGHT = replace(SETTINGS, ema_halflife_share=0.05)
@@ -63,6 +64,29 @@ def test_it_teaches_itself_from_the_step_that_is_named_and_resumes_in_the_same_b
     plain = replace(recipe, segmenter=replace(recipe.segmenter, confidence=[0.999, 0.999]))
     untaught = Segmenter.load(train_segmenter(source, plain, tmp_path / "untaught")).state_dict()
     assert any(not torch.equal(untaught[name], value) for name, value in whole.items()), "what it teaches is learned"
+
+
+@pytest.mark.parametrize(("filled", "most"), [(0, 1.0), (32, 0.75), (64, 0.0)])
+def test_the_fill_of_nodata_teaches_nothing(filled: int, most: float, recipe: Recipe, tmp_path: Path) -> None:
+    """The average may be sure of it, and is of nothing that was there."""
+    images = tmp_path / "target" / "images"
+    for file in sorted(images.iterdir()):
+        pixels = np.maximum(np.asarray(Image.open(file)), 1)
+        pixels[:, :filled] = 0
+        write_tif(file.with_suffix(".tif"), pixels, nodata=0)
+        file.unlink()
+    settings = replace(recipe.segmenter, confidence=[0.01, 0.01], taught_from_step=0)
+    recipe = replace(recipe, segmenter=settings)
+    source = open_training_source(recipe.data)
+    train_segmenter(source, recipe, tmp_path / "out")
+    log = tmp_path / "out/training/segmenter/metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    found = [line["taught_ground"] for line in lines]
+    assert all((line["taught_loss"] > 0) == (line["taught_ground"] > 0) for line in lines)
+    if filled == 32:
+        assert 0.2 < np.mean(found) < most
+    else:
+        assert found == [most] * 6
 
 
 def test_what_is_taught_is_what_the_average_is_sure_of() -> None:

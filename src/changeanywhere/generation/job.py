@@ -147,6 +147,8 @@ class Job:
     def save(self, store: Store) -> str:
         """Write ``plan/job.json``; what plans name it by."""
         content = to_plain(self)
+        if not self.source.sole_trains:  # a plan of an earlier edition names its job without it
+            del content["source"]["sole_trains"]
         store.put(FILE, sealed(content, indent=1))
         return _identity(content)
 

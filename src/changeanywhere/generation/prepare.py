@@ -90,6 +90,8 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     say_beyond_limits(options, source, source_options.tile_size)
     second_date = painted.second if painted else SecondOptions()
     settings = _settings(options, source_options, source, second, begun)  # first: what is learned is of the same files
+    if settings.sole_trains and begun is None:
+        say(f"{options.source}: one scene, which is never divided: all pairs are of the split train", error=True)
     learned = learned_of(options, source, begun, settings.fingerprint_second, progress)
     job = Job(
         source=settings,
@@ -114,7 +116,7 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     if begun is not None:
         # A plan that nobody has painted yet leaves open on what it is painted.
         refuse_others(begun if begun.machine else replace(begun, machine=job.machine), job, store)
-    return job.opened_with(gather(source, second, learned, options.events, second_date))
+    return job.opened_with(gather(source, second, learned, options.events, second_date, settings.sole_trains))
 
 
 def _settings(
@@ -133,6 +135,7 @@ def _settings(
         fingerprint=source.fingerprint(),
         fingerprint_t2=second.fingerprint() if second else None,
         fingerprint_second=source.second_hash() if dated else None,
+        sole_trains=begun.source.sole_trains if begun else len({item.scene for item in source.items}) == 1,
     )
 
 

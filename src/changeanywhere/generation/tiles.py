@@ -40,6 +40,9 @@ class SourceSettings:
     """Of the user's own second masks."""
     fingerprint_second: str | None = None
     """Of the images of the second date, where they have a part."""
+    sole_trains: bool = False
+    """Whether this is one scene, whose pairs are all of the split train; in sets of earlier editions they were of that
+    which the hash of its name gave."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,16 @@ def open_tiles(
             f"{settings.folder}: its second dates have changed since the plan was made; give another --out"
         )
     second = opened(settings.masks_t2, settings.fingerprint_t2) if settings.masks_t2 else None
-    return gather(source, second, learned, events, second_date)
+    return gather(source, second, learned, events, second_date, settings.sole_trains)
 
 
 def gather(
-    first: Source, second: Source | None, learned: Learned, events: EventOptions, second_date: SecondOptions
+    first: Source,
+    second: Source | None,
+    learned: Learned,
+    events: EventOptions,
+    second_date: SecondOptions,
+    sole_trains: bool,
 ) -> Tiles:
     """Put together what belongs to an open source."""
     from changeanywhere.events.bank import ShapeBank, references_of
@@ -146,7 +154,7 @@ def gather(
 
     dates = None if learned.ignored is None else SecondDate(first, learned.ignored, learned.other)
     source = dates if dates is not None and second_date.use == "base" else first
-    splits = assign_splits({item.scene: item.split for item in source.items})
+    splits = assign_splits({item.scene: item.split for item in source.items}, sole_trains)
     of_split: dict[str, list[int]] = {}
     for index, item in enumerate(source.items):
         of_split.setdefault(splits[item.scene], []).append(index)

@@ -24,6 +24,7 @@ from changeanywhere.labelling.masks import mask_writer
 from changeanywhere.labelling.options import LabelOptions
 from changeanywhere.labelling.pictures import Strip, write_page
 from changeanywhere.labelling.reading import ImageReader, Readers, open_readers
+from changeanywhere.labelling.records import ORIGIN, patches_of, remove_gone
 from changeanywhere.labelling.regions import guided, whole_objects
 from changeanywhere.labelling.windows import cells, samples
 from changeanywhere.legend import Mask
@@ -36,6 +37,7 @@ from changeanywhere.sources.entries import Entry, Layout
 from changeanywhere.sources.files import digest
 from changeanywhere.sources.problems import Problems, say_passed
 from changeanywhere.storage import atomic_file, atomic_write
+from changeanywhere.terminal import say
 
 JOB, TABLE = "label.json", "labels.csv"
 MEANING = "meaning"
@@ -54,7 +56,7 @@ class Labelled:
     known: float
     """Share of ground that has a class."""
     confidence: float
-    """Mean probability of the most likely class over all ground."""
+    """Mean probability of the most likely class over all ground with data; 0 where there is none."""
     shares: dict[str, float]
     """Of the ground, by class."""
 
@@ -76,7 +78,7 @@ def label(options: LabelOptions, progress: Progress = silent) -> list[Labelled]:
     readers = open_readers(options, find_device(options.device))
     _begin(options, layout, readers)
     lines = []
-    for number, (entry, patch) in enumerate(zip(layout.entries, _patches(layout), strict=True)):
+    for number, (entry, patch) in enumerate(zip(layout.entries, patches_of(layout), strict=True)):
         lines.append(_label_one(entry, patch, options, readers))
         progress("labelling images", number + 1, len(layout.entries))
     _finish(options, layout, readers, lines)
@@ -93,9 +95,9 @@ def label_image(
     look: Look = not_looked,
 ) -> tuple[npt.NDArray[np.int64], float]:
     """Label an image by windows: ``pixels`` gives a window f32 ``[h, w, 3]`` in [-1, 1] and where it is valid,
-    ``write`` takes its mask. Returns pixels by class ``[K + 1]`` and the mean confidence. Memory does not grow with the
-    image."""
-    counts, total = np.zeros(reader.legend.num_classes + 1, np.int64), 0.0
+    ``write`` takes its mask. Returns pixels by class ``[K + 1]`` and the mean confidence of what is valid (0:
+    nothing). Memory does not grow with the image."""
+    counts, total, size = np.zeros(reader.legend.num_classes + 1, np.int64), 0.0, 0
     objects = [reader.legend.index_of(name) for name in options.cleaning.objects if name in reader.legend.names]
     with reader.settled(pixels(window)[0] for window in samples(facts.height, facts.width)):
         for cell in cells(facts.height, facts.width, offset):
@@ -111,10 +113,12 @@ def label_image(
             mask, sure = whole_objects(probabilities, known, options.cleaning, objects)
             kept = np.ascontiguousarray(mask[cell.inside])
             counts += np.bincount(kept.ravel(), minlength=len(counts))
-            total += float(sure[cell.inside].sum())
+            there = np.ones(kept.shape, bool) if valid is None else valid[cell.inside]
+            total += float(sure[cell.inside][there].sum())
+            size += int(there.sum())
             write(cell.core, kept)
             look(cell.core, image[cell.inside], kept, sure[cell.inside])
-    return counts, total / (facts.height * facts.width)
+    return counts, total / max(size, 1)
 
 
 def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers) -> Labelled:
@@ -155,24 +159,17 @@ def mask_file(out: Path, patch: str, facts: Facts) -> Path:
     return out / "masks" / f"{patch}.{'tif' if facts.container == 'TIFF' else 'png'}"
 
 
-def _patches(layout: Layout) -> list[str]:
-    """Path of each image below its folder, without suffix; also its mask's. :class:`SourceError` for two alike."""
-    found = [
-        entry.image.relative_to(folder).with_suffix("").as_posix()
-        for entry, folder in zip(layout.entries, layout.folders, strict=True)
-    ]
-    twice = next((patch for patch in found if found.count(patch) > 1), None) if len(set(found)) < len(found) else None
-    if twice is not None:
-        raise SourceError(f"{layout.name}: two images are called {twice} but for their suffix; rename one")
-    return found
-
-
 def _begin(options: LabelOptions, layout: Layout, readers: Readers) -> None:
-    """Folders, legend and images; refuses a folder that was begun otherwise, or is another's."""
+    """Folders, legend, images and where these come from; refuses a folder that was begun otherwise, or is another's.
+    Images that were taken out of the source since go, with their masks."""
     asked = _job(options, readers)
     _refuse_others(options.out, asked)
     atomic_write(options.out / JOB, (json.dumps(asked, indent=1) + "\n").encode())
     readers.legend.save(options.out / "legend.json")
+    gone = remove_gone(options.out, layout, readers.called, options.images == "link")
+    if gone:
+        say(f"{options.out}: removed {gone} images, with their masks, that are no longer in the source", error=True)
+    _write_origin(options.out, layout, readers)  # before there are images: it is what a later run knows them by
     for entry, folder in zip(layout.entries, layout.folders, strict=True):
         place = options.out / "images" / entry.image.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -213,20 +210,26 @@ def _job(options: LabelOptions, readers: Readers) -> dict[str, Any]:
 
 
 def _finish(options: LabelOptions, layout: Layout, readers: Readers, lines: list[Labelled]) -> None:
-    """Tables and page: what was read, and where the images come from, with who labelled them."""
-    table, origin = io.StringIO(), io.StringIO()
-    rows, places = csv.writer(table, lineterminator="\n"), csv.writer(origin, lineterminator="\n")
+    """Tables and page: what was read, and where the images come from."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["patch", "known", "confidence", *readers.legend.names])
-    places.writerow(["patch", "scene", "split", "licence", "gsd_m", "attribution", "labelled_by"])
-    for entry, line in zip(layout.entries, lines, strict=True):
+    for line in lines:
         rows.writerow([line.patch, line.known, line.confidence, *(line.shares[name] for name in readers.legend.names)])
-        gsd = "" if entry.gsd_m is None else entry.gsd_m
-        places.writerow(
-            [line.patch, entry.scene, entry.split or "", entry.licence, gsd, entry.attribution, readers.called]
-        )
     atomic_write(options.out / TABLE, table.getvalue().encode())
-    atomic_write(options.out / "provenance.csv", origin.getvalue().encode())
+    _write_origin(options.out, layout, readers)
     pages = [
         (line.patch, line.known, line.confidence, line.shares, _strip_of(options.out, line.patch)) for line in lines
     ]
     write_page(options.out / "report.html", options.out.resolve().name, readers.called, pages, readers.legend)
+
+
+def _write_origin(out: Path, layout: Layout, readers: Readers) -> None:
+    """``provenance.csv``: where the images come from, with who labelled them."""
+    origin = io.StringIO()
+    rows = csv.writer(origin, lineterminator="\n")
+    rows.writerow(["patch", "scene", "split", "licence", "gsd_m", "attribution", "labelled_by"])
+    for entry, patch in zip(layout.entries, patches_of(layout), strict=True):
+        gsd = "" if entry.gsd_m is None else entry.gsd_m
+        rows.writerow([patch, entry.scene, entry.split or "", entry.licence, gsd, entry.attribution, readers.called])
+    atomic_write(out / ORIGIN, origin.getvalue().encode())

@@ -10,12 +10,15 @@ from changeanywhere.pairs.names import SPLITS
 SHARES = (0.8, 0.1, 0.1)
 
 
-def assign_splits(scenes: Mapping[str, str | None]) -> dict[str, str]:
+def assign_splits(scenes: Mapping[str, str | None], sole_trains: bool = True) -> dict[str, str]:
     """Scene → the source's own split (or None) in; scene → "train", "val" or "test" out.
 
     The source's splits hold where it states more than one; else 80/10/10 by the hash of the scene's name, which
-    stays as it is when scenes are added.
+    stays as it is when scenes are added. A sole scene trains: by its hash a whole set could be of nothing to train on.
+    ``sole_trains`` False: it goes by its hash as well, as in sets of earlier editions.
     """
+    if len(scenes) == 1 and sole_trains:
+        return dict.fromkeys(scenes, SPLITS[0])
     stated = {split for split in scenes.values() if split in SPLITS}
     if len(stated) > 1:
         return {scene: split if split in SPLITS else _by_hash(scene) for scene, split in scenes.items()}

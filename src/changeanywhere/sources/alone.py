@@ -6,7 +6,7 @@ from pathlib import Path
 
 from changeanywhere.errors import SourceError
 from changeanywhere.folders import find_folder
-from changeanywhere.sources.dates import twins_of
+from changeanywhere.sources.dates import of_one_ground
 from changeanywhere.sources.entries import Found, Layout, make_layout
 from changeanywhere.sources.layouts import IMAGE_FOLDERS, MASK_FOLDERS, name_of, passed_of
 from changeanywhere.sources.matching import OF_MASKS, stems_below
@@ -35,8 +35,7 @@ def images_alone(root: Path, problems: Problems) -> Layout:
     images = {name: image for name, image in stems.items() if name not in labels}
     if not images:
         raise SourceError(f"{root}: no image in it{passed_of(problems)}")
-    grounds = {name: ground for name, (_, ground) in twins_of(images).items()}
-    found = [Found(name, folder, image, None, scene=grounds.get(name, "")) for name, image in images.items()]
+    found = of_one_ground([Found(name, folder, image, None) for name, image in images.items()])
     return with_provenance(root, make_layout(name_of(root), found, f"images of {folder.name}/, no masks"))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from changeanywhere.folders import composed, find_folder
-from changeanywhere.sources.entries import Entry, Layout
+from changeanywhere.sources.entries import Entry, Found, Layout
 from changeanywhere.sources.matching import stems_below
 from changeanywhere.sources.problems import Problems
 
@@ -85,6 +85,12 @@ def twins_of(stems: Iterable[str]) -> dict[str, tuple[str | None, str]]:
                 found[stem] = paths.get((*other, *path[place + 1 :])), "/".join(parts[:place] + parts[place + 1 :])
                 break
     return found
+
+
+def of_one_ground(found: Sequence[Found]) -> list[Found]:
+    """``found``, where images of one ground at two dates are one scene (:func:`twins_of`), unless theirs is known."""
+    grounds = {name: ground for name, (_, ground) in twins_of(each.key or each.name for each in found).items()}
+    return [replace(each, scene=each.scene or grounds.get(each.key or each.name, "")) for each in found]
 
 
 def _folded(parts: Sequence[str]) -> tuple[str, ...]:

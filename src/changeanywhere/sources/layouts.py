@@ -8,7 +8,7 @@ from pathlib import Path
 
 from changeanywhere.errors import SourceError
 from changeanywhere.folders import entries_of, find_folder, folders_of
-from changeanywhere.sources.dates import DATES, with_second
+from changeanywhere.sources.dates import DATES, of_one_ground, with_second
 from changeanywhere.sources.entries import NAMES_OF_SPLITS, Found, Layout, make_layout
 from changeanywhere.sources.files import LOSSY_SUFFIXES
 from changeanywhere.sources.matching import (
@@ -85,7 +85,7 @@ def _plain(root: Path, problems: Problems, masks: Path | None) -> Layout | None:
     tops = {each.name.partition("/")[0].lower() for each in found}
     if tops <= set(NAMES_OF_SPLITS) and all("/" in each.name for each in found):
         found = [replace(each, split=NAMES_OF_SPLITS[each.name.partition("/")[0].lower()]) for each in found]
-    return make_layout(name_of(root), found, _described(root, folders, rule))
+    return make_layout(name_of(root), of_one_ground(found), _described(root, folders, rule))
 
 
 def _described(root: Path, folders: tuple[Path, Path], rule: Rule) -> str:
@@ -126,7 +126,7 @@ def _of_parts(root: Path, tops: list[Path], problems: Problems, masks: Path | No
         found = [replace(each, key=each.name) for each in found]
     names = ", ".join(dict.fromkeys(f"{'|'.join(f.name for f in folders)}/" for _, folders in parts))
     kind = "|".join(top.name for top, _ in parts) if splits else f"{len(parts)} folders"
-    return make_layout(name_of(root), found, f"{kind} with {names} in each, {rules[0].described()}")
+    return make_layout(name_of(root), of_one_ground(found), f"{kind} with {names} in each, {rules[0].described()}")
 
 
 def _masks_of(top: Path, masks: Path | None) -> Path | None:

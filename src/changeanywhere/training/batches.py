@@ -31,6 +31,8 @@ from changeanywhere.training.recipe import DataRecipe, FirstStageRecipe, RunReci
 
 Batch = TypeVar("Batch")
 SECONDS_AFTER_SIGTERM = 30
+NOT_IMAGED = -1_000_000
+"""In masks of crops that were asked to say so: unknown ground without data."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     ``views``: among how many flips and rotations one is drawn; 1: the crop as it is. ``scale``: windows of
     ``crop_size`` divided, or multiplied, by up to ``1 + scale`` are brought to ``crop_size``. ``complete``: masks are
     as it has them, below 0 on ground that is none of some classes; a labelled pair is one crop of both dates, one above
-    the other.
+    the other. ``imaged``: masks are :data:`NOT_IMAGED` on unknown ground that tiles say was not imaged.
     """
 
     def __init__(
@@ -139,9 +141,10 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         scale: float = 0.0,
         views: int = 8,
         complete: Complete | None = None,
+        imaged: bool = False,
     ) -> None:
         self.source, self.crop_size, self.seed, self.scale, self.views = source, crop_size, seed, scale, views
-        self.complete = complete
+        self.complete, self.imaged = complete, imaged
 
     def __getitem__(self, place: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         tile, step, row = place
@@ -152,6 +155,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.source.read(tile)
         side, top, left = self._drawn(sample, rng)
         learned = sample.mask.astype(np.int64) if self.complete is None else self.complete.masks(tile, sample.mask)
+        if self.imaged and sample.valid is not None:
+            learned[(learned == 0) & ~sample.valid] = NOT_IMAGED
         window = slice(top, top + side), slice(left, left + side)
         seen = _cut(sample, learned, window, int(rng.integers(self.views)))
         return resized(*seen, (self.crop_size, self.crop_size))
@@ -250,7 +255,8 @@ def crop_batches(
     tiles: int | Mixture,
     complete: Complete | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``."""
+    """Loader of the ``rows`` of each batch, as :class:`CropDataset` has them, from ``first_step`` to ``num_steps``;
+    those of a segmenter say what was imaged."""
     seed = run.seed
     return DataLoader(
         CropDataset(
@@ -260,6 +266,7 @@ def crop_batches(
             getattr(settings, "scale", 0.0),
             getattr(settings, "views", 8),
             complete,
+            isinstance(settings, SegmenterRecipe),
         ),
         batch_sampler=StepSampler(tiles, settings.batch_size, seed, first_step, num_steps, rows),
         num_workers=run.num_workers,

@@ -19,7 +19,7 @@ from changeanywhere.progress import Progress, silent
 from changeanywhere.seeds import step_seed
 from changeanywhere.sources import Source
 from changeanywhere.terminal import say
-from changeanywhere.training.batches import crop_batches, loaded, mixture_of
+from changeanywhere.training.batches import NOT_IMAGED, crop_batches, loaded, mixture_of
 from changeanywhere.training.complete import SAME, Complete, none_of_loss, same_loss
 from changeanywhere.training.decoded import Decoded, content_of, draw
 from changeanywhere.training.ema import WeightAverage
@@ -79,7 +79,7 @@ def draw_jitter(batch_size: int, rows: range, amount: float, seed: int, step: in
 
 class SegmenterTraining(Stage):
     """A network that reads land cover. A batch: ``(images, masks)``, and with ``data.images`` the crops as they were
-    before their colours were changed, for the average of the weights to read."""
+    before their colours were changed, for the average of the weights to read, and what of them was imaged."""
 
     name = "segmenter"
     dealt = True  # crops without masks stand behind the others, and the backbone normalises what it sees together
@@ -136,6 +136,8 @@ class SegmenterTraining(Stage):
         crops = crop_batches(*place, tiles, self.complete)
         with closing(loaded(crops)) as batches:
             for step, (plain, masks) in enumerate(batches, first_step):
+                imaged = masks != NOT_IMAGED
+                masks = masks.where(imaged, 0)
                 factor, shift = draw_jitter(self.batch_size, self.rows, self.settings.colour_jitter, self.seed, step)
                 images = (plain * factor + shift).clamp(-1, 1)
                 if self.settings.photometric:
@@ -145,7 +147,7 @@ class SegmenterTraining(Stage):
                     count = len(self.settings.first_stage)
                     drawn = draw(self.settings.decoded, count, self.batch_size, self.seed, step)
                     images = self.decoded(images, drawn, self.rows)
-                yield (images, masks, *(self.processes.put(plain) if self.taught else ()))
+                yield (images, masks, *(self.processes.put(plain, imaged) if self.taught else ()))
 
     def backward(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Cross-entropy; where a crop has no mask, on what the average is sure of in it."""
@@ -157,14 +159,14 @@ class SegmenterTraining(Stage):
         loss = total / self.processes.whole(count)
         said = {"loss": loss}
         if plain:
-            said |= self._taught(logits, masks, plain[0], step)
+            said |= self._taught(logits, masks, plain[0], plain[1], step)
             loss = loss + said["taught_loss"]
         self.add_gradients(loss)
         return said
 
-    def _taught(self, logits: Tensor, masks: Tensor, plain: Tensor, step: int) -> dict[str, Tensor]:
+    def _taught(self, logits: Tensor, masks: Tensor, plain: Tensor, imaged: Tensor, step: int) -> dict[str, Tensor]:
         """The loss on crops of which no mask says anything, and the share of their ground that the average is sure
-        of."""
+        of; the fill of what was not imaged is none."""
         assert self.average is not None  # a recipe with images is refused without one
         bare = (masks == 0).flatten(1).all(1)
         settings, nothing = self.settings, {"taught_loss": logits.sum() * 0, "taught_ground": logits.new_zeros(())}
@@ -177,6 +179,7 @@ class SegmenterTraining(Stage):
         threshold = confidence_at(step, settings.taught_from_step, self.num_steps, settings.confidence)
         with self.processes.accelerator.autocast():
             found = taught_masks(self.net, self.average, plain[bare], threshold)
+        found = found.where(imaged[bare], 0)
         return {
             "taught_loss": taught_loss(logits[bare], found, whole),
             "taught_ground": (found > 0).float().sum() / whole,
