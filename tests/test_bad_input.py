@@ -517,7 +517,8 @@ def test_a_device_has_no_number_above_0() -> None:
 def test_who_keeps_no_kind_of_device_computes_on_the_one_that_is_named(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [word.format(source=write_source(tmp_path / "source", 2), out=tmp_path / "out") for word in words.split()]
+    source = write_source(tmp_path / "source", 2)
+    given = [word.format(source=source, out=tmp_path / "out") for word in words.split()]
     assert command([*given, "--device", "cuda:99"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "device is 'cuda:99', which this PyTorch cannot use (" in said
