@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from changeanywhere.benchmark.content import facts_of
 from changeanywhere.benchmark.statistics import without_offsets
 from changeanywhere.documents import DocumentError, read_json_object
 from changeanywhere.errors import ConfigError
@@ -200,7 +201,6 @@ def _state_of(looked: Looked, against: Sequence[PairDataset]) -> str:
     for pairs in (*against, looked.pairs):
         for number in range(len(pairs)):
             for file in pairs.images_of(number):
-                facts = file.stat()
-                digest.update(repr((str(file), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)).encode())
+                digest.update(repr(facts_of(file)).encode())
         digest.update(b"|")
     return digest.hexdigest()[:16]

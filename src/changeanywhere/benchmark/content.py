@@ -46,7 +46,7 @@ class ContentHashes:
         return KIND + hashlib.sha256(f"{content} {self._of_images(files)}".encode()).hexdigest()[:16]
 
     def _of_images(self, files: list[Path]) -> str:
-        facts = [_facts(file) for file in files]
+        facts = [facts_of(file) for file in files]
         state = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         known = self._before()
         if state not in known:
@@ -83,7 +83,8 @@ def differing(noted: Mapping[str, Any], note: Mapping[str, Any], sized: Callable
     return next((told.get(part, "other settings") for part in other if before.get(part) != now[part]), "")
 
 
-def _facts(file: Path) -> Facts:
+def facts_of(file: Path) -> Facts:
+    """What a file is known again by, without reading it."""
     facts = file.stat()
     return str(file), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
