@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from changeanywhere.benchmark import apart, trainings
-from changeanywhere.benchmark.options import BenchmarkOptions
+from changeanywhere.benchmark.arms import BASELINES
+from changeanywhere.benchmark.options import BenchmarkOptions, Claims, FlatOptions
 from changeanywhere.benchmark.protocol import Benchmark, run_benchmark
+from changeanywhere.benchmark.summary import is_compared
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError, OutputError
 from changeanywhere.pairs import load_pairs
@@ -80,6 +82,33 @@ def test_arms_see_the_same_labels_and_some_see_unlabelled_pairs(
     assert "(one seed: not claimed)" in row.split("|")[-5], "its gain over only-sup is shown"
     plan = (options.out / "plan.md").read_text()
     assert "| fc_ef | made-semi | 1 | 4 |" in plan and "what a teacher reads not counted" in plan
+
+
+def test_the_semi_supervised_rival_may_be_trained_until_validation_is_flat(
+    options: BenchmarkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In rounds, each beside the unlabelled pairs; held against the baselines that see labels alone."""
+    begun: dict[str, tuple[Recipe, int]] = {}
+
+    def noted(recipe: Recipe, out: Path, *more: Any, **beside: Any) -> None:
+        begun[out.name.split("-050-0-lr0.001")[1]] = recipe, len(beside.get("unlabelled") or ())
+        train_detector(recipe, out, *more, **beside)
+
+    monkeypatch.setattr(trainings, "train_detector", noted)
+    baselines, finetune = ["semi-supervised-flat"], replace(SURE, learning_rate=1e-3)
+    options = replace(
+        options, baselines=baselines, pretraining={}, semi_supervised=[], finetune=finetune, shares=[50],
+        flat=FlatOptions(rounds=2, patience=1, least_gain=0.9),
+    )  # fmt: skip
+    (record,) = run_benchmark(options)
+    assert record["arm"] == "semi-supervised-flat" and record["steps"] == 4 * len(begun) == 12
+    assert [*begun] == ["-round0", "-round1", ""] and {count for _, count in begun.values()} == {12 + 3}
+    inits = [recipe.init for recipe, _ in begun.values()]
+    assert inits[0] is None and [Path(str(init)).parent.name[-7:] for init in inits[1:]] == ["-round0", "-round1"]
+    assert "until validation is flat" in (options.out / "plan.md").read_text()
+    claims = Claims(tuple(BASELINES))
+    compared = [other for other in BASELINES if is_compared("semi-supervised-flat", other)]
+    assert compared == ["only-sup", "scratch-flat", "scratch-equal"] and not claims.hold(50, "semi-supervised-flat")
 
 
 def test_an_arm_may_rehearse_the_set_of_its_pretraining(
@@ -163,6 +192,7 @@ def test_what_would_do_nothing_is_refused(options: BenchmarkOptions) -> None:
         with pytest.raises(ConfigError, match=message):
             changed.check()
     replace(options, claims_for=["semi-supervised", "made-semi"], rivals=["made-semi"]).check()
+    replace(options, baselines=["semi-supervised-flat"], claims_for=["semi-supervised-flat"]).check()
 
 
 def test_test_images_are_known_by_their_pixels(options: BenchmarkOptions) -> None:

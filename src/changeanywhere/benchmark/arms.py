@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 ONLY_SUP, FLAT, EQUAL, SEMI = "only-sup", "scratch-flat", "scratch-equal", "semi-supervised"
-BASELINES = (ONLY_SUP, FLAT, EQUAL, SEMI)
+SEMI_FLAT = "semi-supervised-flat"
+BASELINES = (ONLY_SUP, FLAT, EQUAL, SEMI, SEMI_FLAT)
 """Arms without pre-training: fine-tuning's schedule on the labels alone; until validation is flat; as many steps as
-pre-training and fine-tuning together; fine-tuning's schedule on the labels and on unlabelled pairs."""
+pre-training and fine-tuning together; fine-tuning's schedule on the labels and on unlabelled pairs; that until
+validation is flat."""
+WITHOUT_LABELS = (SEMI, SEMI_FLAT)
+"""Those of them that see more than labels."""
 UNTIL_FLAT, WITH_UNLABELLED, WITH_REHEARSED = "-flat", "-semi", "-rehearsed"
 """Endings of arms with pre-training that are fine-tuned until validation is flat, on unlabelled pairs too, and on the
 set of their pre-training too; the first also after one of the others."""

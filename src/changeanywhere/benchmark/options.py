@@ -13,9 +13,11 @@ from changeanywhere.benchmark.arms import (
     FLAT,
     ONLY_SUP,
     SEMI,
+    SEMI_FLAT,
     UNTIL_FLAT,
     WITH_REHEARSED,
     WITH_UNLABELLED,
+    WITHOUT_LABELS,
     Way,
     ways_of,
 )
@@ -67,7 +69,7 @@ class Claims:
 
     def hold(self, share: int, arm: str) -> bool:
         """Whether a gain of ``arm`` at ``share`` is claimed; a rival's only where it is named."""
-        named = arm in self.arms if self.arms else arm != SEMI
+        named = arm in self.arms if self.arms else arm not in WITHOUT_LABELS
         return (not self.shares or share in self.shares) and named
 
 
@@ -124,7 +126,8 @@ class BenchmarkOptions:
     baselines: list[str] = field(default_factory=lambda: [ONLY_SUP, FLAT, EQUAL], metadata=choose(BASELINES))
     """Arms without pre-training: ``only-sup`` (fine-tuning's schedule on labels alone), ``scratch-flat`` (until
     validation is flat), ``scratch-equal`` (as many steps as pre-training and fine-tuning together),
-    ``semi-supervised`` (fine-tuning's schedule on the labels, and on unlabelled pairs beside them)."""
+    ``semi-supervised`` (fine-tuning's schedule on the labels, and on unlabelled pairs beside them),
+    ``semi-supervised-flat`` (that until validation is flat)."""
     change_classes: dict[str, list[str]] = field(default_factory=dict)
     """Arm of ``pretraining`` → the classes whose appearing and vanishing counts as changed there, together, for
     benchmarks that label buildings alone; default: every change."""
@@ -141,8 +144,8 @@ class BenchmarkOptions:
     rehearsed: list[str] = field(default_factory=list)
     """Arms of ``pretraining`` that are fine-tuned beside pairs of their own set too: ARM-rehearsed in the tables."""
     unlabelled: list[str] = field(default_factory=list)
-    """Folders of further pairs without labels for ``semi-supervised`` and ARM-semi, beside all images of the training
-    split. Pairs of that split among them are passed over; test scenes are refused."""
+    """Folders of further pairs without labels for ``semi-supervised`` (-flat) and ARM-semi, beside all images of the
+    training split. Pairs of that split among them are passed over; test scenes are refused."""
     shares: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 50, 100])
     """Percentages of the training split; 0 = zero-shot (pre-trained arms only)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -219,7 +222,7 @@ class BenchmarkOptions:
         """How an arm learns."""
         if arm in self.arms:
             return Way(arm)
-        return self._other_ways.get(arm, Way(flat=arm == FLAT, unlabelled=arm == SEMI))
+        return self._other_ways.get(arm, Way(flat=arm in (FLAT, SEMI_FLAT), unlabelled=arm in WITHOUT_LABELS))
 
     @property
     def unlabelled_arms(self) -> list[str]:
@@ -353,8 +356,8 @@ class BenchmarkOptions:
         tuned, endings = arms | set(self.tuned_arms), f"ARM{UNTIL_FLAT}, ARM{WITH_UNLABELLED} or ARM{WITH_REHEARSED}"
         what = f"names of pretraining, pretrained, {endings}"
         yield "rivals", self.rivals, set(self.rivals) <= tuned, what
-        allowed = set(self.claims_for) <= tuned | ({SEMI} & set(self.baselines))
-        yield "claims_for", self.claims_for, allowed, f"{what}; {SEMI} where baselines have it"
+        allowed = set(self.claims_for) <= tuned | (set(WITHOUT_LABELS) & set(self.baselines))
+        yield "claims_for", self.claims_for, allowed, f"{what}; {' or '.join(WITHOUT_LABELS)} where baselines have it"
         for name in ("zero_shot_only", "semi_supervised"):
             yield name, getattr(self, name), set(getattr(self, name)) <= arms, "names of pretraining or pretrained"
         yield "rehearsed", self.rehearsed, set(self.rehearsed) <= set(self.pretraining), "names of pretraining"

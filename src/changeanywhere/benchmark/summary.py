@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from changeanywhere.benchmark.arms import BASELINES, SEMI
+from changeanywhere.benchmark.arms import BASELINES, WITHOUT_LABELS
 from changeanywhere.benchmark.options import BenchmarkOptions, Claims
 from changeanywhere.benchmark.statistics import paired_gain, spread_of
 
@@ -71,9 +71,11 @@ def summarise(
 
 
 def is_compared(arm: str, other: str) -> bool:
-    """Whether a gain of ``arm`` over ``other`` is asked for: baselines are references and gain over none, but for the
-    one that sees more than labels."""
-    return arm != other and (arm == SEMI or arm not in (*BASELINES, ALL_CHANGED))
+    """Whether a gain of ``arm`` over ``other`` is asked for: baselines are references and gain over none, but for
+    those that see more than labels, over those that do not."""
+    if arm in WITHOUT_LABELS:
+        return other not in WITHOUT_LABELS
+    return arm != other and arm not in (*BASELINES, ALL_CHANGED)
 
 
 def comparisons(groups: Collection[Group], claims: Claims) -> list[tuple[str, int, str, str]]:
