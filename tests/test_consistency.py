@@ -114,10 +114,18 @@ def test_what_is_taught_is_what_the_average_is_sure_of() -> None:
     threshold = float(sure.median())
     said = {}
     for share, teacher in teachers.items():
-        teacher.confidence = threshold
+        teacher.confidence = teacher.confidence_changed = threshold
         said[share] = teacher.labels(first, second, hidden)
     assert torch.equal(said[0.05], found.where((sure >= threshold) & (hidden == 0), IGNORE))
     assert not torch.equal(said[0.0], said[0.05]) and net.training, "without an average, the network as it is"
+    assert (said[0.05] == 1).any(), "what changed may have a threshold of its own:"
+    teachers[0.05].confidence_changed = 1.1
+    expected = said[0.05].masked_fill(said[0.05] == 1, IGNORE)
+    assert torch.equal(teachers[0.05].labels(first, second, hidden), expected)
+    teachers[0.05].confidence_changed = threshold
+    two = replace(SETTINGS, unlabelled_confidence=0.9, unlabelled_confidence_changed=0.7)
+    assert (Teacher(net, two).confidence, Teacher(net, two).confidence_changed) == (0.9, 0.7)
+    assert Teacher(net, replace(two, unlabelled_confidence_changed=None)).confidence_changed == 0.9
     teachers[0.05].follow(9)
     assert not torch.equal(teachers[0.05].labels(first, second, hidden), said[0.05])
     ramp = replace(SETTINGS, unlabelled_weight=2.0, unlabelled_ramp=0.4)
@@ -194,6 +202,7 @@ def test_what_is_not_allowed_is_one_line(recipe: Recipe, tmp_path: Path) -> None
         ({"unlabelled_weight": 0.0}, r"detector\.unlabelled_weight is 0\.0; allowed: above 0"),
         ({"unlabelled_ramp": 1.5}, r"detector\.unlabelled_ramp is 1\.5; allowed: 0 to 1"),
         ({"unlabelled_confidence": 0.5}, r"detector\.unlabelled_confidence is 0\.5; allowed: above 0\.5"),
+        ({"unlabelled_confidence_changed": 0.5}, r"detector\.unlabelled_confidence_changed is 0\.5; allowed: above"),
         ({"unlabelled_halflife_share": 0.2}, r"detector\.unlabelled_halflife_share is 0\.2; allowed: 0 to 0\.1"),
         ({"unlabelled": []}, r"unlabelled_ramp is 0\.5, which does nothing while detector\.unlabelled is \[\]"),
         ({"unlabelled_split": "all"}, "no split 'all'|does not say|all"),

@@ -52,7 +52,7 @@ AMOUNTS = {
     "further_share": 1, "held_out": 1, "unknown_weight": 1, "photometric": 1, "taught_from_step": 10**9,
     "window_margin": 16_384, "keep_mib": 2**24, "complete_margin": 65_536, "min_z": 1000, "min_correlation": 1,
     "unlabelled_share": 1, "unlabelled_weight": 1e6, "unlabelled_ramp": 1, "unlabelled_confidence": 1,
-    "unlabelled_halflife_share": 1, "rehearsed_share": 1,
+    "unlabelled_confidence_changed": 1, "unlabelled_halflife_share": 1, "rehearsed_share": 1,
 }  # fmt: skip
 """Numbers from 0 on: name → the largest."""
 IN_LISTS = {

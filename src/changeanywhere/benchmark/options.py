@@ -253,7 +253,8 @@ class BenchmarkOptions:
             "flat": asdict(self.flat),
         }
         stages = {"pretrain": asdict(self.pretrain), "finetune": asdict(self.finetune)}
-        how, share = {name: stages["finetune"][name] for name in HOW_UNLABELLED}, stages["finetune"][HOW_REHEARSED]
+        tuned = stages["finetune"]
+        how, share = {name: tuned[name] for name in HOW_UNLABELLED if tuned[name] is not None}, tuned[HOW_REHEARSED]
         for stage in stages.values():
             # What may be read changes no figure; the protocol sets validations.
             for name in ("max_megapixels", "validations", *BESIDE):

@@ -278,6 +278,9 @@ def _check_unlabelled(recipe: Sections) -> None:
     sure, halflife = de.unlabelled_confidence, de.unlabelled_halflife_share
     # At one half nothing is left out: one of two classes always has as much.
     require(0.5 < sure < 1, "detector.unlabelled_confidence", sure, "above 0.5, below 1")
+    changed = de.unlabelled_confidence_changed
+    allowed = changed is None or 0.5 < changed < 1
+    require(allowed, "detector.unlabelled_confidence_changed", changed, "above 0.5, below 1")
     require(0 <= halflife <= 0.1, "detector.unlabelled_halflife_share", halflife, "0 to 0.1")
 
 

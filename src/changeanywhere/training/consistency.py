@@ -159,19 +159,22 @@ class Teacher:
     def __init__(self, net: Detector, recipe: DetectorRecipe) -> None:
         halflife = recipe.unlabelled_halflife_share
         self.net, self.confidence = net, recipe.unlabelled_confidence
+        changed = recipe.unlabelled_confidence_changed
+        self.confidence_changed = self.confidence if changed is None else changed
         self.average = WeightAverage(net, halflife) if halflife else None
 
     @torch.no_grad()
     def labels(self, first: Tensor, second: Tensor, hidden: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` in [-1, 1] and ``hidden`` int64 ``[B, H, W]``, :data:`IGNORE` where nothing is seen
-        → int64 ``[B, H, W]``: 0, 1, and :data:`IGNORE` there and where neither is as probable as ``confidence``."""
+        → int64 ``[B, H, W]``: 0, 1, and :data:`IGNORE` there and where neither is as probable as it must be."""
         training = self.net.training
         self.net.eval()  # with gathered statistics, which do not depend on the other crops
         weights = {} if self.average is None else self.average.weights
         logits: Tensor = functional_call(self.net, weights, (first, second))
         self.net.train(training)
         sure, found = logits.float().softmax(1).max(1)
-        return torch.where((sure >= self.confidence) & (hidden != IGNORE), found, IGNORE)
+        needed = torch.where(found == 1, self.confidence_changed, self.confidence)
+        return torch.where((sure >= needed) & (hidden != IGNORE), found, IGNORE)
 
     def follow(self, step: int) -> None:
         """After optimiser step number ``step``."""

@@ -17,7 +17,7 @@ FLIPS = ("none", "horizontal")
 TRACKERS = ("mlflow", "wandb")
 """Services that a training's numbers may go to."""
 SCHEDULES = ("linear", "constant")
-OF_UNLABELLED = ("split", "share", "weight", "ramp", "confidence", "halflife_share")
+OF_UNLABELLED = ("split", "share", "weight", "ramp", "confidence", "confidence_changed", "halflife_share")
 """Options of a detector, ``unlabelled_`` before each, that do nothing without unlabelled pairs."""
 USUAL_BANDS = (1, 2, 3)
 """Of images, where a recipe names none."""
@@ -332,6 +332,9 @@ class DetectorRecipe:
     """Share of the steps over which that weight rises from 0 along a straight line; 0 = it is whole at once."""
     unlabelled_confidence: float = 0.95
     """How probable to the teacher, changed or unchanged, ground must be to be learned as that."""
+    unlabelled_confidence_changed: float | None = None
+    """How probable changed ground must be, where that is to be another value. Change is rare, and a teacher is sure of
+    it later than of the rest: with one value it may teach nothing but that nothing changes. null = the same."""
     unlabelled_halflife_share: float = 0.05
     """The teacher is a moving average of the weights: its half-life as a share of the steps so far (at most 0.1);
     0 = the network itself."""
