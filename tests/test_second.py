@@ -611,6 +611,36 @@ def test_what_is_painted_takes_the_style_of_the_second_date(tmp_path: Path) -> N
         assert painted == pytest.approx(real, abs=6)
 
 
+def test_what_fills_a_hole_says_nothing_of_style(tmp_path: Path) -> None:
+    first = ((ground(3) + 1) / 2).astype(np.float32)
+    like = ndimage.gaussian_filter(first * [0.6, 0.7, 0.8] + [0.2, 0.1, 0.0], (1.2, 1.2, 0)).astype(np.float32)
+    shown = np.ones((128, 128), bool)
+    shown[:, :40] = False
+    blank, dark = (np.where(shown[..., None], image, 0).astype(np.float32) for image in (first, like))
+    partly, found = in_style(blank, blank, dark, (shown, shown))
+    assert (partly[:, :40] == 0).all(), "what the first date does not show is no ground to be styled"
+    alone, expected = in_style(first[:, 40:], first[:, 40:], like[:, 40:])
+    assert np.abs(partly[:, 44:] - alone[:, 4:]).max() < 0.02, "the blurred edge apart"
+    assert found == pytest.approx(expected, abs=0.05)
+    whole, found_whole = in_style(first, first, dark, (None, shown))
+    assert found_whole == found and np.abs(whole - in_style(first, first, like)[0]).max() < 0.1
+    same, nothing = in_style(first, first, like, (None, np.zeros_like(shown)))
+    assert np.array_equal(same, first) and not nothing
+    source = write_dates(tmp_path / "source")
+    for file in (source / "images_t2").iterdir():  # 40 % of the second date is transparent
+        values = np.asarray(Image.open(file).convert("RGBA")).copy()
+        values[:, :26] = 0
+        Image.fromarray(values).save(file)
+    given = ["generate", "--source", str(source), *GENERATE, "--second.use", "style"]
+    assert command([*given, "--out", str(tmp_path / "style")]) == 0
+    tiles, pairs = open_source(source, TILES), load_pairs(tmp_path / "style")
+    for number, line in enumerate((tmp_path / "style/metadata.jsonl").read_text().splitlines()):
+        second = tiles.read_second(tiles.index_of(json.loads(line)["source_key"]))
+        assert second.valid is not None and second.valid[:, 26:].all() and not second.valid[:, :26].any()
+        painted, real = (np.median(image[:, 26:], (0, 1)) for image in (pairs[number].image_t2, second.image))
+        assert painted == pytest.approx(real, abs=6)
+
+
 def test_pairs_without_a_change_are_two_real_dates_where_that_is_asked(tmp_path: Path) -> None:
     source = write_dates(tmp_path / "source")
     given = ["generate", "--source", str(source), *GENERATE, "--second.use", "style", "--second.no-change"]

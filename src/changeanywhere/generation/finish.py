@@ -99,6 +99,8 @@ class Dates:
     """What ``first`` was read from."""
     like: Pixels | None = None
     """A real second date, whose colours and sharpness the painted one takes."""
+    shown: tuple[npt.NDArray[np.bool_] | None, npt.NDArray[np.bool_] | None] = (None, None)
+    """Which ground ``first`` and ``like`` show, bool ``[H, W]``; None: all."""
 
 
 def _dates_of(job: Job, painting: Painting, sample: SourceSample) -> Dates:
@@ -106,10 +108,10 @@ def _dates_of(job: Job, painting: Painting, sample: SourceSample) -> Dates:
     if sample.date == 2:
         first = tiles.first.read(tiles.first.index_of(item.key))
         return Dates(_shares(first.pixels()), base, painted, first)
-    like = None
-    if job.second.use == "style":
-        like = _shares(tiles.first.read_second(tiles.first.index_of(item.key)).pixels())
-    return Dates(base, base, painted, sample, like)
+    if job.second.use != "style":
+        return Dates(base, base, painted, sample)
+    other = tiles.first.read_second(tiles.first.index_of(item.key))
+    return Dates(base, base, painted, sample, _shares(other.pixels()), (sample.valid, other.valid))
 
 
 def _ignored(tiles: Tiles, sample: SourceSample) -> npt.NDArray[np.bool_] | None:
@@ -135,7 +137,7 @@ def finish(
     if options.paste_back:
         second = pasted(dates.base, second, change_mask)
     if dates.like is not None:
-        second, styled = in_style(second, first, dates.like)
+        second, styled = in_style(second, first, dates.like, dates.shown)
     rng = stream("pair.finish", seed)
     exchanged = options.random_order and rng.random() < 0.5
     nuisances = options.nuisances

@@ -257,53 +257,68 @@ def unpacked(text: str) -> Where:
     return cells.repeat(CELL, 0).repeat(CELL, 1)
 
 
-def in_style(image: Pixels, first: Pixels, like: Pixels) -> tuple[Pixels, dict[str, float]]:
+def in_style(
+    image: Pixels, first: Pixels, like: Pixels, shown: tuple[Where | None, Where | None] = (None, None)
+) -> tuple[Pixels, dict[str, float]]:
     """``image``, painted on ``first``, as ``like`` shows that ground at another date, all ``[H, W, C]`` in [0, 1]; and
-    what was done, by name.
+    what was done, by name. ``shown``: which ground ``first`` and which ``like`` shows (bool ``[H, W]``; None: all):
+    measured is where both do (nothing is done where none is), and what ``first`` does not show stays as it is.
 
     Every band's median and spread move as they do from ``first`` to ``like`` (medians, quartiles: what has changed
     counts little); then it is blurred or sharpened until its detail has the share of its spread that ``like``'s has.
     """
+    ground, other = (np.ones(image.shape[:2], bool) if one is None else one for one in shown)
+    both = ground & other
+    if not both.any():
+        return image, {}
     bands, done = [], {}
     for band in range(image.shape[2]):
-        before, after = (np.percentile(each[..., band], (25, 50, 75)) for each in (first, like))
+        before, after = (np.percentile(each[both, band], (25, 50, 75)) for each in (first, like))
         gain = float(np.clip((after[2] - after[0]) / max(before[2] - before[0], LEAST_DEVIATION), *GAINS))
         bands.append((image[..., band] - before[1]) * gain + after[1])
         done[f"style_gain_{band + 1}"] = round(gain, 4)
         done[f"style_shift_{band + 1}"] = round(float(after[1] - before[1]), 4)
     result = np.stack(bands, 2)
-    wanted = _detail(like) / max(_detail(first), 1e-6)
-    blur, sharpness = _towards_detail(result, _detail(result) * wanted)
+    wanted = _detail(like, both) / max(_detail(first, both), 1e-6)
+    blur, sharpness = _towards_detail(result, _detail(result, both) * wanted, both)
     if blur:
-        result = _blurred(result, blur)
+        result = _blurred(result, blur, ground)
     elif sharpness:
-        result = result + sharpness * (result - _blurred(result, FINE))
+        result = result + sharpness * (result - _blurred(result, FINE, ground))
     done |= {"style_blur": round(blur, 4), "style_sharpness": round(sharpness, 4)}
-    return np.clip(result, 0, 1).astype(np.float32), done
+    return np.where(ground[..., None], np.clip(result, 0, 1), image).astype(np.float32), done
 
 
-def _detail(image: npt.NDArray[np.floating]) -> float:
+def _detail(image: npt.NDArray[np.floating], shown: Where) -> float:
     """Typical size of what :data:`FINE` blurring takes away, as a share of the spread of brightness."""
     grey = image.mean(2, keepdims=True)
-    return float(np.abs(grey - _blurred(grey, FINE)).mean() / max(float(grey.std()), LEAST_DEVIATION))
+    fine = np.abs(grey - _blurred(grey, FINE, shown))[shown].mean()
+    return float(fine / max(float(grey[shown].std()), LEAST_DEVIATION))
 
 
-def _towards_detail(image: npt.NDArray[np.floating], wanted: float) -> tuple[float, float]:
+def _towards_detail(image: npt.NDArray[np.floating], wanted: float, shown: Where) -> tuple[float, float]:
     """How much to blur (standard deviation, px) or to sharpen (share of the detail that is added), by halving."""
     grey = image.mean(2, keepdims=True)
-    softer = _detail(grey) > wanted
+    softer = _detail(grey, shown) > wanted
     low, high = 0.0, MOST_BLUR if softer else MOST_SHARPNESS
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        tried = _blurred(grey, middle) if softer else grey + middle * (grey - _blurred(grey, FINE))
-        short = _detail(tried) > wanted if softer else _detail(tried) < wanted
+        tried = _blurred(grey, middle, shown) if softer else grey + middle * (grey - _blurred(grey, FINE, shown))
+        short = _detail(tried, shown) > wanted if softer else _detail(tried, shown) < wanted
         low, high = (middle, high) if short else (low, middle)
     amount = (low + high) / 2
     return (amount, 0.0) if softer else (0.0, amount)
 
 
-def _blurred(image: npt.NDArray[np.floating], deviation: float) -> npt.NDArray[np.floating]:
+def _blurred(image: npt.NDArray[np.floating], deviation: float, shown: Where) -> npt.NDArray[np.floating]:
+    """Of ground that is ``shown`` alone, from such ground alone: what fills the rest would run into it."""
     from scipy import ndimage
 
-    result: npt.NDArray[np.floating] = ndimage.gaussian_filter(image, (deviation, deviation, 0))
-    return result
+    def blurred(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        result: npt.NDArray[np.floating] = ndimage.gaussian_filter(values, (deviation, deviation, 0))
+        return result
+
+    if shown.all():
+        return blurred(image)
+    share = blurred(shown[..., None].astype(np.float64))
+    return np.where(shown[..., None], blurred(image * shown[..., None]) / np.maximum(share, 1e-6), image)
