@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -240,6 +241,25 @@ def test_an_image_taken_out_of_the_source_leaves_the_labelled_folder(
     assert sorted({file.stem for file in out.glob("parts/*")}) == ["tile_0", "tile_2"]
     assert [item.key for item in ca.load_source(out).items] == ["tile_0", "tile_2"]
     assert run(command) == 0 and "no longer" not in capsys.readouterr().err
+
+
+def test_images_of_one_date_among_two_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pairs of two dates need both, and hours of labelling lie before the command that says so."""
+    source, dates = labelled_source(tmp_path), tmp_path / "dates"
+    for place in ("A/tile_0", "B/tile_0", "A/tile_1", "A/tile_2"):
+        (dates / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "images" / "tile_0.png", dates / f"{place}.png")
+    command = ["label", "--source", str(dates), "--flips", "false"]
+    assert run([*command, "--out", str(tmp_path / "labelled")]) == 0
+    said = capsys.readouterr().err
+    assert "2 images have no second date, the first A/tile_1.png: expected tile_1 in B/ beside it" in said
+    (dates / "A/tile_1.png").unlink()
+    assert run([*command, "--out", str(tmp_path / "labelled")]) == 0
+    said = capsys.readouterr().err
+    assert "removed 1 image, with its mask, that is no longer in" in said and "1 image has no second date" in said
+    (dates / "A/tile_2.png").unlink()
+    assert run([*command, "--out", str(tmp_path / "labelled")]) == 0
+    assert "second date" not in capsys.readouterr().err
 
 
 def test_an_image_taken_out_before_it_was_labelled_leaves_the_folder_too(

@@ -235,6 +235,41 @@ def test_a_tile_that_only_one_date_has_is_named_with_the_other_date(tmp_path: Pa
         (source / "masks" / date / "t3.tif").unlink()
 
 
+def test_tiles_without_a_sound_second_date_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As all that cannot be read: listed, and the rest is painted; the same set goes on by itself."""
+    source = write_dates(tmp_path / "source")
+    (source / "images_t2/tile_1.png").unlink()
+    (source / "images_t2/tile_2.png").write_bytes(b"no image")
+    Image.new("RGB", (32, 32)).save(source / "images_t2/tile_3.png")
+    given = ["generate", "--source", str(source), *GENERATE, "--second.use", "base", "--out", str(tmp_path / "out")]
+    assert command(given) == 2
+    assert "tile_1.png: no image of a second date; expected tile_1 in images_t2/" in capsys.readouterr().err
+    for _ in range(2):
+        assert command([*given, "--on-error", "skip"]) == 0
+    lines = (tmp_path / "out/skipped.txt").read_text().splitlines()
+    assert ["tile_1" in lines[0], "tile_2" in lines[1] or "tile_2" in lines[2], len(lines)] == [True, True, 3]
+    used = {json.loads(line)["source_key"] for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()}
+    assert used and not used & {"tile_1", "tile_2", "tile_3"}
+
+
+def test_a_tile_whose_twin_has_no_mask_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = ((ground(3, 64) + 1) * 127.5).astype(np.uint8)
+    mask = np.ones((64, 64), np.uint8)
+    mask[20:36, 24:44] = 2
+    source = write_nodata(tmp_path / "source", image, image, [mask] * 2)
+    (source / "legend.json").write_text(json.dumps({"classes": ["tree", "building"]}))
+    for date in ("A", "B"):
+        for kind in ("images", "masks"):
+            shutil.copyfile(source / kind / date / "x.tif", source / kind / date / "y.tif")
+    (source / "masks/B/y.tif").write_bytes(b"no mask")
+    given = ["generate", "--source", str(source), *GENERATE, "--second.use", "base", "--second.masks", "keep"]
+    assert command([*given, "--on-error", "skip", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    skipped = (tmp_path / "out/skipped.txt").read_text()
+    assert "masks/B/y.tif: not a readable image" in skipped and "the second date of y.tif has no mask" in skipped
+    used = {json.loads(line)["source_key"] for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()}
+    assert used == {"A__x", "B__x"}
+
+
 def test_what_label_makes_of_two_dates_has_both(tmp_path: Path) -> None:
     source = write_dates(tmp_path / "source", 3)
     for folder, content in (("images", "images"), ("masks", "masks"), ("images_t2", "images")):

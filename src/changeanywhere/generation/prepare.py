@@ -80,7 +80,9 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     masks_t2 = painted.masks_t2 if painted else None
     if painted is not None:
         _refuse_misfits(painted, source_options.bands or (), source_options.tile_size or 0, info)
-    source = _in_legend(open_source(options.source, source_options, None, progress), options, info)
+    second_date = painted.second if painted else SecondOptions()
+    given = open_source(options.source, source_options, None, progress, second_date.asked)
+    source = _in_legend(given, options, info)
     say_passed_over(source)
     second = (
         _in_legend(open_source(options.source, source_options, masks_t2, progress), options, info) if masks_t2 else None
@@ -88,7 +90,6 @@ def job_of(options: SimulateOptions, store: Store, progress: Progress) -> Job:
     refuse_idle_limits(options, source)
     warn_of_sampling(options, source, info)
     say_beyond_limits(options, source, source_options.tile_size)
-    second_date = painted.second if painted else SecondOptions()
     settings = _settings(options, source_options, source, second, begun)  # first: what is learned is of the same files
     if settings.sole_trains and begun is None:
         say(f"{options.source}: one scene, which is never divided: all pairs are of the split train", error=True)

@@ -23,7 +23,7 @@ from changeanywhere.help import one_of, require_one
 from changeanywhere.legend import Mask
 from changeanywhere.progress import Progress
 from changeanywhere.sample import GeoReference, SourceSample
-from changeanywhere.sources import Source
+from changeanywhere.sources import NO_DATES, SECOND_IMAGES, SECOND_MASKS, Source
 
 USES = ("none", "base", "style")
 MASKS = ("none", "ignore", "keep")
@@ -74,6 +74,13 @@ class SecondOptions:
     def shown(self) -> bool:
         """Whether the second date is to be seen in any pair: then there is ground of which no label speaks."""
         return self.use == "base" or self.no_change
+
+    @property
+    def asked(self) -> str:
+        """What every tile of the source must have of a second date."""
+        if self.use == "none":
+            return NO_DATES
+        return SECOND_IMAGES if self.masks == "none" else SECOND_MASKS
 
     def check(self) -> None:
         """Raise :class:`ConfigError` naming the first value that is not allowed, or that would do nothing."""

@@ -15,7 +15,7 @@ from changeanywhere.generation.second import SecondDate, SecondOptions
 from changeanywhere.legend import Legend, LegendMap
 from changeanywhere.pairs.split import assign_splits
 from changeanywhere.progress import Progress, silent
-from changeanywhere.sources import Source, SourceOptions, open_source
+from changeanywhere.sources import NO_DATES, Source, SourceOptions, open_source
 
 if TYPE_CHECKING:
     from changeanywhere.events.bank import ShapeBank
@@ -123,15 +123,15 @@ def open_tiles(
     legend = Legend.from_dict(settings.legend, f"{settings.folder}: legend of the job")
     mapping = settings.legend_map
 
-    def opened(masks: str | None, fingerprint: str | None) -> Source:
-        source = open_source(settings.folder, settings.options, Path(masks) if masks else None, progress)
+    def opened(masks: str | None, fingerprint: str | None, dates: str = NO_DATES) -> Source:
+        source = open_source(settings.folder, settings.options, Path(masks) if masks else None, progress, dates)
         if mapping is not None:
             source = source.mapped(LegendMap.from_names(source.legend, legend, mapping, settings.folder))
         if source.fingerprint() != fingerprint:
             raise SourceError(f"{settings.folder}: has changed since the plan was made; give another --out")
         return source
 
-    source = opened(None, settings.fingerprint)
+    source = opened(None, settings.fingerprint, second_date.asked)
     if settings.fingerprint_second is not None and source.second_hash() != settings.fingerprint_second:
         raise SourceError(
             f"{settings.folder}: its second dates have changed since the plan was made; give another --out"

@@ -33,6 +33,7 @@ from changeanywhere.rasters.facts import Facts, Window
 from changeanywhere.rasters.gate import inspect, read_image, read_stretch
 from changeanywhere.regular import open_regular
 from changeanywhere.sources.alone import images_alone
+from changeanywhere.sources.dates import expected_second, of_one_date
 from changeanywhere.sources.entries import Entry, Layout
 from changeanywhere.sources.files import digest
 from changeanywhere.sources.problems import Problems, say_passed
@@ -75,6 +76,11 @@ def label(options: LabelOptions, progress: Progress = silent) -> list[Labelled]:
     problems = Problems(skip=False)
     layout = images_alone(options.source, problems)
     say_passed(options.source, problems.passed_over())
+    alone = of_one_date(layout)
+    if alone:
+        expected = f"{alone[0].relative_to(options.source)}: expected {expected_second(alone[0], options.source)}"
+        what = "image has" if len(alone) == 1 else "images have"
+        say(f"{options.source}: {len(alone)} {what} no second date, the first {expected}", error=True)
     readers = open_readers(options, find_device(options.device))
     _begin(options, layout, readers)
     lines = []
@@ -168,7 +174,8 @@ def _begin(options: LabelOptions, layout: Layout, readers: Readers) -> None:
     readers.legend.save(options.out / "legend.json")
     gone = remove_gone(options.out, layout, readers.called, options.images == "link")
     if gone:
-        say(f"{options.out}: removed {gone} images, with their masks, that are no longer in the source", error=True)
+        what = "image, with its mask, that is" if gone == 1 else "images, with their masks, that are"
+        say(f"{options.out}: removed {gone} {what} no longer in the source", error=True)
     _write_origin(options.out, layout, readers)  # before there are images: it is what a later run knows them by
     for entry, folder in zip(layout.entries, layout.folders, strict=True):
         place = options.out / "images" / entry.image.relative_to(folder)

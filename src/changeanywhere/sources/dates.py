@@ -19,6 +19,9 @@ DATES = (
 PARTNER = {one.lower(): two.lower() for pair in DATES for one, two in (pair, pair[::-1])}
 """Either of them → the other, in small letters."""
 
+NO_DATES, SECOND_IMAGES, SECOND_MASKS = "none", "images", "masks"
+"""What of a second date every tile of a source must have: nothing, an image, that and its mask."""
+
 
 def names_of_second(folder: Path) -> tuple[str, ...]:
     """What the folder of the second date is called, beside the folder of the first."""
@@ -68,6 +71,16 @@ def _inside(layout: Layout, folder: Path) -> dict[str, Path]:
     pairs = zip(layout.entries, layout.folders, strict=True)
     own = {_stem_of(entry, each): entry.image for entry, each in pairs if each == folder}
     return {stem: own[twin] for stem, (twin, _) in twins_of(own).items() if twin is not None}
+
+
+def of_one_date(layout: Layout) -> list[Path]:
+    """Images in a folder of a date whose other date, beside it, does not have them."""
+    lacking = []
+    for folder in dict.fromkeys(layout.folders):
+        pairs = zip(layout.entries, layout.folders, strict=True)
+        own = {_stem_of(entry, each): entry.image for entry, each in pairs if each == folder}
+        lacking += [own[stem] for stem, (twin, _) in twins_of(own).items() if twin is None]
+    return lacking
 
 
 def twins_of(stems: Iterable[str]) -> dict[str, tuple[str | None, str]]:

@@ -20,7 +20,7 @@ from changeanywhere.rasters.values import PLAIN, to_stored
 from changeanywhere.sample import GeoReference, Image, Normalisation, SourceItem, SourceSample
 from changeanywhere.sources.alone import images_alone
 from changeanywhere.sources.base import Source
-from changeanywhere.sources.dates import expected_second
+from changeanywhere.sources.dates import NO_DATES, SECOND_MASKS, expected_second
 from changeanywhere.sources.entries import Entry
 from changeanywhere.sources.files import (
     read_image,
@@ -47,7 +47,8 @@ class _Tile:
 class TileSource(Source):
     """Images with masks, cut into tiles of ``options.tile_size``; opening reads headers only.
 
-    With ``legend`` no masks are looked for: all ground is unknown, in that legend.
+    With ``legend`` no masks are looked for: all ground is unknown, in that legend. ``dates``: what of a second date
+    each tile must have, of :mod:`.dates`' NO_DATES, SECOND_IMAGES, SECOND_MASKS.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TileSource(Source):
         masks: Path | None = None,
         progress: Progress = silent,
         legend: Legend | None = None,
+        dates: str = NO_DATES,
     ) -> None:
         problems = Problems(options.on_error == "skip")
         layout = find_layout(root, problems, masks) if legend is None else images_alone(root, problems)
@@ -74,6 +76,8 @@ class TileSource(Source):
         for entry in licensed if options.splits is None else chosen(root, licensed, options.splits):
             try:
                 info = self._check(entry)
+                if dates != NO_DATES:
+                    self._check_second(entry, info)
             except InputError as error:
                 problems.add(error)
                 continue
@@ -95,15 +99,19 @@ class TileSource(Source):
             if before.key == after.key:
                 raise SourceError(f"{root}: two tiles would be called {after.key}; rename one of the files")
         if problems.skip:
-            self._leave_out_unreadable(problems, progress)
+            self._leave_out_unreadable(problems, progress, dates)
         self.skipped, self.passed = tuple(problems.found), problems.passed_over()
 
-    def _leave_out_unreadable(self, problems: Problems, progress: Progress) -> None:
-        """Read every tile once."""
+    def _leave_out_unreadable(self, problems: Problems, progress: Progress, dates: str) -> None:
+        """Read every tile once, and what it must have of a second date."""
         good = []
         for index in range(len(self.items)):
             try:
                 self.read(index)
+                if dates != NO_DATES:
+                    self.read_second(index)
+                if dates == SECOND_MASKS:
+                    self.read_second_mask(index)
                 good.append(index)
             except InputError as error:
                 problems.add(error)
@@ -111,6 +119,7 @@ class TileSource(Source):
         if not good:
             raise SourceError(f"{self.root}: no tile can be read; the first: {problems.found[0]}")
         self.items, self._tiles = tuple(self.items[i] for i in good), [self._tiles[i] for i in good]
+        self.__dict__.pop("_of_image", None)  # numbers of tiles: others now
 
     def content_hash(self) -> str:
         seen = hashlib.sha256()
@@ -196,13 +205,18 @@ class TileSource(Source):
     def second_hash(self) -> str:
         seen = hashlib.sha256()
         for entry in {tile.entry.stem: tile.entry for tile in self._tiles}.values():
-            second = _second_of(entry, self.root)
-            info = read_info(second, self._max_megapixels)
-            _check_fit(second, info, entry.image, read_info(entry.image, self._max_megapixels), "its first date")
-            if max(self._bands) > info.count:
-                raise SourceError(f"{second}: has {info.count} band(s), asked for {list(self._bands)}")
+            second = self._check_second(entry, read_info(entry.image, self._max_megapixels))
             seen.update(f"{entry.stem} {self._unchanged.size(second)}\n".encode())
         return seen.hexdigest()[:16]
+
+    def _check_second(self, entry: Entry, first: Facts) -> Path:
+        """Size, bands and place of the second date, from the headers."""
+        second = _second_of(entry, self.root)
+        info = read_info(second, self._max_megapixels)
+        _check_fit(second, info, entry.image, first, "its first date")
+        if max(self._bands) > info.count:
+            raise SourceError(f"{second}: has {info.count} band(s), asked for {list(self._bands)}")
+        return second
 
     def _image(self, tile: _Tile, file: Path, info: Facts, normalisation: Normalisation) -> tuple[Image, Valid | None]:
         image, valid = read_image(file, tile.window, self._bands, info)
@@ -256,14 +270,19 @@ def _windows(entry: Entry, info: Facts, size: int) -> list[tuple[str, Window]]:
 
 
 def open_source(
-    root: Path | str, options: SourceOptions | None = None, masks: Path | None = None, progress: Progress = silent
+    root: Path | str,
+    options: SourceOptions | None = None,
+    masks: Path | None = None,
+    progress: Progress = silent,
+    dates: str = NO_DATES,
 ) -> Source:
     """Open a folder or address of single-date tiles, in any known layout: :class:`SourceError`, :class:`LegendError`.
 
     ``masks``: a folder of other masks for the same images (``generate --masks-t2``); images without one are left out.
+    ``dates``: what of a second date each tile must have (:class:`TileSource`).
     """
     second = local_copy(masks) if masks else None
-    return TileSource(local_copy(root), options or SourceOptions(), second, progress)
+    return TileSource(local_copy(root), options or SourceOptions(), second, progress, dates=dates)
 
 
 def open_images(root: Path | str, legend: Legend, options: SourceOptions | None = None) -> Source:
