@@ -32,7 +32,7 @@ from changeanywhere.generation.second import (
 )
 from changeanywhere.pairs.containers import stream_pairs
 from changeanywhere.pairs.reader import load_pairs
-from changeanywhere.pairs.split import assign_splits
+from changeanywhere.pairs.split import assign_splits, stated_splits
 from changeanywhere.pairs.writer import check_labels
 from changeanywhere.sample import ChangePlan, Normalisation, SourceItem, SourceSample, change_mask_of
 from changeanywhere.sources import SourceOptions, open_source
@@ -301,7 +301,7 @@ def test_two_dates_with_a_mask_each_are_one_scene(parts: list[str], tmp_path: Pa
             shutil.copytree(tiles / "masks", root / part / "masks" / date)
     shutil.copyfile(tiles / "legend.json", root / "legend.json")
     items = open_source(root, TILES).items
-    splits = assign_splits({item.scene: item.split for item in items})
+    splits = assign_splits(stated_splits(items))
     grounds = {item.key: item.scene for item in items}
     assert len(items) == 8 * len(parts) and len(splits) == 4 * len(parts)
     assert all(scene == grounds[key.replace("im1", "im2")] for key, scene in grounds.items())
@@ -309,7 +309,11 @@ def test_two_dates_with_a_mask_each_are_one_scene(parts: list[str], tmp_path: Pa
     if parts == [""]:
         (root / "provenance.csv").write_text("\n".join(["patch,scene", *rows]) + "\n")
         scenes = {item.key: item.scene for item in open_source(root, TILES).items}
-        assert scenes["im1__tile_2"] == "s2", "what provenance.csv says holds"
+        assert scenes["im1__tile_2"] == scenes["im2__tile_2"] == "s2", "what provenance.csv says of either date holds"
+        rows = [f"im1/tile_{n},s{n},{'val' if n else 'train'}" for n in range(4)]
+        (root / "provenance.csv").write_text("\n".join(["patch,scene,split", *rows]) + "\n")
+        splits = assign_splits(stated_splits(open_source(root, TILES).items))
+        assert splits == {"s0": "train", "s1": "val", "s2": "val", "s3": "val"}, "so does the split"
 
 
 def write_labelled(folder: Path, count: int = 6) -> Path:

@@ -13,7 +13,7 @@ from changeanywhere.errors import SourceError
 from changeanywhere.events import EventContext, EventOptions
 from changeanywhere.generation.second import SecondDate, SecondOptions
 from changeanywhere.legend import Legend, LegendMap
-from changeanywhere.pairs.split import assign_splits
+from changeanywhere.pairs.split import assign_splits, stated_splits
 from changeanywhere.progress import Progress, silent
 from changeanywhere.sources import NO_DATES, Source, SourceOptions, open_source
 
@@ -154,7 +154,7 @@ def gather(
 
     dates = None if learned.ignored is None else SecondDate(first, learned.ignored, learned.other)
     source = dates if dates is not None and second_date.use == "base" else first
-    splits = assign_splits({item.scene: item.split for item in source.items}, sole_trains)
+    splits = assign_splits(stated_splits(source.items), sole_trains)
     of_split: dict[str, list[int]] = {}
     for index, item in enumerate(source.items):
         of_split.setdefault(splits[item.scene], []).append(index)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from changeanywhere.pairs.names import SPLITS
+from changeanywhere.sample import SourceItem
 
 SHARES = (0.8, 0.1, 0.1)
+
+
+def stated_splits(items: Iterable[SourceItem]) -> dict[str, str | None]:
+    """Scene → the split that the source states for it, for any of its tiles; None where it states none. (No scene is in
+    two: a source refuses that.)"""
+    found: dict[str, str | None] = {}
+    for item in items:
+        found[item.scene] = found.get(item.scene) or item.split
+    return found
 
 
 def assign_splits(scenes: Mapping[str, str | None], sole_trains: bool = True) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from changeanywhere.errors import SourceError
 from changeanywhere.folders import composed, read_text
+from changeanywhere.sources.dates import twins_of
 from changeanywhere.sources.entries import SPLITS, Entry, Layout
 from changeanywhere.sources.files import SUFFIXES
 
@@ -28,11 +29,16 @@ def with_provenance(root: Path, layout: Layout) -> Layout:
         return layout
     file, provenance = read
     filled, matched = [], 0
-    for entry, images in zip(layout.entries, layout.folders, strict=True):
-        path = composed(entry.image.relative_to(images).with_suffix("").as_posix())
-        row = provenance.get(path) or provenance.get(composed(entry.image.stem))
+    folders = zip(layout.entries, layout.folders, strict=True)
+    paths = [composed(entry.image.relative_to(images).with_suffix("").as_posix()) for entry, images in folders]
+    rows = [provenance.get(path) or provenance.get(composed(Path(path).name)) for path in paths]
+    # One ground at two dates is one scene, though the rows name that of one date alone.
+    grounds = {path: ground for path, (_, ground) in twins_of(paths).items()}
+    named = {grounds.get(path): row["scene"] for path, row in zip(paths, rows, strict=True) if row and row.get("scene")}
+    for entry, path, row in zip(layout.entries, paths, rows, strict=True):
         matched += row is not None
-        filled.append(_with_row(entry, row or {}, file))
+        scene = named.get(grounds[path]) if path in grounds else None
+        filled.append(_with_row(replace(entry, scene=scene or entry.scene), row or {}, file))
     if provenance and filled and not matched:
         example = filled[0].image.relative_to(layout.folders[0]).with_suffix("").as_posix()
         raise SourceError(

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.errors import InputError
-from changeanywhere.pairs.split import assign_splits
+from changeanywhere.pairs.split import assign_splits, stated_splits
 from changeanywhere.sources import Source
 from changeanywhere.studio.edits import Edit
 from changeanywhere.studio.painting import Asked, Painted, seed_of
@@ -75,7 +75,7 @@ class Session:
         """What is to be painted now."""
         edit = self.edited()
         items = edit.source.items
-        splits = assign_splits({item.scene: item.split for item in items})
+        splits = assign_splits(stated_splits(items))
         split = splits[edit.sample.item.scene]
         fellows = [i for i, item in enumerate(items) if splits[item.scene] == split]
         plan = edit.plan(seed_of(seed, edit.sample.item.key))
