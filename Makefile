@@ -152,7 +152,7 @@ quality: install
 	$(BIN)/python benchmarks/ablation.py --source $(DATA)/landcover/val --licences CC0-1.0 CC-BY-4.0 $(JUDGED) \
 	  --real-pairs $(DATA)/naip_bitemporal --num-pairs 64 --num-tiles 41 --out runs/ablation
 
-# The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (36 to 45 hours of one core; resumes).
+# The table of docs/benchmark.md, with the sets that detectors are pre-trained on, in runs/ (31 to 39 hours of one core; resumes).
 TRAIN := --source $(DATA)/landcover/train --licences '[CC0-1.0,CC-BY-4.0]' --num-pairs 4000 --seed 1
 PAINTED := --free-fraction 0.1 --reconstruct-t1 --batch-size 8 --num-threads 1
 SETS := {exemplars: $(RUNS)/sets/exemplars, pure: $(RUNS)/sets/pure, copy-paste: $(RUNS)/sets/copy_paste}
