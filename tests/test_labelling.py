@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -131,6 +132,27 @@ def test_where_windows_are_cut_does_not_show() -> None:
     first, second = labelled(0), labelled(CORE // 2)
     assert first.max() <= reader.legend.num_classes and len(np.unique(first)) > 3
     assert (first == second).mean() >= 0.99
+
+
+@pytest.mark.parametrize(("shown", "count"), [(1.0, 16), (0.5, 8), (0.01, 1)])
+def test_margins_of_a_scene_do_not_settle_how_its_ground_is_read(shown: float, count: int) -> None:
+    """Of windows that are mostly nodata: none, where there are others."""
+    side, seen = 4 * CORE, list[npt.NDArray[np.float32]]()
+    valid = np.broadcast_to(np.arange(side) < shown * side, (side, side))
+    reader = MagicMock(legend=parse_legend({"classes": ["a", "b"]}, "legend")[0])
+
+    @contextmanager
+    def settled(samples: Iterable[npt.NDArray[np.float32]]) -> Iterator[None]:
+        seen.extend(samples)
+        yield
+
+    reader.settled, reader.read = settled, lambda _, image: np.full((2, *image.shape[:2]), 0.5, np.float32)
+    image = np.where(valid, 0.5, -1).astype(np.float32)[..., None].repeat(3, 2)
+    options = LabelOptions(source=Path("a"), out=Path("b"), cleaning=CleaningOptions(radius=0, objects=()))
+    facts = Facts("PNG", side, side, 3, "uint8", 8)
+    label_image(facts, lambda w: (image[w.slices], valid[w.slices]), options, reader, lambda *_: None)
+    assert len(seen) == count and (shown < 0.5 or min(float((one > 0).mean()) for one in seen) >= 0.5)
+    assert all((one > 0).any() for one in seen)
 
 
 def labelled_source(tmp_path: Path) -> Path:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def label_image(
     nothing). Memory does not grow with the image."""
     counts, total, size = np.zeros(reader.legend.num_classes + 1, np.int64), 0.0, 0
     objects = [reader.legend.index_of(name) for name in options.cleaning.objects if name in reader.legend.names]
-    with reader.settled(pixels(window)[0] for window in samples(facts.height, facts.width)):
+    with reader.settled(_shown(map(pixels, samples(facts.height, facts.width)))):
         for cell in cells(facts.height, facts.width, offset):
             image, valid = pixels(cell.window)
             found = reader.read(cell.window, image)
@@ -125,6 +125,23 @@ def label_image(
             write(cell.core, kept)
             look(cell.core, image[cell.inside], kept, sure[cell.inside])
     return counts, total / max(size, 1)
+
+
+def _shown(
+    windows: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]],
+) -> Iterator[npt.NDArray[np.float32]]:
+    """The images of those windows of which half or more is valid; else of the one that shows most. What fills the
+    margins of a scene is no ground, and says nothing of how its ground is to be read."""
+    most, best, any_yet = 0.0, None, False
+    for image, valid in windows:
+        share = 1.0 if valid is None else float(valid.mean())
+        if share >= 0.5:
+            any_yet = True
+            yield image
+        elif share > most:
+            most, best = share, image
+    if not any_yet and best is not None:
+        yield best
 
 
 def _label_one(entry: Entry, patch: str, options: LabelOptions, readers: Readers) -> Labelled:
