@@ -680,6 +680,32 @@ def test_what_fills_a_hole_says_nothing_of_style(tmp_path: Path) -> None:
         assert painted == pytest.approx(real, abs=6)
 
 
+@pytest.mark.parametrize("use", ["none", "base"])
+def test_ground_that_was_not_imaged_has_no_haze_and_no_grain(tmp_path: Path, use: str) -> None:
+    """It was grey, and another grey at each date, in pairs whose dates were disturbed."""
+    source = write_dates(tmp_path / "source")
+    for folder, edge in (("images", 20), ("images_t2", 30)):
+        for file in (source / folder).iterdir():
+            values = np.asarray(Image.open(file).convert("RGBA")).copy()
+            values[:, :edge] = 0
+            Image.fromarray(values).save(file)
+    given = ["generate", "--source", str(source), *GENERATE, "--second.use", use, "--out", str(tmp_path / "out")]
+    disturbed = ["--nuisances.haze", "[0.3, 0.4]", "--nuisances.noise", "[0.02, 0.03]", "--nuisances.dates", "both"]
+    assert command([*given, *disturbed, "--random-order"]) == 0
+    edges = set()
+    lines = (tmp_path / "out/metadata.jsonl").read_text().splitlines()
+    pairs = load_pairs(tmp_path / "out")
+    for number, line in enumerate(lines):
+        pair = pairs[number]
+        dark = [20, 20 if use == "none" else 30]
+        if json.loads(line)["real_date"] == 2:
+            dark.reverse()
+        for image, edge in zip((pair.image_t1, pair.image_t2), dark, strict=True):
+            assert not image[:, :edge].any() and image[:, edge:].mean(2).min() > 0
+        edges.add(tuple(dark))
+    assert len(edges) == (1 if use == "none" else 2)
+
+
 def test_pairs_without_a_change_are_two_real_dates_where_that_is_asked(tmp_path: Path) -> None:
     source = write_dates(tmp_path / "source")
     given = ["generate", "--source", str(source), *GENERATE, "--second.use", "style", "--second.no-change"]

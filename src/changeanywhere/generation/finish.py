@@ -18,6 +18,7 @@ from changeanywhere.generation.second import in_style
 from changeanywhere.generation.tiles import Tiles
 from changeanywhere.painters.base import Painting
 from changeanywhere.pairs.record import Finish, Origin, PairRecord, Provenance, record_of
+from changeanywhere.rasters.facts import Valid
 from changeanywhere.sample import ChangeEvent, ChangePair, ChangePlan, Image, SourceItem, SourceSample
 from changeanywhere.seeds import stream
 
@@ -99,19 +100,21 @@ class Dates:
     """What ``first`` was read from."""
     like: Pixels | None = None
     """A real second date, whose colours and sharpness the painted one takes."""
-    shown: tuple[npt.NDArray[np.bool_] | None, npt.NDArray[np.bool_] | None] = (None, None)
-    """Which ground ``first`` and ``like`` show, bool ``[H, W]``; None: all."""
+    valid: tuple[Valid | None, Valid | None] = (None, None)
+    """Which ground ``first`` and ``base`` show, bool ``[H, W]``; None: all."""
+    like_valid: Valid | None = None
 
 
 def _dates_of(job: Job, painting: Painting, sample: SourceSample) -> Dates:
     base, painted, tiles, item = _shares(painting.image_t1), _shares(painting.image_t2), job.tiles, sample.item
     if sample.date == 2:
         first = tiles.first.read(tiles.first.index_of(item.key))
-        return Dates(_shares(first.pixels()), base, painted, first)
+        return Dates(_shares(first.pixels()), base, painted, first, valid=(first.valid, sample.valid))
+    dates = Dates(base, base, painted, sample, valid=(sample.valid, sample.valid))
     if job.second.use != "style":
-        return Dates(base, base, painted, sample)
+        return dates
     other = tiles.first.read_second(tiles.first.index_of(item.key))
-    return Dates(base, base, painted, sample, _shares(other.pixels()), (sample.valid, other.valid))
+    return replace(dates, like=_shares(other.pixels()), like_valid=other.valid)
 
 
 def _ignored(tiles: Tiles, sample: SourceSample) -> npt.NDArray[np.bool_] | None:
@@ -137,7 +140,7 @@ def finish(
     if options.paste_back:
         second = pasted(dates.base, second, change_mask)
     if dates.like is not None:
-        second, styled = in_style(second, first, dates.like, dates.shown)
+        second, styled = in_style(second, first, dates.like, (dates.valid[0], dates.like_valid))
     rng = stream("pair.finish", seed)
     exchanged = options.random_order and rng.random() < 0.5
     nuisances = options.nuisances
@@ -151,6 +154,11 @@ def finish(
             images[name] = disturb(images[name], drawn, other, rng)
             amounts["t1" if (name == "first") != exchanged else "t2"] = drawn
         first, second = images["first"], images["second"]
+    # What was not imaged has no light, no haze and no grain: dark at either date, as it was read.
+    first, second = (
+        image if valid is None else np.where(valid[..., None], image, 0).astype(np.float32)
+        for image, valid in zip((first, second), dates.valid, strict=True)
+    )
     if exchanged:
         first, second = second, first
     return Finished(first, second, dict(sorted(amounts.items())), 2 if exchanged else 1)
