@@ -16,7 +16,7 @@ from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError
 from changeanywhere.legend import Legend, load_legend
 from changeanywhere.models.segmenter import Segmenter
-from changeanywhere.training.batches import CropDataset
+from changeanywhere.training.batches import NOT_IMAGED, CropDataset
 from changeanywhere.training.command import open_training_source
 from changeanywhere.training.complete import Complete, none_of_loss
 from changeanywhere.training.processes import Processes
@@ -97,6 +97,26 @@ def test_ground_outside_footprints_is_none_of_them_beyond_the_margin(data: DataR
             bare, as_drawn = without[6 + row % 3, 2, row]
             assert torch.equal(image, bare) and torch.equal(mask.clamp(min=0), as_drawn)
             assert bool((mask == -1).any()) and mask.shape == (32, 32) and mask.dtype == torch.int64
+
+
+def test_ground_that_was_not_imaged_is_nothing_that_is_no_building(data: DataRecipe) -> None:
+    for file in (Path(data.further[0]) / "images").iterdir():
+        values = np.asarray(Image.open(file).convert("RGBA")).copy()
+        values[:, 40:] = 0
+        Image.fromarray(values).save(file)
+    source = open_training_source(data)
+    complete, known, hidden = Complete(source, data), set[int](), 0
+    for row in range(12):
+        (image, mask), (_, marked) = (
+            CropDataset(source, 32, 0, complete=complete, imaged=imaged)[6 + row % 3, 2, row]
+            for imaged in (False, True)
+        )
+        blank = (image == -1).all(0)
+        assert not mask[blank].any() and bool((marked[blank] == NOT_IMAGED).all())
+        assert torch.equal(mask[~blank], marked[~blank])
+        known |= set(mask[~blank].tolist())
+        hidden += int(blank.sum())
+    assert {-1, BUILDING} <= known and hidden
 
 
 def test_a_source_of_its_own_may_be_complete_and_a_folder_given_twice_is_so_twice(data: DataRecipe) -> None:

@@ -18,6 +18,7 @@ import changeanywhere as ca
 from changeanywhere.errors import ConfigError, OutputError, ShortfallError
 from changeanywhere.events import EventOptions
 from changeanywhere.generation import fidelity
+from changeanywhere.generation import finish as finishing
 from changeanywhere.generation import generate as run
 from changeanywhere.generation.fidelity import changed_recall
 from changeanywhere.generation.nuisances import NuisanceOptions, disturb
@@ -25,6 +26,7 @@ from changeanywhere.generation.options import FilterOptions, GenerateOptions
 from changeanywhere.generation.shares import plan_set
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.models.segmenter import Segmenter
+from changeanywhere.pairs.split import assign_splits, stated_splits
 from conftest import write_source
 
 
@@ -68,8 +70,58 @@ def test_every_nuisance_does_what_its_unit_says(photo: np.ndarray) -> None:
     error = np.abs(disturbed(photo, jpeg=60) - photo).mean()
     assert 1 / 255 < error < np.abs(disturbed(photo, jpeg=5) - photo).mean()
     other = np.clip(photo * [0.5, 1, 1.2] + 0.1, 0, 1).astype(np.float32)
-    towards = disturb(photo, {"season": 0.5}, other, np.random.default_rng(0))
+    towards = disturb(photo, {"season": 0.5}, other.reshape(-1, 3), np.random.default_rng(0))
     assert np.allclose(towards.mean((0, 1)), (photo.mean((0, 1)) + other.mean((0, 1))) / 2, atol=0.01)
+
+
+def test_what_fills_a_tile_counts_for_no_nuisance(photo: np.ndarray) -> None:
+    shown = np.ones((96, 96), bool)
+    shown[:, 40:] = False
+    blank = np.where(shown[..., None], photo, 0).astype(np.float32)
+    other = np.clip(photo * [0.5, 1, 1.2] + 0.1, 0, 1).astype(np.float32).reshape(-1, 3)
+    for amounts in ({"season": 0.5}, {"haze": 0.4}, {"season": 0.3, "haze": 0.2, "illumination": 0.1}):
+        rngs = [np.random.default_rng(0) for _ in range(3)]
+        partly = disturb(blank, amounts, other, rngs[0], shown)
+        alone = disturb(photo[:, :40], amounts, other, rngs[1])
+        assert np.allclose(partly[shown], alone.reshape(-1, 3), atol=1e-5)
+        assert np.abs(disturb(blank, amounts, other, rngs[2])[shown] - partly[shown]).max() > 0.02
+    flat = np.where(shown[..., None], np.float32(0.5), np.float32(0))
+    for amounts in ({"blur": 3.0}, {"misregistration": 2.5}):
+        seen = disturb(flat, amounts, None, np.random.default_rng(0), shown)[shown]
+        assert np.allclose(seen, 0.5, atol=1e-3), "black beside the ground does not run into it"
+    for everywhere in (np.ones_like(shown), None):
+        same = disturb(photo, {"season": 0.5, "haze": 0.3}, other, np.random.default_rng(0), everywhere)
+        assert np.array_equal(same, disturb(photo, {"season": 0.5, "haze": 0.3}, other, np.random.default_rng(0)))
+    assert np.array_equal(disturb(blank, {"season": 1.0}, other[:0], np.random.default_rng(0)), blank)
+
+
+def test_a_season_is_of_another_tile_of_the_same_split(
+    options: GenerateOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = list[tuple[str, str]]()
+    finish: Any = finishing.finish
+
+    def watched(dates: finishing.Dates, *rest: Any) -> finishing.Finished:
+        own, other = dates.sample_t1.item.key, rest[-1]
+
+        def noted(rng: np.random.Generator) -> np.ndarray:
+            pixels: np.ndarray = other(rng)
+            taken.append((own, found[pixels.tobytes()]))
+            return pixels
+
+        finished: finishing.Finished = finish(dates, *rest[:-1], noted)
+        return finished
+
+    tiles = ca.load_source(options.source, tile_size=64)
+    shares = [(tiles.read(index).pixels() + 1) / np.float32(2) for index in range(len(tiles))]
+    found = {each.reshape(-1, 3).tobytes(): item.key for each, item in zip(shares, tiles.items, strict=True)}
+    splits = assign_splits(stated_splits(tiles.items))
+    split_of = {item.key: splits[item.scene] for item in tiles.items}
+    monkeypatch.setattr(finishing, "finish", watched)
+    run.generate(replace(options, nuisances=NuisanceOptions(season=[0.5, 0.5])))
+    assert len(taken) == 12 and all(split_of[own] == split_of[other] for own, other in taken)
+    sole = [split for split in set(splits.values()) if list(split_of.values()).count(split) == 1]
+    assert all((own != other) == (split_of[own] not in sole) for own, other in taken)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,12 @@ def finished_pair(
     _check_finite(key, painting)
 
     def other_tile(rng: np.random.Generator) -> Pixels:
-        return _shares(tiles.source.read(int(rng.integers(len(tiles.source)))).pixels())
+        index = tiles.source.index_of(sample.item.key)
+        # Of its own split, as all that pairs take from other tiles; not the light that it has.
+        others = [each for each in tiles.fellows(index) if each != index] or [index]
+        other = tiles.source.read(others[int(rng.integers(len(others)))])
+        pixels = _shares(other.pixels())
+        return pixels.reshape(-1, pixels.shape[2]) if other.valid is None else pixels[other.valid]
 
     dates = _dates_of(job, painting, sample)
     finished = finish(dates, plan.change_mask, plan.seed, options, other_tile)
@@ -133,7 +138,7 @@ def finish(
     other_tile: Callable[[np.random.Generator], Pixels],
 ) -> Finished:
     """Finish the images of a pair; everything random follows from ``seed``. ``other_tile`` draws the tile that
-    ``season`` goes to."""
+    ``season`` goes to, as ground ``[N, C]``."""
     first, second = dates.first, dates.painted
     amounts: dict[str, dict[str, float]] = {}
     styled: dict[str, float] = {}
@@ -151,7 +156,7 @@ def finish(
         for name in ("first", "second") if nuisances.dates == "both" else ("second",):
             drawn = nuisances.draw(rng)
             other = other_tile(rng) if drawn.get("season") else None
-            images[name] = disturb(images[name], drawn, other, rng)
+            images[name] = disturb(images[name], drawn, other, rng, dates.valid[0 if name == "first" else 1])
             amounts["t1" if (name == "first") != exchanged else "t2"] = drawn
         first, second = images["first"], images["second"]
     # What was not imaged has no light, no haze and no grain: dark at either date, as it was read.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from changeanywhere.errors import ConfigError, require
 from changeanywhere.help import one_of, require_one
 
+Where = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.float32]
 """Image ``[H, W, C]``, float32; 0 and 1 are the ends of the tile's stretch (black and white of 8-bit images)."""
 SHADOW_SIZE = 48
@@ -91,13 +92,21 @@ _LIMITS = {
 assert set(_LIMITS) == {f.name for f in fields(NuisanceOptions)} - {"dates"}
 
 
-def disturb(image: Pixels, amounts: dict[str, float], other: Pixels | None, rng: np.random.Generator) -> Pixels:
-    """``image`` with ``amounts`` of each nuisance; ``other``: the tile that ``season`` moves it towards."""
+def disturb(
+    image: Pixels,
+    amounts: dict[str, float],
+    other: Pixels | None,
+    rng: np.random.Generator,
+    shown: Where | None = None,
+) -> Pixels:
+    """``image`` with ``amounts`` of each nuisance; ``other``: ground ``[N, C]`` that ``season`` moves it towards.
+    ``shown``: bool ``[H, W]``, where it is ground (None: everywhere); what fills the rest counts for nothing."""
     from scipy import ndimage  # here: options are read by commands that disturb nothing
 
-    result: npt.NDArray[np.floating] = image
-    if amounts.get("season") and other is not None:
-        result = _towards(result, other, amounts["season"])
+    shown = None if shown is None or shown.all() or not shown.any() else shown
+    result: npt.NDArray[np.floating] = image if shown is None else _filled(image, shown)
+    if amounts.get("season") and other is not None and len(other):
+        result = _towards(result, other, amounts["season"], shown)
     if "illumination" in amounts:
         result = result * (1 + amounts["illumination"])
     if amounts.get("white_balance"):
@@ -105,7 +114,8 @@ def disturb(image: Pixels, amounts: dict[str, float], other: Pixels | None, rng:
     if "shadow" in amounts:
         result = result * (1 - amounts["shadow"] * _shadow(image.shape[:2], rng))[..., None]
     if "haze" in amounts:
-        result = result * (1 - amounts["haze"]) + amounts["haze"] * np.percentile(result, 95, axis=(0, 1))
+        air = np.percentile(_ground(result, shown), 95, axis=0)
+        result = result * (1 - amounts["haze"]) + amounts["haze"] * air
     if amounts.get("misregistration"):
         angle = rng.uniform(0, 2 * np.pi)
         by = (amounts["misregistration"] * np.sin(angle), amounts["misregistration"] * np.cos(angle))
@@ -122,13 +132,30 @@ def disturb(image: Pixels, amounts: dict[str, float], other: Pixels | None, rng:
     return result.astype(np.float32)
 
 
-def _towards(image: Pixels, other: Pixels, share: float) -> npt.NDArray[np.floating]:
+def _towards(
+    image: npt.NDArray[np.floating], other: Pixels, share: float, shown: Where | None
+) -> npt.NDArray[np.floating]:
     """Mean and standard deviation of every band, ``share`` of the way to the other's (Reinhard et al. 2001)."""
-    mean, spread = image.mean((0, 1)), image.std((0, 1))
-    wanted_mean = mean + share * (other.mean((0, 1)) - mean)
-    wanted_spread = spread + share * (other.std((0, 1)) - spread)
+    own = _ground(image, shown)
+    mean, spread = own.mean(0), own.std(0)
+    wanted_mean = mean + share * (other.mean(0) - mean)
+    wanted_spread = spread + share * (other.std(0) - spread)
     moved: npt.NDArray[np.floating] = (image - mean) * (wanted_spread / np.maximum(spread, 1e-3)) + wanted_mean
     return moved
+
+
+def _ground(image: npt.NDArray[np.floating], shown: Where | None) -> npt.NDArray[np.floating]:
+    """What is shown of ``[H, W, C]``, as ``[N, C]``."""
+    return image.reshape(-1, image.shape[2]) if shown is None else image[shown]
+
+
+def _filled(image: Pixels, shown: Where) -> Pixels:
+    """Ground that is not ``shown`` as the nearest that is: else its black would run into that by blur and shift."""
+    from scipy import ndimage
+
+    nearest = ndimage.distance_transform_edt(~shown, return_distances=False, return_indices=True)
+    filled: Pixels = image[tuple(nearest)]
+    return filled
 
 
 def _shadow(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.floating]:

@@ -155,8 +155,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.source.read(tile)
         side, top, left = self._drawn(sample, rng)
         learned = sample.mask.astype(np.int64) if self.complete is None else self.complete.masks(tile, sample.mask)
-        if self.imaged and sample.valid is not None:
-            learned[(learned == 0) & ~sample.valid] = NOT_IMAGED
+        if sample.valid is not None:  # of a complete folder, too: what fills it is no ground that is no building
+            learned[(sample.mask == 0) & ~sample.valid] = NOT_IMAGED if self.imaged else 0
         window = slice(top, top + side), slice(left, left + side)
         seen = _cut(sample, learned, window, int(rng.integers(self.views)))
         return resized(*seen, (self.crop_size, self.crop_size))
