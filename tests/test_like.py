@@ -12,7 +12,7 @@ from PIL import Image
 from changeanywhere.cli import run as command
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventOptions
-from changeanywhere.generation.like import like_pairs
+from changeanywhere.generation.like import _strata, like_pairs
 from changeanywhere.generation.targets import SetTargets
 from changeanywhere.pairs.reader import PairDataset
 from conftest import write_source
@@ -50,6 +50,17 @@ def test_what_is_measured(tmp_path: Path) -> None:
     listing.write_text("2.png\n3.png\n")
     few, _ = like_pairs(SetTargets(like=str(target), like_list=str(listing)), EventOptions())
     assert few.no_change == 0 and few.like is not None and ": 2 labels of " in few.like
+
+
+def test_equal_ratios_have_the_share_that_they_have() -> None:
+    """Strata whose ends are one were merged, and the rest shared evenly; tiny ratios asked for nothing."""
+    tied = _strata(np.array([0.01] * 6 + [0.2, 0.3]), 1.0)
+    assert [*tied.values()] == pytest.approx([0.75, 0.25], abs=1e-5)
+    high = _strata(np.array([0.1, 0.2] + [0.3] * 6), 0.8)
+    assert sum(high.values()) == pytest.approx(0.8, abs=1e-5) and [*high.values()][-1] >= 0.6
+    assert [*_strata(np.linspace(0.01, 0.3, 12), 1.0).values()] == [0.25] * 4
+    tiny = _strata(np.array([1.0e-5, 1.2e-5]), 0.5)
+    assert tiny == {"0.00000-0.00002": 0.5}
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -65,12 +66,16 @@ def _strata(ratios: npt.NDArray[np.float64], share: float) -> dict[str, float]:
     # A single pair, or pairs alike, have no width: half as much to either side.
     if edges[-1] - edges[0] < 0.1 * edges[-1]:
         edges = np.array([0.75 * edges[0], min(1.0, 1.25 * edges[-1])])
-    texts = sorted({f"{edge:.5f}" for edge in edges}, key=float)
-    texts[0] = f"{max(0.0, float(texts[0]) - 1e-5):.5f}"
-    texts[-1] = f"{min(1.0, float(texts[-1]) + 1e-5):.5f}"
-    parts = [f"{low}-{high}" for low, high in pairwise(texts)]
+    texts = [f"{edge:.5f}" for edge in edges]
+    ends = sorted(set(texts), key=float)
+    ends = ends if len(ends) > 1 else ends * 2  # too small for five digits to tell them apart
+    # Between two quantiles lies as much as between any others; where they are one, it goes with what begins there.
+    begun = Counter(min(ends.index(text), len(ends) - 2) for text in texts[:-1])
+    ends[0] = f"{max(0.0, float(ends[0]) - 1e-5):.5f}"
+    ends[-1] = f"{min(1.0, float(ends[-1]) + 1e-5):.5f}"
+    parts = [f"{low}-{high}" for low, high in pairwise(ends)]
     # Rounded down: with what changes nothing they add up to one at most.
-    return {part: int(1e6 * share / len(parts)) / 1e6 for part in parts}
+    return {part: int(1e6 * share * begun[number] / begun.total()) / 1e6 for number, part in enumerate(parts)}
 
 
 def _sizes(masks: Sequence[npt.NDArray[np.bool_]]) -> tuple[int, ...]:
