@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from changeanywhere.cli import run
 from changeanywhere.errors import ConfigError, PairsError
 from changeanywhere.exporting.export import export
 from changeanywhere.exporting.options import ExportOptions
+from changeanywhere.pairs.containers import in_cache
 from changeanywhere.pairs.hub import columns_of
 from raster_files import write_tif
 from test_export import originals
@@ -91,7 +94,7 @@ def test_tables_of_others(names: tuple[str, str, str], place: str, tmp_path: Pat
         ca.load_pairs(tmp_path / "hub", "test")
 
 
-def write_list(file: Path, rows: list[dict[str, str]]) -> None:
+def write_list(file: Path, rows: Sequence[Mapping[str, str | None]]) -> None:
     lines = io.StringIO()
     if file.suffix == ".csv":
         table = csv.DictWriter(lines, list(rows[0]))
@@ -163,6 +166,91 @@ def test_a_split_that_nobody_knows_is_no_training_split(tmp_path: Path) -> None:
         PairsError, match=r"holdout/metadata\.jsonl: of which split\? Others are train; names that say it"
     ):
         ca.load_pairs(tmp_path / "hub", "train")
+
+
+def write_splits(
+    root: Path, kind: str, splits: Sequence[str | None], name: str = "pairs", column: str = "split"
+) -> Path:
+    """A table or a list of pairs 0, 1, … in ``root``, with the split of each in a column."""
+    rows: list[dict[str, Any]] = []
+    root.mkdir(parents=True, exist_ok=True)
+    for number, split in enumerate(splits):
+        row: dict[str, Any] = {column: split}
+        for what, array in zip(("imageA", "imageB", "label"), images(number).values(), strict=True):
+            if kind == "parquet":
+                row[what] = {"bytes": png(array), "path": f"{number}.png"}
+            else:
+                (root / what).mkdir(exist_ok=True)
+                (root / what / f"{number}.png").write_bytes(png(array))
+                row[f"{what}_file_name"] = f"{what}/{number}.png"
+        rows.append(row)
+    file = root / (f"{name}.parquet" if kind == "parquet" else f"metadata.{kind}")
+    if kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        write_list(file, rows)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_says_the_split_of_a_pair(kind: str, tmp_path: Path) -> None:
+    """Test rows are no training pairs; what an earlier version unpacked of the same files is not taken."""
+    file = write_splits(tmp_path / "hub", kind, ["train", "test", " Validation ", "test"], column="Split")
+    stored = [tmp_path / "hub" / what / f"{n}.png" for n in range(4) for what in ("imageA", "imageB", "label")]
+    in_cache(tmp_path / "hub", [file, *(stored if kind != "parquet" else [])], lambda store: store.put("A/old", b""))
+    for split, numbers in (("train", [0]), ("val", [2]), ("test", [1, 3])):
+        pairs = ca.load_pairs(tmp_path / "hub", split)
+        assert len(pairs) == len(numbers)
+        for pair, number in zip((pairs[n] for n in range(len(pairs))), numbers, strict=True):
+            np.testing.assert_array_equal(pair.change_mask, images(number)["label"] > 0)
+    report = export(ExportOptions(pairs=tmp_path / "hub", layout="levir", out=tmp_path / "out"))
+    assert dict(report.splits) == {"train": 1, "val": 1, "test": 2}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_of_splits_that_cannot_be_told_is_refused(kind: str, tmp_path: Path) -> None:
+    line = "row 2" if kind == "parquet" else "line 2"
+    write_splits(tmp_path / "word", kind, ["train", "holdout"])
+    with pytest.raises(PairsError, match=rf"{kind}: {line} is of split 'holdout'; allowed: dev, .*train"):
+        ca.load_pairs(tmp_path / "word", "train")
+    write_splits(tmp_path / "none", kind, ["train", None])
+    with pytest.raises(PairsError, match=rf"{kind}: {line} has no split, others have; allowed: dev"):
+        ca.load_pairs(tmp_path / "none", "train")
+    place = tmp_path / "two" if kind == "parquet" else tmp_path / "two" / "train"
+    write_splits(place, kind, ["train", "test"], name="train-00000-of-00001")
+    with pytest.raises(PairsError, match=rf"{kind}: {line} is of split 'test', its file is named train; mend either"):
+        ca.load_pairs(tmp_path / "two", "train")
+    write_splits(place, kind, ["train", None], name="train-00000-of-00001")
+    assert len(ca.load_pairs(tmp_path / "two", "train")) == 2, "the file says what a row does not"
+
+
+def test_a_file_without_splits_beside_one_that_tells_them_is_refused(tmp_path: Path) -> None:
+    write_splits(tmp_path / "hub", "parquet", ["train", "test"])
+    write_splits(tmp_path / "hub", "parquet", [None], name="more", column="area")
+    with pytest.raises(PairsError, match=r"more\.parquet: of which split\? Others are told by a column; names that"):
+        ca.load_pairs(tmp_path / "hub", "train")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_splits_of_a_list_beside_folders_are_those_of_their_lists(kind: str, tmp_path: Path) -> None:
+    """Without lists all of it would be training pairs."""
+    splits = {f"line_{number}": {"split": split} for number, split in enumerate(("train", "train", "test"))}
+    write_folders(tmp_path / "set", kind, 3, **splits)
+    with pytest.raises(
+        PairsError, match=rf"metadata\.{kind}: line 3 is of split 'test', .* of 2; write .*list/test\.txt"
+    ):
+        export(ExportOptions(pairs=tmp_path / "set", layout="levir", out=tmp_path / "out"))
+    (tmp_path / "set" / "list").mkdir()
+    for split, names in (("train", "0.png\n1.png\n"), ("test", "2\n")):
+        (tmp_path / "set" / "list" / f"{split}.txt").write_text(names)
+    assert len(ca.load_pairs(tmp_path / "set", "train")) == 2
+    (tmp_path / "set" / "list" / "test.txt").write_text("1.png\n")
+    with pytest.raises(
+        PairsError, match=rf"metadata\.{kind}: line 3 is of split 'test', .* of 2; write .*list/test\.txt"
+    ):
+        ca.load_pairs(tmp_path / "set", "train")
+    write_folders(tmp_path / "whole" / "train", kind, 2, **splits)
+    assert len(ca.load_pairs(tmp_path / "whole", "train")) == 2, "the folder says it"
 
 
 def test_a_list_of_published_synthetic_pairs_may_leave_out_suffixes(tmp_path: Path) -> None:

@@ -280,11 +280,11 @@ def as_folder(root: Path) -> Path:
     return in_cache(root, [root / name for name in (*found, *others)], fill)
 
 
-def in_cache(root: Path, used: Sequence[Path], fill: Callable[[LocalStore], None]) -> Path:
+def in_cache(root: Path, used: Sequence[Path], fill: Callable[[LocalStore], None], rules: str = "") -> Path:
     """A folder of the cache named as ``root`` is, which ``fill`` makes of the files ``used``, once for each state of
-    theirs."""
+    theirs, and for the ``rules`` that it follows, where it once followed others."""
     looks = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in used]
-    mark = hashlib.sha256(json.dumps([str(root.resolve()), looks]).encode()).hexdigest()[:16]
+    mark = hashlib.sha256(json.dumps([str(root.resolve()), looks, *[rules] * bool(rules)]).encode()).hexdigest()[:16]
     place = cache_folder() / "unpacked" / mark
     if not place.is_dir():
         part = place.with_name(f".{mark}.{os.getpid()}.part")

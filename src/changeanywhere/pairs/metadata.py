@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from changeanywhere.errors import PairsError
-from changeanywhere.pairs.hub import METADATA, columns_of, rows_of
+from changeanywhere.pairs.hub import METADATA, columns_of, rows_of, split_column, split_of, split_said
 from changeanywhere.pairs.layouts import Layout, bare
 from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.regular import open_regular
@@ -48,7 +48,7 @@ def metadata_of(root: Path, layout: Layout) -> Metadata | None:
     """Records of the set in ``root``; None where there are none, or a list of the hub that agrees with the folders.
 
     :class:`PairsError` for a damaged file, for one of others that lists no pairs, and for a list of the hub that makes
-    pairs of other files than those of equal names, or leaves some out.
+    pairs of other files than those of equal names, leaves some out, or says other splits.
     """
     file = next((root / name for name in METADATA if (root / name).is_file()), None)
     if file is None:
@@ -88,6 +88,7 @@ def _require_equal_names(file: Path, root: Path, layout: Layout) -> None:
     )
     found = {kind: {_plain(path): bare(name) for name, path in layout.files(root, at).items()} for kind, at in kinds}
     named = set()
+    listed = {split: {bare(name) for name in layout.split(root, split)} for split in layout.splits(root)}
     for number, row in enumerate(rows_of(file), 1):
         columns = columns_of(name for name in row if name.endswith("_file_name"))
         files = {kind: str(row[name]) for kind, name in columns.items() if found.get(kind)}
@@ -98,6 +99,13 @@ def _require_equal_names(file: Path, root: Path, layout: Layout) -> None:
                 "beside it are read by equal names; name the files so, or move either away"
             )
         named |= names
+        column, (name,) = split_column(row), names
+        said = split_said(row[column], f"{file}: line {number}") if column else None
+        if said and (name not in listed.get(said, ()) if listed else said != (split_of(root.name) or "train")):
+            raise PairsError(
+                f"{file}: line {number} is of split {said!r}, which the folders beside it do not say of {name}; write "
+                f"{root / 'list' / f'{said}.txt'}, or take the column {column!r} out"
+            )
     present = set(found[IMAGE_FOLDERS[0]].values()) & set((found[CHANGE_FOLDER] or found[IMAGE_FOLDERS[0]]).values())
     if left := present - named:
         raise PairsError(
