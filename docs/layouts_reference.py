@@ -25,7 +25,8 @@ layout is exported from the finished set. Splits are kept; a set that names none
 its lists names are left out, which the command says. Beside what a layout asks for lie `metadata.jsonl` (source,
 licence, credit, events, seed and settings by pair, and the files that it is in now), `legend.json` (the classes that
 are written) and `README.md` (card with licences, credits and the lines that load it). Classes that a map makes one
-have no change between them any more.
+have no change between them any more; change from or to a class that it makes `unknown` is ground that no label speaks
+of.
 
 `OUT` is a new or empty folder, or one of an earlier export. What that wrote, as its `exported.jsonl` lists it, goes
 when the new export is whole, and nothing else does: your own files in it stay. Any other folder is refused. An export
@@ -35,8 +36,10 @@ that fails leaves the earlier one as it was; one that was killed is ended by the
 
 """
 NOTES = """
-Images are PNGs of 8 bits where a layout does not carry other bands and data types: those of other sets go through
-their set's own stretch, and lose their place, which `metadata.jsonl` keeps. Ground that a label leaves out (`ignore`)
+Images are PNGs of red, green and blue in 8 bits where a layout does not carry other bands and data types: those that
+are so stay as they are; of others the first three bands are written (of grey ones and palettes what they show, black
+where nothing is seen), those of more bits through their set's own stretch, and refused without one. They lose their
+place, which `metadata.jsonl` keeps. Ground that a label leaves out (`ignore`)
 is written as unchanged, which the command says. What both ends of a conversion carry survives it exactly, polygons
 included (they follow the edges of pixels): `tests/test_export.py`.
 

@@ -4,6 +4,7 @@ ultralytics is used."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import runpy
@@ -33,6 +34,7 @@ from changeanywhere.exporting.registry import EXPORTERS
 from changeanywhere.exporting.shapes import shapes_of
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs.names import SPLITS, FileKinds
+from changeanywhere.pairs.semantics import classes_of
 from changeanywhere.pairs.writer import finalise, write_pair
 from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, rgb8
 from changeanywhere.storage import LocalStore, part_of
@@ -79,7 +81,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def originals(root: Path, split: str) -> list[ChangePair]:
+def originals(root: Path, split: str | None) -> list[ChangePair]:
     found = ca.load_pairs(root, split)
     return [found[n] for n in range(len(found))]
 
@@ -518,6 +520,22 @@ def test_second_says_changed_ground_of_unknown_class_in_black(unsure: Path, tmp_
     assert np.array_equal(originals(tmp_path / "out", "train")[0].change_mask, pair.change_mask)
 
 
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
+def test_a_class_in_a_colour_that_second_needs_gets_another(
+    colour: tuple[int, int, int], unsure: Path, tmp_path: Path
+) -> None:
+    """Unknown ground would be read as the class that is black."""
+    content = LEGEND.to_dict()
+    content["classes"] = [{**c, "color": [9, 9, 9 + n]} for n, c in enumerate(content["classes"])]
+    content["classes"][BUILDING - 1]["color"] = list(colour)
+    (unsure / "legend.json").write_text(json.dumps(content))
+    pair = ca.load_pairs(unsure)[0]
+    export(ExportOptions(pairs=unsure, layout="second", out=tmp_path / "out"))
+    found = ca.load_pairs(tmp_path / "out", "train")
+    for mask, truth in zip(classes_of(found, 0, found[0]), masks_of(pair), strict=True):
+        assert np.array_equal(mask, np.where(pair.change_mask, truth, 0))
+
+
 def test_xview2_judges_buildings_by_known_ground(unsure: Path, tmp_path: Path) -> None:
     """Of three buildings one is hidden for the most part, one is gone; of the third's known ground most stands."""
     first = masks_of(ca.load_pairs(unsure)[0])[0]
@@ -875,6 +893,155 @@ def test_other_bands_and_places_stay_where_a_layout_carries_them(tifs: Path, tmp
     inside = reader.load(str(tmp_path / "taco" / "pairs.tacozip")).data.read(0)
     with rasterio.open(inside.read("image_t2")) as file:
         assert np.array_equal(file.read().transpose(1, 2, 0), truth.image_t2) and file.crs.to_epsg() == 32633
+
+
+def write_set(root: Path, count: int = 3, legend: bool = True, **images: np.ndarray) -> Path:
+    """Pairs of others with masks: a building comes, and a stretch of road; ``images``: other files of all pairs."""
+    for number in range(count):
+        pair = make_pair(f"p{number}", number)
+        stored: dict[str, Any] = {
+            "A": pair.image_t1,
+            "B": pair.image_t2,
+            "label1": pair.mask_t1,
+            "label2": pair.mask_t2,
+        }
+        stored |= {"label": pair.change_mask * np.uint8(255), **images}
+        for folder, content in stored.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(root / folder / f"{pair.key}.png")
+    if legend:
+        (root / "legend.json").write_text(json.dumps(LEGEND.to_dict()))
+    return root
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_changes_of_classes_that_a_map_makes_unknown_are_left_out(ours: bool, pairs: Path, tmp_path: Path) -> None:
+    """Nobody can say of them what has changed: no layout writes them as unchanged without a word."""
+    root = pairs if ours else write_set(tmp_path / "set")
+    names = tmp_path / "map.yaml"
+    names.write_text("".join(f"{name}: {'unknown' if name == 'building' else name}\n" for name in LEGEND.names))
+    options = ExportOptions(pairs=root, layout="whu-gcd", out=tmp_path / "whu", legend="mini", legend_map=names)
+    changed = 6 if ours else 3
+    left = f"ground that labels leave out, in {changed} pairs: it is written as unchanged"
+    assert export(options).lost == ("semantic masks of unchanged ground", left)
+    assert f"Not carried: {left}" in (tmp_path / "whu" / "README.md").read_text()
+    assert export(replace(options, layout="levir", out=tmp_path / "levir")).lost == ()
+    for split in SPLITS if ours else (None,):
+        for before, after in zip(originals(root, split), originals(tmp_path / "levir", split), strict=True):
+            gone = before.change_mask & ((masks_of(before)[0] == BUILDING) | (masks_of(before)[1] == BUILDING))
+            assert np.array_equal(gone, np.zeros_like(gone) if after.ignored is None else after.ignored)
+            assert np.array_equal(after.change_mask, before.change_mask & ~gone)
+            if ours and gone.any():
+                assert after.metadata["ignored_ratio"] == round(float(gone.mean()), 6)
+    assert run(["check", str(tmp_path / "levir")]) == 0
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("folders", [("label1", "label2"), ("label2",)])
+def test_a_pair_without_masks_is_told_whichever_it_is(number: int, folders: Sequence[str], tmp_path: Path) -> None:
+    """The masks of the others are not dropped in silence."""
+    root = write_set(tmp_path / "set")
+    for folder in folders:
+        (root / folder / f"p{number}.png").unlink()
+    with pytest.raises(PairsError, match=rf"p{number} has no semantic masks, other pairs of the set have"):
+        export(ExportOptions(pairs=root, layout="levir", out=tmp_path / "out"))
+
+
+def test_masks_and_classes_that_no_legend_of_masks_names_are_told(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "bare", legend=False)
+    report = export(ExportOptions(pairs=root, layout="levir", out=tmp_path / "levir"))
+    assert report.lost == ("semantic masks, whose numbers no legend.json names",)
+    colours = load_legend("second").classes
+    for number in range(2):
+        pair = make_pair(f"s{number}", number)
+        labels = [np.full((*pair.change_mask.shape, 3), 255, np.uint8) for _ in range(2)]
+        for label, one in zip(labels, colours, strict=False):
+            label[pair.change_mask] = one.color
+        stored = {"im1": pair.image_t1, "im2": pair.image_t2, "label1": labels[0], "label2": labels[1]}
+        for folder, content in stored.items():
+            (tmp_path / "second" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(tmp_path / "second" / folder / f"{pair.key}.png")
+    for layout in ("levir", "coco", "opencd"):
+        out = tmp_path / f"of second {layout}"
+        report = export(ExportOptions(pairs=tmp_path / "second", layout=layout, out=out))
+        assert report.lost == ("classes of changed ground, which its labels name",)
+
+
+def other_pngs() -> dict[str, Image.Image]:
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(1, 256, (48, 40, 3), dtype=np.uint8)
+    alpha = np.full((48, 40, 1), 255, np.uint8)
+    alpha[:9] = 0
+    transparent = Image.fromarray(rgb)
+    transparent.info["transparency"] = tuple(map(int, rgb[0, 0]))
+    return {
+        "alpha": Image.fromarray(np.concatenate([rgb, alpha], -1)),
+        "palette": Image.fromarray(rgb).quantize(16),
+        "grey": Image.fromarray(rgb[..., 0]),
+        "one bit": Image.fromarray(rgb[..., 0] > 99),
+        "transparent": transparent,
+    }
+
+
+@pytest.mark.parametrize("kind", [*other_pngs(), "rgb"])
+def test_pngs_are_written_as_8_bit_red_green_and_blue(kind: str, tmp_path: Path) -> None:
+    """Readers open palettes and alpha each in its own way, and cut more bits off; what is so already stays as it is."""
+    root = write_set(tmp_path / "set", 1)
+    file = root / "B" / "p0.png"
+    if kind != "rgb":
+        picture = other_pngs()[kind]
+        more = {"transparency": picture.info["transparency"]} if kind == "transparent" else {}
+        picture.save(file, **more)
+    truth = rgb8(ca.load_pairs(root)[0])[1]
+    export(ExportOptions(pairs=root, layout="whu-gcd", out=tmp_path / "folders"))
+    written = tmp_path / "folders" / "train" / "im2" / "p0.png"
+    assert (written.read_bytes() == file.read_bytes()) is (kind == "rgb")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'changeanywhere[parquet]'")
+    export(ExportOptions(pairs=root, layout="huggingface", out=tmp_path / "tables"))
+    (row,) = parquet.read_table(tmp_path / "tables" / "data" / "train.parquet").to_pylist()
+    for content in (written, io.BytesIO(row["imageB"]["bytes"])):
+        with Image.open(content) as image:
+            assert image.mode == "RGB" and "transparency" not in image.info
+            assert np.array_equal(np.asarray(image), truth)
+
+
+@pytest.mark.parametrize("layout", ["whu-gcd", "coco", "huggingface"])
+def test_pngs_of_16_bits_need_a_stretch_as_tiffs_do(layout: str, tmp_path: Path) -> None:
+    if layout in IN_TABLES:
+        pytest.importorskip("pyarrow", reason="pip install 'changeanywhere[parquet]'")
+    deep = np.random.default_rng(0).integers(0, 5000, (48, 40), dtype=np.uint16)
+    root = write_set(tmp_path / "set", 1, A=deep, B=deep)
+    with pytest.raises(PairsError, match="p0: images are uint16; allowed: uint8, or a set with its stretch"):
+        export(ExportOptions(pairs=root, layout=layout, out=tmp_path / "out"))
+    (root / "metadata.jsonl").write_text(json.dumps({"key": "p0", "normalisation": {"low": [0.0], "high": [5000.0]}}))
+    export(ExportOptions(pairs=root, layout=layout, out=tmp_path / "out"))
+    if layout == "whu-gcd":
+        image = array(tmp_path / "out" / "train" / "im1" / "p0.png")
+        assert image.dtype == np.uint8 and np.array_equal(image, rgb8(ca.load_pairs(root)[0])[0])
+
+
+def test_labels_of_others_lie_where_their_images_do(tmp_path: Path) -> None:
+    """A GIS puts them onto each other; a layout of PNGs says the place in its metadata."""
+    pair, root = make_pair("k", 2), tmp_path / "set"
+    place: dict[str, Any] = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 5e6)}
+    masks = masks_of(pair)
+    stored = {"A": pair.image_t1, "B": pair.image_t2, "label": pair.change_mask[..., None] * np.uint8(255)}
+    stored |= {f"label{date}": masks[date - 1][..., None] for date in (1, 2)}
+    for folder, content in stored.items():
+        (root / folder).mkdir(parents=True)
+        shape: dict[str, Any] = {"height": 48, "width": 40, "count": content.shape[2], "dtype": "uint8"}
+        with rasterio.open(root / folder / "k.tif", "w", driver="GTiff", **shape, **place) as file:
+            file.write(content.transpose(2, 0, 1))
+    (root / "legend.json").write_text(json.dumps(LEGEND.to_dict()))
+    for layout in ("levir", "opencd"):
+        export(ExportOptions(pairs=root, layout=layout, out=tmp_path / layout))
+        line = json.loads((tmp_path / layout / "metadata.jsonl").read_text())
+        assert line["crs"] == "EPSG:32633" and line["transform"] == list(place["transform"])[:6]
+    for folder in stored:
+        with rasterio.open(tmp_path / "levir" / folder / "k.tif") as file:
+            assert file.crs.to_epsg() == 32633 and file.transform == place["transform"]
+    export(ExportOptions(pairs=tmp_path / "levir", layout="levir", out=tmp_path / "again"))
+    assert json.loads((tmp_path / "again" / "metadata.jsonl").read_text())["crs"] == "EPSG:32633"
 
 
 def test_the_page_of_layouts_is_current() -> None:

@@ -75,14 +75,16 @@ def _write(options: ExportOptions, folder: Path, progress: Progress) -> tuple[Se
 
 
 def _line(item: Item, files: Mapping[str, str]) -> dict[str, Any]:
-    """The pair's line with the files that it is in now."""
+    """The pair's line with the files that it is in now, and where on the ground it lies."""
     kept = {name: value for name, value in item.record.items() if not name.endswith("_file_name")}
     kept.pop("container", None)
+    if item.georef is not None:
+        kept |= {"crs": item.georef.crs, "transform": list(item.georef.transform)}
     return {"key": item.key, **{f"{what}_file_name": name for what, name in files.items()}, **kept, "split": item.split}
 
 
 def _lost(exporter: Exporter, info: SetInfo) -> tuple[str, ...]:
-    lost = []
+    lost = list(info.without)
     if info.unlisted:
         lost.append(f"{info.unlisted} pairs that no list of the set names")
     if info.legend is not None and "semantic" not in exporter.carries:

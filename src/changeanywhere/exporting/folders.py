@@ -27,7 +27,8 @@ class Levir(Exporter):
 A/KEY.png  B/KEY.png            images (GeoTIFFs stay GeoTIFFs)
 label/KEY.png                   change, 0 or 255
 label1/KEY.png  label2/KEY.png  semantic masks, grey: the numbers are the classes of legend.json
-ignore/KEY.png                  255 = no label here; of sets with real second dates alone
+ignore/KEY.png                  255 = no label here; of sets with real second dates, and of classes that a map
+                                makes unknown
 list/{train,val,test}.txt       file names
 {train,val,test}.jsonl          of a generated set: what datasets.load_dataset("OUT") reads"""
     load = """\
@@ -140,6 +141,10 @@ pairs = WithMasks("OUT", split="train")"""
         return f"{folder}/{item.split}_{item.key}"
 
 
+MEANT = (UNCHANGED_WHITE, (0, 0, 0))
+"""Colours of SECOND's labels that are no class: ground that has not changed, and changed ground of unknown class."""
+
+
 class Second(Folders):
     """SECOND: colours name the classes of changed ground, white is unchanged."""
 
@@ -150,9 +155,9 @@ class Second(Folders):
     needs_classes = True
     tree = """\
 {train,val,test}/im1/KEY.png  im2/KEY.png         images
-{train,val,test}/label1/KEY.png  label2/KEY.png   changed ground in the colours of legend.json (a white class
-                                                 gets another), black where the class is unknown, all
-                                                 else white"""
+{train,val,test}/label1/KEY.png  label2/KEY.png   changed ground in the colours of legend.json (a white or a
+                                                 black class gets another), black where the class is
+                                                 unknown, all else white"""
     load = """\
 import changeanywhere as ca
 pairs = ca.load_pairs("OUT", split="train")
@@ -160,13 +165,12 @@ pair = pairs[0]  # .image_t1 .image_t2 .change_mask; SECOND's official classes a
     reader = "its public rule (colour → class, white = unchanged), and `load_pairs`"
 
     def prepare(self) -> None:
-        """A class that is white, which means unchanged here, gets a colour of its own; ``legend.json`` says which."""
-        legend = self.legend
-        if UNCHANGED_WHITE in (c.color for c in legend.classes):
-            taken = [UNCHANGED_WHITE, *(c.color for c in legend.classes)]
-            (free,) = distinct_colours(1, taken)
-            classes = tuple(replace(c, color=free) if c.color == UNCHANGED_WHITE else c for c in legend.classes)
-            self.info.legend = replace(legend, classes=classes)
+        """A class that is white, which means unchanged here, or black, which means unknown, gets a colour of its own;
+        ``legend.json`` says which."""
+        colours = [c.color for c in self.legend.classes]
+        free = dict(zip(MEANT, distinct_colours(len(MEANT), colours), strict=True))
+        classes = tuple(replace(c, color=free.get(c.color, c.color)) for c in self.legend.classes)
+        self.info.legend = replace(self.legend, classes=classes)
 
     def add(self, item: Item) -> dict[str, str]:
         """See :class:`Exporter`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from changeanywhere.pairs.layouts import layout_of, split_folders
 from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.pairs.record import transition_rows
+from changeanywhere.pairs.semantics import legend_of
+from changeanywhere.rasters.facts import Facts, raising
+from changeanywhere.rasters.gate import inspect_whole, whole
+from changeanywhere.rasters.ground import georef_of
 from changeanywhere.sample import ChangePair, GeoReference, change_mask_of, change_transitions
 
 DATES = ("t1", "t2")
@@ -32,6 +36,11 @@ class Item:
     images: tuple[Path, Path]
     labels: Mapping[str, Path]
     """``label``, ``label1``, ``label2`` → its file, of our own sets whose classes stay."""
+    facts: tuple[Facts, Facts]
+    """What the files of the images are."""
+    leaves_out: bool = False
+    """Whether the map of its set makes classes unknown: change from and to them is on ground of which no label
+    speaks."""
 
     @property
     def key(self) -> str:
@@ -44,14 +53,24 @@ class Item:
 
     @property
     def notes_ignored(self) -> bool:
-        """Whether its set has a file for ground of which no label speaks."""
-        return f"{IGNORE_FOLDER}_file_name" in self.record
+        """Whether its set has, or gets by a map, a file for ground of which no label speaks."""
+        return self.leaves_out or f"{IGNORE_FOLDER}_file_name" in self.record
+
+    def is_rgb8(self, date: int) -> bool:
+        """Whether the file of a date (0 or 1) is a PNG that any reader opens as the same red, green and blue of 8 bits:
+        no other bands, no palette, nothing transparent, and not turned."""
+        file, facts = self.images[date], self.facts[date]
+        plain = (facts.container, facts.dtype, facts.bits, facts.count) == ("PNG", "uint8", 8, 3)
+        shown = facts.palette is None and facts.transparent is None and facts.orientation == 1
+        return file.suffix.lower() == ".png" and plain and shown
 
     @property
     def georef(self) -> GeoReference | None:
-        """Of a generated set that has one."""
+        """By its line, else by the file of date 1; None without a place."""
         crs, transform = self.record.get("crs"), self.record.get("transform")
-        return GeoReference(str(crs), tuple(transform)) if crs and transform else None
+        if crs and transform:
+            return GeoReference(str(crs), tuple(transform))
+        return georef_of(self.facts[0], whole(self.facts[0]))
 
 
 @dataclass
@@ -73,6 +92,8 @@ class SetInfo:
     """Those of them whose set has a file for it."""
     unlisted: int = 0
     """Pairs of the set that none of its lists names: they are in no split."""
+    without: tuple[str, ...] = ()
+    """What is in the files and has no names, or not those of both dates, so that no layout gets it; in words."""
 
     def add(self, item: Item) -> None:
         """Count a pair."""
@@ -98,7 +119,8 @@ def open_set(options: ExportOptions) -> tuple[SetInfo, Iterator[Item]]:
         legend = load_legend(options.legend)
     mappings = {split: _mapping(sets[split], theirs, legend, options) for split, theirs in own.items() if legend}
     total = sum(len(pairs) for pairs in sets.values())
-    info = SetInfo(Path(str(options.pairs)).resolve().name, legend, total, unlisted=unlisted)
+    name, without = Path(str(options.pairs)).resolve().name, _nameless(sets.values())
+    info = SetInfo(name, legend, total, unlisted=unlisted, without=without)
     return info, _items(sets, mappings, info)
 
 
@@ -123,11 +145,17 @@ def _by_split(root: Path, max_megapixels: float | None) -> tuple[dict[str, PairD
 
 def _legends_of(sets: Mapping[str, PairDataset]) -> dict[str, Legend]:
     """By split, where masks have names: a set without masks, or without names, is exported without classes."""
-    return {
-        split: pairs.legend
-        for split, pairs in sets.items()
-        if pairs.legend is not None and len(pairs) and pairs[0].mask_t1 is not None
+    return {split: pairs.legend for split, pairs in sets.items() if pairs.legend is not None and pairs.has_masks}
+
+
+def _nameless(sets: Iterable[PairDataset]) -> tuple[str, ...]:
+    """What the files of masks and labels say, and no legend of full masks names."""
+    bare = [pairs for pairs in sets if pairs.legend is None]
+    found = {
+        "semantic masks, whose numbers no legend.json names": any(pairs.has_masks for pairs in bare),
+        "classes of changed ground, which its labels name": any(legend_of(pairs) is not None for pairs in bare),
     }
+    return tuple(what for what, there in found.items() if there)
 
 
 def _mapping(pairs: PairDataset, own: Legend, legend: Legend, options: ExportOptions) -> LegendMap | None:
@@ -143,6 +171,7 @@ def _mapping(pairs: PairDataset, own: Legend, legend: Legend, options: ExportOpt
 
 def _items(sets: Mapping[str, PairDataset], mappings: Mapping[str, LegendMap | None], info: SetInfo) -> Iterator[Item]:
     seen: dict[str, tuple[str, str]] = {}
+    leaves_out = any(UNKNOWN in mapping.to_dict().values() for mapping in mappings.values() if mapping is not None)
     for split, pairs in sets.items():
         mapping = mappings.get(split)
         for number in range(len(pairs)):
@@ -154,7 +183,10 @@ def _items(sets: Mapping[str, PairDataset], mappings: Mapping[str, LegendMap | N
                 raise PairsError(
                     f"{pairs.folder}: {pair.key} names two pairs ({name}, {pairs.names[number]}); rename one"
                 )
-            item = Item(split, pair, pairs.images_of(number), _labels(pairs, number, mapping))
+            images = pairs.images_of(number)
+            with raising(PairsError):
+                first, second = (inspect_whole(file, pairs.max_megapixels) for file in images)
+            item = Item(split, pair, images, _labels(pairs, number, mapping), (first, second), leaves_out)
             if info.legend is None:
                 item = replace(item, pair=replace(pair, mask_t1=None, mask_t2=None))
             elif pair.mask_t1 is None or pair.mask_t2 is None:
@@ -166,20 +198,26 @@ def _items(sets: Mapping[str, PairDataset], mappings: Mapping[str, LegendMap | N
 
 
 def _mapped(pair: ChangePair, mapping: LegendMap) -> ChangePair:
-    """In other classes, and its line with it: transitions, ratios, and the events that still change something."""
+    """In other classes, and its line with it: transitions, ratios, and the events that still change something. Where
+    one of the classes of a change is unknown now, nobody can say what is changed."""
     assert pair.mask_t1 is not None and pair.mask_t2 is not None
     masks, names = (mapping.apply(pair.mask_t1), mapping.apply(pair.mask_t2)), mapping.to_dict()
     change, record = pair.change_mask & change_mask_of(*masks), dict(pair.metadata)
+    ignored, gone = pair.ignored, pair.change_mask & ((masks[0] == 0) | (masks[1] == 0))
+    if gone.any():
+        ignored = gone if ignored is None else ignored | gone
     if record:
         record["transitions"] = transition_rows(change_transitions(*masks, mapping.target))
         record["change_ratio"] = round(float(change.mean()), 6)
         record["unknown_ratio"] = round(float((masks[0] == 0).mean()), 6)
+        if ignored is not None:
+            record["ignored_ratio"] = round(float(ignored.mean()), 6)
         events = [
             {**event, **{end: names.get(event[end], UNKNOWN) for end in ("from_class", "to_class")}}
             for event in record.get("events", ())
         ]
         record["events"] = [e for e in events if e["from_class"] != e["to_class"] and UNKNOWN not in e.values()]
-    return replace(pair, change_mask=change, mask_t1=masks[0], mask_t2=masks[1], metadata=record)
+    return replace(pair, change_mask=change, mask_t1=masks[0], mask_t2=masks[1], metadata=record, ignored=ignored)
 
 
 def _labels(pairs: PairDataset, number: int, mapping: LegendMap | None) -> dict[str, Path]:

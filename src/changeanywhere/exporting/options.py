@@ -36,7 +36,7 @@ class ExportOptions:
     those of the pairs."""
     legend_map: Path | None = None
     """YAML file 'class of the pairs: class to write, or unknown'; changes within one class to write are none any
-    more."""
+    more, those from or to unknown are left out."""
     max_megapixels: float | None = None
     """Largest image that is read, in millions of px of 8-bit RGB; default: 512, of PNG and JPEG 178."""
 

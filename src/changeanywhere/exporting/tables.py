@@ -83,8 +83,7 @@ class Tables(Exporter):
     def _bytes(self, item: Item, what: str) -> bytes:
         if what in ("A", "B"):
             date = "AB".index(what)
-            source = item.images[date]
-            return source.read_bytes() if source.suffix.lower() == ".png" else encode_png(rgb8(item.pair)[date])
+            return item.images[date].read_bytes() if item.is_rgb8(date) else encode_png(rgb8(item.pair)[date])
         if what == "label":
             return encode_png(item.pair.change_mask.astype(np.uint8) * np.uint8(self.largest))
         mask = item.pair.mask_t1 if what == "label1" else item.pair.mask_t2

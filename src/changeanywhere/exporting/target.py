@@ -66,10 +66,10 @@ class Target:
             place.unlink()
 
     def image(self, stem: str, item: Item, date: int, keep: bool = False) -> str:
-        """Image of a date (0 or 1) as ``STEM.png``: as it is where it is a PNG, else as 8-bit red, green and blue.
-        ``keep``: whatever file it is, with its own suffix."""
+        """Image of a date (0 or 1) as ``STEM.png``: as it is where it is one of 8-bit red, green and blue, else made
+        so. ``keep``: whatever file it is, with its own suffix."""
         source = item.images[date]
-        if keep or source.suffix.lower() == ".png":
+        if keep or item.is_rgb8(date):
             return self.take(f"{stem}{source.suffix.lower()}", source)
         return self.put_png(f"{stem}.png", rgb8(item.pair)[date])
 

@@ -9,7 +9,8 @@ IMAGE_FOLDERS = ("A", "B")
 CHANGE_FOLDER = "label"
 MASK_FOLDERS = ("label1", "label2")
 IGNORE_FOLDER = "ignore"
-"""255 where no label speaks of the ground: only in sets with real second dates; both semantic masks are 0 there."""
+"""255 where no label speaks of the ground: in sets with real second dates, where both semantic masks are 0 there, and
+in exports whose map makes classes unknown, where one is."""
 FOUND = "found"
 """Kind of a change that nobody simulated: masks of two real dates say it."""
 SPLITS = ("train", "val", "test")

@@ -155,6 +155,11 @@ class PairDataset:
         """The line of the metadata; empty where there is none."""
         return self._metadata.of(self.key_of(index)) if self._metadata else {}
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether any pair has a file of a semantic mask, whatever its numbers mean."""
+        return any(self.find(folder, name) for folder in self._layout.masks for name in self.names)
+
     def require_files(self) -> None:
         """:class:`PairsError` naming the first file that is missing, without opening one."""
         for name in self.names:
