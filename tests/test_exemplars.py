@@ -16,13 +16,16 @@ from scipy import ndimage
 import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.diffusion import exemplars
+from changeanywhere.diffusion.blended import Calls
 from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventContext, EventOptions, simulate
 from changeanywhere.events.bank import ShapeBank, find_shapes
 from changeanywhere.legend import load_legend
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.painters.base import Donors
 from changeanywhere.painters.exemplars import GROUND_RING, exemplar_of, strength_of, turned
 from changeanywhere.sample import ChangePlan, Normalisation, ShapeDonor, SourceItem, shape_of
@@ -127,6 +130,42 @@ def test_a_cell_begins_at_the_timestep_nearest_to_its_strength() -> None:
     first = first_calls(strength, change, timesteps, num_held=6, sampling=Sampling())
     assert first[0, 0, 0, :7].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert first_calls(strength, change, timesteps, 4, Sampling())[0, 0, 0, :7].tolist() == [0, 1, 2, 3, 4, 6, 6]
+
+
+SHORT = DDPMScheduler(200, 0.0015, 0.0205, "scaled_linear", clip_sample=False)
+"""Of a model that was trained with 200 timesteps."""
+
+
+@pytest.mark.parametrize("sampler", ["dpmsolver++", "unipc", "ddim"])
+def test_settings_speak_of_1000_timesteps_whatever_a_model_was_trained_with(sampler: str) -> None:
+    """A strength of 0.33 began at the last of 200, from noise alone, and nothing between 200 and 700 was guided."""
+    sampling = Sampling(sampler, num_steps=10, eta=0.0, guidance_scale=2.0, guidance_interval=[200, 700])
+    begun, guided = [], []
+    for schedule in (SHORT, MODEL.schedule):
+        moments = exemplars.moments_of(sampling, schedule)
+        assert moments[0] > 890 and len(moments) == 10
+        begun.append([exemplars.begun_at(strength, moments, sampling) for strength in (0.0, 0.33, 0.6, 1.0)])
+        calls = Calls(MODEL.denoiser, schedule, sampling, NoiseStreams([1], KNOWN.shape[1:]))
+        assert calls.moments == moments
+        guided.append([sampling.guides(moment) for moment in calls.moments])
+    assert np.abs(np.subtract(begun[0], begun[1])).max() <= 6 and guided[0] == guided[1] and any(guided[0])
+    assert exemplars.moments_of(sampling, MODEL.schedule) == calls.timesteps
+
+
+def test_less_strength_stays_closer_to_the_exemplar_with_200_timesteps_too() -> None:
+    seen: list[int] = []
+    sampling = Sampling(num_steps=10, free_fraction=0.1, window_margin=2)
+    away = []
+    for strength in (0.15, 0.3, 0.9):
+        seen.clear()
+        given = Exemplars(FILLED, torch.full((2, 64, 64), strength))
+        networks = (MODEL.denoiser, SHORT, KNOWN)
+        result = paint_from_exemplars(
+            *networks, given, (MASKS, CHANGE), [5, 6], sampling, lambda call, x: seen.append(call)
+        )
+        away.append((seen[0], float((result - FILLED)[CELLS.expand_as(result)].norm())))
+    first, far = zip(*away, strict=True)
+    assert list(first) == sorted(first, reverse=True) and first[0] > first[1] > 2 and list(far) == sorted(far)
 
 
 def source_with_texture(folder: Path) -> ca.SourceSample:
@@ -411,7 +450,7 @@ def test_a_ring_is_as_wide_as_asked(tmp_path: Path) -> None:
 
 
 def test_guidance_in_an_interval_is_guidance_at_its_calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from changeanywhere.diffusion.blended import Calls, paint_latents
+    from changeanywhere.diffusion.blended import paint_latents
 
     base = Sampling(num_steps=8, guidance_scale=2.0)
     seen: list[tuple[int, int]] = []
