@@ -310,6 +310,20 @@ def test_generate_takes_a_critic(
     assert "critic" not in plain[0].metadata["settings"]["painter"]
 
 
+def test_a_push_ends_at_a_timestep_of_1000_of_a_model_of_200_too() -> None:
+    model, changed = tiny_model(), torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    masks, x = torch.full((1, 64, 64), 4), torch.randn(1, 3, 16, 16)
+    short = DDPMScheduler(200, 0.0015, 0.0205, "scaled_linear", clip_sample=False)
+    options, sampling = CriticOptions(Path("x"), push=0.5, until=400), Sampling(num_steps=8)
+    pushed = Pushed(model.denoiser, Painted(), short, changed, options, sampling)
+    with torch.no_grad():
+        for timestep in (20, 79, 80, 150):
+            times = torch.tensor([timestep])
+            plain = model.denoiser(x, times, model.denoiser.encode_masks(masks))
+            moved = pushed(x, times, pushed.encode_masks(masks))
+            assert torch.equal(plain, moved) == (timestep < 80)
+
+
 @pytest.mark.parametrize("interval", [None, [500, 800]])
 def test_a_push_is_as_long_at_calls_that_are_not_guided(interval: list[int] | None) -> None:
     """What a call comes to once its branches are put together is moved alike."""

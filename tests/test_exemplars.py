@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 import changeanywhere as ca
 from changeanywhere.cli import run
 from changeanywhere.diffusion import exemplars
+from changeanywhere.diffusion.blended import Calls
 from changeanywhere.diffusion.exemplars import Exemplars, first_calls, paint_from_exemplars
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.diffusion.place_noise import NoiseStreams
 from changeanywhere.diffusion.samplers import build_sampler
 from changeanywhere.errors import ConfigError
 from changeanywhere.events import EventContext, EventOptions, simulate
 from changeanywhere.events.bank import ShapeBank, find_shapes
 from changeanywhere.legend import load_legend
+from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.painters.base import Donors
 from changeanywhere.painters.exemplars import GROUND_RING, exemplar_of, strength_of, turned
-from changeanywhere.sample import ChangePlan, ShapeDonor
+from changeanywhere.sample import ChangePlan, Normalisation, ShapeDonor, SourceItem, shape_of
 from changeanywhere.sources import SourceOptions, open_source
 from conftest import tiny_model, write_source
 
@@ -128,6 +132,42 @@ def test_a_cell_begins_at_the_timestep_nearest_to_its_strength() -> None:
     assert first_calls(strength, change, timesteps, 4, Sampling())[0, 0, 0, :7].tolist() == [0, 1, 2, 3, 4, 6, 6]
 
 
+SHORT = DDPMScheduler(200, 0.0015, 0.0205, "scaled_linear", clip_sample=False)
+"""Of a model that was trained with 200 timesteps."""
+
+
+@pytest.mark.parametrize("sampler", ["dpmsolver++", "unipc", "ddim"])
+def test_settings_speak_of_1000_timesteps_whatever_a_model_was_trained_with(sampler: str) -> None:
+    """A strength of 0.33 began at the last of 200, from noise alone, and nothing between 200 and 700 was guided."""
+    sampling = Sampling(sampler, num_steps=10, eta=0.0, guidance_scale=2.0, guidance_interval=[200, 700])
+    begun, guided = [], []
+    for schedule in (SHORT, MODEL.schedule):
+        moments = exemplars.moments_of(sampling, schedule)
+        assert moments[0] > 890 and len(moments) == 10
+        begun.append([exemplars.begun_at(strength, moments, sampling) for strength in (0.0, 0.33, 0.6, 1.0)])
+        calls = Calls(MODEL.denoiser, schedule, sampling, NoiseStreams([1], KNOWN.shape[1:]))
+        assert calls.moments == moments
+        guided.append([sampling.guides(moment) for moment in calls.moments])
+    assert np.abs(np.subtract(begun[0], begun[1])).max() <= 6 and guided[0] == guided[1] and any(guided[0])
+    assert exemplars.moments_of(sampling, MODEL.schedule) == calls.timesteps
+
+
+def test_less_strength_stays_closer_to_the_exemplar_with_200_timesteps_too() -> None:
+    seen: list[int] = []
+    sampling = Sampling(num_steps=10, free_fraction=0.1, window_margin=2)
+    away = []
+    for strength in (0.15, 0.3, 0.9):
+        seen.clear()
+        given = Exemplars(FILLED, torch.full((2, 64, 64), strength))
+        networks = (MODEL.denoiser, SHORT, KNOWN)
+        result = paint_from_exemplars(
+            *networks, given, (MASKS, CHANGE), [5, 6], sampling, lambda call, x: seen.append(call)
+        )
+        away.append((seen[0], float((result - FILLED)[CELLS.expand_as(result)].norm())))
+    first, far = zip(*away, strict=True)
+    assert list(first) == sorted(first, reverse=True) and first[0] > first[1] > 2 and list(far) == sorted(far)
+
+
 def source_with_texture(folder: Path) -> ca.SourceSample:
     """A tile whose pixels are all different, so that it shows where each came from."""
     write_source(folder, num_tiles=3)
@@ -206,13 +246,131 @@ def test_what_vanishes_becomes_ground_of_its_new_class(tmp_path: Path, kind: str
 
 
 def test_a_turned_and_scaled_donor_has_the_size_of_its_shape() -> None:
-    pixels, inside = np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), bool)
-    inside[20:30, 20:26] = True
+    pixels, mask = np.zeros((64, 64, 3), np.float32), np.ones((64, 64), np.uint8)
+    mask[20:30, 20:26] = 4
     donor = ShapeDonor(None, (20, 20, 10, 6), turns=1, factor=2.0)
-    patch, there = turned(pixels, inside, donor, RING)
-    assert patch.shape[:2] == there.shape
+    patch, there, usable = turned(pixels, mask, 4, donor, RING)
+    assert patch.shape[:2] == there.shape == usable.shape and usable.all()
     rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
     assert abs(len(rows) - 12) <= 1 and abs(len(columns) - 20) <= 1
+
+
+def painted_tile(mask: np.ndarray) -> ca.SourceSample:
+    """A tile whose ground says what it is: class 4 bright, unknown black, the rest in between."""
+    image = np.select([mask == 4, mask != 0], [230, 128], 0).astype(np.uint8)[..., None].repeat(3, 2)
+    bands = ("red", "green", "blue")
+    return ca.SourceSample(SourceItem("a", "a"), image, mask, bands, Normalisation.eight_bit(), valid=mask != 0)
+
+
+def with_exemplar(sample: ca.SourceSample, plan: ChangePlan, ring: int = RING) -> np.ndarray:
+    """Of a donor in the tile itself; there is no other."""
+    made, _ = exemplar_of(sample.pixels(), sample, plan, Donors(None, []), ring)  # type: ignore[arg-type]
+    return made[..., 0]
+
+
+def copied(mask: np.ndarray, donor: ShapeDonor, to: tuple[int, int]) -> ChangePlan:
+    """A plan in which the donor's box, all of class 4, appears at ``to``."""
+    height, width = donor.box[2:] if donor.turns % 2 == 0 else donor.box[:1:-1]
+    after = mask.copy()
+    after[to[0] : to[0] + height, to[1] : to[1] + width] = 4
+    event = ca.ChangeEvent("appearance", int(mask[to]), 4, (*to, height, width), (0, 0), height * width, donor)
+    return ChangePlan(after, (mask != after) & (mask != 0), (event,), 1)
+
+
+TURNS: list[dict[str, Any]] = [{}, {"turns": 1}, {"mirrored": True}, {"turns": 3, "mirrored": True}]
+
+
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("near", ["swath", "neighbour", "notch"])
+def test_a_ring_brings_no_fill_and_no_other_object(near: str, turn: dict[str, Any]) -> None:
+    """What is beside a donor is no part of it, and ground around its copy is labelled unchanged."""
+    mask = np.ones((96, 96), np.uint8)
+    mask[30:44, 30:44] = 4
+    if near == "swath":
+        mask[:, :29] = 0
+    elif near == "neighbour":
+        mask[30:44, 47:60] = 4
+    else:  # beside the donor itself, as where a swath cuts it
+        mask[34:40, 20:30] = 0
+    sample, plan = painted_tile(mask), copied(mask, ShapeDonor(None, (30, 30, 14, 14), **turn), (70, 70))
+    made = with_exemplar(sample, plan)
+    assert np.array_equal(made[plan.change_mask], np.full(14 * 14, sample.pixels()[30, 30, 0]))
+    assert np.array_equal(made[~plan.change_mask], sample.pixels()[..., 0][~plan.change_mask])
+
+
+@pytest.mark.parametrize("options", [{"rotate": "any"}, {"scale": (0.7, 1.6)}, {"rotate": "any", "scale": (0.7, 1.6)}])
+def test_nor_does_that_of_a_donor_turned_freely_or_scaled(options: dict[str, Any]) -> None:
+    mask = np.ones((128, 128), np.uint8)
+    mask[:, :40] = 0
+    mask[40:60, 41:55] = mask[40:60, 58:70] = 4
+    sample, seen = painted_tile(mask), 0
+    for seed in range(12):
+        plan = simulate(mask, LEGEND, seed, kind="appearance", options=EventOptions(**options))
+        if plan is None:
+            continue
+        made, seen = with_exemplar(sample, plan), seen + 1
+        unchanged = ~plan.change_mask & (mask == 1)
+        beyond = unchanged & ~ndimage.binary_dilation(plan.change_mask, np.ones((3, 3), bool), 2)  # agree in a px
+        assert made[~plan.change_mask & (mask != 0)].min() > -0.01 and made[plan.change_mask].min() > -0.01
+        assert made[beyond].max() < 0.1  # of its own edge; of the neighbour 0.4
+    assert seen > 6
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_ring_of_plain_ground_comes_along_as_it_is(turn: dict[str, Any]) -> None:
+    mask = np.ones((96, 96), np.uint8)
+    mask[30:44, 30:44] = 4
+    mask[:, 50:], mask[:16] = 2, 0  # beyond the ring: another class, what was not imaged
+    sample = painted_tile(mask)
+    noise = np.random.default_rng(3).integers(0, 256, sample.image.shape, dtype=np.uint8)
+    sample = replace(sample, image=noise)
+    plan = copied(mask, ShapeDonor(None, (30, 30, 14, 14), **turn), (60, 60))
+    patch = np.rot90(sample.pixels()[30 - RING : 44 + RING, 30 - RING : 44 + RING], turn.get("turns", 0))
+    patch = patch[:, ::-1] if turn.get("mirrored") else patch
+    distance = ndimage.distance_transform_edt(~plan.change_mask)[60 - RING : 74 + RING, 60 - RING : 74 + RING]
+    share = (1 - distance / (RING + 1)).clip(0, 1).astype(np.float32)[..., None]
+    expected = sample.pixels()
+    part = expected[60 - RING : 74 + RING, 60 - RING : 74 + RING]
+    part[:] = share * patch + (1 - share) * part
+    made, _ = exemplar_of(sample.pixels(), sample, plan, Donors(None, []), RING)  # type: ignore[arg-type]
+    assert np.array_equal(made, expected)
+
+
+def test_a_ring_takes_nothing_of_what_stands_or_appears_beside_it() -> None:
+    """A second event whose donor stands beside what the first shows, and a copy beside an instance of its class."""
+    mask = np.ones((96, 96), np.uint8)
+    mask[20:34, 20:34] = mask[60:74, 20:34] = 4
+    mask[60:74, 55:60] = 0
+    sample = painted_tile(mask)
+    first = copied(mask, ShapeDonor(None, (20, 20, 14, 14)), (60, 37))
+    second = copied(first.mask_t2, ShapeDonor(None, (60, 20, 14, 14)), (20, 70))
+    third = copied(second.mask_t2, ShapeDonor(None, (20, 20, 14, 14)), (77, 37))
+    events = (*first.events, *second.events, *third.events)
+    plan = ChangePlan(third.mask_t2, mask != third.mask_t2, events, 1)
+    made, pixels = with_exemplar(sample, plan), sample.pixels()[..., 0]
+    assert np.array_equal(made[plan.mask_t2 == 4], np.full(5 * 14 * 14, pixels[20, 20]))
+    assert np.array_equal(made[plan.mask_t2 != 4], pixels[plan.mask_t2 != 4])
+
+
+def test_a_donor_is_its_own_shape_and_not_all_of_its_class_in_its_box() -> None:
+    """Turned freely, a house in the empty corner of a bar's box moved the box of both, and the roof beside its mask."""
+    mask = np.full((192, 192), 1, np.uint8)
+    for step in range(60):
+        mask[20 + step : 26 + step, 20 + step : 26 + step] = 4
+    bar = mask.copy()
+    mask[24:36, 64:78] = 4
+    shares = []
+    for seed in range(60):
+        options = EventOptions(rotate="any", min_area=200)
+        plan = simulate(mask, LEGEND, seed, kind="appearance", options=options)
+        if plan is None or plan.events[0].donor is None or plan.events[0].donor.box[2] < 50:
+            continue
+        donor = plan.events[0].donor
+        assert np.array_equal(shape_of(donor.runs, donor.box[2:]), (bar == 4)[20:85, 20:85])
+        shares.append(float((with_exemplar(painted_tile(mask), plan)[plan.change_mask] > 0.4).mean()))
+        if len(shares) >= 6:
+            break
+    assert len(shares) == 6 and min(shares) > 0.8
 
 
 def test_strengths_by_class_by_range_and_for_all() -> None:
@@ -292,7 +450,7 @@ def test_a_ring_is_as_wide_as_asked(tmp_path: Path) -> None:
 
 
 def test_guidance_in_an_interval_is_guidance_at_its_calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from changeanywhere.diffusion.blended import Calls, paint_latents
+    from changeanywhere.diffusion.blended import paint_latents
 
     base = Sampling(num_steps=8, guidance_scale=2.0)
     seen: list[tuple[int, int]] = []

@@ -151,6 +151,12 @@ class ShapeDonor:
     mirrored: bool = False
     factor: float = 1.0
     angle: float = 0.0
+    runs: str = ""
+    """Which px of the box are its own (:func:`runs_of`), since others of its class may lie in it; "": all of them."""
+
+    def own(self, of_class: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Its px among those of its class in its box, bool ``[height, width]``."""
+        return of_class & shape_of(self.runs, of_class.shape) if self.runs else of_class
 
 
 @dataclass(frozen=True)

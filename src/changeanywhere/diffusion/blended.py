@@ -15,7 +15,7 @@ from torch import Tensor
 
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
-from changeanywhere.diffusion.samplers import build_sampler
+from changeanywhere.diffusion.samplers import build_sampler, per_mille
 from changeanywhere.diffusion.windows import change_windows, cut
 from changeanywhere.models.borrowed import DDIMScheduler, DDPMScheduler
 from changeanywhere.models.copies import onto
@@ -194,6 +194,7 @@ class Calls:
         self._noise, self._on_step = noise, on_step
         # On the CPU: a scheduler that looks its timesteps up on a GPU makes the host wait at every call.
         self.timesteps = [int(t) for t in self.sampler().timesteps]
+        self.moments = [per_mille(t, schedule) for t in self.timesteps]
         self._alphas = [float(schedule.alphas_cumprod[t]) for t in self.timesteps]
 
     @property
@@ -247,7 +248,7 @@ class Calls:
     def predict(self, x: Tensor, call: int, conditions: Sequence[Tensor]) -> Tensor:
         """What the network says of ``x`` at a call, guided where that call is."""
         times = torch.full((len(x),), self.timesteps[call], device=x.device)
-        guided = self._sampling.guides(self.timesteps[call])
+        guided = self._sampling.guides(self.moments[call])
         return self._predict(x, times, list(conditions if guided else conditions[:1]), guided)
 
     def _predict(self, x: Tensor, times: Tensor, conditions: list[Tensor], guided: bool) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from changeanywhere.diffusion.blended import changed_cells
 from changeanywhere.diffusion.options import CriticOptions, Sampling
+from changeanywhere.diffusion.samplers import per_mille
 from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.critic import Critic, cell_classes
 from changeanywhere.models.denoiser import Denoiser, one_hot
@@ -81,7 +82,7 @@ class Pushed(Denoiser):
         super().__init__(denoiser.unet, denoiser.mask_encoder)
         self.critic, self._changed = critic, changed
         self._until, self._length, self._sampling = options.until, options.push, sampling
-        self._alphas = schedule.alphas_cumprod
+        self._schedule, self._alphas = schedule, schedule.alphas_cumprod
         self._predicts_v = schedule.config.prediction_type == "v_prediction"
 
     def of_rows(self, rows: Sequence[int]) -> Pushed:
@@ -105,9 +106,10 @@ class Pushed(Denoiser):
         condition, wanted = condition[:, :-count], condition[:, -count:].float()
         prediction = super().forward(latents, timesteps, condition)
         timestep = int(timesteps[0])
-        if timestep < self._until or not bool(wanted.any()):
+        moment = per_mille(timestep, self._schedule)
+        if moment < self._until or not bool(wanted.any()):
             return prediction
-        multiplied = max(self._sampling.guidance_scale, 1.0) if self._sampling.guides(timestep) else 1.0
+        multiplied = max(self._sampling.guidance_scale, 1.0) if self._sampling.guides(moment) else 1.0
         push = self._length / multiplied * self._direction(latents, timesteps, wanted)
         # The clean estimate moves by sigma × push: x0 = alpha x − sigma v, or (x − sigma eps) / alpha.
         alpha = float(self._alphas[timestep]) ** 0.5

@@ -19,14 +19,12 @@ from changeanywhere.diffusion.blended import Calls, OnStep, by_tail, changed_cel
 from changeanywhere.diffusion.joint import JOINT_SAMPLERS, Begins, Windows, paint_jointly
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.place_noise import NoiseStreams
-from changeanywhere.diffusion.samplers import build_sampler
+from changeanywhere.diffusion.samplers import PER_MILLE, build_sampler, per_mille
 from changeanywhere.diffusion.windows import LatentWindow, change_windows, cut
 from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.models.copies import onto
 from changeanywhere.models.denoiser import Denoiser
 from changeanywhere.models.first_stage import DOWNSAMPLING
-
-TRAINED_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ def paint_from_exemplars(
     """Latents ``known`` of date 1 → latents of date 2, ``[B, 3, h, w]``, on the device of ``known``.
 
     ``masks``: mask t2 int64 and change mask bool, ``[B, H, W]``. A changed cell is held at q(exemplar, t) until the
-    call whose timestep is nearest to strength × 1000, and painted from there on; everything else is held as in
-    :func:`.sample_latents`. Cells of less strength wait for their call while others are painted around them. Calls
+    call whose timestep, of 1000, is nearest to strength × 1000, and painted from there on; everything else is held as
+    in :func:`.sample_latents`. Cells of less strength wait for their call while others are painted around them. Calls
     before the first start of a pair are not made for it. Strengths below the free tail begin with the tail, or never.
     ``on_step(i, x)`` sees the input of each call, which is that of windows alone while they are painted. Where
     ``free_fraction`` is a range, pairs whose tails begin at the same call go together.
@@ -85,7 +83,7 @@ def paint_from_exemplars(
     streams = NoiseStreams(seeds, known.shape[1:], known.device)
     calls = Calls(denoiser, schedule, sampling, streams, on_step)
     num_held = sampling.num_held
-    start = first_calls(exemplars.strength.cpu(), masks[1].cpu(), calls.timesteps, num_held, sampling)
+    start = first_calls(exemplars.strength.cpu(), masks[1].cpu(), calls.moments, num_held, sampling)
     start = torch.where(where, start, sampling.num_steps)
     changed = onto(where, known.device)
     scene = _Scene(
@@ -111,9 +109,10 @@ def paint_from_exemplars(
 
 
 def first_calls(
-    strength: Tensor, change_masks: Tensor, timesteps: Sequence[int], num_held: int, sampling: Sampling
+    strength: Tensor, change_masks: Tensor, moments: Sequence[float], num_held: int, sampling: Sampling
 ) -> Tensor:
-    """First call of each cell, int64 ``[B, 1, h, w]``: the one whose timestep is nearest to strength × 1000.
+    """First call of each cell, int64 ``[B, 1, h, w]``: the one whose timestep, of 1000, is nearest to
+    strength × 1000; ``moments``: of all calls (:func:`.per_mille`).
 
     Where classes of several strengths meet in a cell, the largest counts. ``num_steps``: none.
     """
@@ -122,29 +121,29 @@ def first_calls(
     if sampling.dilate_cells:
         reach = sampling.dilate_cells
         cells = F.max_pool2d(cells, 2 * reach + 1, stride=1, padding=reach)
-    return _call_of(cells, timesteps, num_held)
+    return _call_of(cells, moments, num_held)
 
 
-def _call_of(strength: Tensor, timesteps: Sequence[int], num_held: int) -> Tensor:
+def _call_of(strength: Tensor, moments: Sequence[float], num_held: int) -> Tensor:
     """Nearest call of each strength, int64 of the same shape."""
     # After the last call the sample is clean: timestep 0.
-    moments = torch.tensor([*timesteps, 0], device=strength.device, dtype=torch.float32)
-    nearest = (strength.unsqueeze(-1) * TRAINED_STEPS - moments).abs().argmin(-1)
+    times = torch.tensor([*moments, 0], device=strength.device, dtype=torch.float32)
+    nearest = (strength.unsqueeze(-1) * PER_MILLE - times).abs().argmin(-1)
     nearest = torch.where(strength >= 1, 0, nearest)
     inside_tail = nearest > num_held
-    halfway = (num_held + len(timesteps)) / 2
-    return torch.where(inside_tail, torch.where(nearest < halfway, num_held, len(timesteps)), nearest)
+    halfway = (num_held + len(moments)) / 2
+    return torch.where(inside_tail, torch.where(nearest < halfway, num_held, len(moments)), nearest)
 
 
-def timesteps_of(sampling: Sampling, schedule: DDPMScheduler) -> list[int]:
-    """Of the calls that ``sampling`` makes."""
+def moments_of(sampling: Sampling, schedule: DDPMScheduler) -> list[float]:
+    """Timesteps, of 1000, of the calls that ``sampling`` makes."""
     sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps, torch.device("cpu"))
-    return [int(t) for t in sampler.timesteps]
+    return [per_mille(int(t), schedule) for t in sampler.timesteps]
 
 
-def begun_at(strength: float, timesteps: Sequence[int], sampling: Sampling) -> int:
-    """Timestep at which ground of this strength begins to be painted; 0: it stays the exemplar that it is."""
-    return [*timesteps, 0][int(_call_of(torch.tensor(strength), timesteps, sampling.num_held))]
+def begun_at(strength: float, moments: Sequence[float], sampling: Sampling) -> int:
+    """Timestep, of 1000, at which ground of this strength begins to be painted; 0: it stays the exemplar that it is."""
+    return round([*moments, 0][int(_call_of(torch.tensor(strength), moments, sampling.num_held))])
 
 
 def _paint_windows(

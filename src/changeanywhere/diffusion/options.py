@@ -137,8 +137,8 @@ class Sampling:
     """Share of what the first stage loses of real pixels, date 1's and exemplars', that date 2 is given back after
     decoding wherever it still shows them; 0 = none, as in the paper."""
     guidance_interval: list[int] | None = None
-    """Timesteps (0 to 1000, both inclusive) between which guidance is applied; other calls see the mask alone, at half
-    the cost (Kynkäänniemi et al. 2024). None = at every call."""
+    """Timesteps (of 1000, whatever number a model was trained with; both inclusive) between which guidance is applied;
+    other calls see the mask alone, at half the cost (Kynkäänniemi et al. 2024). None = at every call."""
 
     @property
     def from_exemplars(self) -> bool:
@@ -174,8 +174,8 @@ class Sampling:
         low, high = self.free_fraction
         return replace(self, free_fraction=round(float(stream("pair.tail", seed).uniform(low, high)), 4))
 
-    def guides(self, timestep: int) -> bool:
-        """Whether the call at this timestep is guided."""
+    def guides(self, timestep: float) -> bool:
+        """Whether the call at this timestep, of 1000, is guided."""
         interval = self.guidance_interval
         return self.guidance_scale != 1 and (interval is None or interval[0] <= timestep <= interval[1])
 

@@ -22,6 +22,15 @@ SPACING = 1.5
 2021, App. D.2). Even spacing jumps over the low noise at which textures are made; what the exponents buy stands in
 docs/quality.md."""
 
+PER_MILLE = 1000
+"""Timesteps of settings (guidance_interval, critic.until, strength × 1000) are of this many, whatever number of them a
+model was trained with."""
+
+
+def per_mille(timestep: int, schedule: DDPMScheduler) -> float:
+    """A timestep of ``schedule`` as settings speak of it, of :data:`PER_MILLE`."""
+    return timestep * PER_MILLE / int(schedule.config.num_train_timesteps)
+
 
 def falling_timesteps(num_steps: int, num_train_timesteps: int) -> list[int]:
     """``num_steps`` timesteps from the last one down, dense towards 0, no two the same."""

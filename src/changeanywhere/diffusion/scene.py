@@ -201,7 +201,7 @@ class ScenePainter(SceneWindows):
         if strength is None:
             return torch.zeros(1, 1, *group.region[2:], dtype=torch.int64)
         given, changed = torch.from_numpy(strength)[None], torch.from_numpy(self.view.change(pixels))[None]
-        return first_calls(given, changed, self._timesteps, self._num_held, self._sampling)
+        return first_calls(given, changed, self._moments, self._num_held, self._sampling)
 
     def _hold(self, batch: Batch) -> Tensor:
         """Latents and targets ``[B, 2, 3, h, w]`` on the CPU."""

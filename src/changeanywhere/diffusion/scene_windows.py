@@ -65,7 +65,7 @@ class SceneWindows:
         self.plane, self._size, self._run = plane, size, run
         self._num_held = sampling.num_held
         calls = Calls(networks.denoiser, networks.schedule, sampling, PlaceNoise(0, [], (0, 0, 0)))
-        self._timesteps = calls.timesteps
+        self._moments = calls.moments
 
     @property
     def is_attentive(self) -> bool:

@@ -15,7 +15,7 @@ from changeanywhere.events.disappearance import vanished
 from changeanywhere.events.ground import EIGHT, Ground, Proposal, class_by_class, describe, weighted_order
 from changeanywhere.events.instances import Instance, Shape
 from changeanywhere.events.placement import alike, surroundings
-from changeanywhere.sample import ShapeDonor
+from changeanywhere.sample import ShapeDonor, runs_of
 
 MAX_REGIONS = 12  # receiving regions tried per donor before the next donor has its turn
 MAX_DONORS = 24  # donors tried before the tile counts as infeasible
@@ -70,7 +70,7 @@ class Appearance:
                 mask_t2 = ground.mask.copy()
                 mask_t2[row : row + shape.shape[0], column : column + shape.shape[1]][shape] = donor.class_index
                 offset = (int(row) - donor.origin[0], int(column) - donor.origin[1]) if donor.origin else (0, 0)
-                came_from = replace(turn, tile=donor.tile, box=donor.box)
+                came_from = replace(turn, tile=donor.tile, box=donor.box, runs=runs_of(donor.shape))
                 events = describe(self.name, ground.mask, mask_t2, offset, came_from)
                 if not ground.options.move:
                     return mask_t2, events
@@ -135,20 +135,32 @@ def transform(shape: Shape, ground: Ground, rng: np.random.Generator) -> tuple[S
     """Rotate, mirror and scale ``shape`` as the options say; trimmed to its bounding box. And how it was turned."""
     options = ground.options
     turns = int(rng.integers(4)) if options.rotate == "right_angles" else 0
-    shape = np.rot90(shape, turns)
     mirrored = bool(options.flip and rng.integers(2))
-    if mirrored:
-        shape = shape[:, ::-1]
     angle = float(rng.uniform(0, 360)) if options.rotate == "any" else 0.0
     factor = float(rng.uniform(*options.scale)) if options.scale != (1.0, 1.0) else 1.0
+    turn = ShapeDonor(None, (0, 0, *shape.shape), turns, mirrored, factor, angle)
+    shape = turned_shape(shape, turn)
     if angle or factor != 1.0:
-        grey = ndimage.zoom(shape.astype(np.float32), factor, order=1) if factor != 1.0 else shape.astype(np.float32)
-        shape = ndimage.rotate(grey, angle, order=1) > 0.5 if angle else grey > 0.5
         if not shape.any():
             return np.zeros((1, 1), bool), ShapeDonor(None, (0, 0, 1, 1))
         rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
         shape = shape[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.ascontiguousarray(shape), ShapeDonor(None, (0, 0, *shape.shape), turns, mirrored, factor, angle)
+    return np.ascontiguousarray(shape), turn
+
+
+def turned_shape(shape: Shape, turn: ShapeDonor) -> Shape:
+    """A donor's shape, bool ``[h, w]``, as it appears; a free angle leaves a margin around it."""
+    shape = np.rot90(shape, turn.turns)
+    if turn.mirrored:
+        shape = shape[:, ::-1]
+    if not turn.angle and turn.factor == 1.0:
+        return shape
+    grey = shape.astype(np.float32)
+    if turn.factor != 1.0:
+        grey = ndimage.zoom(grey, turn.factor, order=1)
+    if turn.angle:
+        grey = ndimage.rotate(grey, turn.angle, order=1)
+    return np.asarray(grey > 0.5)
 
 
 def feasible_places(region: Shape, shape: Shape, margin: int) -> npt.NDArray[np.int64]:

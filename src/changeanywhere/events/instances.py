@@ -19,7 +19,8 @@ Shape = npt.NDArray[np.bool_]
 class Instance:
     """A connected component: class, bounding box in px, area in px, and whether the tile's border cuts it.
 
-    A cut instance does not show its true shape. ``labels`` are the component numbers of the mask.
+    A cut instance does not show its true shape. What ends at unknown ground counts as whole: a mask does not say
+    whether it was not imaged, and cuts, or was not labelled. ``labels`` are the component numbers of the mask.
     """
 
     class_index: int

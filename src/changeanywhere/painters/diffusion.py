@@ -15,7 +15,7 @@ from torch import Tensor
 from changeanywhere.diffusion.blended import OnStep, changed_cells, paint_latents
 from changeanywhere.diffusion.critic import Pushed, best_seeds
 from changeanywhere.diffusion.detail import give_back
-from changeanywhere.diffusion.exemplars import Exemplars, begun_at, paint_from_exemplars, timesteps_of
+from changeanywhere.diffusion.exemplars import Exemplars, begun_at, moments_of, paint_from_exemplars
 from changeanywhere.diffusion.options import Sampling
 from changeanywhere.diffusion.pipeline import ChangePairPipeline
 from changeanywhere.errors import ConfigError, require
@@ -104,7 +104,7 @@ class DiffusionPainter:
     def use(self, sampling: Sampling) -> None:
         """Paint by these settings from now on; :class:`ConfigError` for what the model cannot do."""
         self.pipeline.check_sampling(sampling)
-        self.sampling, self._timesteps = sampling, timesteps_of(sampling, self.pipeline.model.schedule)
+        self.sampling, self._moments = sampling, moments_of(sampling, self.pipeline.model.schedule)
 
     def paint(self, batch: Batch) -> list[Painting]:
         """See :class:`Painter`. Where the device's memory does not take the batch, in halves, from then on."""
@@ -179,7 +179,7 @@ class DiffusionPainter:
         found = []
         for class_index in np.unique(plan.mask_t2[plan.change_mask]):
             strength = float(made.strengths[class_index])
-            begun = begun_at(strength, self._timesteps, own)
+            begun = begun_at(strength, self._moments, own)
             found.append(FromExemplar(int(class_index), round(strength, 4), begun))
         return found
 

@@ -1,7 +1,8 @@
 """Exemplars: what changed ground may look like, in real pixels, before a network paints over them. No torch here.
 
 What appears brings the pixels of the instance whose shape it copies (its donor), turned as the shape was, with a ring
-of its surroundings, where its shadow lies. What vanishes, grows or converts becomes ground of the new class from the
+of its surroundings, where its shadow lies: of known ground, and of no further instance of its class nor over one, since
+what is around it counts as unchanged. What vanishes, grows or converts becomes ground of the new class from the
 same tile, as near as may be, else from another tile; so does ground of a second mask that the user brought.
 """
 
@@ -15,8 +16,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from changeanywhere.diffusion.options import Sampling
+from changeanywhere.events.appearance import turned_shape
 from changeanywhere.events.correlation import correlated
-from changeanywhere.legend import Legend
+from changeanywhere.legend import Legend, Mask
 from changeanywhere.painters.base import Donors, Exemplar, Pixels
 from changeanywhere.sample import ChangeEvent, ChangePlan, ShapeDonor, SourceItem, SourceSample
 from changeanywhere.seeds import stream
@@ -29,6 +31,8 @@ POOR = 0.6
 """Below this share, other tiles are looked at."""
 DONOR_TILES = 12
 MIN_PIXELS = 64
+WHOLLY = 0.999
+"""Share of usable ground in a px that was interpolated, from which on it is usable: all but rounding."""
 SPREAD = (0.7, 1.4)
 """Limits of the factor on a donor's contrast."""
 
@@ -40,6 +44,8 @@ class Canvas:
     """An image that is being filled, and whose other tiles' pixels went into it."""
 
     image: Pixels
+    mask: Mask
+    """What ``image`` shows so far, uint8 ``[H, W]``."""
     sample: SourceSample
     plan: ChangePlan
     donors: Donors
@@ -54,12 +60,14 @@ def exemplar_of(
     tiles that gave them; all that is random follows from the plan's seed. ``ring``: px around a donor that come along.
     """
     used = Donors(donors.source, donors.allowed)
-    canvas = Canvas(image.copy(), sample, plan, used, stream("pair.exemplar", plan.seed), ring)
+    rng = stream("pair.exemplar", plan.seed)
+    canvas = Canvas(image.copy(), sample.mask.copy(), sample, plan, used, rng, ring)
     for event in plan.events:
         shape = _changed_by(event, sample, plan)
         pasted = event.donor is not None and _paste_donor(canvas, event, event.donor, shape)
         if not pasted:
             _fill_with_ground(canvas, event.to_class, shape)
+        canvas.mask[shape] = event.to_class
     for class_index, shape in _without_event(sample, plan):
         _fill_with_ground(canvas, class_index, shape)
     return canvas.image, used.used
@@ -121,13 +129,13 @@ def _without_event(sample: SourceSample, plan: ChangePlan) -> list[tuple[int, Sh
 def _paste_donor(canvas: Canvas, event: ChangeEvent, donor: ShapeDonor, shape: Shape) -> bool:
     """Put the donor's own pixels where its shape is; False where they cannot be had (a donor of another split)."""
     if donor.tile is None:
-        giver, pixels = canvas.sample, canvas.image
+        giver, pixels, mask = canvas.sample, canvas.image, canvas.mask
     elif donor.tile in canvas.donors.allowed:
         giver = canvas.donors.source.read(donor.tile)
-        pixels = giver.pixels()
+        pixels, mask = giver.pixels(), giver.mask
     else:
         return False
-    patch, inside = turned(pixels, giver.mask == event.to_class, donor, canvas.ring)
+    patch, inside, usable = turned(pixels, mask, event.to_class, donor, canvas.ring)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not len(rows):
         return False
@@ -143,31 +151,50 @@ def _paste_donor(canvas: Canvas, event: ChangeEvent, donor: ShapeDonor, shape: S
         patch = _matched(patch, giver, canvas)
         if giver.item.key != canvas.sample.item.key:
             canvas.donors.note(giver.item)
-    share = _soft(shape, canvas.ring)[into][..., None]
+    shown = usable[of] & _receives(canvas, event.to_class)[into] | shape[into]
+    share = (_soft(shape, canvas.ring)[into] * shown)[..., None]
     canvas.image[into] = share * patch[of] + (1 - share) * canvas.image[into]
     return True
 
 
-def turned(pixels: Pixels, of_class: Shape, donor: ShapeDonor, ring: int) -> tuple[Pixels, Shape]:
-    """The donor's box and ``ring`` px around it, turned and scaled as its shape was: pixels ``[h, w, C]``, and
-    where the shape's class is in the box bool ``[h, w]``. Quarter turns and mirrors agree with the shape exactly, other
-    turns and scales within a pixel."""
+def _receives(canvas: Canvas, class_index: int) -> Shape:
+    """Where the ring around what appears may lie, bool ``[H, W]``: not over instances of its class that stand already,
+    nor over unknown ground, nor over what another event shows."""
+    mask = canvas.sample.mask
+    plain: Shape = (mask != 0) & (mask != class_index) & ~canvas.plan.change_mask
+    return plain
+
+
+def turned(pixels: Pixels, mask: Mask, class_index: int, donor: ShapeDonor, ring: int) -> tuple[Pixels, Shape, Shape]:
+    """The donor's box and ``ring`` px around it in ``pixels`` ``[H, W, C]``, whose ground is ``mask`` ``[H, W]``,
+    turned and scaled as its shape was: pixels ``[h, w, C]``; where the shape that appears lies in them, bool
+    ``[h, w]``; and what of them may be shown, bool ``[h, w]``: the donor and known ground of other classes. The rest
+    holds the nearest px that may, so that none of it is mixed into them. Quarter turns and mirrors agree with the shape
+    exactly, other turns and scales within a pixel."""
     row, column, height, width = donor.box
     rows = np.arange(row - ring, row + height + ring).clip(0, pixels.shape[0] - 1)
     columns = np.arange(column - ring, column + width + ring).clip(0, pixels.shape[1] - 1)
-    patch = pixels[np.ix_(rows, columns)]
-    inside = np.zeros(patch.shape[:2], bool)
-    inside[ring : ring + height, ring : ring + width] = of_class[row : row + height, column : column + width]
-    patch, inside = np.rot90(patch, donor.turns), np.rot90(inside, donor.turns)
+    patch, ground = pixels[np.ix_(rows, columns)], mask[np.ix_(rows, columns)]
+    own = donor.own(mask[row : row + height, column : column + width] == class_index)
+    usable = (ground != 0) & (ground != class_index)
+    usable[ring : ring + height, ring : ring + width] |= own
+    if usable.any() and not usable.all():
+        nearest = ndimage.distance_transform_edt(~usable, return_distances=False, return_indices=True)
+        patch = patch[nearest[0], nearest[1]]
+    patch, usable = np.rot90(patch, donor.turns), np.rot90(usable, donor.turns)
     if donor.mirrored:
-        patch, inside = patch[:, ::-1], inside[:, ::-1]
+        patch, usable = patch[:, ::-1], usable[:, ::-1]
     if donor.factor != 1.0:
         patch = ndimage.zoom(patch, (donor.factor, donor.factor, 1), order=1)
-        inside = ndimage.zoom(inside.astype(np.float32), donor.factor, order=1) > 0.5
+        usable = ndimage.zoom(usable.astype(np.float32), donor.factor, order=1, mode="nearest") > WHOLLY
     if donor.angle:
         patch = ndimage.rotate(patch, donor.angle, axes=(1, 0), order=1, mode="nearest")
-        inside = ndimage.rotate(inside.astype(np.float32), donor.angle, order=1) > 0.5
-    return np.ascontiguousarray(patch, np.float32), inside
+        usable = ndimage.rotate(usable.astype(np.float32), donor.angle, order=1, mode="nearest") > WHOLLY
+    # Both were turned about their middle, the shape without the ring.
+    shape, inside = turned_shape(own, donor), np.zeros(patch.shape[:2], bool)
+    top, left = (inside.shape[0] - shape.shape[0]) // 2, (inside.shape[1] - shape.shape[1]) // 2
+    inside[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
+    return np.ascontiguousarray(patch, np.float32), inside, usable
 
 
 def _fill_with_ground(canvas: Canvas, class_index: int, shape: Shape) -> None:
