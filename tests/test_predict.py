@@ -17,6 +17,7 @@ from rasterio.transform import from_origin
 from torch import Tensor
 
 from changeanywhere.cli import run
+from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.evaluation.detector_figures import NAMES, detector_figures
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
@@ -321,6 +322,61 @@ def test_two_pairs_of_one_name_are_refused_before_a_map_is_written(
     for date in "AB":
         (tmp_path / "set" / date / "a.jpg").rename(tmp_path / "set" / date / "b.jpg")
     assert run(arguments) == 0 and {file.stem for file in (out / "change").iterdir()} == {"0", "a", "b"}
+
+
+def put_images(root: Path, files: list[str]) -> None:
+    for number, file in enumerate(files):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(root / file)
+
+
+OSCD_IMAGES = [f"x - Images/{city}/pair/img{date}.png" for city in ("lima", "paris", "rome") for date in (1, 2)]
+SYNTHEWORLD = [f"{folder}/{number}.png" for folder in ("pre_event", "images") for number in range(3)]
+CHANGEN2 = [f"{folder}/{number}.png" for folder in ("t1_images", "t2_images") for number in range(3)]
+HRSCD_SHEETS = [f"images_{year}/{year}/D14/14-{year}-0{n}-1-LA93.tif" for year in (2006, 2012) for n in range(3)]
+FSC_TILES = [f"{folder}/IMG_{number}.tif" for folder in "AB" for number in range(3)]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    ("files", "label"),
+    [
+        (OSCD_IMAGES, "x - Train Labels/paris/cm/cm.png"),
+        (SYNTHEWORLD, "cd_mask/1.png"),
+        (CHANGEN2, "t1_masks/1.png"),
+        (HRSCD_SHEETS, "labels_change/D14/14-2012-01-1-LA93.tif"),
+        (FSC_TILES, "LBL/LBL_1.tif"),
+    ],
+    ids=["OSCD", "SyntheWorld", "Changen2", "HRSCD", "FSC"],
+)
+def test_pairs_without_labels_are_read_where_labels_are_not_asked_for(
+    files: list[str], label: str, labelled: bool, tmp_path: Path
+) -> None:
+    """In every layout, those that have labels for some of their pairs alone among them."""
+    put_images(tmp_path, [*files, label] if labelled else files)
+    pairs = open_images(tmp_path)
+    assert len(pairs) == 3
+    assert {image for n in range(3) for image in pairs.images_of(n)} == {tmp_path / file for file in files}
+    if labelled:
+        assert len(load_pairs(tmp_path)) == 1
+
+
+def test_splits_of_pairs_without_labels_are_those_that_the_set_says(tmp_path: Path) -> None:
+    put_images(tmp_path, [*OSCD_IMAGES, "x - Train Labels/paris/cm/cm.png"])
+    for split, cities in (("train", "paris,"), ("test", "lima,rome\n"), ("val", "")):
+        (tmp_path / "x - Images" / f"{split}.txt").write_text(cities)
+    assert open_images(tmp_path, "test").names == ("lima", "rome")
+    assert open_images(tmp_path, "train").names == ("paris",)
+    with pytest.raises(EmptySplitError, match="split 'val' is empty"):
+        open_images(tmp_path, "val")
+    (tmp_path / "x - Images" / "val.txt").write_text("oslo")
+    with pytest.raises(PairsError, match=r"oslo.*: missing"):
+        open_images(tmp_path, "val")
+    whu = [
+        f"{year}/whole_image/{split}/image/{year}_{split}.tif" for year in (2012, 2016) for split in ("train", "test")
+    ]
+    put_images(tmp_path / "whu", whu)
+    assert open_images(tmp_path / "whu", "test").names == ("test",)
 
 
 def test_scores_of_a_detector(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,8 +151,8 @@ class WhuWhole(Layout):
 
     def split(self, root: Path, split: str) -> list[str]:
         """The one pair of it."""
-        if split not in self.files(root, self.change):
-            raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(self.files(root, self.change))}")
+        if split not in self.files(root, self.images[0]):
+            raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(self.files(root, self.images[0]))}")
         return [split]
 
     def splits(self, root: Path) -> list[str]:
