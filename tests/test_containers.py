@@ -18,7 +18,7 @@ from PIL import Image
 
 import changeanywhere as ca
 from changeanywhere.cli import run
-from changeanywhere.errors import PairsError
+from changeanywhere.errors import ConfigError, EmptySplitError, PairsError
 from changeanywhere.pairs.containers import CONTAINERS, read_container
 from conftest import write_source
 
@@ -111,7 +111,12 @@ def test_our_own_readers(made: tuple[str, Path], capsys: pytest.CaptureFixture[s
     assert f"{COUNT} bi-temporal pairs" in capsys.readouterr().out
     assert "data:image/jpeg" in (folder / container / "report.html").read_text(), "the report shows pairs"
     with pytest.raises(PairsError, match="no containers"):
-        next(ca.stream_pairs(folder / "folder"))
+        ca.stream_pairs(folder / "folder")
+    with pytest.raises(ConfigError, match="split is 'training'; allowed: train, val, test"):
+        ca.stream_pairs(folder / container, "training")
+    empty = next(split for split in ("train", "val", "test") if split not in {p.metadata["split"] for p in streamed})
+    with pytest.raises(EmptySplitError, match=f"{container}: split '{empty}' is empty"):
+        list(ca.stream_pairs(folder / container, empty))
 
 
 def test_a_detector_learns_from_any_of_them(made: tuple[str, Path], tmp_path: Path) -> None:

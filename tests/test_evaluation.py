@@ -32,6 +32,7 @@ from changeanywhere.evaluation.of_pairs import (
 from changeanywhere.evaluation.options import EvaluateOptions
 from changeanywhere.evaluation.probe import probe_accuracy
 from changeanywhere.evaluation.reading import Image as Picture
+from changeanywhere.evaluation.reading import load_features, load_judge
 from changeanywhere.evaluation.scores import Confusion, ReadInstance, matched_recall, read_instances
 from changeanywhere.legend import load_legend
 from changeanywhere.models.efficientnet import EfficientNetLite0, find_weights
@@ -536,6 +537,25 @@ def test_without_masks_there_is_nothing_for_a_judge(tmp_path: Path, capsys: pyte
     arguments = ["evaluate", "--pairs", str(pairs), "--out", str(tmp_path / "out"), "--source", "examples"]
     assert command(arguments) == 2
     assert "has no legend.json and no semantic masks; allowed: without --source" in capsys.readouterr().err
+
+
+def test_pairs_of_several_sizes_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks take images of one size at a time; each is read as it would be alone."""
+    folder = write_set(tmp_path / "set", 4)
+    for number, side in enumerate((64, 96, 75, 75)):
+        for file in folder.glob(f"*/p{number:02}.png"):
+            Image.open(file).crop((0, 0, side, side)).save(file)
+    torch.manual_seed(0)
+    Segmenter("unet", load_legend("mini")).save(tmp_path / "judge")
+    arguments = ["evaluate", "--pairs", str(folder), "--out", str(tmp_path / "out"), "--judge", str(tmp_path / "judge")]
+    assert command(arguments) == 0, capsys.readouterr().err
+    images = [np.asarray(Image.open(folder / "A" / f"p{number:02}.png")) for number in range(4)]
+    device = torch.device("cpu")
+    read = load_judge(tmp_path / "judge", load_legend("mini"), device, 3)
+    features = load_features(device, 3)
+    for many, one in zip(read(images), images, strict=True):
+        assert many.shape == one.shape[:2] and (many == next(iter(read([one])))).mean() > 0.999
+    assert np.allclose(features(images), np.concatenate([features([one]) for one in images]), atol=1e-4)
 
 
 def test_a_judge_ranks_pairs_by_what_it_reads(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from changeanywhere.check import check_path
 from changeanywhere.cli import run as command
-from changeanywhere.errors import LegendError, OutputError, PairsError
+from changeanywhere.errors import InputError, LegendError, OutputError, PairsError
 from changeanywhere.legend import load_legend
 from changeanywhere.pairs import load_pairs
 from changeanywhere.pairs.names import FileKinds
@@ -452,6 +452,97 @@ def test_datasets_of_the_field_in_their_own_folders(tmp_path: Path, first: str, 
         assert (pair.change_mask == changed).all() and (pair.image_t2 == pair.image_t1 + 1).all()
         assert pair.mask_t1 is None, "classes of changed ground alone are no semantic mask"
     assert "3 bi-temporal pairs" in check_path(tmp_path) and "2 bi-temporal pairs" in check_path(tmp_path)
+
+
+def put_pairs(folder: Path, names: str, label: np.ndarray | None = None) -> None:
+    """A pair of 32 px for each letter; a corner has changed."""
+    values = np.pad(np.full((8, 8), 255, np.uint8), (0, 24)) if label is None else label
+    for number, name in enumerate(names):
+        for date, content in {"A": np.full((32, 32, 3), number, np.uint8), "B": None, "label": values}.items():
+            (folder / date).mkdir(parents=True, exist_ok=True)
+            image = np.full((32, 32, 3), 100, np.uint8) if content is None else content
+            Image.fromarray(image).save(folder / date / f"{name}.png")
+
+
+def test_folders_named_as_ours_are_do_not_make_a_set_a_run(tmp_path: Path) -> None:
+    """training/ is a split of others, cells/ and plan/ may lie beside anybody's tiles."""
+    put_pairs(tmp_path / "pairs" / "training", "abc")
+    put_pairs(tmp_path / "pairs" / "validation", "de")
+    said = check_path(tmp_path / "pairs")
+    assert "3 bi-temporal pairs" in said and "2 bi-temporal pairs" in said
+    tiles = tmp_path / "tiles"
+    for name, content in {"images": np.zeros((32, 32, 3), np.uint8), "masks": np.ones((32, 32), np.uint8)}.items():
+        (tiles / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(content).save(tiles / name / f"{number}.png")
+    load_legend("mini").save(tiles / "legend.json")
+    for name in ("cells", "plan", "shards", "training"):
+        (tiles / name).mkdir()
+        (tiles / name / "notes.txt").write_text("mine")
+        assert "3 single-date tiles" in check_path(tiles), name
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("training/first_stage/recipe.json", "a training run"),
+        ("training/detector/metrics.jsonl", "a training run"),
+        ("benchmark.json", "a benchmark, 0 cells finished"),
+    ],
+)
+def test_a_run_is_known_by_what_it_writes_first(file: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}\n" if file.endswith(".json") else "")
+    assert said in check_path(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["plan/job.json", "plan/plan.json", "shards/00000.json"])
+def test_what_is_left_of_a_generated_set_is_named(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text("{}\n")
+    with pytest.raises(InputError, match=r"plan|job"):
+        check_path(tmp_path)
+
+
+def test_strays_do_not_turn_what_a_label_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0, 1 and 255: the last is ignored ground, unless what is 1 is too little to be of a set's changes."""
+    put_pairs(tmp_path / "set", "abcd", np.pad(np.full((24, 32), 255, np.uint8), ((0, 8), (0, 0))))
+    label = np.asarray(Image.open(tmp_path / "set" / "label" / "b.png")).copy()
+    label[31, 31] = 1
+    Image.fromarray(label).save(tmp_path / "set" / "label" / "b.png")
+    assert command(["check", str(tmp_path / "set")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"label/b\.png: label value 1 in 1 px beside 0 and 255 in 3,072: a stray\?", error), error
+    with pytest.raises(PairsError, match="a stray"):
+        load_pairs(tmp_path / "set")[0]
+    label[24:, :10] = 1
+    Image.fromarray(label).save(tmp_path / "set" / "label" / "b.png")
+    pairs = load_pairs(tmp_path / "set")
+    assert pairs.label_rule == "0 is unchanged, 1 is changed; 255 is ignored"
+    assert [int(pairs[n].change_mask.sum()) for n in range(4)] == [0, 81, 0, 0]
+
+
+def test_check_says_which_pairs_two_splits_name(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "abcd")
+    (tmp_path / "list").mkdir()
+    for split, names in {"train": "a\nb.png\n", "val": "c\n", "test": "b\nd\n"}.items():
+        (tmp_path / "list" / f"{split}.txt").write_text(names)
+    assert "warning: 1 pair is in the lists of train and test (b): " in check_path(tmp_path)
+    (tmp_path / "list" / "test.txt").write_text("d\n")
+    assert "in the lists of" not in check_path(tmp_path)
+
+
+def test_check_counts_images_that_no_pair_is_made_of(tmp_path: Path) -> None:
+    """Those of other kinds, and those in folders below the ones that are read."""
+    put_pairs(tmp_path, "ab")
+    (tmp_path / "A" / "more").mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "A" / "more" / "c.png")
+    for date in "AB":
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / date / "d.webp")
+        (tmp_path / date / "notes.txt").write_text("mine")
+    said = check_path(tmp_path)
+    assert "2 bi-temporal pairs" in said
+    assert "2 images of A/ that are not read (d.webp), 1 image of B/ that is not read (d.webp)" in said
 
 
 def test_a_preview_stretches_both_dates_alike(tmp_path: Path) -> None:

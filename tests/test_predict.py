@@ -17,6 +17,7 @@ from rasterio.transform import from_origin
 from torch import Tensor
 
 from changeanywhere.cli import run
+from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.evaluation.detector_figures import NAMES, detector_figures
 from changeanywhere.models.detectors import build_detector
 from changeanywhere.models.detectors.folder import load_detector, save_detector
@@ -255,6 +256,127 @@ def test_images_that_are_no_pair_are_one_line(
         error = capsys.readouterr().err
         assert re.search(message, error), (arguments, error)
         assert "Traceback" not in error
+
+
+def write_stretched(folder: Path, num_bands: int) -> Path:
+    """A pair of 16 bits whose band b spans 1000 b to 1000 b + 999 from 0, and says so as the stretch of its set."""
+    rng, lows = np.random.default_rng(0), [1000 * band for band in range(num_bands)]
+    image = np.stack([rng.integers(low, low + 1000, (64, 64)) for low in lows]).astype(np.uint16)
+    for date in "AB":
+        (folder / date).mkdir(parents=True)
+        with rasterio.open(
+            folder / date / "p.tif", "w", driver="GTiff", height=64, width=64, count=num_bands, dtype="uint16"
+        ) as target:
+            target.write(image)
+    stretch = {"low": lows, "high": [low + 1000 for low in lows]}
+    (folder / "metadata.jsonl").write_text(json.dumps({"key": "p", "normalisation": stretch}) + "\n")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(
+    ("num_bands", "asked"), [(3, None), (3, (3, 2, 1)), (4, None), (4, (4, 1, 4)), (1, None), (1, (1, 1, 1))]
+)
+def test_the_stretch_of_a_set_goes_with_the_bands_that_are_read(
+    num_bands: int, asked: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """Its entries are in the order of the file's bands, whatever is asked for: each band fills -1 to 1."""
+    folder = write_stretched(tmp_path / "set", num_bands)
+    options = PredictOptions(detector=tmp_path, inputs=(str(folder),), out=tmp_path / "out", bands=asked)
+    _, pairs = open_pairs(options, 3)
+    for date in next(pairs).read(Window(0, 0, 64, 64))[:2]:
+        assert (np.abs(date.mean((1, 2))) < 0.05).all() and (date.std((1, 2)) > 0.5).all()
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_bands_that_the_stretch_of_a_set_does_not_speak_of_are_refused(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_stretched(tmp_path / "set", 4)
+    stretch = {"low": [0, 0, 0], "high": [1000, 2000, 3000]}
+    (folder / "metadata.jsonl").write_text(json.dumps({"key": "p", "normalisation": stretch}) + "\n")
+    arguments = ["predict", str(folder), "--detector", str(detector), "--out", str(tmp_path / "out")]
+    assert run([*arguments, "--bands", "[4,3,2]"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"A/p\.tif: bands 4, 3, 2 are read, its set has a stretch of 3; allowed: --bands of 1 to 3", error)
+    assert run(arguments) == 0
+
+
+def test_two_pairs_of_one_name_are_refused_before_a_map_is_written(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a.jpg and a.png there would be one map, that of whichever came last."""
+    rng = np.random.default_rng(0)
+    for name in ("0.png", "a.png", "a.jpg"):
+        for date in "AB":
+            (tmp_path / "set" / date).mkdir(parents=True, exist_ok=True)
+            image = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "set" / date / name)
+    out = tmp_path / "out"
+    arguments = ["predict", str(tmp_path / "set"), "--detector", str(detector), "--out", str(out)]
+    assert run(arguments) == 2
+    assert (
+        "set: a names two pairs (a.jpg, a.png), of which one map would be left; rename one" in capsys.readouterr().err
+    )
+    assert not list(out.rglob("*.*"))
+    for date in "AB":
+        (tmp_path / "set" / date / "a.jpg").rename(tmp_path / "set" / date / "b.jpg")
+    assert run(arguments) == 0 and {file.stem for file in (out / "change").iterdir()} == {"0", "a", "b"}
+
+
+def put_images(root: Path, files: list[str]) -> None:
+    for number, file in enumerate(files):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(root / file)
+
+
+OSCD_IMAGES = [f"x - Images/{city}/pair/img{date}.png" for city in ("lima", "paris", "rome") for date in (1, 2)]
+SYNTHEWORLD = [f"{folder}/{number}.png" for folder in ("pre_event", "images") for number in range(3)]
+CHANGEN2 = [f"{folder}/{number}.png" for folder in ("t1_images", "t2_images") for number in range(3)]
+HRSCD_SHEETS = [f"images_{year}/{year}/D14/14-{year}-0{n}-1-LA93.tif" for year in (2006, 2012) for n in range(3)]
+FSC_TILES = [f"{folder}/IMG_{number}.tif" for folder in "AB" for number in range(3)]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    ("files", "label"),
+    [
+        (OSCD_IMAGES, "x - Train Labels/paris/cm/cm.png"),
+        (SYNTHEWORLD, "cd_mask/1.png"),
+        (CHANGEN2, "t1_masks/1.png"),
+        (HRSCD_SHEETS, "labels_change/D14/14-2012-01-1-LA93.tif"),
+        (FSC_TILES, "LBL/LBL_1.tif"),
+    ],
+    ids=["OSCD", "SyntheWorld", "Changen2", "HRSCD", "FSC"],
+)
+def test_pairs_without_labels_are_read_where_labels_are_not_asked_for(
+    files: list[str], label: str, labelled: bool, tmp_path: Path
+) -> None:
+    """In every layout, those that have labels for some of their pairs alone among them."""
+    put_images(tmp_path, [*files, label] if labelled else files)
+    pairs = open_images(tmp_path)
+    assert len(pairs) == 3
+    assert {image for n in range(3) for image in pairs.images_of(n)} == {tmp_path / file for file in files}
+    if labelled:
+        assert len(load_pairs(tmp_path)) == 1
+
+
+def test_splits_of_pairs_without_labels_are_those_that_the_set_says(tmp_path: Path) -> None:
+    put_images(tmp_path, [*OSCD_IMAGES, "x - Train Labels/paris/cm/cm.png"])
+    for split, cities in (("train", "paris,"), ("test", "lima,rome\n"), ("val", "")):
+        (tmp_path / "x - Images" / f"{split}.txt").write_text(cities)
+    assert open_images(tmp_path, "test").names == ("lima", "rome")
+    assert open_images(tmp_path, "train").names == ("paris",)
+    with pytest.raises(EmptySplitError, match="split 'val' is empty"):
+        open_images(tmp_path, "val")
+    (tmp_path / "x - Images" / "val.txt").write_text("oslo")
+    with pytest.raises(PairsError, match=r"oslo.*: missing"):
+        open_images(tmp_path, "val")
+    whu = [
+        f"{year}/whole_image/{split}/image/{year}_{split}.tif" for year in (2012, 2016) for split in ("train", "test")
+    ]
+    put_images(tmp_path / "whu", whu)
+    assert open_images(tmp_path / "whu", "test").names == ("test",)
 
 
 def test_scores_of_a_detector(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

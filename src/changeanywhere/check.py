@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ NETWORKS = (
     ("critic", "a network that reads noisy latents"),
 )
 """Folders with NAME.json, and what they are."""
+
+STAGES = ("first_stage", "denoiser", "critic", "segmenter", "detector")
+OF_BENCHMARK = ("benchmark.json", "cells/*-[0-9][0-9][0-9]-*.json")
+"""Patterns of files, as the next two: folders named training/, cells/ or plan/ may be anybody's."""
+OF_SET = ("plan/job.json", "plan/plan.json", "plan/settings.json", f"shards/{'[0-9]' * 5}.json")
+OF_TRAINING = tuple(f"training/{stage}/{name}" for stage in STAGES for name in ("recipe.json", "metrics.jsonl"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +99,11 @@ def _described(folder: Path, asked: CheckOptions) -> str | None:
     for name, what in NETWORKS:
         if (folder / f"{name}.json").is_file():
             return _network(folder, name, what)
-    if (folder / "cells").is_dir():
+    if _has(folder, OF_BENCHMARK):
         return _benchmark(folder)
-    if (folder / "plan").is_dir() or (folder / "shards").is_dir():
+    if _has(folder, OF_SET):
         return describe_set(folder, asked.preview, asked.max_megapixels)
-    if (folder / "training").is_dir():
+    if _has(folder, OF_TRAINING):
         return _training(folder)
     if unpacked(folder) != folder:  # a copy of a set of containers, without its plan
         return describe_pairs(folder, asked.preview, asked.max_megapixels)
@@ -109,6 +116,10 @@ def _described(folder: Path, asked: CheckOptions) -> str | None:
         raise InputError(f"{folder}: holds datasets of pairs in folders of their own; check one of {listed}")
     refuse_bands(folder)
     return None
+
+
+def _has(folder: Path, patterns: Iterable[str]) -> bool:
+    return any(file.is_file() for pattern in patterns for file in folder.glob(pattern))
 
 
 def _model(folder: Path) -> str:
@@ -180,7 +191,7 @@ def _benchmark(folder: Path) -> str:
 
 def _training(folder: Path) -> str:
     lines = [f"{folder}: a training run"]
-    for stage in ("first_stage", "denoiser", "critic", "segmenter", "detector"):
+    for stage in STAGES:
         metrics = folder / "training" / stage / "metrics.jsonl"
         if metrics.is_file() and (logged := _lines(metrics)):
             step, loss = (logged[-1].get(name) for name in ("step", "loss"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
 from changeanywhere.errors import ChangeAnywhereError, EmptySplitError, InputError, PairsError
 from changeanywhere.legend import Legend
 from changeanywhere.models.info import find_model, outside_sampling, read_info
-from changeanywhere.pairs.layouts import layout_of
+from changeanywhere.pairs.layouts import bare, layout_of
 from changeanywhere.pairs.names import SPLITS
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.preview import NUM_ROWS, draw_pairs, draw_samples
@@ -132,6 +133,20 @@ def _check_lists(folder: Path, max_megapixels: float | None) -> None:
                 load_pairs(folder, split, max_megapixels)
 
 
+def _in_two_splits(folder: Path) -> list[str]:
+    """A line for each two splits whose lists name the same pairs."""
+    layout = layout_of(folder)
+    named = {} if layout is None else {s: set(map(bare, layout.split(folder, s))) for s in layout.splits(folder)}
+    found = []
+    for one, other in combinations(named, 2):
+        if both := named[one] & named[other]:
+            count = "1 pair is" if len(both) == 1 else f"{len(both)} pairs are"
+            found.append(
+                f"{count} in the lists of {one} and {other} ({min(both)}): what is learned from is no test of it"
+            )
+    return found
+
+
 def describe_pairs(folder: Path, preview: Path | None = None, max_megapixels: float | None = None) -> str:
     """Pairs in ``folder``. :class:`PairsError` where labels and semantic masks disagree."""
     pairs = load_pairs(folder, max_megapixels=max_megapixels)
@@ -174,7 +189,8 @@ def describe_pairs(folder: Path, preview: Path | None = None, max_megapixels: fl
         lines.append(f"change masks agree with the semantic masks in the {compared} pairs read")
     lines += shares.lines() if shares is not None and shares.num_masks else []
     lines += beside(first, second)
-    lines += [f"warning: {each}" for each in warnings_of_pairs(ratios, ignored, elsewhere)]
+    warned = [*warnings_of_pairs(ratios, ignored, elsewhere), *_in_two_splits(folder)]
+    lines += [f"warning: {each}" for each in warned]
     if preview is not None:
         chosen = [pairs[i] for i in range(0, len(pairs), -(-len(pairs) // NUM_ROWS))]
         draw_pairs(chosen, legend, preview)

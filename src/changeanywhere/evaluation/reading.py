@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from changeanywhere.models.info import EMBEDDED_SEGMENTER, find_segmenter, hash_
 from changeanywhere.models.segmenter import Segmenter
 
 Image = npt.NDArray[np.uint8]
-Reader = Callable[[Sequence[Image]], npt.NDArray[np.uint8]]
+Reader = Callable[[Sequence[Image]], Collection[npt.NDArray[np.uint8]]]
+"""Images uint8 ``[H, W, 3]``, each of its own size → classes uint8 ``[H, W]`` of each."""
 Extractor = Callable[[Sequence[Image]], npt.NDArray[np.float64]]
 FEATURES = "EfficientNet-Lite0, ImageNet, 1,280 pooled features"
 
@@ -32,9 +34,16 @@ def to_tensor(images: Sequence[Image]) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
+def _batches(images: Sequence[Image], batch_size: int) -> Iterator[Sequence[Image]]:
+    """As they follow one another, at most ``batch_size`` of one size at once."""
+    for _, some in groupby(images, np.shape):
+        alike = list(some)
+        yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
+
+
 def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: int) -> Reader:
-    """Images → classes uint8 ``[B, H, W]``. :class:`LegendError` if the judge knows other classes than ``legend``,
-    :class:`ConfigError` if it is the embedded segmenter, which filters and labels."""
+    """Images of any sizes → classes uint8 ``[H, W]`` of each. :class:`LegendError` if the judge knows other
+    classes than ``legend``, :class:`ConfigError` if it is the embedded segmenter, which filters and labels."""
     if hash_segmenter(folder) == hash_segmenter(EMBEDDED_SEGMENTER):
         raise ConfigError(
             f"judge is {str(folder)!r}, the package's own segmenter, by which sets are filtered and labelled: it would "
@@ -46,12 +55,12 @@ def load_judge(folder: Path, legend: Legend, device: torch.device, batch_size: i
             f"{folder}: the judge knows {', '.join(net.legend.names)}; the images have {', '.join(legend.names)}"
         )
 
-    def read(images: Sequence[Image]) -> npt.NDArray[np.uint8]:
-        parts = [
-            net.read(to_tensor(images[i : i + batch_size]).to(device)).cpu().numpy()
-            for i in range(0, len(images), batch_size)
-        ]
-        return np.concatenate(parts).astype(np.uint8)
+    def read(images: Sequence[Image]) -> list[npt.NDArray[np.uint8]]:
+        found: list[npt.NDArray[np.uint8]] = []
+        for some in _batches(images, batch_size):
+            height, width = some[0].shape[:2]  # of odd sides the network's own maps have one more
+            found += list(net.read(to_tensor(some).to(device))[:, :height, :width].cpu().numpy().astype(np.uint8))
+        return found
 
     return read
 
@@ -66,15 +75,12 @@ def refuse_filter(judge: Path, pairs: Path) -> None:
 
 
 def load_features(device: torch.device, batch_size: int) -> Extractor:
-    """Images → :data:`FEATURES` ``[B, 1280]``."""
+    """Images of any sizes → :data:`FEATURES` ``[B, 1280]``."""
     net = channels_last(EfficientNetLite0(find_weights()).to(device)).eval()
 
     @torch.no_grad()
     def extract(images: Sequence[Image]) -> npt.NDArray[np.float64]:
-        parts = [
-            net(to_tensor(images[i : i + batch_size]).to(device)).cpu().numpy()
-            for i in range(0, len(images), batch_size)
-        ]
+        parts = [net(to_tensor(some).to(device)).cpu().numpy() for some in _batches(images, batch_size)]
         return np.concatenate(parts).astype(np.float64)
 
     return extract

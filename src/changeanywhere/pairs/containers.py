@@ -24,10 +24,10 @@ import numpy as np
 
 from changeanywhere.buckets import cache_folder, store_at
 from changeanywhere.documents import DocumentError, parse_json, to_json
-from changeanywhere.errors import ConfigError, PairsError
+from changeanywhere.errors import ConfigError, EmptySplitError, PairsError
 from changeanywhere.help import require_one
 from changeanywhere.pairs.codec import decode_image
-from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS
+from changeanywhere.pairs.names import CHANGE_FOLDER, IGNORE_FOLDER, IMAGE_FOLDERS, MASK_FOLDERS, SPLITS
 from changeanywhere.pairs.record import ALL_FOLDERS, FILE_FOLDERS, PairRecord
 from changeanywhere.sample import ChangePair
 from changeanywhere.storage import LocalStore, Store, content_hash
@@ -302,23 +302,33 @@ def stream_pairs(
 ) -> Iterator[ChangePair]:
     """The pairs of a set of containers, one container after another, from a folder or an address, without a copy.
 
-    ``seed``: containers in an order that follows from it and ``epoch``, and pairs drawn among :data:`SHUFFLED` at
-    hand; None: as they lie. Masks are those that ``generate`` wrote, 1…K of the set's legend and 0 = unknown: a
-    ``legend.json`` that was given other numbers since holds for :func:`load_pairs` alone. Raises :class:`PairsError`
-    for a damaged container, and where there is none.
+    ``split``: "train", "val" or "test"; :class:`ConfigError` for another. ``seed``: containers in an order that follows
+    from it and ``epoch``, and pairs drawn among :data:`SHUFFLED` at hand; None: as they lie. Masks are those that
+    ``generate`` wrote, 1…K of the set's legend and 0 = unknown: a ``legend.json`` that was given other numbers since
+    holds for :func:`load_pairs` alone. Raises :class:`PairsError` where there is no container, and, as it goes, for a
+    damaged one and, at the end, for a split without pairs.
     """
+    if split is not None:
+        require_one("split", split, SPLITS)
     store = store_at(place)
     names = containers_in(store)
     if not names:
         raise PairsError(f"{store.describe()}: holds no containers in {PLACE}/; load_pairs reads folders")
-    chance = None if seed is None else np.random.default_rng([seed, epoch])
+    return _streamed(store, names, split, None if seed is None else np.random.default_rng([seed, epoch]))
+
+
+def _streamed(
+    store: Store, names: list[str], split: str | None, chance: np.random.Generator | None
+) -> Iterator[ChangePair]:
     if chance is not None:
         chance.shuffle(names)
     held: list[Packed] = []
+    found = False
     for name in names:
         for pair in read_container(store.get(name), store.describe(name)):
             if split is not None and pair.record["split"] != split:
                 continue
+            found = True
             if chance is None:
                 yield _decoded(pair)
                 continue
@@ -327,6 +337,8 @@ def stream_pairs(
                 yield _decoded(held.pop(int(chance.integers(len(held)))))
     while held and chance is not None:
         yield _decoded(held.pop(int(chance.integers(len(held)))))
+    if split is not None and not found:
+        raise EmptySplitError(f"{store.describe()}: split {split!r} is empty")
 
 
 def _decoded(pair: Packed) -> ChangePair:

@@ -6,7 +6,7 @@ some files of a set, evenly spaced, give one rule; a file that does not fit it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ NEARER_TO_WHITE = 192
 """Under loss: between white and the half-bright channel that every colour of SECOND has."""
 DARK = 32
 """JPEG of 0 and 1: all of it is darker. Beside 0 and 255 alone, values up to this come from no resampling."""
+
+STRAY_PX, STRAY_SHARE = 16, 1e-3
+"""Of 1 beside 0 and 255: where no label has more px of it, and all have less than this share of what is 255, the ones
+are strays, not the changes of a set that ignores 255."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,8 @@ class LabelReader:
         seen: frozenset[float] = frozenset()
         kinds, largest, last = set(), 255.0, None
         strange: Path | None = None
+        ones: dict[Path, int] = {}
+        high = 0
         for file in self.files():
             values, kind, valid, facts = self._values(file)
             kinds.add(kind)
@@ -175,11 +181,15 @@ class LabelReader:
                 found = _unique(values if valid is None else values[valid])
                 largest, last = _largest(facts), file
                 seen |= found
+                ones |= {file: int((values == 1).sum())} if 1 in found else {}
+                high += int(np.isin(values, IGNORED).sum()) if not found.isdisjoint(IGNORED) else 0
                 strange = strange or (None if _fits(found, largest) else file)
         try:
             self.rule = rule_of(seen, largest)
         except PairsError as error:
             raise PairsError(f"{strange or last}: {error}") from error
+        if self.rule.changed == 1 and self.rule.ignored:
+            _refuse_strays(ones, high, self.rule.ignored[0])
         self._seen, self._kinds = seen, frozenset(kinds)
         return self.rule
 
@@ -217,6 +227,16 @@ def read_bands(path: Path, max_megapixels: float | None) -> tuple[Valid, Valid |
 def read_ignored(file: Path, max_megapixels: float | None = None) -> Valid:
     """Ground of which no label speaks, by a file of 0 and 255: bool ``[H, W]``."""
     return LabelReader(list, rule=OWN, max_megapixels=max_megapixels).read(file)[0]
+
+
+def _refuse_strays(ones: Mapping[Path, int], high: int, ignored: float) -> None:
+    """:class:`PairsError` where the 1s, px by label, are a few beside what is ``ignored``, px in all."""
+    total = sum(ones.values())
+    if ones and max(ones.values()) <= STRAY_PX and total < STRAY_SHARE * high:
+        raise PairsError(
+            f"{min(ones)}: label value 1 in {total:,} px beside 0 and {ignored:g} in {high:,}: a stray? It would make "
+            f"{ignored:g} ignored ground, and 1 all that has changed; save labels of 0 and {ignored:g} without it"
+        )
 
 
 def _fits(seen: frozenset[float], largest: float) -> bool:

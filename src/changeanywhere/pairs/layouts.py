@@ -14,6 +14,8 @@ from changeanywhere.pairs.names import CHANGE_FOLDER, IMAGE_FOLDERS, MASK_FOLDER
 UNCHANGED_WHITE = (255, 255, 255)
 """Of ground that has not changed, in SECOND."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".webp", ".jp2", ".jxl", ".gif", ".bmp", ".img", ".hdf", ".vrt")
+"""With those of images that are not read."""
 SPLIT_FOLDERS = {
     "train": ("train", "training", "SECOND_train_set"),
     "val": ("val", "valid", "validation", "SECOND_val_set"),
@@ -57,7 +59,18 @@ class Layout:
         alone = first - set(map(bare, self.files(root, self.change)))
         if alone and type(self) is not Layout:  # there it is an error
             found.append(f"{len(alone)} of {self.images[0]}/ without a label ({min(alone)})")
-        return found
+        return [*found, *self._unread(root)]
+
+    def _unread(self, root: Path) -> Iterator[str]:
+        """Images of other kinds, and those in folders where none are looked for."""
+        for folder in (*self.images, self.change):
+            read = set(self.files(root, folder).values())
+            below = (file for file in files_below(root / folder) if file not in read)
+            names = [f.relative_to(root / folder).as_posix() for f in below if f.suffix.lower() in KNOWN_SUFFIXES]
+            if len(names) == 1:
+                yield f"1 image of {folder}/ that is not read ({names[0]})"
+            elif names:
+                yield f"{len(names)} images of {folder}/ that are not read ({names[0]})"
 
     def split(self, root: Path, split: str) -> list[str]:
         """Names of the pairs of a split, each once. :class:`PairsError` if the set does not say."""
@@ -151,8 +164,8 @@ class WhuWhole(Layout):
 
     def split(self, root: Path, split: str) -> list[str]:
         """The one pair of it."""
-        if split not in self.files(root, self.change):
-            raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(self.files(root, self.change))}")
+        if split not in self.files(root, self.images[0]):
+            raise PairsError(f"{root}: no split {split!r}; allowed: {', '.join(self.files(root, self.images[0]))}")
         return [split]
 
     def splits(self, root: Path) -> list[str]:

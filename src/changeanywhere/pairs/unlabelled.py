@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from changeanywhere.buckets import local_copy
-from changeanywhere.errors import PairsError
+from changeanywhere.errors import EmptySplitError, PairsError
 from changeanywhere.pairs.hub import unpacked
-from changeanywhere.pairs.layouts import IMAGE_SUFFIXES, LAYOUTS, SPLIT_FOLDERS, Layout, layout_of
+from changeanywhere.pairs.layouts import IMAGE_SUFFIXES, LAYOUTS, SPLIT_FOLDERS, Layout, OneImage, layout_of
 from changeanywhere.pairs.metadata import metadata_of
 from changeanywhere.pairs.reader import PairDataset, load_pairs
 from changeanywhere.rasters.facts import Valid, raising
@@ -23,22 +23,19 @@ from changeanywhere.sample import ChangePair
 
 
 def open_images(folder: str | Path, split: str | None = None, max_megapixels: float | None = None) -> PairDataset:
-    """As :func:`.reader.load_pairs`, of folders without labels, too; what it gives has no pairs then, but files
-    (``images_of``). :class:`PairsError` for a folder without two dates, and where the second date lacks a file."""
+    """As :func:`.reader.load_pairs`, of pairs without labels, too: folders that have none, and of OSCD, HRSCD and
+    synthetic sets those that are not labelled. What it gives has files (``images_of``); not every pair has a label.
+    :class:`PairsError` for a folder without two dates, and where the second date lacks a file."""
     root = unpacked(local_copy(folder))
-    if layout_of(root) is None and root.is_dir():
-        layout = _dates_in(root)
-        if layout is not None:
-            return _of(root, layout, split, max_megapixels)
-        inside = {name: place for name in SPLIT_FOLDERS for place in _places(root, name)}
-        if inside:
-            if split not in inside:
-                raise PairsError(f"{root}: has the splits {', '.join(inside)} as folders; say which (--split)")
-            return open_images(inside[split], None, max_megapixels)
-    pairs = load_pairs(root, split, max_megapixels)
-    for number in range(len(pairs)):
-        pairs.images_of(number)
-    return pairs
+    layout = layout_of(root) or _dates_in(root)
+    if layout is not None:
+        return _of(root, layout, split, max_megapixels)
+    inside = {name: place for name in SPLIT_FOLDERS for place in _places(root, name)}
+    if inside:
+        if split not in inside:
+            raise PairsError(f"{root}: has the splits {', '.join(inside)} as folders; say which (--split)")
+        return open_images(inside[split], None, max_megapixels)
+    return load_pairs(root, split, max_megapixels)  # which says what is wrong
 
 
 def _places(root: Path, split: str) -> list[Path]:
@@ -47,12 +44,15 @@ def _places(root: Path, split: str) -> list[Path]:
 
 
 def _dates_in(root: Path) -> Layout | None:
-    plain = (layout for layout in LAYOUTS if type(layout) is Layout)
-    return next((layout for layout in plain if all((root / name).is_dir() for name in layout.images)), None)
+    """The layout of which both dates are there; not that of one image, whose label tells it from any before/, after/"""
+    some = (layout for layout in LAYOUTS if type(layout) is not OneImage)
+    return next((layout for layout in some if all((root / name).is_dir() for name in layout.images)), None)
 
 
 def _of(root: Path, layout: Layout, split: str | None, max_megapixels: float | None) -> PairDataset:
     names = sorted(layout.files(root, layout.images[0])) if split is None else layout.split(root, split)
+    if not names and split is not None:
+        raise EmptySplitError(f"{root}: split {split!r} is empty")
     if not names:
         raise PairsError(f"{root / layout.images[0]}: holds no image; allowed: {', '.join(IMAGE_SUFFIXES)}")
     pairs = PairDataset(root, names, metadata_of(root, layout), layout, (), max_megapixels)

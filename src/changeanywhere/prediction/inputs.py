@@ -60,11 +60,20 @@ class OpenPair:
 
 
 def open_pairs(options: PredictOptions, in_channels: int) -> tuple[int, Iterator[OpenPair]]:
-    """How many pairs are asked for, and these, opened one after the other. :class:`PairsError` for what is none."""
+    """How many pairs are asked for, and these, opened one after the other. :class:`PairsError` for what is none, and
+    for two pairs of one name (a.jpg beside a.png), whose maps would lie in one place."""
     if len(options.inputs) == 2:
-        first, second = map(Path, options.inputs)
-        return 1, iter([_opened("", (first, second), options, in_channels)])
+        date_1, date_2 = map(Path, options.inputs)
+        return 1, iter([_opened("", (date_1, date_2), options, in_channels)])
     pairs = open_images(options.inputs[0], options.split, options.max_megapixels)
+    first: dict[str, str] = {}
+    for number, name in enumerate(pairs.names):
+        other = first.setdefault(pairs.key_of(number), name)
+        if other != name:
+            raise PairsError(
+                f"{pairs.folder}: {pairs.key_of(number)} names two pairs ({other}, {name}), of which one map would be "
+                "left; rename one"
+            )
     return len(pairs), _of_folder(pairs, options, in_channels)
 
 
@@ -95,15 +104,24 @@ def _opened(
             _bands(file, facts, options.bands, in_channels) for file, facts in zip(files, (first, second), strict=True)
         ]
         stretches = [
-            own if own is not None and facts.dtype != "uint8" else _stretch(file, numbers, options)
+            _of_set(file, numbers, own)
+            if own is not None and facts.dtype != "uint8"
+            else _stretch(file, numbers, options)
             for file, facts, numbers in zip(files, (first, second), bands, strict=True)
         ]
-    for stretch in stretches:
-        if len(stretch.low) != in_channels:
-            raise PairsError(
-                f"{files[0]}: its set has a stretch of {len(stretch.low)} bands; the detector reads {in_channels}"
-            )
     return OpenPair(key, files, (first, second), (bands[0], bands[1]), (stretches[0], stretches[1]))
+
+
+def _of_set(file: Path, bands: Sequence[int], own: Normalisation) -> Normalisation:
+    """The entries of the set's stretch, which is in the order of its files' bands, for the bands that are read."""
+    known = len(own.low)
+    if max(bands) > known:
+        read = ", ".join(map(str, bands))
+        raise PairsError(
+            f"{file}: bands {read} are read, its set has a stretch of {known}; allowed: --bands of 1 to {known}, or a "
+            "set whose metadata.jsonl has a stretch of all bands"
+        )
+    return Normalisation(*(tuple(ends[band - 1] for band in bands) for ends in (own.low, own.high)))
 
 
 def _stretch(file: Path, bands: Sequence[int], options: PredictOptions) -> Normalisation:

@@ -70,6 +70,7 @@ def predict(options: PredictOptions, progress: Progress = silent) -> list[Predic
     purpose = read_purpose(options.detector)
     name, net = load_detector(options.detector)
     net = channels_last(net.to(device))
+    total, pairs = open_pairs(options, net.in_channels)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,7 +79,6 @@ def predict(options: PredictOptions, progress: Progress = silent) -> list[Predic
     if legend is not None:
         legend.save(options.out / "legend.json")
     tiling = Tiling(options.window, options.overlap)
-    total, pairs = open_pairs(options, net.in_channels)
     if purpose.about:
         say(f"{options.detector}: {purpose.about}")
     lines, warned = [], False
