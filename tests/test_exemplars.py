@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from changeanywhere.models.borrowed import DDPMScheduler
 from changeanywhere.painters.base import Donors
 from changeanywhere.painters.exemplars import GROUND_RING, exemplar_of, strength_of, turned
 from changeanywhere.sample import ChangePlan, Normalisation, ShapeDonor, SourceItem, shape_of
+from changeanywhere.scenes.exemplars import SceneExemplars, SceneTiles
 from changeanywhere.sources import SourceOptions, open_source
 from conftest import tiny_model, write_source
 
@@ -350,6 +352,27 @@ def test_a_ring_takes_nothing_of_what_stands_or_appears_beside_it() -> None:
     made, pixels = with_exemplar(sample, plan), sample.pixels()[..., 0]
     assert np.array_equal(made[plan.mask_t2 == 4], np.full(5 * 14 * 14, pixels[20, 20]))
     assert np.array_equal(made[plan.mask_t2 != 4], pixels[plan.mask_t2 != 4])
+
+
+def test_nor_does_that_of_a_donor_in_a_scene() -> None:
+    mask = np.ones((300, 320), np.uint8)
+    mask[:, :29] = 0
+    mask[30:44, 30:44] = mask[30:44, 47:60] = 4
+    sample = painted_tile(mask)
+    image = SimpleNamespace(
+        path=Path("town.tif"),
+        shape=mask.shape,
+        bands=(1, 2, 3),
+        normalisation=sample.normalisation,
+        filled=lambda window: sample.image[window.slices],
+    )
+    plan = copied(mask, ShapeDonor(None, (30, 30, 14, 14)), (250, 260))
+    tiles = SceneTiles(image, mask, LEGEND)  # type: ignore[arg-type]
+    scene = SceneExemplars(tiles, (mask, plan.mask_t2), plan.events, 1, RING)
+    box = (220, 220, 64, 64)
+    made = scene.over(sample.pixels()[220:284, 220:284], box, box)[..., 0]
+    expected = np.where(plan.mask_t2 == 4, sample.pixels()[30, 30, 0], sample.pixels()[..., 0])
+    assert np.array_equal(made, expected[220:284, 220:284])
 
 
 def test_a_donor_is_its_own_shape_and_not_all_of_its_class_in_its_box() -> None:
