@@ -39,7 +39,7 @@ class NuisanceOptions:
     dates: str = one_of(DATES, "second")
     """Which images are changed: ``second``, or ``both``, each with amounts of its own."""
     season: list[float] = field(default_factory=_off)
-    """How far mean and spread of every band move towards those of another tile of the source, 0 to 1."""
+    """How far mean and spread of every band move towards those of another tile of the same split, 0 to 1."""
     illumination: list[float] = field(default_factory=_off)
     """Relative change of brightness, e.g. [-0.2, 0.2]."""
     white_balance: list[float] = field(default_factory=_off)
